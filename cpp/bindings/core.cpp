@@ -1,0 +1,63 @@
+// core: what is not a kernel. Build facts, instruction-set levels, threads, random bits.
+#include <omp.h>
+#include <pybind11/stl.h>
+
+#include "caster.h"
+#include "lowrank_core/checks.h"
+#include "lowrank_core/isa.h"
+#include "lowrank_core/parallel.h"
+#include "lowrank_core/philox.h"
+#include "register.h"
+
+namespace py = pybind11;
+
+namespace lowrank {
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = LRC_VERSION;
+  info["compiler"] = LRC_COMPILER;
+#if defined(LRC_CUDA_VERSION)
+  info["cuda"] = LRC_CUDA_VERSION;
+#else
+  info["cuda"] = py::none();
+#endif
+  return info;
+}
+
+void philox_bits(const WriteArray& out, uint64_t seed, uint32_t stream, uint32_t step, uint64_t first) {
+  require_cpu(out.view, "out");
+  LRC_CHECK(out.view.rank == 1 && out.view.dtype == DType::kInt64 && out.view.contiguous(),
+            "philox_bits: `out` must be a contiguous int64 vector");
+  auto* bits = static_cast<int64_t*>(out.view.data);
+  for (int64_t i = 0; i < out.view.size(); ++i) bits[i] = philox::bits(seed, {first + uint64_t(i), stream, step});
+}
+
+}  // namespace
+
+void register_core(py::module_& module) {
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const Error& error) {
+      PyErr_SetString(PyExc_ValueError, error.what());
+    }
+  });
+  module.def("build_info", &build_info, "Facts of this build: version, compiler, CUDA toolkit or None.");
+  module.def("isa", [] { return std::string(name(isa())); }, "The instruction-set level in use.");
+  module.def("isa_levels", &isa_levels, "The levels that this machine and build have, lowest first.");
+  module.def("set_isa", &set_isa, py::arg("level"), "Lowers the level; ValueError for one that is not available.");
+  module.def("num_threads", &max_threads, "Threads that the next kernel may use.");
+  module.def(
+      "set_num_threads",
+      [](int count) {
+        LRC_CHECK(count >= 1, "set_num_threads: `count` must be >= 1, got " + std::to_string(count));
+        omp_set_num_threads(count);
+      },
+      py::arg("count"), "Sets it, for this thread; torch.set_num_threads does the same.");
+  module.def("philox_bits", &philox_bits, py::arg("out"), py::arg("seed"), py::arg("stream"), py::arg("step"),
+             py::arg("first") = 0, "Fills `out` (int64) with the 32-bit values of elements first, first + 1, ...");
+}
+
+}  // namespace lowrank

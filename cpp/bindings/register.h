@@ -1,0 +1,12 @@
+// register: one function per family, each in a file of the family's stem.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace lowrank {
+
+void register_core(pybind11::module_& module);
+void register_gemm(pybind11::module_& module);
+void register_rsvd(pybind11::module_& module);
+
+}  // namespace lowrank

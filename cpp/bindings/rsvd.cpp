@@ -1,0 +1,148 @@
+#include "lowrank_core/rsvd.h"
+
+#include <pybind11/stl.h>
+
+#include "caster.h"
+#include "precision.h"
+#include "register.h"
+
+namespace py = pybind11;
+
+namespace lowrank {
+namespace {
+
+using rsvd::Params;
+
+// Memory safety only: the operators have checked the contract and worded the refusals.
+void expect(const View& view, const char* argument, const View& like, int64_t rows, int64_t cols, DType dtype) {
+  require_cpu(view, argument);
+  const bool fits = view.rank == like.rank && view.batch() == like.batch() && view.dtype == dtype &&
+                    view.shape[size_t(view.rank - 2)] == rows && view.shape[size_t(view.rank - 1)] == cols;
+  if (!fits) fail(std::string("rsvd: `") + argument + "` has the wrong shape or dtype");
+}
+
+DType work_type(const View& a) { return a.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
+
+struct Shape {
+  int64_t m, n;
+};
+
+Shape matrix_shape(const View& a) {
+  require_cpu(a, "a");
+  LRC_CHECK(a.rank >= 2, "rsvd: `a` must have at least 2 dimensions");
+  return {a.shape[size_t(a.rank - 2)], a.shape[size_t(a.rank - 1)]};
+}
+
+std::optional<View> checked_basis(const std::optional<ReadArray>& basis, const View& a, int64_t m, int64_t niter) {
+  if (!basis) return std::nullopt;
+  expect(basis->view, "basis", a, m, matrix_shape(basis->view).n, basis->view.dtype);
+  LRC_CHECK(niter >= 1, "rsvd: `niter` must be >= 1 with `basis`, got 0; the basis alone has not seen the matrix");
+  return basis->view;
+}
+
+void expect_values(const View& s, const View& a, int64_t rank) {
+  require_cpu(s, "s");
+  const bool fits = s.rank == a.rank - 1 && s.shape[size_t(s.rank - 1)] == rank && s.dtype == work_type(a) &&
+                    s.size() == a.batch() * rank;
+  if (!fits) fail("rsvd: `s` has the wrong shape or dtype");
+}
+
+Params params(int64_t oversample, int64_t niter, uint64_t seed, const std::string& precision) {
+  LRC_CHECK(oversample >= 0 && niter >= 0, "rsvd: `oversample` and `niter` must be >= 0");
+  return {oversample, niter, seed, math_of(precision)};
+}
+
+int64_t checked_rank(const View& u, int64_t m, int64_t n) {
+  const int64_t rank = u.rank >= 1 ? u.shape[size_t(u.rank - 1)] : -1;
+  LRC_CHECK(rank >= 0 && rank <= std::min(m, n), "rsvd: `rank` must be <= min(m, n)");
+  return rank;
+}
+
+void bind_rsvd(const WriteArray& u, const WriteArray& s, const WriteArray& vh, const ReadArray& a, int64_t oversample,
+               int64_t niter, const std::optional<ReadArray>& basis, uint64_t seed, const std::string& precision) {
+  const auto [m, n] = matrix_shape(a.view);
+  const int64_t rank = checked_rank(u.view, m, n);
+  expect(u.view, "u", a.view, m, rank, work_type(a.view));
+  expect(vh.view, "vh", a.view, rank, n, work_type(a.view));
+  expect_values(s.view, a.view, rank);
+  rsvd::rsvd_cpu(u.view, s.view, vh.view, a.view, checked_basis(basis, a.view, m, niter),
+                 params(oversample, niter, seed, precision));
+}
+
+void bind_range_finder(const WriteArray& q, const ReadArray& a, int64_t oversample, int64_t niter,
+                       const std::optional<ReadArray>& basis, uint64_t seed, const std::string& precision) {
+  const auto [m, n] = matrix_shape(a.view);
+  expect(q.view, "q", a.view, m, checked_rank(q.view, m, n), work_type(a.view));
+  rsvd::range_finder_cpu(q.view, a.view, checked_basis(basis, a.view, m, niter),
+                         params(oversample, niter, seed, precision));
+}
+
+void bind_factored_svd(const WriteArray& u, const WriteArray& s, const WriteArray& vh, const ReadArray& b,
+                       const ReadArray& a) {
+  const auto [k, n] = matrix_shape(a.view);
+  const auto [m, inner] = matrix_shape(b.view);
+  LRC_CHECK(inner == k, "factored_svd: `b` [m, k] and `a` [k, n] must share k");
+  const int64_t rank = checked_rank(u.view, m, n);
+  LRC_CHECK(rank <= k, "factored_svd: `rank` must be <= k");
+  expect(b.view, "b", a.view, m, k, a.view.dtype);
+  expect(u.view, "u", a.view, m, rank, work_type(a.view));
+  expect(vh.view, "vh", a.view, rank, n, work_type(a.view));
+  expect_values(s.view, a.view, rank);
+  rsvd::factored_svd_cpu(u.view, s.view, vh.view, b.view, a.view);
+}
+
+OrthMethod method_of(const std::string& method) {
+  if (method == "auto") return OrthMethod::kAuto;
+  if (method == "cholqr2") return OrthMethod::kCholQR2;
+  if (method == "householder") return OrthMethod::kHouseholder;
+  LRC_CHECK(method == "newton_schulz",
+            "orthonormalize: `method` must be 'auto', 'cholqr2', 'householder' or 'newton_schulz', got '" + method + "'");
+  return OrthMethod::kNewtonSchulz;
+}
+
+bool bind_orthonormalize(const WriteArray& q, const ReadArray& y, const std::string& method) {
+  const auto [m, n] = matrix_shape(y.view);
+  LRC_CHECK(m >= n, "orthonormalize: `y` must have at least as many rows as columns");
+  expect(q.view, "q", y.view, m, n, work_type(y.view));
+  return rsvd::orthonormalize_cpu(q.view, y.view, method_of(method));
+}
+
+std::pair<int64_t, double> bind_qb(const WriteArray& q, const WriteArray& b, const ReadArray& a, double energy,
+                                   int64_t block, int64_t niter, uint64_t seed) {
+  const auto [m, n] = matrix_shape(a.view);
+  LRC_CHECK(a.view.rank == 2, "qb: `a` must be one matrix");
+  const int64_t cap = checked_rank(q.view, m, n);
+  LRC_CHECK(block >= 1 && niter >= 0, "qb: `block` must be >= 1 and `niter` >= 0");
+  expect(q.view, "q", a.view, m, cap, work_type(a.view));
+  expect(b.view, "b", a.view, cap, n, work_type(a.view));
+  const rsvd::QbResult result = rsvd::qb_cpu(q.view, b.view, a.view, energy, block, niter, seed);
+  return {result.rank, result.captured};
+}
+
+void bind_sketch(const WriteArray& out, uint64_t seed, uint32_t step, uintptr_t stream) {
+  if (!out.view.on_cuda) return rsvd::sketch_cpu(out.view, seed, step);
+  rsvd::sketch_cuda(out.view, seed, step, reinterpret_cast<void*>(stream));
+}
+
+}  // namespace
+
+void register_rsvd(py::module_& module) {
+  using namespace py::literals;
+  using Release = py::call_guard<py::gil_scoped_release>;
+  module.def("rsvd", &bind_rsvd, "u"_a, "s"_a, "vh"_a, "a"_a, py::kw_only(), "oversample"_a = 10, "niter"_a = 2,
+             "basis"_a = py::none(), "seed"_a = 0, "precision"_a = "highest", Release(),
+             "Leading singular triplets of `a` into u, s, vh.");
+  module.def("range_finder", &bind_range_finder, "q"_a, "a"_a, py::kw_only(), "oversample"_a = 10, "niter"_a = 2,
+             "basis"_a = py::none(), "seed"_a = 0, "precision"_a = "highest", Release(),
+             "Leading left singular vectors of `a` into q.");
+  module.def("factored_svd", &bind_factored_svd, "u"_a, "s"_a, "vh"_a, "b"_a, "a"_a, Release(),
+             "Leading singular triplets of the product b a into u, s, vh.");
+  module.def("orthonormalize", &bind_orthonormalize, "q"_a, "y"_a, py::kw_only(), "method"_a = "auto", Release(),
+             "Orthonormal basis of the columns of `y` into q; False where the method breaks down.");
+  module.def("qb", &bind_qb, "q"_a, "b"_a, "a"_a, py::kw_only(), "energy"_a, "block"_a = 16, "niter"_a = 1,
+             "seed"_a = 0, Release(), "Grows q b until it captures `energy`; returns (rank, captured).");
+  module.def("sketch", &bind_sketch, "out"_a, py::kw_only(), "seed"_a = 0, "step"_a = 0, "stream"_a = 0, Release(),
+             "Fills `out` with the random signs that a sketch of its shape has.");
+}
+
+}  // namespace lowrank

@@ -1,0 +1,33 @@
+// checks: the error type of the core and the macros every header needs.
+//
+// The operators own the contract and its wording; the checks here guard memory safety only, because NumPy
+// users may reach the bindings directly. They are always on.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#if defined(__CUDACC__)
+#define LRC_HD __host__ __device__ __forceinline__
+#else
+// Always inlined: a header function that is compiled at several instruction-set levels must not leave a weak
+// symbol behind, or the linker could pick the AVX-512 copy for a CPU that has none.
+#define LRC_HD inline __attribute__((always_inline))
+#endif
+
+namespace lowrank {
+
+// What a caller can mend; the bindings turn it into Python's ValueError.
+class Error : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
+
+[[noreturn]] inline void fail(const std::string& text) { throw Error(text); }
+
+}  // namespace lowrank
+
+#define LRC_CHECK(condition, text)        \
+  do {                                    \
+    if (!(condition)) lowrank::fail(text); \
+  } while (false)

@@ -1,0 +1,61 @@
+// dense: vector primitives at every instruction-set level, and the small dense factorizations built on them.
+// Everything here is float64 inside or says otherwise; tier D1.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "lowrank_core/isa.h"
+#include "lowrank_core/scratch.h"
+#include "lowrank_core/view.h"
+
+namespace lowrank {
+
+LRC_DECLARE_AT_LEVELS(
+    // Sums in float64 whatever the storage type; fixed order for a given level.
+    double dot(const double* x, const double* y, int64_t n); double dot(const float* x, const float* y, int64_t n);
+    // y += a x
+    void axpy(double* y, double a, const double* x, int64_t n); void axpy(float* y, float a, const float* x, int64_t n);
+    // (x, y) <- (c x - s y, s x + c y)
+    void rotate(double* x, double* y, double c, double s, int64_t n);
+    // Rademacher signs of elements [begin, end) of a stream: +1 or -1. The same bits at every level.
+    void signs(float* out, uint64_t seed, uint32_t stream, uint32_t step, uint64_t begin, uint64_t end);
+    void signs(double* out, uint64_t seed, uint32_t stream, uint32_t step, uint64_t begin, uint64_t end))
+
+// Sum of the squares of all entries, in float64, any storage type and strides.
+double squared_norm(const Matrix& a);
+
+// Copies with one rounding at most; shapes must agree.
+void copy(const Matrix& to, const Matrix& from);
+
+// Upper Cholesky factor of the symmetric n x n matrix g, in place: g = Rᵀ R, lower triangle zeroed. False, with g
+// destroyed, as soon as a pivot is not above `floor`.
+bool cholesky_upper(double* g, int64_t n, double floor);
+
+// Inverse of an upper triangular matrix with non-zero diagonal, in place.
+void invert_upper(double* r, int64_t n);
+
+// x <- x - beta v (vᵀ x), the Householder reflection, over n entries.
+template <class T>
+void reflect(T* x, const T* v, double beta, int64_t n) {
+  const double projection = LRC_AT_LEVEL(dot, v, x, n);
+  LRC_AT_LEVEL(axpy, x, T(-beta * projection), v, n);
+}
+
+// Turns the column v into the reflector that maps it onto the first axis; returns beta, 0 for a zero column (then
+// the reflection is the identity).
+template <class T>
+double make_reflector(T* v, int64_t n) {
+  const double norm2 = LRC_AT_LEVEL(dot, v, v, n);
+  if (norm2 == 0.0) return 0.0;
+  v[0] += T(std::copysign(std::sqrt(norm2), double(v[0])));
+  return 2.0 / LRC_AT_LEVEL(dot, v, v, n);
+}
+
+// SVD of a square n x n row-major matrix by one-sided Jacobi after a pivoted QR (Drmač & Veselić, "New fast and
+// accurate Jacobi SVD algorithm I", SIAM J. Matrix Anal. Appl. 29, 2008): a = u diag(s) vtᵀ, that is, the columns of
+// u and the ROWS of vt are the singular vectors. s descends; u and vt are orthogonal to working precision even where
+// a is singular or zero. `tol` is the largest cosine left between two columns. Overwrites a.
+void jacobi_svd(double* a, int64_t n, double* u, double* s, double* vt, double tol);
+
+}  // namespace lowrank

@@ -1,0 +1,27 @@
+// orthonormalize: an orthonormal basis of the columns of a tall matrix.
+#pragma once
+
+#include <cstdint>
+
+#include "lowrank_core/scratch.h"
+
+namespace lowrank {
+
+enum class OrthMethod : uint8_t { kAuto, kCholQR2, kHouseholder, kNewtonSchulz };
+
+// How orthogonal the result has to be: one pass is enough between two power iterations, where only the conditioning
+// matters, two give orthogonality to working precision.
+enum class OrthPasses : uint8_t { kOne = 1, kTwo = 2 };
+
+// y [m, n], m >= n, is replaced by q with qᵀ q = I; `spare` holds at least m * n numbers. Cholesky QR with a float64
+// Gram matrix of unit-norm columns; where that breaks down (columns dependent to about 1e-6), Householder QR, which
+// never does: missing directions are then filled with arbitrary orthogonal ones. T is float or double.
+// Source: Yamamoto et al., "Roundoff error analysis of the CholeskyQR2 algorithm", ETNA 44 (2015).
+template <class T>
+void orthonormalize(Dense<T>& y, Dense<T>& spare, OrthPasses passes = OrthPasses::kTwo);
+
+// The same by one method alone. False where it breaks down: Cholesky QR and Newton-Schulz on dependent columns.
+template <class T>
+bool orthonormalize_by(OrthMethod method, Dense<T>& y, Dense<T>& spare);
+
+}  // namespace lowrank

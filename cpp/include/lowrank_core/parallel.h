@@ -1,0 +1,46 @@
+// parallel: the one place that starts threads. The partition depends on the work, never on the number of threads,
+// so a result does not change with it. OpenMP through the plain libgomp that torch uses too, hence
+// torch.set_num_threads governs it.
+#pragma once
+
+#include <omp.h>
+
+#include <cstdint>
+#include <exception>
+
+namespace lowrank {
+
+// Calls body(i) for i in [0, count), each exactly once, in any order and possibly at the same time. Nested calls
+// run on the calling thread. An exception of a body is rethrown here once all have ended.
+template <class Body>
+void parallel_for(int64_t count, const Body& body) {
+  if (count <= 0) return;
+  if (count == 1 || omp_in_parallel() || omp_get_max_threads() == 1) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+  std::exception_ptr error;
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t i = 0; i < count; ++i) {
+    try {
+      body(i);
+    } catch (...) {
+#pragma omp critical(lowrank_parallel_for)
+      if (!error) error = std::current_exception();
+    }
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+// Splits [0, size) into chunks of `chunk` and calls body(begin, end) for each.
+template <class Body>
+void parallel_chunks(int64_t size, int64_t chunk, const Body& body) {
+  parallel_for((size + chunk - 1) / chunk, [&](int64_t i) {
+    const int64_t begin = i * chunk;
+    body(begin, begin + chunk < size ? begin + chunk : size);
+  });
+}
+
+inline int max_threads() { return omp_get_max_threads(); }
+
+}  // namespace lowrank

@@ -1,0 +1,57 @@
+// philox: random bits as a pure function of (seed, stream, step, element). Nothing is drawn in order, so any
+// partition over threads, grids or devices gives the same bits. Philox4x32-10, Salmon et al., "Parallel random
+// numbers: as easy as 1, 2, 3" (SC 2011), section 3.3.
+#pragma once
+
+#include <cstdint>
+
+#include "lowrank_core/checks.h"
+
+namespace lowrank::philox {
+
+struct Block {
+  uint32_t v[4];
+};
+
+// Where a number stands. `element` is the row-major linear index before any tiling; the streams are listed in
+// docs/numerics.md; `step` counts optimizer steps or refreshes, 0 where there is none.
+struct Position {
+  uint64_t element;
+  uint32_t stream;
+  uint32_t step;
+};
+
+LRC_HD Block rounds10(Block counter, uint32_t key0, uint32_t key1) {
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t(0xD2511F53u) * counter.v[0];
+    const uint64_t p1 = uint64_t(0xCD9E8D57u) * counter.v[2];
+    counter = {{uint32_t(p1 >> 32) ^ counter.v[1] ^ key0, uint32_t(p1),
+                uint32_t(p0 >> 32) ^ counter.v[3] ^ key1, uint32_t(p0)}};
+    key0 += 0x9E3779B9u;  // the golden ratio, as a Weyl sequence
+    key1 += 0xBB67AE85u;  // sqrt(3) - 1
+  }
+  return counter;
+}
+
+// Block number `index` of a stream: 128 bits.
+LRC_HD Block block(uint64_t seed, uint64_t index, uint32_t stream, uint32_t step) {
+  return rounds10({{uint32_t(index), uint32_t(index >> 32), stream, step}}, uint32_t(seed), uint32_t(seed >> 32));
+}
+
+// 32 bits for one element; elements 4b .. 4b+3 share block b.
+LRC_HD uint32_t bits(uint64_t seed, Position at) {
+  return block(seed, at.element >> 2, at.stream, at.step).v[at.element & 3];
+}
+
+// [0, 1) on a grid of 2^-24: exact in float on every device.
+LRC_HD float uniform(uint32_t bits) { return float(bits >> 8) * 0x1p-24f; }
+
+// One random bit for one element; elements 128b .. 128b+127 share block b.
+LRC_HD uint32_t coin(const Block& block, uint64_t element) {
+  return (block.v[(element >> 5) & 3] >> (element & 31)) & 1u;
+}
+
+// A fair sign, +1 or -1 (Rademacher).
+LRC_HD float sign(const Block& block, uint64_t element) { return coin(block, element) ? 1.0f : -1.0f; }
+
+}  // namespace lowrank::philox

@@ -1,0 +1,60 @@
+// scratch: uninitialised host memory for the length of one call, aligned to a cache line.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "lowrank_core/view.h"
+
+namespace lowrank {
+
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t size) : size_(size) {
+    const size_t bytes = (size_t(size > 0 ? size : 1) * sizeof(T) + 63) / 64 * 64;
+    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    if (!data_) throw std::bad_alloc();
+  }
+
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+  int64_t size() const { return size_; }
+  T& operator[](int64_t i) { return data_.get()[i]; }
+  const T& operator[](int64_t i) const { return data_.get()[i]; }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T[], Free> data_;
+  int64_t size_;
+};
+
+// A dense row-major matrix with memory of its own.
+template <class T>
+class Dense : public Scratch<T> {
+ public:
+  Dense(int64_t rows, int64_t cols) : Scratch<T>(rows * cols), rows_(rows), cols_(cols) {}
+
+  // Another shape over the same memory, whose contents are then undefined.
+  void reshape(int64_t rows, int64_t cols) {
+    LRC_CHECK(rows * cols <= this->size(), "scratch: the new shape must fit the memory");
+    rows_ = rows;
+    cols_ = cols;
+  }
+
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  T* row(int64_t i) { return this->data() + i * cols_; }
+  const T* row(int64_t i) const { return this->data() + i * cols_; }
+  T& at(int64_t i, int64_t j) { return row(i)[j]; }
+  Matrix view() { return row_major(this->data(), rows_, cols_); }
+
+ private:
+  int64_t rows_, cols_;
+};
+
+}  // namespace lowrank

@@ -1,0 +1,172 @@
+// vec: the vectors of the instruction-set level that a file in cpp/src/levels is compiled for.
+//
+// Built on the vector extension of GCC and Clang, so arithmetic, shuffles and conversions are written once; the few
+// instructions that no portable expression reaches (fused multiply-add, half precision, bfloat16 pairs) are below.
+// Everything here and in the other simd headers is in an unnamed namespace: a weak symbol compiled with wide flags
+// could be the copy that the linker keeps for all levels.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "lowrank_core/half.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace lowrank::LRC_LEVEL {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T, int N>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <class T, int N>
+using Vector = typename VectorOf<T, N>::type;
+
+template <class T>
+constexpr int kLanes = kVectorBytes / int(sizeof(T));
+template <class T>
+using Vec = Vector<T, kLanes<T>>;
+
+// The bits of one vector as another of the same size.
+template <class To, class From>
+LRC_HD To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class V, class T>
+LRC_HD V load_bits(const T* from) {
+  V v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class V, class T>
+LRC_HD void store_bits(T* to, const V& v) {
+  memcpy(to, &v, sizeof v);
+}
+
+template <class T>
+LRC_HD Vec<T> broadcast(T x) {
+  return x - Vec<T>{};
+}
+
+// ---- arithmetic that the build's -ffp-contract=off leaves to be asked for ----------------------------------------
+
+// a * b + c, rounded once where the level has the instruction.
+LRC_HD Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+LRC_HD Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// ---- storage types to vectors of float or double -----------------------------------------------------------------
+
+template <int N>
+LRC_HD Vector<float, N> widen(const float* from) {
+  return load_bits<Vector<float, N>>(from);
+}
+
+template <int N>
+LRC_HD Vector<float, N> widen(const bfloat16* from) {
+  const auto halves = load_bits<Vector<uint16_t, N>>(from);
+  return bits_as<Vector<float, N>>(__builtin_convertvector(halves, Vector<uint32_t, N>) << 16);
+}
+
+template <int N>
+LRC_HD Vector<float, N> widen(const float16* from) {
+#if defined(__AVX512F__)
+  // The masked form, because GCC 12 warns of an uninitialised value inside the plain one.
+  if constexpr (N == 16) return _mm512_maskz_cvtph_ps(0xFFFF, load_bits<__m256i>(from));
+#endif
+#if defined(__F16C__)
+  if constexpr (N == 8) return _mm256_cvtph_ps(load_bits<__m128i>(from));
+  if constexpr (N == 4) {
+    __m128i halves = _mm_setzero_si128();
+    memcpy(&halves, from, 4 * sizeof *from);
+    return _mm_cvtph_ps(halves);
+  }
+#else
+  Vector<float, N> v;
+  for (int i = 0; i < N; ++i) v[i] = to_float(from[i]);
+  return v;
+#endif
+}
+
+template <int N>
+LRC_HD Vector<double, N> widen(const double* from) {
+  return load_bits<Vector<double, N>>(from);
+}
+
+// kLanes<A> consecutive elements of any storage type as float or double.
+template <class A, class T>
+LRC_HD Vec<A> load(const T* from) {
+  return __builtin_convertvector(widen<kLanes<A>>(from), Vec<A>);
+}
+
+// ---- bfloat16 ----------------------------------------------------------------------------------------------------
+
+// What to_bfloat16() does, left in the upper half of each float: ties to even, NaN stays NaN.
+LRC_HD Vec<float> round_to_bfloat16(Vec<float> x) {
+  const auto u = bits_as<Vec<uint32_t>>(x);
+  const auto rounded = u + 0x7FFFu + ((u >> 16) & 1u);
+  const auto kept = (u & 0x7FFFFFFFu) > 0x7F800000u ? (u | 0x00400000u) : rounded;
+  return bits_as<Vec<float>>(kept & 0xFFFF0000u);
+}
+
+// ---- transposition -----------------------------------------------------------------------------------------------
+
+// One step of the recursive transposition: swaps the off-diagonal S x S blocks of every 2S x 2S block.
+template <int S, class V, size_t... L>
+LRC_HD void swap_blocks(V& upper, V& lower, std::index_sequence<L...>) {
+  constexpr int n = sizeof...(L);
+  const V a = upper, b = lower;
+  upper = __builtin_shufflevector(a, b, (int(L) & S ? n + int(L) - S : int(L))...);
+  lower = __builtin_shufflevector(a, b, (int(L) & S ? n + int(L) : int(L) + S)...);
+}
+
+template <int S, int N, class V>
+LRC_HD void transpose_step(V (&rows)[N]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) {
+    if ((i & S) == 0) swap_blocks<S>(rows[i], rows[i + S], std::make_index_sequence<N>());
+  }
+  if constexpr (S > 1) transpose_step<S / 2>(rows);
+}
+
+// rows[i][j] <- rows[j][i] for as many vectors as one vector has lanes.
+template <int N, class V>
+LRC_HD void transpose(V (&rows)[N]) {
+  transpose_step<N / 2>(rows);
+}
+
+}  // namespace
+}  // namespace lowrank::LRC_LEVEL

@@ -1,0 +1,129 @@
+#include "lowrank_core/dense.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "lowrank_core/reduce.h"
+
+namespace lowrank {
+namespace {
+
+// Elements per unit of work of an elementwise pass: large enough to hide the start of a thread.
+constexpr int64_t kChunk = 1 << 15;
+
+template <class T>
+double load(const T* p) {
+  return double(to_float(*p));
+}
+
+template <class T>
+double squared_norm_of_row(const Matrix& a, int64_t i) {
+  const T* x = a.as<T>() + i * a.row_stride;
+  if constexpr (std::is_same_v<T, float> || std::is_same_v<T, double>) {
+    if (a.col_stride == 1) return LRC_AT_LEVEL(dot, x, x, a.cols);
+  }
+  double sum = 0.0;
+  for (int64_t j = 0; j < a.cols; ++j) {
+    const double value = load(x + j * a.col_stride);
+    sum += value * value;
+  }
+  return sum;
+}
+
+template <class To, class From>
+void copy_rows(const Matrix& to, const Matrix& from, int64_t begin, int64_t end) {
+  using Wide = accumulator_t<From>;
+  for (int64_t i = begin; i < end; ++i) {
+    To* y = to.as<To>() + i * to.row_stride;
+    const From* x = from.as<From>() + i * from.row_stride;
+    if (to.col_stride == 1 && from.col_stride == 1) {
+      for (int64_t j = 0; j < to.cols; ++j) y[j] = Store<To>::from(Wide(to_float(x[j])));
+    } else {
+      for (int64_t j = 0; j < to.cols; ++j) {
+        y[j * to.col_stride] = Store<To>::from(Wide(to_float(x[j * from.col_stride])));
+      }
+    }
+  }
+}
+
+// Calls f with a value of the C++ type that `dtype` stands for.
+template <class F>
+void with_float_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return f(float{});
+    case DType::kFloat64:
+      return f(double{});
+    case DType::kBFloat16:
+      return f(bfloat16{});
+    case DType::kFloat16:
+      return f(float16{});
+    default:
+      fail(std::string("dense: the dtype must be a floating-point one, got ") + name(dtype));
+  }
+}
+
+// Walks along memory: the dimension with the smaller stride of `a` becomes the inner one.
+bool prefers_transpose(const Matrix& a) { return std::abs(a.row_stride) < std::abs(a.col_stride); }
+
+}  // namespace
+
+double squared_norm(const Matrix& a) {
+  if (a.empty()) return 0.0;
+  const Matrix m = prefers_transpose(a) ? a.transposed() : a;
+  const int64_t rows = std::max<int64_t>(1, kChunk / m.cols);
+  double total = 0.0;
+  with_float_type(m.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    total = ordered_sum((m.rows + rows - 1) / rows, [&](int64_t part) {
+      double sum = 0.0;
+      for (int64_t i = part * rows; i < std::min(m.rows, (part + 1) * rows); ++i) sum += squared_norm_of_row<T>(m, i);
+      return sum;
+    });
+  });
+  return total;
+}
+
+void copy(const Matrix& to, const Matrix& from) {
+  LRC_CHECK(to.rows == from.rows && to.cols == from.cols, "copy: the shapes must agree");
+  if (to.empty()) return;
+  if (prefers_transpose(from) && prefers_transpose(to)) return copy(to.transposed(), from.transposed());
+  with_float_type(to.dtype, [&](auto to_tag) {
+    with_float_type(from.dtype, [&](auto from_tag) {
+      parallel_chunks(to.rows, std::max<int64_t>(1, kChunk / to.cols), [&](int64_t begin, int64_t end) {
+        copy_rows<decltype(to_tag), decltype(from_tag)>(to, from, begin, end);
+      });
+    });
+  });
+}
+
+bool cholesky_upper(double* g, int64_t n, double floor) {
+  for (int64_t k = 0; k < n; ++k) {
+    double* pivot_row = g + k * n;
+    const double pivot = pivot_row[k];
+    if (!(pivot > floor)) return false;  // also refuses a NaN
+    const double root = std::sqrt(pivot);
+    for (int64_t j = k; j < n; ++j) pivot_row[j] /= root;
+    for (int64_t i = k + 1; i < n; ++i) {
+      LRC_AT_LEVEL(axpy, g + i * n + i, -pivot_row[i], pivot_row + i, n - i);
+      g[i * n + k] = 0.0;
+    }
+  }
+  return true;
+}
+
+void invert_upper(double* r, int64_t n) {
+  // Row i of the inverse from the rows below it: X_i = (e_i - sum_{j>i} r_ij X_j) / r_ii, bottom up.
+  Scratch<double> row(n);
+  for (int64_t i = n - 1; i >= 0; --i) {
+    double* target = r + i * n;
+    std::memcpy(row.data() + i, target + i, sizeof(double) * size_t(n - i));
+    std::memset(target + i, 0, sizeof(double) * size_t(n - i));
+    target[i] = 1.0;
+    for (int64_t j = i + 1; j < n; ++j) LRC_AT_LEVEL(axpy, target + j, -row[j], r + j * n + j, n - j);
+    const double inverse = 1.0 / row[i];
+    for (int64_t j = i; j < n; ++j) target[j] *= inverse;
+  }
+}
+
+}  // namespace lowrank

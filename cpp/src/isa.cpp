@@ -1,0 +1,79 @@
+#include "lowrank_core/isa.h"
+
+#include <atomic>
+#include <cstdlib>
+
+#include "lowrank_core/checks.h"
+
+namespace lowrank {
+namespace {
+
+constexpr Isa kLevels[] = {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+
+Isa detect() {
+#if defined(LRC_HAVE_X86_LEVELS)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("x86-64-v3")) return Isa::kGeneric;
+  if (!__builtin_cpu_supports("x86-64-v4")) return Isa::kAvx2;
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;
+  return Isa::kAvx512Bf16;
+#else
+  return Isa::kGeneric;
+#endif
+}
+
+std::string choices() {
+  std::string text;
+  for (const std::string& level : isa_levels()) text += (text.empty() ? "" : ", ") + level;
+  return text;
+}
+
+Isa parse(const std::string& text) {
+  for (const Isa level : kLevels) {
+    if (text == name(level) && level <= detected_isa()) return level;
+  }
+  fail("isa: the level must be one of " + choices() + " on this machine, got '" + text + "'");
+}
+
+std::atomic<Isa>& current() {
+  static std::atomic<Isa> level = [] {
+    const char* forced = std::getenv("LOWRANK_CORE_ISA");
+    return forced && *forced ? parse(forced) : detected_isa();
+  }();
+  return level;
+}
+
+}  // namespace
+
+Isa detected_isa() {
+  static const Isa level = detect();
+  return level;
+}
+
+Isa isa() { return current().load(std::memory_order_relaxed); }
+
+void set_isa(const std::string& text) { current().store(parse(text)); }
+
+const char* name(Isa level) {
+  switch (level) {
+    case Isa::kAvx512Bf16:
+      return "avx512bf16";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kGeneric:
+      break;
+  }
+  return "generic";
+}
+
+std::vector<std::string> isa_levels() {
+  std::vector<std::string> levels;
+  for (const Isa level : kLevels) {
+    if (level <= detected_isa()) levels.emplace_back(name(level));
+  }
+  return levels;
+}
+
+}  // namespace lowrank

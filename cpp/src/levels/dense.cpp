@@ -1,0 +1,65 @@
+// Vector primitives, compiled once per instruction-set level. Several independent accumulators hide the latency of
+// the additions; their number is part of the result, so it is the same at every level.
+#include "lowrank_core/dense.h"
+#include "lowrank_core/philox.h"
+
+namespace lowrank::LRC_LEVEL {
+namespace {
+
+constexpr int64_t kLanes = 32;
+
+LRC_HD double fold(double* lane) {
+  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+    for (int64_t i = 0; i < width; ++i) lane[i] += lane[i + width];
+  }
+  return lane[0];
+}
+
+template <class T>
+LRC_HD double dot_lanes(const T* x, const T* y, int64_t n) {
+  double lane[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) lane[j] += double(x[i + j]) * double(y[i + j]);
+  }
+  for (int64_t j = 0; i < n; ++i, ++j) lane[j] += double(x[i]) * double(y[i]);
+  return fold(lane);
+}
+
+template <class T>
+LRC_HD void fill_signs(T* out, uint64_t seed, uint32_t stream, uint32_t step, uint64_t begin, uint64_t end) {
+  for (uint64_t element = begin; element < end;) {
+    const philox::Block block = philox::block(seed, element >> 7, stream, step);
+    const uint64_t stop = ((element >> 7) + 1) << 7;
+    for (; element < stop && element < end; ++element) *out++ = T(philox::sign(block, element));
+  }
+}
+
+}  // namespace
+
+double dot(const double* x, const double* y, int64_t n) { return dot_lanes(x, y, n); }
+double dot(const float* x, const float* y, int64_t n) { return dot_lanes(x, y, n); }
+
+void axpy(double* y, double a, const double* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
+}
+void axpy(float* y, float a, const float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
+}
+
+void rotate(double* x, double* y, double c, double s, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double xi = x[i], yi = y[i];
+    x[i] = c * xi - s * yi;
+    y[i] = s * xi + c * yi;
+  }
+}
+
+void signs(float* out, uint64_t seed, uint32_t stream, uint32_t step, uint64_t begin, uint64_t end) {
+  fill_signs(out, seed, stream, step, begin, end);
+}
+void signs(double* out, uint64_t seed, uint32_t stream, uint32_t step, uint64_t begin, uint64_t end) {
+  fill_signs(out, seed, stream, step, begin, end);
+}
+
+}  // namespace lowrank::LRC_LEVEL

@@ -1,0 +1,151 @@
+#include "lowrank_core/orthonormalize.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "lowrank_core/dense.h"
+#include "lowrank_core/gemm.h"
+#include "lowrank_core/parallel.h"
+
+namespace lowrank {
+namespace {
+
+// Smallest squared sine between a column and the span of those before it that Cholesky QR accepts, in units of n
+// float64 round-offs. The factor 100 leaves the first pass an orthogonality error below 1 % (kappa^2 u), which
+// the second pass repairs.
+constexpr double kPivotFloor = 100.0 * 0x1p-53;
+constexpr int kNewtonSchulzLimit = 100;
+
+// y <- y M.
+template <class T>
+void multiply_right(Dense<T>& y, Dense<T>& spare, const double* m) {
+  const int64_t n = y.cols();
+  Dense<T> factor(n, n);
+  for (int64_t i = 0; i < n * n; ++i) factor[i] = T(m[i]);
+  spare.reshape(y.rows(), n);
+  gemm(spare.view(), y.view(), factor.view());
+  std::swap(y, spare);
+}
+
+// One pass y <- y R⁻¹ with the Cholesky factor of the Gram matrix; y is left alone where it breaks down.
+template <class T>
+bool cholesky_qr(Dense<T>& y, Dense<T>& spare) {
+  const int64_t n = y.cols();
+  Dense<double> g(n, n);
+  gram(g.view(), y.view());
+  std::vector<double> scale(static_cast<size_t>(n));
+  for (int64_t j = 0; j < n; ++j) {
+    const double norm2 = g.at(j, j);
+    if (!(norm2 > 0.0) || !std::isfinite(norm2)) return false;
+    scale[size_t(j)] = 1.0 / std::sqrt(norm2);
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < n; ++j) g.at(i, j) *= scale[size_t(i)] * scale[size_t(j)];
+  }
+  if (!cholesky_upper(g.data(), n, kPivotFloor * double(n))) return false;
+  invert_upper(g.data(), n);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < n; ++j) g.at(i, j) *= scale[size_t(i)];
+  }
+  multiply_right(y, spare, g.data());
+  return true;
+}
+
+template <class T>
+bool cholesky_qr2(Dense<T>& y, Dense<T>& spare) {
+  return cholesky_qr(y, spare) && cholesky_qr(y, spare);
+}
+
+// Householder QR; the columns are stored as rows so that every reflection runs along memory.
+template <class T>
+void householder(Dense<T>& y, Dense<T>& spare) {
+  const int64_t m = y.rows(), n = y.cols();
+  spare.reshape(n, m);
+  copy(spare.view().transposed(), y.view());
+  std::vector<double> beta(static_cast<size_t>(n));
+  for (int64_t k = 0; k < n; ++k) {
+    T* v = spare.row(k) + k;
+    beta[size_t(k)] = make_reflector(v, m - k);
+    parallel_for(n - k - 1, [&](int64_t j) { reflect(spare.row(k + 1 + j) + k, v, beta[size_t(k)], m - k); });
+  }
+  y.reshape(n, m);
+  parallel_for(n, [&](int64_t j) {
+    T* q = y.row(j);
+    std::fill(q, q + m, T(0));
+    q[j] = T(1);
+    for (int64_t k = j; k >= 0; --k) reflect(q + k, spare.row(k) + k, beta[size_t(k)], m - k);
+  });
+  spare.reshape(m, n);
+  copy(spare.view(), y.view().transposed());
+  std::swap(y, spare);
+}
+
+// X <- X (3 I - XᵀX) / 2 drives every singular value in (0, sqrt 3) to 1. Source: Björck & Bowie, "An iterative
+// algorithm for computing the best estimate of an orthogonal matrix", SIAM J. Numer. Anal. 8 (1971), eq. 3.
+template <class T>
+bool newton_schulz(Dense<T>& y, Dense<T>& spare) {
+  const int64_t n = y.cols();
+  const double unit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
+  const double tol = 4.0 * unit * std::sqrt(double(y.rows()));
+  Dense<double> g(n, n);
+  double scale = 0.0;
+  for (int iteration = 0; iteration < kNewtonSchulzLimit; ++iteration) {
+    gram(g.view(), y.view());
+    if (iteration == 0) {  // the largest row sum bounds the largest eigenvalue of the Gram matrix
+      for (int64_t i = 0; i < n; ++i) {
+        double sum = 0.0;
+        for (int64_t j = 0; j < n; ++j) sum += std::abs(g.at(i, j));
+        scale = std::max(scale, sum);
+      }
+      if (!(scale > 0.0) || !std::isfinite(scale)) return false;
+      for (int64_t i = 0; i < n * n; ++i) g[i] /= scale;
+    }
+    double defect = 0.0;
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < n; ++j) defect = std::max(defect, std::abs(g.at(i, j) - (i == j ? 1.0 : 0.0)));
+    }
+    if (iteration > 0 && defect <= tol) return true;
+    const double size = iteration == 0 ? 1.0 / std::sqrt(scale) : 1.0;
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < n; ++j) g.at(i, j) = size * ((i == j ? 1.5 : 0.0) - 0.5 * g.at(i, j));
+    }
+    multiply_right(y, spare, g.data());
+  }
+  return false;
+}
+
+}  // namespace
+
+template <class T>
+void orthonormalize(Dense<T>& y, Dense<T>& spare, OrthPasses passes) {
+  if (y.size() == 0 || y.cols() == 0) return;
+  for (int pass = 0; pass < int(passes); ++pass) {
+    if (!cholesky_qr(y, spare)) return householder(y, spare);
+  }
+}
+
+template <class T>
+bool orthonormalize_by(OrthMethod method, Dense<T>& y, Dense<T>& spare) {
+  if (y.cols() == 0) return true;
+  switch (method) {
+    case OrthMethod::kCholQR2:
+      return cholesky_qr2(y, spare);
+    case OrthMethod::kNewtonSchulz:
+      return newton_schulz(y, spare);
+    case OrthMethod::kHouseholder:
+      householder(y, spare);
+      return true;
+    case OrthMethod::kAuto:
+      orthonormalize(y, spare);
+      return true;
+  }
+  return false;
+}
+
+template void orthonormalize<float>(Dense<float>&, Dense<float>&, OrthPasses);
+template void orthonormalize<double>(Dense<double>&, Dense<double>&, OrthPasses);
+template bool orthonormalize_by<float>(OrthMethod, Dense<float>&, Dense<float>&);
+template bool orthonormalize_by<double>(OrthMethod, Dense<double>&, Dense<double>&);
+
+}  // namespace lowrank

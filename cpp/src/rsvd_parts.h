@@ -1,0 +1,58 @@
+// rsvd_parts: what the fixed-rank and the growing decomposition share.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "lowrank_core/dense.h"
+#include "lowrank_core/parallel.h"
+#include "lowrank_core/rsvd.h"
+
+namespace lowrank::rsvd {
+
+constexpr int64_t kSketchRows = 256;  // rows of a sketch that one task draws
+
+// Jacobi stops at this cosine: below it, the columns differ by less than the rounding of what they came from.
+template <class T>
+constexpr double kJacobiTol = sizeof(T) == 4 ? 1e-9 : 0.0;
+
+template <class T>
+void draw_signs(T* out, int64_t rows, int64_t cols, uint64_t seed, uint32_t step) {
+  parallel_chunks(rows, kSketchRows, [&](int64_t begin, int64_t end) {
+    LRC_AT_LEVEL(signs, out + begin * cols, seed, kSketchStream, step, uint64_t(begin * cols), uint64_t(end * cols));
+  });
+}
+
+// SVD of B = Qᵀ A, given as Bᵀ [n, l]: B = rotation diag(s) (bt rotated_right)ᵀ. On return bt holds the orthonormal
+// factor of Bᵀ, and B = rotation diag(s) rightᵀ btᵀ with l x l rotations. Rank-deficient B included.
+struct SmallSvd {
+  Dense<double> left, right;  // [l, l]; columns are vectors
+  Scratch<double> s;
+};
+
+template <class T>
+SmallSvd small_svd(Dense<T>& bt) {
+  const int64_t n = bt.rows(), l = bt.cols();
+  Dense<T> original(n, l), spare(n, l);
+  std::copy(bt.data(), bt.data() + n * l, original.data());
+  orthonormalize(bt, spare);
+  // Bᵀ = V0 R with R = V0ᵀ Bᵀ in float64; R = Ur S Vrᵀ gives B = Vr S (V0 Ur)ᵀ.
+  Dense<double> r(l, l);
+  gemm(r.view(), bt.view().transposed(), original.view());
+  SmallSvd svd{Dense<double>(l, l), Dense<double>(l, l), Scratch<double>(l)};
+  Dense<double> vt(l, l);
+  jacobi_svd(r.data(), l, svd.right.data(), svd.s.data(), vt.data(), kJacobiTol<T>);
+  LRC_CHECK(l == 0 || std::isfinite(svd.s[0]), "rsvd: `a` must be finite, got NaN or infinity");
+  copy(svd.left.view(), vt.view().transposed());
+  return svd;
+}
+
+// out <- basis (first columns of rotation), in T and rounded once more only if out is narrower.
+template <class T>
+void rotate_basis(const Matrix& out, const Matrix& basis, Dense<double>& rotation) {
+  Dense<T> leading(rotation.rows(), out.cols);
+  copy(leading.view(), rotation.view().block(0, 0, rotation.rows(), out.cols));
+  gemm(out, basis, leading.view());
+}
+
+}  // namespace lowrank::rsvd

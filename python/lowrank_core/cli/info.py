@@ -1,0 +1,97 @@
+"""`lowrank-core info`: what this installation is and what it found on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lowrank_core.cli.environment import cpu_name, version, versions
+
+_OPENMP = re.compile(r"/lib(gomp|omp|iomp5)\b[^/]*\.so[^/]*$")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the facts as a table or as JSON."""
+    facts = collect()
+    print(json.dumps(facts, indent=1) if options.json else "\n".join(_lines(facts)))
+    return 0
+
+
+def collect() -> dict[str, Any]:
+    """All facts as plain values; torch and CuPy are imported if they are installed, and missed if not."""
+    from lowrank_core import _core
+
+    devices = {"torch": _torch(), "cupy": _cupy()}
+    return {
+        "versions": versions(),
+        "build": dict(_core.build_info()),
+        "cpu": cpu_name(),
+        "instruction_sets": {"active": _core.isa(), "available": list(_core.isa_levels())},
+        "threads": {"lowrank_core": _core.num_threads(), "openmp": openmp_libraries(), "pools": _pools()},
+        **devices,
+    }
+
+
+def openmp_libraries(maps: Path = Path("/proc/self/maps")) -> list[str]:
+    """Files of the OpenMP runtimes in this process. More than one is more than one pool of threads."""
+    try:
+        lines = maps.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    mapped = (line.split(maxsplit=5)[-1] for line in lines if "/" in line)
+    return sorted({path for path in mapped if _OPENMP.search(path)})
+
+
+def _pools() -> list[dict[str, Any]] | None:
+    """Thread pools as threadpoolctl sees them, None if it is not installed."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        return None
+    found: list[dict[str, Any]] = importlib.import_module("threadpoolctl").threadpool_info()
+    return [{key: pool.get(key) for key in ("user_api", "internal_api", "num_threads", "filepath")} for pool in found]
+
+
+def _torch() -> dict[str, Any] | None:
+    if importlib.util.find_spec("torch") is None:
+        return None
+    torch = importlib.import_module("torch")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"version": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.version.cuda, "gpus": gpus}
+
+
+def _cupy() -> dict[str, Any] | None:
+    if importlib.util.find_spec("cupy") is None:
+        return None
+    return {"version": version("cupy") or importlib.import_module("cupy").__version__}
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    sets, threads, torch = facts["instruction_sets"], facts["threads"], facts["torch"]
+    rows = [
+        ("lowrank_core", facts["versions"]["lowrank_core"] or "not installed as a package"),
+        *((f"build: {key}", str(value)) for key, value in facts["build"].items()),
+        ("processor", facts["cpu"]),
+        ("instruction set", f"{sets['active']} (available: {', '.join(sets['available'])})"),
+        ("threads", f"{threads['lowrank_core']} in lowrank_core" + (f", {torch['threads']} in torch" if torch else "")),
+        *(("OpenMP runtime", path) for path in threads["openmp"]),
+        ("torch", _torch_words(torch)),
+        ("CuPy", facts["cupy"]["version"] if facts["cupy"] else "not installed"),
+    ]
+    lines = [f"{name:<24}{value}" for name, value in rows]
+    if len(threads["openmp"]) > 1:
+        lines.append(
+            "warning: more than one OpenMP runtime is loaded; each has its own threads, and torch.set_num_threads "
+            "governs only torch's"
+        )
+    return lines
+
+
+def _torch_words(torch: dict[str, Any] | None) -> str:
+    if torch is None:
+        return "not installed; training needs it: pip install 'lowrank_core[train]'"
+    devices = ", ".join(torch["gpus"]) or "no GPU"
+    return f"{torch['version']} (CUDA {torch['cuda'] or 'not built'}, {devices})"

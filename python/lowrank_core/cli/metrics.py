@@ -1,0 +1,61 @@
+"""`metrics.jsonl`: one JSON object a line, appended while training and cut back to the checkpoints on a resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lowrank_core.cli.errors import writing
+from lowrank_core.cli.files import write_atomic
+
+Line = dict[str, Any]
+
+
+class MetricsLog:
+    """Appends lines to `path`; one write each, so that a killed process leaves at most one broken line, the last."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with writing(path):
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (closed by __exit__)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def write(self, **line: Any) -> None:
+        """Appends one object; numbers that JSON does not know (inf, nan) become null."""
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        with writing(self._path):
+            self._file.write((json.dumps(plain) + "\n").encode())
+
+    def sync(self) -> None:
+        """Makes the lines durable. To be called before a checkpoint, which must never be ahead of its metrics."""
+        with writing(self._path):
+            os.fsync(self._file.fileno())
+
+
+def read(path: Path) -> Iterator[Line]:
+    """The whole lines of `path`, in order; a broken last line is left out, a missing file is empty."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                return
+            yield line
+
+
+def cut_back(path: Path, run: str, step: int) -> None:
+    """Drops what the resumed `run` will write again: its lines beyond `step`, the step of its checkpoint."""
+    kept = [line for line in read(path) if line["run"] != run or line["step"] <= step]
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -1,0 +1,26 @@
+"""The public functions of every kernel family."""
+
+from lowrank_core.ops.rsvd import (
+    QB,
+    RSVD,
+    factored_svd,
+    orthonormalize,
+    qb,
+    range_finder,
+    rsvd,
+    svd_lowrank,
+)
+from lowrank_core.ops.rsvd_project import project, project_back
+
+__all__ = [
+    "QB",
+    "RSVD",
+    "factored_svd",
+    "orthonormalize",
+    "project",
+    "project_back",
+    "qb",
+    "range_finder",
+    "rsvd",
+    "svd_lowrank",
+]

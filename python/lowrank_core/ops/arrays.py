@@ -1,0 +1,104 @@
+"""What the operators need to know of NumPy, PyTorch and CuPy arrays: kind, dtype, device, allocation."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = Any
+"""A `numpy.ndarray`, `torch.Tensor` or `cupy.ndarray`; a function returns the kind it was given."""
+
+_FLOATS = ("float32", "float64", "bfloat16", "float16")
+
+
+def is_torch(a: Array) -> bool:
+    """True for a torch tensor; never imports torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(a, torch.Tensor)
+
+
+def is_cupy(a: Array) -> bool:
+    """True for a CuPy array; never imports cupy."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(a, cupy.ndarray)
+
+
+def dtype_name(a: Array) -> str:
+    """The dtype without its library: "float32", "bfloat16", ..."""
+    return str(a.dtype).removeprefix("torch.")
+
+
+def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """Uninitialised array of the kind and on the device of `like`."""
+    if is_torch(like):
+        torch = sys.modules["torch"]
+        return like.new_empty(shape, dtype=getattr(torch, dtype))
+    if is_cupy(like):
+        return sys.modules["cupy"].empty(shape, dtype=dtype)
+    return np.empty(shape, dtype=dtype)
+
+
+def transpose(a: Array) -> Array:
+    """The last two dimensions swapped, as a view."""
+    return a.mT if is_torch(a) else a.swapaxes(-1, -2)
+
+
+def factor_dtype(a: Array) -> str:
+    """dtype of the factors of `a`: orthogonality does not survive a half-precision rounding."""
+    return "float64" if dtype_name(a) == "float64" else "float32"
+
+
+def check_array(op: str, argument: str, a: Array, *, ndim: int = 2) -> None:
+    """Refuses what is not a floating-point array of at least `ndim` dimensions."""
+    if not (isinstance(a, np.ndarray) or is_torch(a) or is_cupy(a)):
+        raise TypeError(
+            f"{op}: `{argument}` must be a numpy.ndarray, torch.Tensor or cupy.ndarray, got {type(a).__name__}"
+        )
+    allowed = _FLOATS if is_torch(a) else ("float32", "float64")
+    if dtype_name(a) not in allowed:
+        raise TypeError(f"{op}: `{argument}` must be {' or '.join(allowed)}, got {dtype_name(a)}")
+    if a.ndim < ndim:
+        raise ValueError(
+            f"{op}: `{argument}` must have at least {ndim} dimensions, got shape {list(a.shape)}"
+        )
+
+
+def check_same(op: str, argument: str, a: Array, like: Array) -> None:
+    """Refuses arrays of different libraries or devices."""
+    if is_torch(a) != is_torch(like) or is_cupy(a) != is_cupy(like):
+        raise TypeError(
+            f"{op}: `{argument}` must be of the same library as the other arrays, got {type(a).__name__}"
+        )
+    if is_torch(a) and a.device != like.device:
+        raise ValueError(f"{op}: `{argument}` must be on {like.device}, got {a.device}")
+
+
+def check_int(op: str, argument: str, value: int, low: int, high: int | None = None, hint: str = "") -> None:
+    """Refuses a value outside [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        # torch.compile hands symbolic integers, which are no int but compare like one.
+        if not is_symbolic(value):
+            raise TypeError(f"{op}: `{argument}` must be an integer, got {value!r}")
+    if value < low or (high is not None and value > high):
+        bound = f">= {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{op}: `{argument}` must be {bound}, got {value}{hint}")
+
+
+def is_symbolic(value: object) -> bool:
+    """True for torch's symbolic integer."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.SymInt)
+
+
+def resolve_precision(op: str, precision: str | None) -> str:
+    """torch's setting where torch is loaded and `precision` is None, else "highest"."""
+    if precision is None:
+        torch = sys.modules.get("torch")
+        return "highest" if torch is None else str(torch.get_float32_matmul_precision())
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(
+            f"{op}: `precision` must be 'highest', 'high', 'medium' or None, got {precision!r}"
+        )
+    return precision

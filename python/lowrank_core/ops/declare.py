@@ -1,0 +1,39 @@
+"""How a family declares its torch operators without importing torch.
+
+A family lists `Op`s; `torch_ops()` registers those of all families, once, when the first tensor arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+NAMESPACE = "lowrank_core"
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator `torch.ops.lowrank_core.<name>`.
+
+    `run` computes, `fake` only checks and allocates; both call the family's one check. `backward` and
+    `setup_context` are "module:function" names, imported with torch; an operator without them is declared
+    not differentiable.
+    """
+
+    schema: str
+    run: Callable[..., Any]
+    fake: Callable[..., Any]
+    backward: str | None = None
+    setup_context: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.schema.partition("(")[0]
+
+
+def torch_ops() -> Any:
+    """`torch.ops.lowrank_core`, with every operator registered."""
+    from lowrank_core.ops import torch_registry
+
+    return torch_registry.ops

@@ -1,0 +1,47 @@
+"""Registers every family's operators with torch. Importing this module does it; it needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from lowrank_core.ops import rsvd, rsvd_project
+from lowrank_core.ops.declare import NAMESPACE, Op
+
+FAMILIES: tuple[tuple[Op, ...], ...] = (rsvd.OPS, rsvd_project.OPS)
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def _resolve(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    resolved: Callable[..., Any] = getattr(import_module(module), function)
+    return resolved
+
+
+def _not_differentiable(name: str) -> Callable[..., Any]:
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(f"{name}: has no derivative; detach its input or use rsvd")
+
+    return backward
+
+
+def _register(op: Op) -> None:
+    _library.define(op.schema)
+    for key in ("CPU", "CUDA"):
+        _library.impl(op.name, op.run, key)
+    qualified = f"{NAMESPACE}::{op.name}"
+    torch.library.register_fake(qualified, op.fake, lib=_library)
+    backward = _resolve(op.backward) if op.backward else _not_differentiable(op.name)
+    setup = _resolve(op.setup_context) if op.setup_context else None
+    torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
+
+
+for _family in FAMILIES:
+    for _op in _family:
+        _register(_op)
+
+ops = getattr(torch.ops, NAMESPACE)

@@ -1,0 +1,121 @@
+"""The composition of an optimizer's parts: the specification of every fused kernel, and the search for a basis."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from .codecs import State
+from .geometry import Geometry
+from .guard import only_if
+from .parts import FORMAT, Bucket, Parts, Slot
+from .projectors import Bases
+from .rules import Direction, Moments
+from .seeds import mix_seed
+
+
+def compose(bucket: Bucket, states: list[State], gate: Tensor | None) -> None:
+    """Takes one step with every parameter of `bucket`, part by part.
+
+    Args:
+      bucket: parameters that have gradients.
+      states: their states, bases up to date.
+      gate: None, or a 0-d bool on the bucket's device: where false, nothing changes.
+    """
+    for slot, state in zip(bucket.slots, states, strict=True):
+        with only_if(gate, [slot.param, *(value for value in state.values() if isinstance(value, Tensor))]):
+            state["step"] += 1
+            # On the host the count is a number; behind a gate it stays where it is, in double for the powers.
+            step = state["step"].item() if gate is None else state["step"].double()
+            _write(slot, bucket, _direction(slot, state, bucket, step))
+
+
+def _direction(slot: Slot, state: State, bucket: Bucket, step: float | Tensor) -> Direction | None:
+    """What the parts make of the gradient; None where it has been zero so far and names no subspace yet."""
+    parts, space = bucket.parts, bucket.space
+    bases = parts.bases(slot, state)
+    if slot.geometry is not None and not bases:
+        return None
+    grad = slot.gradient().to(slot.work)
+    if bucket.maximize:
+        grad = -grad
+    low = space.down(grad, bases)
+    moments = parts.moments(slot, state)
+    direction = parts.rule.update(low, moments, step)
+    parts.hold_moments(state, moments)
+    return bucket.residual.complete(grad, low, direction, lambda d: space.up(d, bases), state)
+
+
+def _write(slot: Slot, bucket: Bucket, direction: Direction | None) -> None:
+    """W <- (1 - lr weight_decay) W - lr direction, in the working precision and rounded once.
+
+    The only place where a weight changes or decays.
+    """
+    param = slot.param
+    weight = param.to(slot.work)  # the parameter itself unless it is half precision
+    if bucket.weight_decay != 0:
+        weight.mul_(1 - bucket.lr * bucket.weight_decay)
+    if direction is not None:
+        direction.reshaped(param.shape).subtract_from_(weight, bucket.lr)
+    if weight is not param:
+        param.copy_(weight)
+
+
+def open_state(slot: Slot, parts: Parts) -> State:
+    """The state of a parameter before its first step. A projected one gets its moments with its first basis."""
+    step = torch.zeros((), dtype=torch.float32, device=slot.param.device)
+    state: State = {"format": FORMAT, "step": step}
+    if slot.geometry is None:
+        parts.hold_moments(state, _zero_moments(slot, parts))
+    return state
+
+
+def find(slot: Slot, state: State, parts: Parts, seed: int) -> Bases:
+    """New bases for the gradient of `slot`; changes nothing. Empty for a zero gradient, which names no subspace.
+
+    Raises:
+      RuntimeError: the projector could not find one.
+    """
+    grad = slot.gradient()
+    if not bool(grad.any()):
+        return {}
+    position = mix_seed(seed, slot.index, state.get("proj.refreshes", 0))
+    try:
+        return parts.projector.find(grad, cast(Geometry, slot.geometry), parts.bases(slot, state), position)
+    except torch.linalg.LinAlgError as error:
+        raise RuntimeError(
+            f"step: the gradient of `{slot.name}` {tuple(slot.param.shape)} must have a singular value decomposition "
+            f"that converges, got: {error}; nothing was changed, consider another projector"
+        ) from error
+
+
+def adopt(slot: Slot, state: State, parts: Parts, found: Bases) -> None:
+    """Puts the bases `found` in the place of those held and carries the moments over."""
+    geometry = cast(Geometry, slot.geometry)
+    held, step = parts.bases(slot, state), int(state["step"])
+    if held:
+        turn = parts.projector.turn(held, found)
+        moments = parts.transport.carry(parts.moments(slot, state), turn, parts.rule, step)
+    else:
+        moments = _zero_moments(slot, parts)
+    parts.hold_moments(state, moments)
+    for key, side, _ in geometry.bases():
+        parts.basis_codec.encode(state, key, found[side])
+    state["proj.side"], state["proj.rank"] = int(geometry.side), geometry.rank
+    state["proj.refreshes"], state["proj.last_refresh"] = state.get("proj.refreshes", 0) + 1, step
+    state["proj.captured"] = _captured(slot, state, parts)
+
+
+def _captured(slot: Slot, state: State, parts: Parts) -> Tensor:
+    """|R|_F^2 / |G|_F^2 of the gradient in its new basis: 0-d float32 in [0, 1], not read on the host."""
+    grad = slot.gradient().to(slot.work)
+    low = parts.projector.down(grad, parts.bases(slot, state))
+    share = torch.linalg.vector_norm(low) / torch.linalg.vector_norm(grad)
+    return share.square().clamp(max=1).float()  # rounding may put a whole share above 1
+
+
+def _zero_moments(slot: Slot, parts: Parts) -> Moments:
+    zeros = torch.zeros(slot.low_shape, dtype=slot.work, device=slot.param.device)
+    return dict.fromkeys(parts.rule.moments, zeros)

@@ -1,0 +1,126 @@
+"""GaLore."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .checks import require_choice
+from .codecs import Float32, basis_codec
+from .loop import LowRankOptimizer, Params
+from .parts import Parts
+from .projectors import ExactSVD, RandomizedSVD
+from .residuals import Drop
+from .rules import Adam
+from .schedules import FixedGap
+from .transports import Keep, Rotate
+
+_TRANSPORTS: dict[str, type[Keep | Rotate]] = {"keep": Keep, "rotate": Rotate}
+
+
+class GaLoreAdamW(LowRankOptimizer):
+    """AdamW whose moments live in the leading singular subspace of each weight's gradient.
+
+    For a weight [m, n] with m < n: R = P^T G [r, n], Adam on R gives N, and
+    W <- (1 - lr weight_decay) W - lr scale P N. The basis P [m, r] is looked for anew at that weight's steps
+    0, gap, 2 gap, ..., from that very step's gradient. State: s r + 2 l r elements with s, l = min, max(m, n),
+    against 2 m n of AdamW.
+
+    Which parameters: every weight of two or more dimensions in a group that has a rank; more than two are seen as
+    [d0, the rest]. If any group names `rank` itself, the groups that do not are plain AdamW, as with GaLore; if none
+    does, the constructor's rank holds for all. `rank=None` is plain AdamW. So are vectors, scalars, empty tensors,
+    and weights with rank >= min(m, n) unless `force_projection`: there `scale` does not act, and the result equals
+    torch.optim.AdamW's to the bit for float32 and float64. `plan()` says what is done with each and why.
+
+    Every argument but `params` may also be a key of a group.
+
+    Args:
+      params: tensors, (name, tensor) pairs or groups; float64, float32, bfloat16, float16. Half-precision weights
+        are updated in float32 and rounded once.
+      lr: >= 0, number or 0-d tensor. Change of a weight per step, for |N| = 1 and scale = 1.
+      betas: two numbers in [0, 1): decay per step of the first and second moment.
+      eps: >= 0, in units of the (projected) gradient; added outside the bias correction.
+      weight_decay: >= 0, decoupled: a weight loses lr * weight_decay of itself per step, before the update.
+      rank: >= 1, or None for plain AdamW.
+      update_proj_gap: >= 1, steps between two searches for the basis.
+      scale: factor on the update of projected weights.
+      proj_type: "std" (basis on the shorter side, a square matrix right), "reverse_std" (on the longer one, a
+        square matrix left), "left" ([m, r]), "right" ([n, r]) or "full" (both, R = U^T G V is [r, r]).
+      projector: "rsvd" (randomized, started from the basis held) or "svd" (exact).
+      oversample, niter: of the randomized search; a warm one takes one power iteration.
+      moments: at a refresh: "keep" (read in the new basis, signs aligned) or "rotate" (expressed in it).
+      seed: any int. With the parameter's position and the refresh number it decides every draw.
+      nonfinite: what a gradient with inf or nan does: "skip" the whole step (counted in `skipped_steps`, nothing
+        changes) or "raise" RuntimeError (nothing changes either). The group of the gradient decides; on an
+        accelerator "raise" waits for the device at every step.
+      force_projection: project at rank min(m, n) where `rank` is not below it.
+      maximize: climb instead of descend.
+
+    Raises:
+      TypeError: an unknown key, or a parameter that is not a real floating-point tensor.
+      ValueError: a value out of its range.
+
+    Determinism: D1 with "rsvd", D2 with "svd".
+    Source: Zhao et al. 2024 (arXiv:2403.03507), in torch's Adam form (arXiv:1711.05101 for the decay): decay comes
+      first, eps acts outside the bias correction and defaults to 1e-8, where GaLore's code decays last and has 1e-6.
+      Other deviations: signs are aligned at a refresh, a gradient of zeros does not refresh, the basis of a float32
+      weight is float32, moments are float32, and refreshes are randomized by default.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        rank: int | None = 128,
+        update_proj_gap: int = 200,
+        scale: float = 0.25,
+        proj_type: str = "std",
+        projector: str = "rsvd",
+        oversample: int = 10,
+        niter: int = 2,
+        moments: str = "keep",
+        seed: int = 0,
+        nonfinite: str = "skip",
+        force_projection: bool = False,
+        maximize: bool = False,
+        **unknown: object,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "rank": rank,
+            "update_proj_gap": update_proj_gap,
+            "scale": scale,
+            "proj_type": proj_type,
+            "projector": projector,
+            "oversample": oversample,
+            "niter": niter,
+            "moments": moments,
+            "seed": seed,
+            "nonfinite": nonfinite,
+            "force_projection": force_projection,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, unknown)
+
+    @classmethod
+    def parts(cls, group: dict[str, Any], weight: torch.dtype) -> Parts:
+        require_choice(cls.__name__, "projector", group["projector"], ("rsvd", "svd"))
+        require_choice(cls.__name__, "moments", group["moments"], _TRANSPORTS)
+        randomized, scale = group["projector"] == "rsvd", group["scale"]
+        return Parts(
+            projector=RandomizedSVD(scale, group["oversample"], group["niter"]) if randomized else ExactSVD(scale),
+            residual=Drop(),
+            rule=Adam(group["betas"], group["eps"]),
+            schedule=FixedGap(group["update_proj_gap"]),
+            transport=_TRANSPORTS[group["moments"]](),
+            moment_codec=Float32(),
+            basis_codec=basis_codec(weight),
+        )

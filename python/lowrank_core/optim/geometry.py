@@ -1,0 +1,89 @@
+"""Where a weight is projected: its matrix view, the side and the rank, decided from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from math import prod
+
+PROJ_TYPES = ("std", "reverse_std", "left", "right", "full")
+
+
+class Side(IntEnum):
+    """Which dimension the basis spans; the value is what `proj.side` holds in the state."""
+
+    LEFT = 0  # basis [m, r], R = P^T G
+    RIGHT = 1  # basis [n, r], R = G P
+    BOTH = 2  # bases [m, r] and [n, r], R = U^T G V
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A projected weight seen as `[rows, cols]`, with the side of its basis and the effective rank."""
+
+    rows: int
+    cols: int
+    side: Side
+    rank: int
+
+    @property
+    def low_shape(self) -> tuple[int, int]:
+        """The shape of the projected gradient, and so of its moments."""
+        left, right = self.side != Side.RIGHT, self.side != Side.LEFT
+        return (self.rank if left else self.rows, self.rank if right else self.cols)
+
+    def bases(self) -> Iterator[tuple[str, str, tuple[int, int]]]:
+        """(state key, "left" or "right", shape) of each basis."""
+        both = self.side == Side.BOTH
+        if self.side != Side.RIGHT:
+            yield "proj.basis_left" if both else "proj.basis", "left", (self.rows, self.rank)
+        if self.side != Side.LEFT:
+            yield "proj.basis_right" if both else "proj.basis", "right", (self.cols, self.rank)
+
+
+@lru_cache(maxsize=4096)
+def place(
+    shape: tuple[int, ...], rank: int | None, proj_type: str = "std", force: bool = False
+) -> tuple[Geometry | None, str]:
+    """Decides how a weight of `shape` is projected.
+
+    More than two dimensions are seen as `[d0, the rest]`. `std` puts the basis on the shorter side, a square
+    matrix on the right; `reverse_std` on the longer one, a square matrix on the left.
+
+    Args:
+      shape: of the weight.
+      rank: >= 1, or None for "not asked for".
+      proj_type: one of `PROJ_TYPES`.
+      force: project even if `rank` >= min(m, n), at rank min(m, n).
+
+    Returns:
+      (geometry, note), or (None, reason) where the weight takes the plain path.
+
+    Source: Zhao et al. 2024 (GaLore, arXiv:2403.03507); side rule of its code, where a square matrix goes right.
+    """
+    if rank is None:
+        return None, "its group has no rank"
+    if len(shape) < 2:
+        return None, f"{len(shape)}-D"
+    if prod(shape) == 0:
+        return None, "empty"
+    rows, cols = shape[0], prod(shape[1:])
+    shorter = min(rows, cols)
+    if rank >= shorter and not force:
+        return None, f"rank {rank} >= min(m, n) = {shorter}"
+    wide = rows < cols
+    side = {
+        "std": Side.LEFT if wide else Side.RIGHT,
+        "reverse_std": Side.RIGHT if wide else Side.LEFT,
+        "left": Side.LEFT,
+        "right": Side.RIGHT,
+        "full": Side.BOTH,
+    }[proj_type]
+    notes = []
+    if len(shape) > 2:
+        notes.append(f"seen as {rows} x {cols}")
+    if rank > shorter:
+        notes.append(f"rank {rank} lowered to min(m, n)")
+    return Geometry(rows, cols, side, min(rank, shorter)), ", ".join(notes)

@@ -1,0 +1,43 @@
+"""The whole-step guard against non-finite gradients, on the CPU and where the host must not wait for a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def deferred(device: torch.device) -> bool:
+    """True where reading a number makes the host wait, so that a verdict is better left on the device."""
+    return device.type != "cpu"
+
+
+def is_finite(grad: Tensor) -> bool:
+    """True if every entry is finite. One pass and no temporary of the gradient's size; reads a number on the host."""
+    # inf and NaN absorb every addend, so a finite sum proves all entries finite; an infinite one may be overflow.
+    return math.isfinite(grad.sum().item()) or bool(grad.isfinite().all())
+
+
+def all_finite(grads: list[Tensor]) -> Tensor:
+    """0-d bool on the gradients' device: True if every entry of every gradient is finite. Does not wait."""
+    # The largest magnitude is exact in any dtype, where a sum might overflow; NaN is the largest of all.
+    largest = [torch.linalg.vector_norm(grad, math.inf).isfinite() for grad in grads if grad.numel()]
+    return torch.stack(largest).all() if largest else torch.ones((), dtype=torch.bool, device=grads[0].device)
+
+
+@contextmanager
+def only_if(gate: Tensor | None, tensors: list[Tensor]) -> Iterator[None]:
+    """Runs the body; where `gate` (0-d bool) is false, `tensors` get back what they held. None means true.
+
+    Costs a copy of `tensors` for as long as the body runs; never waits for the device.
+    """
+    if gate is None:
+        yield
+        return
+    before = [tensor.clone() for tensor in tensors]
+    yield
+    for tensor, old in zip(tensors, before, strict=True):
+        torch.where(gate, tensor, old, out=tensor)

@@ -1,0 +1,292 @@
+"""The one optimizer loop of the package."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from math import prod
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from ..telemetry import Projection
+from . import guard
+from .checkpoint import check_geometry, restore, vet
+from .checks import is_count, is_number, require, require_choice
+from .codecs import State
+from .compose import adopt, find, open_state
+from .fused import step_of
+from .geometry import PROJ_TYPES
+from .parts import Bucket, Parts, Slot, slots
+from .plan import PlanRow, format_plan, plan_row
+
+logger = logging.getLogger("lowrank_core.optim")
+
+Params = Iterable[Any]  # tensors, (name, tensor) pairs or groups, as every torch optimizer takes them
+
+_BESIDE_DEFAULTS = ("params", "param_names", "initial_lr")  # what a group may hold besides the optimizer's own keys
+
+
+class LowRankOptimizer(torch.optim.Optimizer):
+    """The one `step()` that every optimizer of the package is; a subclass names its parts.
+
+    One step, for each parameter W with a gradient G:
+      refresh the basis if its schedule says so;  R = down(G);  N = rule(R);  W <- (1 - lr weight_decay) W - lr up(N)
+
+    Before anything is touched the gradients of the whole step are tested for inf and nan. They stay as they are.
+    The groups hold every hyperparameter, and the parts are made from them anew at each step: schedulers,
+    checkpoints and edits of a group act at once.
+
+    Determinism: D1, given kernels of that tier. Draws nothing from a global generator.
+    """
+
+    def __init__(self, params: Params, defaults: dict[str, Any], unknown: Iterable[str] = ()) -> None:
+        self._skipped: int | Tensor = 0
+        self._bounds: dict[Tensor, int] = {}  # upper bounds of step counts that live on an accelerator
+        self._refuse_unknown(unknown, defaults)
+        if not isinstance(params, Tensor):  # which torch refuses itself
+            params = list(params)
+            if any(isinstance(entry, dict) and "rank" in entry for entry in params):
+                defaults = {**defaults, "rank": None}  # as with GaLore, groups that name no rank then want none
+        super().__init__(params, defaults)
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("%s\n%s", type(self).__name__, format_plan(self.plan()))
+
+    @classmethod
+    def parts(cls, group: dict[str, Any], weight: torch.dtype) -> Parts:
+        """The parts for weights of dtype `weight` in `group`. Raises ValueError for a value out of its range."""
+        raise NotImplementedError(f"{cls.__name__}: a LowRankOptimizer must name its `parts`")
+
+    @torch._disable_dynamo  # type: ignore[misc]
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters.
+
+        Raises:
+          TypeError: a key is unknown, or a parameter is not a real floating-point tensor.
+          ValueError: a value is out of its range.
+        """
+        self._refuse_unknown(param_group, [*self.defaults, *_BESIDE_DEFAULTS])
+        group = {**self.defaults, **param_group}
+        self._check_values(group)
+        if not isinstance(group["params"], (Tensor, set)):  # torch takes the one and refuses the other
+            group["params"] = list(group["params"])
+            for entry in group["params"]:
+                param = entry[1] if isinstance(entry, tuple) else entry
+                if isinstance(param, Tensor) and not param.is_floating_point():
+                    raise TypeError(
+                        f"{type(self).__name__}: `params` must be real floating-point tensors, got {param.dtype}"
+                    )
+        super().add_param_group(group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Takes one step with every parameter that has a gradient, or none at all if a gradient is not finite.
+
+        Args:
+          closure: evaluates the model anew and returns the loss.
+
+        Returns:
+          What `closure` returned, or None.
+
+        Raises:
+          RuntimeError: a gradient is sparse; a gradient is not finite and its group says `nonfinite="raise"`; an
+            exact SVD does not converge. Nothing is changed then.
+          ValueError: a group's `rank` or `proj_type` is no longer what its state was made with.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        buckets = self._gather()
+        due = [(bucket, slot) for bucket in buckets for slot in bucket.slots if self._due(bucket, slot)]
+        go, gate = self._judge(buckets, wait=bool(due))
+        if go:
+            self._refresh(due)
+            for bucket in buckets:
+                step_of(bucket)(bucket, [self._state(bucket, slot) for slot in bucket.slots], gate)
+                for slot in bucket.slots:
+                    if slot.param in self._bounds:
+                        self._bounds[slot.param] += 1
+        return loss
+
+    def plan(self) -> list[PlanRow]:
+        """How each parameter is treated, and why: one row each, in order."""
+        return [
+            plan_row(slot.name, tuple(slot.param.shape), slot.geometry, slot.note) for _, _, slot in self._slots()
+        ]
+
+    def projections(self) -> list[Projection]:
+        """The subspace of each projected weight. Reads the captured shares, so an accelerator is waited for."""
+        found = []
+        for _, _, slot in self._slots():
+            if slot.geometry is not None:
+                state = self.state.get(slot.param) or {}
+                captured = float(state["proj.captured"]) if "proj.captured" in state else None
+                side, rank = slot.geometry.side.name.lower(), slot.geometry.rank
+                refreshes, last = state.get("proj.refreshes", 0), state.get("proj.last_refresh")
+                found.append(Projection(slot.name, tuple(slot.param.shape), side, rank, captured, refreshes, last))
+        return found
+
+    def state_bytes(self) -> int:
+        """Bytes of the state held now: whole storages, each counted once, so that a leaked view shows."""
+        held = [value for state in self.state.values() for value in state.values() if isinstance(value, Tensor)]
+        storages = {storage.data_ptr(): storage.nbytes() for storage in (value.untyped_storage() for value in held)}
+        return sum(storages.values())
+
+    def planned_state_bytes(self) -> int:
+        """Bytes of the state once every parameter has taken a step with a gradient that is not zero."""
+        return sum(
+            prod(shape) * dtype.itemsize
+            for _, group, slot in self._slots()
+            for shape, dtype in self.parts(group, slot.param.dtype).layout(slot).values()
+        )
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps not taken because of a gradient that was not finite. Reads the count, so an accelerator is waited for."""
+        return int(self._skipped)
+
+    @torch._disable_dynamo  # type: ignore[misc]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over groups and state from `state_dict`, dtypes as saved, tensors moved to their parameter's device.
+
+        Raises:
+          ValueError: it was written by another optimizer or format version, or for parameters of other shapes, ranks
+            or sides. Nothing is changed then.
+        """
+        fitting: dict[int, State] = {}
+
+        def take(_: torch.optim.Optimizer, seen: dict[str, Any]) -> dict[str, Any]:
+            fitting.update(vet(self, seen))
+            return {**seen, "state": {}}  # torch would cast all of it to the parameters' dtypes
+
+        def put(_: torch.optim.Optimizer) -> None:
+            restore(self, fitting)
+
+        # The last hook before and the first one after: those of the user see and may change what they always do.
+        with (
+            self.register_load_state_dict_pre_hook(take),
+            self.register_load_state_dict_post_hook(put, prepend=True),
+        ):
+            super().load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_skipped": self._skipped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch adds it; it is no key of ours
+        self._bounds = {}
+
+    def _slots(self) -> Iterator[tuple[int, dict[str, Any], Slot]]:
+        """(number of the group, group, slot) of every parameter."""
+        start = 0
+        for number, group in enumerate(self.param_groups):
+            for slot in slots(group, start):
+                yield number, group, slot
+            start += len(group["params"])
+
+    def _state(self, bucket: Bucket, slot: Slot) -> State:
+        if not self.state.get(slot.param):
+            self.state[slot.param] = open_state(slot, bucket.parts)
+        state: State = self.state[slot.param]
+        return state
+
+    def _gather(self) -> list[Bucket]:
+        """The parameters that have a gradient, by group, path, device and dtype."""
+        buckets: dict[tuple[Any, ...], Bucket] = {}
+        for number, group, slot in self._slots():
+            param, projected = slot.param, slot.geometry is not None
+            if param.grad is None:
+                continue
+            if param.grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"step: the gradient of `{slot.name}` must be dense, got {param.grad.layout}; "
+                    "build its module without sparse gradients"
+                )
+            check_geometry("step", slot, self.state.get(param) or {})
+            key = (number, projected, param.device, param.dtype)
+            if key not in buckets:
+                buckets[key] = Bucket.of(group, self.parts(group, param.dtype), projected)
+            buckets[key].slots.append(slot)
+        return list(buckets.values())
+
+    def _judge(self, buckets: list[Bucket], wait: bool) -> tuple[bool, Tensor | None]:
+        """Whether to go on, and the gate that decides it where the host does not know.
+
+        An accelerator is not waited for (unless `wait`, a group that raises, or several devices ask for it): the
+        answer is then to go on behind a 0-d bool that stays there.
+        """
+        entries = [(bucket, slot) for bucket in buckets for slot in bucket.slots]
+        grads = [slot.gradient() for _, slot in entries]
+        devices = {grad.device for grad in grads}
+        wait = wait or len(devices) != 1 or any(bucket.nonfinite == "raise" for bucket in buckets)
+        if not wait and guard.deferred(grads[0].device):
+            gate = guard.all_finite(grads)
+            self._skipped = self._skipped + (~gate).long()
+            return True, gate
+        bad = [entry for entry, grad in zip(entries, grads, strict=True) if not guard.is_finite(grad)]
+        for bucket, slot in bad:
+            if bucket.nonfinite == "raise":
+                raise RuntimeError(
+                    f"step: the gradient of `{slot.name}` {tuple(slot.param.shape)} must be finite, got inf or nan; "
+                    'nothing was changed, lower the loss scale or pass `nonfinite="skip"`'
+                )
+        self._skipped = self._skipped + bool(bad)
+        return not bad, None
+
+    def _due(self, bucket: Bucket, slot: Slot) -> bool:
+        """True if the basis of `slot` is to be looked for before this step."""
+        if slot.geometry is None:
+            return False
+        state, schedule = self.state.get(slot.param) or {}, bucket.parts.schedule
+        if "proj.rank" not in state:
+            return True
+        bound = self._bounds.get(slot.param)
+        if bound is not None and not schedule.due(bound, state):
+            return False
+        steps = int(state["step"])  # waits for an accelerator, where a refresh seems due
+        if guard.deferred(slot.param.device):
+            self._bounds[slot.param] = steps
+        return schedule.due(steps, state)
+
+    def _refresh(self, due: list[tuple[Bucket, Slot]]) -> None:
+        """Finds the bases that are due; those that may not exist all before anything is changed."""
+        found = {
+            slot: find(slot, self.state.get(slot.param) or {}, bucket.parts, bucket.seed)
+            for bucket, slot in due
+            if bucket.parts.projector.may_fail
+        }
+        for bucket, slot in due:
+            state = self._state(bucket, slot)
+            bases = found.pop(slot) if slot in found else find(slot, state, bucket.parts, bucket.seed)
+            if bases:
+                adopt(slot, state, bucket.parts, bases)
+
+    def _refuse_unknown(self, keys: Iterable[str], known: Iterable[str]) -> None:
+        unknown = [key for key in keys if key not in known]
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__}: `{unknown[0]}` must be one of its keys, got {', '.join(unknown)}; "
+                f"known keys: {', '.join(sorted(known))}"
+            )
+
+    def _check_values(self, group: dict[str, Any]) -> None:
+        op, lr, rank = type(self).__name__, group["lr"], group["rank"]
+        scalar = isinstance(lr, Tensor) and lr.numel() == 1
+        require(scalar or is_number(lr, 0.0), op, "lr", "be a number >= 0 or a 0-d tensor", lr)
+        require(is_number(group["weight_decay"], 0.0), op, "weight_decay", "be a number >= 0", group["weight_decay"])
+        require(rank is None or is_count(rank, 1), op, "rank", "be an int >= 1 or None", rank)
+        require(isinstance(group["seed"], int), op, "seed", "be an int", group["seed"])
+        require_choice(op, "proj_type", group["proj_type"], PROJ_TYPES)
+        require_choice(op, "nonfinite", group["nonfinite"], ("skip", "raise"))
+        for key in ("maximize", "force_projection"):
+            require(isinstance(group[key], bool), op, key, "be True or False", group[key])
+        self.parts(group, torch.float32)

@@ -1,0 +1,127 @@
+"""What an optimizer is made of, and what the state of one parameter is made of by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .codecs import Codec, Layout, State, work_dtype
+from .geometry import Geometry, place
+from .projectors import Bases, NoProjection, Projector, Space
+from .residuals import Drop, Residual
+from .rules import Moments, Rule
+from .schedules import Schedule
+from .transports import Transport
+
+FORMAT = 1  # of the state of one parameter; goes up when a key or its meaning changes
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One point of the product that every optimizer of the package is."""
+
+    projector: Projector
+    residual: Residual
+    rule: Rule
+    schedule: Schedule
+    transport: Transport
+    moment_codec: Codec
+    basis_codec: Codec
+
+    def layout(self, slot: Slot) -> Layout:
+        """Every tensor in the state of a parameter that has its moments, by key."""
+        weight, geometry = slot.param.dtype, slot.geometry
+        entries: Layout = {"step": ((), torch.float32)}
+        if geometry is not None:
+            entries["proj.captured"] = ((), torch.float32)
+            for key, _, shape in geometry.bases():
+                entries |= self.basis_codec.layout(key, shape, weight)
+        for name in self.rule.moments:
+            entries |= self.moment_codec.layout(name, slot.low_shape, weight)
+        return entries
+
+    def bases(self, slot: Slot, state: State) -> Bases:
+        """The bases held in `state`, decoded; empty where there are none (yet)."""
+        if slot.geometry is None or "proj.rank" not in state:
+            return {}
+        return {side: self.basis_codec.decode(state, key, slot.work) for key, side, _ in slot.geometry.bases()}
+
+    def moments(self, slot: Slot, state: State) -> Moments:
+        """The moments held in `state`, decoded."""
+        return {name: self.moment_codec.decode(state, name, slot.work) for name in self.rule.moments}
+
+    def hold_moments(self, state: State, moments: Moments) -> None:
+        """Stores `moments` in `state`."""
+        for name, value in moments.items():
+            self.moment_codec.encode(state, name, value)
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One parameter and how it is treated. `index` is its position among all groups and keys its random numbers."""
+
+    param: Tensor
+    index: int
+    name: str
+    geometry: Geometry | None
+    note: str  # why it is not projected, or a remark
+
+    @property
+    def work(self) -> torch.dtype:
+        return work_dtype(self.param.dtype)
+
+    @property
+    def low_shape(self) -> tuple[int, ...]:
+        """The shape of the moments."""
+        return tuple(self.param.shape) if self.geometry is None else self.geometry.low_shape
+
+    def gradient(self) -> Tensor:
+        """The gradient, seen as the matrix that is projected, or as it is on the plain path."""
+        grad = cast(Tensor, self.param.grad)  # slots without one do not reach a step
+        return grad if self.geometry is None else grad.reshape(self.geometry.rows, self.geometry.cols)
+
+
+def slots(group: dict[str, Any], start: int) -> Iterator[Slot]:
+    """The parameters of one group, the first being number `start`."""
+    names = group.get("param_names")
+    asked = group["rank"], group["proj_type"], group["force_projection"]
+    for offset, param in enumerate(group["params"]):
+        geometry, note = place(tuple(param.shape), *asked)
+        name = names[offset] if names else f"parameter {start + offset}"
+        yield Slot(param, start + offset, name, geometry, note)
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """Parameters of one group that are stepped alike: by the same parts, on one device, in one dtype."""
+
+    parts: Parts
+    space: Space  # the parts' projector, or the whole space on the plain path
+    residual: Residual
+    lr: float
+    weight_decay: float
+    maximize: bool
+    seed: int
+    nonfinite: str
+    slots: list[Slot] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, group: dict[str, Any], parts: Parts, projected: bool) -> Bucket:
+        """An empty bucket of `group`."""
+        return cls(
+            parts=parts,
+            space=parts.projector if projected else NoProjection(),
+            residual=parts.residual if projected else Drop(),
+            lr=float(group["lr"]),
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+            seed=group["seed"],
+            nonfinite=group["nonfinite"],
+        )
+
+
+Step = Callable[[Bucket, list[State], Tensor | None], None]

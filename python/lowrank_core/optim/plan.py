@@ -1,0 +1,50 @@
+"""The plan: what an optimizer does with each parameter, and why, as rows and as a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .geometry import Geometry
+
+
+class PlanRow(NamedTuple):
+    """How one parameter is treated."""
+
+    name: str
+    shape: tuple[int, ...]
+    projected: bool  # False: plain AdamW
+    side: str | None  # "left", "right" or "both"; None if not projected
+    rank: int | None  # the effective rank; None if not projected
+    reason: str  # why it is not projected, or a remark
+
+
+def plan_row(name: str, shape: tuple[int, ...], where: Geometry | None, note: str) -> PlanRow:
+    """The row of a parameter that `place` put at `where` with `note`."""
+    side, rank = (None, None) if where is None else (where.side.name.lower(), where.rank)
+    return PlanRow(name, shape, where is not None, side, rank, note)
+
+
+def numberless(name: str) -> str:
+    """`name` with its numbers as `*`, the same for every layer of a stack."""
+    return re.sub(r"\d+", "*", name)
+
+
+def format_plan(rows: Iterable[PlanRow]) -> str:
+    """The plan as a table. Rows that differ only in the numbers of their names are one line, with their count."""
+    counts: dict[tuple[str, ...], int] = {}
+    for entry in rows:
+        cells = (
+            numberless(entry.name),
+            "x".join(map(str, entry.shape)) or "scalar",
+            "projected" if entry.projected else "AdamW",
+            entry.side or "-",
+            str(entry.rank or "-"),
+            entry.reason,
+        )
+        counts[cells] = counts.get(cells, 0) + 1
+    lines = [("parameter", "count", "shape", "path", "side", "rank", "reason")]
+    lines += [(name, str(count), *rest) for (name, *rest), count in counts.items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

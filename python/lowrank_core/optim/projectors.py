@@ -1,0 +1,166 @@
+"""Projectors: which subspace the update lives in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from ..ops import project, project_back, range_finder, rsvd
+from .checks import is_count, is_number, require
+from .codecs import work_dtype
+from .geometry import Geometry, Side
+from .rules import Direction, Turn
+
+Bases = dict[str, Tensor]  # "left": [m, r], "right": [n, r]; decoded to the working dtype
+
+
+class Space(Protocol):
+    """Where an update lives, and the way in and out."""
+
+    def down(self, grad: Tensor, bases: Bases) -> Tensor:
+        """`grad` [m, n] in the space."""
+        ...
+
+    def up(self, direction: Direction, bases: Bases) -> Direction:
+        """`direction` of the space as one of the weight."""
+        ...
+
+
+class Projector(Space, Protocol):
+    """A space that is looked for."""
+
+    @property
+    def may_fail(self) -> bool:
+        """True if `find` can raise on a finite gradient: the loop then finds all bases before it changes anything."""
+        ...
+
+    def find(self, grad: Tensor, geometry: Geometry, held: Bases, seed: int) -> Bases:
+        """Bases for `grad` [m, n] (any floating dtype, finite, not zero), near `held` (empty at first)."""
+        ...
+
+    def turn(self, held: Bases, found: Bases) -> Turn:
+        """The change from the bases `held` to `found`."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoProjection:
+    """The whole space, of any shape: the plain path."""
+
+    def down(self, grad: Tensor, bases: Bases) -> Tensor:
+        return grad
+
+    def up(self, direction: Direction, bases: Bases) -> Direction:
+        return direction
+
+
+@dataclass(frozen=True)
+class _Subspace:
+    """What every projector with orthonormal bases shares. `scale` multiplies the update on its way back."""
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(is_number(self.scale), type(self).__name__, "scale", "be a finite number", self.scale)
+
+    def down(self, grad: Tensor, bases: Bases) -> Tensor:
+        for side, basis in bases.items():
+            grad = project(grad, basis, side=side)
+        return grad
+
+    def up(self, direction: Direction, bases: Bases) -> Direction:
+        update = direction.dense().mul_(self.scale)
+        for side, basis in bases.items():
+            update = project_back(update, basis, side=side)
+        return Direction(update)
+
+    def turn(self, held: Bases, found: Bases) -> Turn:
+        change = {side: found[side].mT @ held[side] for side in found}
+        return Turn(
+            lambda x: _change(x, change), lambda x: _change(x, {side: t.square() for side, t in change.items()})
+        )
+
+
+@dataclass(frozen=True)
+class ExactSVD(_Subspace):
+    """The leading singular vectors, by torch.linalg.svd in the working precision.
+
+    Determinism: D2.
+    Raises: torch.linalg.LinAlgError where LAPACK does not converge.
+    """
+
+    may_fail: ClassVar[bool] = True
+
+    def find(self, grad: Tensor, geometry: Geometry, held: Bases, seed: int) -> Bases:
+        u, _, vh = torch.linalg.svd(grad.to(work_dtype(grad.dtype)), full_matrices=False)
+        left, right = u[:, : geometry.rank], vh[: geometry.rank].mT
+        both = geometry.side == Side.BOTH
+        sign = _leading_sign(right if geometry.side == Side.RIGHT else left)
+        found = {}
+        if both or geometry.side == Side.LEFT:
+            found["left"] = left * sign
+        if both or geometry.side == Side.RIGHT:
+            found["right"] = right * sign
+        return _aligned(found, held)
+
+
+@dataclass(frozen=True)
+class RandomizedSVD(_Subspace):
+    """The leading singular vectors, by randomized subspace iteration started from the basis held.
+
+    A first search takes `niter` power iterations, a warm one `warm_niter`. `oversample` columns are drawn fresh
+    in either, so that a direction the old basis cannot see can enter.
+
+    Determinism: as `range_finder` and `rsvd`, of which it is a call.
+    Source: Halko, Martinsson, Tropp 2011 (arXiv:0909.4061), algorithms 4.4 and 5.1.
+    """
+
+    oversample: int = 10
+    niter: int = 2
+    warm_niter: int = 1
+    may_fail: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        require(is_count(self.oversample, 0), name, "oversample", "be an int >= 0", self.oversample)
+        require(is_count(self.niter, 0), name, "niter", "be an int >= 0", self.niter)
+        require(is_count(self.warm_niter, 1), name, "warm_niter", "be an int >= 1", self.warm_niter)
+
+    def find(self, grad: Tensor, geometry: Geometry, held: Bases, seed: int) -> Bases:
+        niter = self.warm_niter if held else self.niter
+        if geometry.side == Side.BOTH:
+            u, _, vh = rsvd(
+                grad, geometry.rank, oversample=self.oversample, niter=niter, basis=held.get("left"), seed=seed
+            )
+            return _aligned({"left": u, "right": vh.mT}, held)
+        side, matrix = ("left", grad) if geometry.side == Side.LEFT else ("right", grad.mT)
+        basis = range_finder(
+            matrix, geometry.rank, oversample=self.oversample, niter=niter, basis=held.get(side), seed=seed
+        )
+        return _aligned({side: basis}, held)
+
+
+def _change(x: Tensor, change: Bases) -> Tensor:
+    for side, t in change.items():
+        x = t @ x if side == "left" else x @ t.mT
+    return x
+
+
+def _leading_sign(basis: Tensor) -> Tensor:
+    """[1, r] of +-1 that makes the entry of largest magnitude in each column of `basis` positive, the first on ties."""
+    leading = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
+    return torch.where(leading < 0, -1.0, 1.0).to(basis.dtype)
+
+
+def _aligned(found: Bases, held: Bases) -> Bases:
+    """`found` with each column turned to the side of the column it replaces: diag(P_new^T P_old) >= 0."""
+    return {
+        side: basis * torch.where((basis * held[side]).sum(dim=0) < 0, -1.0, 1.0).to(basis.dtype)
+        if side in held
+        else basis
+        for side, basis in found.items()
+    }

@@ -1,0 +1,40 @@
+"""Residuals: what becomes of the part of the gradient that the subspace does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from .codecs import State
+from .rules import Direction
+
+
+class Residual(Protocol):
+    """Makes the direction of the weight from that of the subspace and from the whole gradient."""
+
+    def complete(
+        self, grad: Tensor, low: Tensor, direction: Direction, lift: Callable[[Direction], Direction], state: State
+    ) -> Direction:
+        """The direction of the weight.
+
+        Args:
+          grad: [m, n], working dtype: the whole gradient G.
+          low: the gradient in the subspace, R.
+          direction: what the rule made of R.
+          lift: takes a direction of the subspace to the weight's shape.
+          state: of the parameter, for what a residual keeps.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The rest is dropped: the direction is lifted and nothing is added (GaLore)."""
+
+    def complete(
+        self, grad: Tensor, low: Tensor, direction: Direction, lift: Callable[[Direction], Direction], state: State
+    ) -> Direction:
+        return lift(direction)

@@ -1,0 +1,117 @@
+"""Update rules: what is done with a gradient, whole or projected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .checks import is_number, require
+
+Moments = dict[str, Tensor]
+
+
+class Turn(NamedTuple):
+    """A change of basis, T = P_new^T P_old, as it acts on tensors that live in the subspace."""
+
+    linear: Callable[[Tensor], Tensor]  # X -> T X, X T^T or both, by side
+    squared: Callable[[Tensor], Tensor]  # the same with T squared elementwise: how variances travel
+
+
+class Direction(NamedTuple):
+    """numerator / (denominator * correction): what is subtracted from a weight once per unit of lr.
+
+    Kept as a fraction so that the plain path rounds exactly as torch's own AdamW does.
+    """
+
+    numerator: Tensor
+    denominator: Tensor | None = None  # None: the numerator is the direction, and there is no correction
+    correction: float | Tensor = 1.0  # a 0-d tensor where the step count is one
+
+    def dense(self) -> Tensor:
+        """The value, in storage of its own."""
+        if self.denominator is None:
+            return self.numerator.clone()
+        return (self.numerator / self.denominator).div_(self.correction)
+
+    def reshaped(self, shape: torch.Size) -> Direction:
+        """The same, in `shape`."""
+        denominator = None if self.denominator is None else self.denominator.reshape(shape)
+        return Direction(self.numerator.reshape(shape), denominator, self.correction)
+
+    def subtract_from_(self, target: Tensor, lr: float) -> None:
+        """target <- target - lr * self."""
+        if self.denominator is None:
+            target.sub_(self.numerator, alpha=lr)
+        elif isinstance(self.correction, Tensor):  # as `value` it would be read, which waits for the device
+            target.addcdiv_(self.numerator, self.denominator * self.correction, value=-lr)
+        else:
+            target.addcdiv_(self.numerator, self.denominator, value=-(lr / self.correction))
+
+
+class Rule(Protocol):
+    """Turns a gradient into a direction; knows no lr, no decay and no parameter."""
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """The state it keeps, by name; each has the gradient's shape."""
+        ...
+
+    def update(self, grad: Tensor, moments: Moments, step: float | Tensor) -> Direction:
+        """Advances `moments` in place by `grad` and returns the direction of step number `step` (from 1)."""
+        ...
+
+    def turned(self, moments: Moments, turn: Turn, step: int) -> Moments:
+        """`moments` after `step` >= 1 finished steps, expressed in a new basis."""
+        ...
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam with bias correction, eps outside it (torch's form).
+
+    exp_avg <- b1 exp_avg + (1 - b1) g;  exp_avg_sq <- b2 exp_avg_sq + (1 - b2) g^2
+    direction = [exp_avg / (1 - b1^t)] / (sqrt(exp_avg_sq / (1 - b2^t)) + eps)
+
+    Source: Kingma, Ba 2015 (arXiv:1412.6980), algorithm 1. The operations and their order are those of
+      torch.optim.AdamW's loop over single tensors, so that the results agree to the bit.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        pair = isinstance(self.betas, (tuple, list)) and len(self.betas) == 2
+        require(
+            pair and all(is_number(b, 0.0) and b < 1 for b in self.betas),
+            "Adam", "betas", "be two numbers in [0, 1)", self.betas,
+        )  # fmt: skip
+        require(is_number(self.eps, 0.0), "Adam", "eps", "be a number >= 0", self.eps)
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq")
+
+    def update(self, grad: Tensor, moments: Moments, step: float | Tensor) -> Direction:
+        beta1, beta2 = self.betas
+        exp_avg, exp_avg_sq = moments["exp_avg"], moments["exp_avg_sq"]
+        exp_avg.lerp_(grad, 1 - beta1)
+        exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        denominator = exp_avg_sq.sqrt().div_((1 - beta2**step) ** 0.5).add_(self.eps)
+        return Direction(exp_avg, denominator, 1 - beta1**step)
+
+    def turned(self, moments: Moments, turn: Turn, step: int) -> Moments:
+        """First moment: M' = T M. Second: the variance travels by squares, the mean by T.
+
+        V' = c2 |(T o T)(V / c2 - (M / c1)^2) + (M' / c1)^2| with c = 1 - beta^t, never negative.
+
+        Source: Robert et al. 2024 (LDAdam, arXiv:2410.16103), the form of its code.
+        """
+        correction1, correction2 = (1 - beta**step for beta in self.betas)
+        exp_avg = turn.linear(moments["exp_avg"])
+        variance = moments["exp_avg_sq"] / correction2 - (moments["exp_avg"] / correction1).square_()
+        exp_avg_sq = turn.squared(variance).add_((exp_avg / correction1).square_()).abs_().mul_(correction2)
+        return {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}

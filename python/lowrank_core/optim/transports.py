@@ -1,0 +1,35 @@
+"""Transports: what becomes of the moments when their basis changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from .rules import Moments, Rule, Turn
+
+
+class Transport(Protocol):
+    """Carries the moments of `rule` over a change of basis."""
+
+    def carry(self, moments: Moments, turn: Turn, rule: Rule, step: int) -> Moments:
+        """The moments in the new basis, after `step` >= 1 finished steps."""
+        ...
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The numbers stay as they are and are read in the new basis, whose signs follow the old one.
+
+    Source: GaLore's code, which does the same without aligning the signs.
+    """
+
+    def carry(self, moments: Moments, turn: Turn, rule: Rule, step: int) -> Moments:
+        return moments
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """The moments are expressed in the new basis; what it cannot hold is lost."""
+
+    def carry(self, moments: Moments, turn: Turn, rule: Rule, step: int) -> Moments:
+        return rule.turned(moments, turn, step)
