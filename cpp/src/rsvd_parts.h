@@ -23,8 +23,8 @@ void draw_signs(T* out, int64_t rows, int64_t cols, uint64_t seed, uint32_t step
   });
 }
 
-// SVD of B = Qᵀ A, given as Bᵀ [n, l]: B = rotation diag(s) (bt rotated_right)ᵀ. On return bt holds the orthonormal
-// factor of Bᵀ, and B = rotation diag(s) rightᵀ btᵀ with l x l rotations. Rank-deficient B included.
+// SVD of B = Qᵀ A, given as Bᵀ [n, l], of any rank. On return bt holds an orthonormal basis V0 of the row space, and
+// B = left diag(s) (V0 right)ᵀ.
 struct SmallSvd {
   Dense<double> left, right;  // [l, l]; columns are vectors
   Scratch<double> s;
@@ -36,7 +36,7 @@ SmallSvd small_svd(Dense<T>& bt) {
   Dense<T> original(n, l), spare(n, l);
   std::copy(bt.data(), bt.data() + n * l, original.data());
   orthonormalize(bt, spare);
-  // Bᵀ = V0 R with R = V0ᵀ Bᵀ in float64; R = Ur S Vrᵀ gives B = Vr S (V0 Ur)ᵀ.
+  // Bᵀ = V0 R with R = V0ᵀ Bᵀ in float64; R = right S leftᵀ.
   Dense<double> r(l, l);
   gemm(r.view(), bt.view().transposed(), original.view());
   SmallSvd svd{Dense<double>(l, l), Dense<double>(l, l), Scratch<double>(l)};

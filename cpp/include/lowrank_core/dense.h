@@ -16,6 +16,8 @@ LRC_DECLARE_AT_LEVELS(
     double dot(const double* x, const double* y, int64_t n); double dot(const float* x, const float* y, int64_t n);
     // y += a x
     void axpy(double* y, double a, const double* x, int64_t n); void axpy(float* y, float a, const float* x, int64_t n);
+    // y += a x + b z
+    void axpy2(double* y, double a, const double* x, double b, const double* z, int64_t n);
     // (x, y) <- (c x - s y, s x + c y)
     void rotate(double* x, double* y, double c, double s, int64_t n);
     // Rademacher signs of elements [begin, end) of a stream: +1 or -1. The same bits at every level.
@@ -52,10 +54,14 @@ double make_reflector(T* v, int64_t n) {
   return 2.0 / LRC_AT_LEVEL(dot, v, v, n);
 }
 
-// SVD of a square n x n row-major matrix by one-sided Jacobi after a pivoted QR (Drmač & Veselić, "New fast and
-// accurate Jacobi SVD algorithm I", SIAM J. Matrix Anal. Appl. 29, 2008): a = u diag(s) vtᵀ, that is, the columns of
-// u and the ROWS of vt are the singular vectors. s descends; u and vt are orthogonal to working precision even where
-// a is singular or zero. `tol` is the largest cosine left between two columns. Overwrites a.
+// Eigenvectors of the symmetric n x n matrix a, as the ROWS of `rows`, in no particular order. Overwrites a.
+void symmetric_eigenvectors(double* a, int64_t n, double* rows);
+
+// SVD of a square n x n row-major matrix: a = u diag(s) vt, s descending, u and vt orthogonal to working precision even
+// where a is singular or zero. One-sided Jacobi on a V, where V holds the eigenvectors of aᵀa: they leave almost
+// nothing to rotate, and Jacobi restores the accuracy that squaring lost (Drmač & Veselić, "New fast and accurate
+// Jacobi SVD algorithm I", SIAM J. Matrix Anal. Appl. 29, 2008, on why it is accurate). `tol`: the largest cosine
+// left between two columns of u diag(s). Overwrites a.
 void jacobi_svd(double* a, int64_t n, double* u, double* s, double* vt, double tol);
 
 }  // namespace lowrank

@@ -47,6 +47,10 @@ void axpy(float* y, float a, const float* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
 }
 
+void axpy2(double* y, double a, const double* x, double b, const double* z, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] += a * x[i] + b * z[i];
+}
+
 void rotate(double* x, double* y, double c, double s, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const double xi = x[i], yi = y[i];

@@ -1,6 +1,6 @@
 """The command line `lowrank-core` (= `python -m lowrank_core`).
 
-A command's module is imported when it runs, so that `--help` and `info` need neither torch nor its start-up time.
+A command's module is imported when it runs: `--help` and `info` need neither torch nor its start-up time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lowrank_core.cli.parser import build_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0 done, 2 refused with a sentence, 130 or 143 stopped by a signal."""
+    """Runs one command; returns 0 (done), 2 (refused with a sentence) or 130, 143 (stopped by a signal)."""
     options = build_parser().parse_args(argv)
     try:
         command = importlib.import_module(f"lowrank_core.cli.{options.command}")
@@ -27,6 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lowrank-core {options.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`); the interpreter would complain once more when it flushes.
+        # The reader of our output has gone (`| head`); the interpreter would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -1,7 +1,7 @@
-"""Checkpoints: a tree of tensors and plain numbers in one safetensors file, with a checksum and without pickle.
+"""Checkpoints: a tree of tensors and plain numbers in one safetensors file, with a checksum, without pickle.
 
-The tensors are stored under their path in the tree; the tree itself, with a mark where each tensor belongs, is JSON in
-the file's metadata. The SHA-256 over both finds a flipped bit anywhere (safetensors alone checks only the header).
+The tensors are stored under their path in the tree; the tree itself, with a mark in each tensor's place, is JSON
+in the file's metadata. The SHA-256 over both finds a flipped bit anywhere (safetensors checks no data).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _digest(body: str, tensors: dict[str, Tensor]) -> str:
 
 
 def _encode(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for `node`; its tensors go to `tensors`. Dicts become pairs, because JSON would turn integer keys to text."""
+    """JSON for `node`; its tensors go to `tensors`. A dict becomes pairs: JSON would make integer keys text."""
     if isinstance(node, Tensor):
         tensors[path] = node.detach().cpu().contiguous()
         return {"tensor": path}

@@ -24,7 +24,7 @@ SEPARATOR = b"\0"  # between files; no accepted text holds it
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text as bytes: `train` and `val` `[n]` uint8; `sha256` covers both; `split` says in words how they were parted."""
+    """Text as bytes: `train` and `val` `[n]` uint8; `sha256` covers both; `split` says how they were parted."""
 
     train: Tensor
     val: Tensor
@@ -37,9 +37,9 @@ class Corpus:
 def load_corpus(paths: Sequence[str], *, val_fraction: float, window: int) -> Corpus:
     """Reads all text under `paths` (none: the standard library's `.py` files) and splits it.
 
-    A file belongs to the validation part if the hash of its name relative to the given path is below `val_fraction`,
-    so its side does not depend on the other files. Where that leaves a part shorter than a window (a single file,
-    say) the end of the whole text is held out instead.
+    A file belongs to the validation part if the hash of its name relative to the given path is below
+    `val_fraction`, so its side does not depend on the other files. Where that leaves a part shorter than a
+    window (a single file, say) the end of the whole text is held out instead.
 
     Raises:
       CliError: a path is missing or unreadable, a file is binary, or the text is empty or too short.
@@ -67,7 +67,7 @@ def load_corpus(paths: Sequence[str], *, val_fraction: float, window: int) -> Co
 
 
 def training_batch(text: Tensor, *, seed: int, step: int, size: int, window: int) -> Tensor:
-    """`[size, window]` int64 windows of `text` `[n]`; a function of its arguments alone, so a resume needs no state."""
+    """`[size, window]` int64 windows of `text` `[n]`; a function of its arguments: a resume needs no state."""
     random = np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64)))
     return _windows(text, random.integers(0, len(text) - window + 1, size), window)
 
@@ -83,7 +83,7 @@ def _windows(text: Tensor, starts: NDArray[np.int64], window: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _File:
-    """`name` is relative to the path given by the user (the `root`-th); `chosen` if that path is this very file."""
+    """`name` is relative to the path given by the user (the `root`-th); `chosen` if that is this very file."""
 
     root: int
     name: str

@@ -13,7 +13,7 @@ class CliError(Exception):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a failed write (full disk, no permission) into a sentence; files are replaced whole, so nothing is lost."""
+    """Turns a failed write (full disk, no permission) into a sentence."""
     try:
         yield
     except OSError as failure:

@@ -48,7 +48,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Creates `folder` and holds it for this process; the kernel lets go when the process ends, however it ends.
+    """Creates `folder` and holds it for this process; the kernel lets go however the process ends.
 
     Raises:
       CliError: it cannot be made or written, or another process trains in it.
@@ -57,12 +57,16 @@ def claimed(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as failure:
-        raise CliError(f"`--out` must be a folder that can be written, got '{folder}' ({failure.strerror})") from failure
+        raise CliError(
+            f"`--out` must be a folder that can be written, got '{folder}' ({failure.strerror})"
+        ) from failure
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as failure:
-        raise CliError(f"`--out` must be free, but another process trains in '{folder}'; wait or choose another") from failure
+        raise CliError(
+            f"`--out` must be free, but another process trains in '{folder}'; wait or choose another"
+        ) from failure
     finally:
         os.close(handle)
 

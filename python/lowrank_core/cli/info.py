@@ -6,11 +6,15 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from lowrank_core.cli.environment import cpu_name, version, versions
+from lowrank_core.cli.errors import CliError
+
+OVERRIDE = "LOWRANK_CORE_ISA"  # read by the compiled core when it first asks for its level
 
 _OPENMP = re.compile(r"/lib(gomp|omp|iomp5)\b[^/]*\.so[^/]*$")
 
@@ -26,12 +30,17 @@ def collect() -> dict[str, Any]:
     """All facts as plain values; torch and CuPy are imported if they are installed, and missed if not."""
     from lowrank_core import _core
 
+    forced = os.environ.get(OVERRIDE)
+    try:
+        active = _core.isa()
+    except ValueError as failure:
+        raise CliError(f"the environment variable {OVERRIDE} is set to '{forced}': {failure}") from failure
     devices = {"torch": _torch(), "cupy": _cupy()}
     return {
         "versions": versions(),
         "build": dict(_core.build_info()),
         "cpu": cpu_name(),
-        "instruction_sets": {"active": _core.isa(), "available": list(_core.isa_levels())},
+        "instruction_sets": {"active": active, "available": list(_core.isa_levels()), "override": forced},
         "threads": {"lowrank_core": _core.num_threads(), "openmp": openmp_libraries(), "pools": _pools()},
         **devices,
     }
@@ -60,7 +69,12 @@ def _torch() -> dict[str, Any] | None:
         return None
     torch = importlib.import_module("torch")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"version": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.version.cuda, "gpus": gpus}
+    return {
+        "version": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "gpus": gpus,
+    }
 
 
 def _cupy() -> dict[str, Any] | None:
@@ -76,7 +90,14 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         *((f"build: {key}", str(value)) for key, value in facts["build"].items()),
         ("processor", facts["cpu"]),
         ("instruction set", f"{sets['active']} (available: {', '.join(sets['available'])})"),
-        ("threads", f"{threads['lowrank_core']} in lowrank_core" + (f", {torch['threads']} in torch" if torch else "")),
+        (
+            "override",
+            f"{OVERRIDE}={sets['override']}" if sets["override"] else f"none ({OVERRIDE} is not set)",
+        ),
+        (
+            "threads",
+            f"{threads['lowrank_core']} in lowrank_core" + (f", {torch['threads']} in torch" if torch else ""),
+        ),
         *(("OpenMP runtime", path) for path in threads["openmp"]),
         ("torch", _torch_words(torch)),
         ("CuPy", facts["cupy"]["version"] if facts["cupy"] else "not installed"),
@@ -84,8 +105,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines = [f"{name:<24}{value}" for name, value in rows]
     if len(threads["openmp"]) > 1:
         lines.append(
-            "warning: more than one OpenMP runtime is loaded; each has its own threads, and torch.set_num_threads "
-            "governs only torch's"
+            "warning: more than one OpenMP runtime is loaded; each has its own threads, and "
+            "torch.set_num_threads governs only torch's"
         )
     return lines
 

@@ -25,7 +25,7 @@ AUTOCAST = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}
 
 
 def lr_at(step: int, *, peak: float, warmup: int, steps: int, min_ratio: float) -> float:
-    """Learning rate of step 1..`steps`: linear to `peak` at step `warmup`, then a cosine to `peak * min_ratio` at the last."""
+    """Learning rate of step 1..`steps`: linear to `peak` at `warmup`, then a cosine to `peak * min_ratio`."""
     if step <= warmup:
         return peak * step / warmup
     done = (step - warmup) / (steps - warmup)
@@ -33,7 +33,7 @@ def lr_at(step: int, *, peak: float, warmup: int, steps: int, min_ratio: float) 
 
 
 class Run:
-    """Trains one model with the optimizer `name`; `progress` holds all that is neither model nor optimizer."""
+    """Trains one model with the optimizer `name`; `progress` is all that is neither model nor optimizer."""
 
     def __init__(self, name: str, config: TrainConfig, corpus: Corpus, folder: Path) -> None:
         self.name = name
@@ -45,124 +45,128 @@ class Run:
         if config.precision == "bf16":
             self.model.bfloat16()
         self.optimizer = build_optimizer(name, self.model, config)
-        # Only fp16 needs it; disabled it passes everything through.
+        # Only float16 needs it; disabled, it hands everything through.
         self._scaler = torch.amp.GradScaler("cpu", enabled=config.precision == "amp-fp16")
-        self._validation = validation_windows(
-            corpus.val, count=config.eval_batches * config.batch_size, window=config.window
-        )
-        self.progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "val_loss": None, "best_val_loss": None, "refreshes": 0}
+        count = config.eval_batches * config.batch_size
+        self._validation = validation_windows(corpus.val, count=count, window=config.window)
+        self.progress: dict[str, Any] = {
+            "step": 0, "seconds": 0.0, "val_loss": None, "best_val_loss": None, "refreshes": 0,
+        }  # fmt: skip
 
     @property
     def step(self) -> int:
         """Optimizer steps done."""
         return int(self.progress["step"])
 
-    def train_step(self, log: MetricsLog) -> dict[str, Any]:
-        """Does the next step and logs it.
+    def train_step(self, log: MetricsLog) -> tuple[float, float]:
+        """Does the next step and logs it; returns its loss and its tokens (bytes) per second.
 
         Raises:
           CliError: the loss or the gradient is not finite; nothing was updated.
         """
         started = time.perf_counter()
-        step, config = self.step + 1, self._config
-        lr = lr_at(step, peak=config.peak_lr(self.name), warmup=config.warmup or 0, steps=config.steps,
-                   min_ratio=config.min_lr_ratio)  # fmt: skip
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        step = self.step + 1
+        lr = self._set_lr(step)
         loss = self._backward(step)
         self._scaler.unscale_(self.optimizer)
-        norm = float(clip_grad_norm_(self.model.parameters(), config.clip or math.inf))
-        # GradScaler meets infinite gradients by design and skips them; anywhere else they mean the run is lost.
+        norm = float(clip_grad_norm_(self.model.parameters(), self._config.clip or math.inf))
+        # GradScaler meets infinite gradients by design and skips them; else they mean the run is lost.
         if not math.isfinite(loss) or not (math.isfinite(norm) or self._scaler.is_enabled()):
             raise CliError(
-                f"the loss of {self.name} is no longer finite at step {step} (loss {loss:g}, gradient norm {norm:g}); "
-                "lower the learning rate and start a new run"
+                f"{self.name} diverged at step {step} (loss {loss:g}, gradient norm {norm:g}); "
+                "lower its learning rate and start a new run"
             )
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
         self.progress.update(step=step, seconds=self.progress["seconds"] + seconds)
-        line = {"train_loss": loss, "lr": lr, "grad_norm": norm, "seconds": self.progress["seconds"],
-                "tokens_per_s": config.tokens_per_step / seconds}  # fmt: skip
-        log.write(run=self.name, step=step, event="train", **line)
+        speed = self._config.bytes_per_step / seconds
+        self._log(log, "train", train_loss=loss, lr=lr, grad_norm=norm, tokens_per_s=speed)
         self._log_refresh(log)
-        return line
-
-    def _log_refresh(self, log: MetricsLog) -> None:
-        """Logs the subspaces if this step chose new ones."""
-        view = subspaces(self.optimizer)
-        if view and view["refreshes"] != self.progress["refreshes"]:
-            self.progress["refreshes"] = view["refreshes"]
-            log.write(run=self.name, step=self.step, event="refresh", seconds=self.progress["seconds"], **view)
+        return loss, speed
 
     def evaluate(self, log: MetricsLog) -> float:
         """Mean validation loss (nats per byte) over the fixed windows; remembers the best."""
         self.model.eval()
         with torch.no_grad():
-            losses = [self._loss(windows).double() for windows in self._validation.split(self._config.batch_size)]
+            losses = [self._loss(part).double() for part in self._validation.chunk(self._config.eval_batches)]
         self.model.train()
         loss = float(torch.stack(losses).mean())
         best = self.progress["best_val_loss"]
         self.progress.update(val_loss=loss, best_val_loss=loss if best is None else min(best, loss))
-        log.write(run=self.name, step=self.step, event="eval", val_loss=loss, seconds=self.progress["seconds"])
+        self._log(log, "eval", val_loss=loss)
         return loss
 
     def save(self, log: MetricsLog) -> int:
         """Writes the checkpoint: everything that the next step depends on. Returns its step."""
-        log.sync()  # first, so that no checkpoint is ever ahead of its metrics
-        checkpoint.save(self.path, {
-            "run": self.name, "config": self._config.to_json(), "text": self._corpus.sha256, "progress": self.progress,
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict(),
-        })  # fmt: skip
-        return self.step
-
-    def summary(self) -> dict[str, Any]:
-        """One row of the final table: losses in nats per byte, times in seconds of training steps."""
-        return {
-            "optimizer": self.name,
-            "val_loss": self.progress["val_loss"],
-            "best_val_loss": self.progress["best_val_loss"],
-            "state_bytes": (held := state_bytes(self.optimizer)),
-            "ratio": held / estimate_state_bytes(self.model, optimizer="adamw"),
-            "seconds_per_step": self.progress["seconds"] / self.step,
-            "seconds": self.progress["seconds"],
-            "lr": self._config.peak_lr(self.name),
+        log.sync()  # first: a checkpoint must never be ahead of its metrics
+        tree = {
+            "run": self.name,
+            "config": self._config.to_json(),
+            "text": self._corpus.sha256,
+            "progress": self.progress,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
         }
+        checkpoint.save(self.path, tree)
+        return self.step
 
     def restore(self) -> None:
         """Takes up the checkpoint if there is one.
 
         Raises:
-          CliError: it is damaged, or belongs to another run.
+          CliError: it is damaged, or belongs to another run or text.
         """
         if not self.path.exists():
             return
         saved = checkpoint.load(self.path)
-        if saved["run"] != self.name:
-            raise CliError(f"the checkpoint '{self.path}' must be of the optimizer {self.name}, got {saved['run']}")
-        if found := difference(self._config.to_json(), saved["config"]):
+        here = {"optimizer": self.name, **self._config.to_json()}
+        if found := difference(here, {**saved["config"], "optimizer": saved["run"]}):
             option, ours, theirs = found
-            raise CliError(f"the checkpoint '{self.path}' belongs to another run: its `{option}` is {theirs}, here it is {ours}")
+            raise CliError(
+                f"the checkpoint '{self.path}' belongs to another run: `{option}` is {theirs} there, {ours} here; "
+                "put the right one in its place"
+            )
         if saved["text"] != self._corpus.sha256:
-            raise CliError(f"the text must be the one that '{self.path}' was trained on, but it has changed since; restore it")
+            raise CliError(f"the text has changed since '{self.path}' was written; restore it, or start a new run")
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        if saved["scaler"]:
+        if self._scaler.is_enabled():
             self._scaler.load_state_dict(saved["scaler"])
         self.progress = saved["progress"]
+
+    def summary(self) -> dict[str, Any]:
+        """One row of the final table: losses in nats per byte, times in seconds of training steps."""
+        held = state_bytes(self.optimizer)
+        return {
+            "optimizer": self.name,
+            "lr": self._config.peak_lr(self.name),
+            "val_loss": self.progress["val_loss"],
+            "best_val_loss": self.progress["best_val_loss"],
+            "state_bytes": held,
+            "ratio": held / estimate_state_bytes(self.model, optimizer="adamw"),
+            "seconds_per_step": self.progress["seconds"] / self.step,
+            "seconds": self.progress["seconds"],
+        }
+
+    def _set_lr(self, step: int) -> float:
+        config, peak = self._config, self._config.peak_lr(self.name)
+        lr = lr_at(step, peak=peak, warmup=config.warmup or 0, steps=config.steps, min_ratio=config.min_lr_ratio)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
 
     def _backward(self, step: int) -> float:
         """Accumulates the gradients of the step's batch; returns its mean loss."""
         config = self._config
-        windows = training_batch(
-            self._corpus.train, seed=config.seed, step=step,
-            size=config.batch_size * config.accumulation, window=config.window,
-        )  # fmt: skip
+        size = config.batch_size * config.accumulation
+        windows = training_batch(self._corpus.train, seed=config.seed, step=step, size=size, window=config.window)
         total = 0.0
-        for part in windows.split(config.batch_size):
+        for part in windows.chunk(config.accumulation):
             loss = self._loss(part) / config.accumulation
-            self._scaler.scale(loss).backward()
+            torch.autograd.backward(self._scaler.scale(loss))
             total += float(loss.detach())
         return total
 
@@ -170,3 +174,13 @@ class Run:
         dtype = AUTOCAST.get(self._config.precision)
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             return next_byte_loss(self.model, windows)
+
+    def _log(self, log: MetricsLog, event: str, **values: float) -> None:
+        log.write(run=self.name, step=self.step, event=event, seconds=self.progress["seconds"], **values)
+
+    def _log_refresh(self, log: MetricsLog) -> None:
+        """Logs the subspaces if this step chose new ones."""
+        view = subspaces(self.optimizer)
+        if view and view["refreshes"] != self.progress["refreshes"]:
+            self.progress["refreshes"] = view["refreshes"]
+            self._log(log, "refresh", **view)

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line, appended while training and cut back to the checkpoints on a resume."""
+"""`metrics.jsonl`: one JSON object a line, appended while training, cut back to the checkpoint on a resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Line = dict[str, Any]
 
 
 class MetricsLog:
-    """Appends lines to `path`; one write each, so that a killed process leaves at most one broken line, the last."""
+    """Appends lines to `path`, one write each: a killed process leaves at most one broken line, the last."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -27,7 +27,9 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def write(self, **line: Any) -> None:
@@ -37,7 +39,7 @@ class MetricsLog:
             self._file.write((json.dumps(plain) + "\n").encode())
 
     def sync(self) -> None:
-        """Makes the lines durable. To be called before a checkpoint, which must never be ahead of its metrics."""
+        """Makes the lines durable."""
         with writing(self._path):
             os.fsync(self._file.fileno())
 

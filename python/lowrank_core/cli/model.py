@@ -102,7 +102,7 @@ class Decoder(nn.Module):
         return cast(Tensor, self.lm_head(self.norm(x)))
 
     def _reset(self, layers: int, generator: torch.Generator) -> None:
-        """Normal weights; those that write into the residual stream shrink with depth, so that its variance does not grow."""
+        """Normal weights; those that write into the residual stream shrink with depth: its variance stays."""
         for name, p in self.named_parameters():
             if p.ndim == 2:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
@@ -127,6 +127,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def next_byte_loss(model: nn.Module, windows: Tensor) -> Tensor:
-    """Mean cross-entropy (nats per byte, float32) of bytes 1.. given those before; `windows` is `[batch, length + 1]`."""
+    """Mean cross-entropy (nats per byte, float32) of each next byte; `windows` is `[batch, length + 1]`."""
     logits = model(windows[:, :-1])
     return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_core.cli.config import TrainConfig
+from lowrank_core.cli.config import GALORE, TrainConfig
 from lowrank_core.optim import GaLoreAdamW, param_groups
 
 
@@ -16,19 +16,11 @@ def build_optimizer(name: str, model: nn.Module, config: TrainConfig) -> torch.o
     """The optimizer `name` over all of `model`; vectors (the norms' weights) are never decayed."""
     shared: dict[str, Any] = {"lr": config.peak_lr(name), "betas": config.betas, "eps": config.eps}
     if name == "adamw":
-        groups = _spare_vectors([{"params": list(model.parameters())}], config.weight_decay)
+        groups = _spare_vectors([{"params": list(model.named_parameters())}], config.weight_decay)
         return torch.optim.AdamW(groups, fused=True, **shared)
-    groups = _spare_vectors(param_groups(model, rank=config.rank, verbose=False), config.weight_decay)
-    return GaLoreAdamW(
-        groups,
-        update_proj_gap=config.update_proj_gap,
-        scale=config.scale,
-        proj_type=config.proj_type,
-        projector=config.projector,
-        moments=config.moments,
-        seed=config.seed,
-        **shared,
-    )
+    own: dict[str, Any] = {key: getattr(config, key) for key in GALORE}
+    groups = _spare_vectors(param_groups(model, rank=config.rank or 0, verbose=False), config.weight_decay)
+    return GaLoreAdamW(groups, seed=config.seed, **own, **shared)
 
 
 def _spare_vectors(groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
@@ -36,21 +28,22 @@ def _spare_vectors(groups: list[dict[str, Any]], weight_decay: float) -> list[di
     parted = []
     for group in groups:
         for matrices in (True, False):
-            chosen = [p for p in group["params"] if (p.ndim >= 2) is matrices]
+            chosen = [(key, p) for key, p in group["params"] if (p.ndim >= 2) is matrices]
             if chosen:
                 parted.append({**group, "params": chosen, "weight_decay": weight_decay if matrices else 0.0})
     return parted
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all tensors in the optimizer's state, counted the same way for every optimizer."""
-    return sum(v.untyped_storage().nbytes() for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v))
+    """Bytes of the storages behind all tensors in the state, counted the same way for every optimizer."""
+    held = (v.untyped_storage() for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
 
 
 def subspaces(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Over all projected matrices: refreshes in total, mean rank, captured share of the gradient; empty for AdamW."""
+    """Of all projected matrices: number of refreshes, mean rank, captured energy; empty for AdamW."""
     rows = optimizer.projections() if isinstance(optimizer, GaLoreAdamW) else []
-    captured = [float(row.captured) for row in rows if row.refreshes]
+    captured = [row.captured for row in rows if row.captured is not None]
     if not captured:
         return {}
     return {

@@ -5,21 +5,27 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from lowrank_core.cli import config
+from lowrank_core.cli.config import OPTIMIZERS, PROJ_TYPES, TrainConfig
+from lowrank_core.cli.options import add_options, flag, whole
 from lowrank_core.cli.presets import DTYPES, PRESETS
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses in one sentence instead of the whole usage."""
+    """Refuses in one sentence instead of the whole usage, and takes no option by half its name."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(allow_abbrev=False, **settings)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
+_Commands = argparse._SubParsersAction  # the type of `add_subparsers`, which has no public name
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `lowrank-core`; `command` in its result names the module that runs."""
-    parser = Parser(prog="lowrank-core", description="Low-rank training: train, estimate its memory, inspect the build.",
-                    allow_abbrev=False)  # fmt: skip
+    """The parser of `lowrank-core`; `command` in its result is the name of the module that runs."""
+    parser = Parser(prog="lowrank-core", description="Low-rank training of language models, and what it takes.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_estimate(commands)
@@ -27,56 +33,62 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
+# fmt: off
+def _add_train(commands: _Commands[Parser]) -> None:
     train = commands.add_parser(
         "train",
         help="train a byte-level language model on real text",
-        description="Trains a byte-level language model from scratch and writes metrics.jsonl, checkpoints and a report "
-        "(report.html, report.png, summary.json) to a folder. Ctrl-C stops with a checkpoint; --resume goes on bit for bit.",
-        allow_abbrev=False,
+        description="Trains a byte-level language model from scratch. Writes metrics.jsonl, checkpoints and a report "
+        "(report.html, report.png, summary.json) to a folder. Ctrl-C stops with a checkpoint; --resume goes on from "
+        "the last one, bit for bit.",
     )
     run = train.add_argument_group("run")
     run.add_argument("--out", default="runs/train", metavar="DIR", help="folder of the run (default: %(default)s)")
     again = run.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
     again.add_argument("--overwrite", action="store_true", help="delete the run in --out and start anew")
-    run.add_argument("--save-every", type=config.whole(1), default=50, metavar="N",
-                     help="steps between two checkpoints (default: %(default)s)")  # fmt: skip
-    run.add_argument("--threads", type=config.whole(1), metavar="N",
-                     help="CPU threads (default: torch's choice; a resumed run keeps its number)")  # fmt: skip
-    config.add_options(train)
+    run.add_argument("--save-every", type=whole(1), default=50, metavar="N",
+                     help="steps between two checkpoints (default: %(default)s)")
+    run.add_argument("--threads", type=whole(1), metavar="N",
+                     help="CPU threads (default: torch's choice; a resumed run keeps its own)")
+    add_options(train, TrainConfig)
 
 
-def _add_estimate(commands: argparse._SubParsersAction[Parser]) -> None:
+def _add_estimate(commands: _Commands[Parser]) -> None:
     estimate = commands.add_parser(
         "estimate",
         help="memory of weights, gradients and optimizer state before you run",
-        description="Prints the bytes that training holds besides activations, for AdamW and for the optimizer asked for.",
-        allow_abbrev=False,
+        description="Prints the bytes that training holds besides activations, for AdamW and for another optimizer.",
     )
     what = estimate.add_mutually_exclusive_group()
     what.add_argument("--preset", choices=tuple(PRESETS), help="a Llama model of that size (vocabulary 32000)")
     what.add_argument("--shape", action="append", type=matrix, metavar="MxN[*COUNT]",
-                      help="a weight matrix, repeatable, e.g. 4096x11008*64")  # fmt: skip
+                      help="weight matrices, can be repeated, e.g. 4096x11008*64")
     size = estimate.add_argument_group("the decoder of `train`, where neither is given")
     for name in ("dim", "layers", "ffn"):
-        size.add_argument(config.flag(name), default=argparse.SUPPRESS, type=config.whole(1), metavar="N")
-    estimate.add_argument("--optimizer", default="galore", choices=config.OPTIMIZERS, help="(default: %(default)s)")
-    estimate.add_argument("--rank", type=config.whole(1), metavar="N",
-                          help="rank of the projection (default: a quarter of the model's width)")  # fmt: skip
-    estimate.add_argument("--proj-type", default="std", choices=config.PROJ_TYPES, help="(default: %(default)s)")
-    estimate.add_argument("--dtype", default="fp32", choices=tuple(DTYPES), help="of the weights (default: %(default)s)")
-    estimate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        size.add_argument(flag(name), default=argparse.SUPPRESS, type=whole(1), metavar="N", help="as in `train`")
+    estimate.add_argument("--optimizer", default="galore", choices=OPTIMIZERS,
+                          help="shown next to AdamW (default: %(default)s)")
+    estimate.add_argument("--rank", type=whole(1), metavar="N",
+                          help="rank of the projection (default: a quarter of the width)")
+    estimate.add_argument("--proj-type", choices=PROJ_TYPES, help="side that is projected (default: std)")
+    estimate.add_argument("--dtype", default="fp32", choices=tuple(DTYPES),
+                          help="of weights and gradients (default: %(default)s)")
+    _add_json(estimate)
 
 
-def _add_info(commands: argparse._SubParsersAction[Parser]) -> None:
+def _add_info(commands: _Commands[Parser]) -> None:
     info = commands.add_parser(
         "info",
         help="version, build, instruction sets, thread pools, devices",
         description="Prints what this installation is and what it found on this machine.",
-        allow_abbrev=False,
     )
-    info.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_json(info)
+# fmt: on
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def matrix(text: str) -> tuple[int, int, int]:

@@ -14,11 +14,11 @@ from lowrank_core.cli.metrics import Line
 
 COLORS = {"galore": "#0b6e99", "adamw": "#d9730d"}
 _INK, _FAINT = "#37352f", "#9b9a97"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#ececec",
-    "axes.edgecolor": _FAINT, "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
-    "legend.frameon": False, "lines.linewidth": 1.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "axes.edgecolor": _FAINT, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK,
+    "grid.color": "#ececec", "legend.frameon": False, "lines.linewidth": 1.8,
 }  # fmt: skip
 
 
@@ -45,7 +45,13 @@ def _losses(axes: Axes, lines: list[Line], rows: list[dict[str, Any]], key: str,
         train = [line for line in mine if line["event"] == "train"]
         val = [line for line in mine if line["event"] == "eval"]
         color = COLORS[row["optimizer"]]
-        axes.plot([x[key] for x in train], _smooth([x["train_loss"] for x in train]), color=color, alpha=0.35, lw=1.0)
+        axes.plot(
+            [x[key] for x in train],
+            _smooth([x["train_loss"] for x in train]),
+            color=color,
+            alpha=0.35,
+            lw=1.0,
+        )
         axes.plot(
             [x[key] for x in val], [x["val_loss"] for x in val], color=color, marker="o", ms=4,
             label=f"{row['optimizer']}, final {row['val_loss']:.3f}",
@@ -59,9 +65,13 @@ def _memory(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_title("Optimizer state")
     names = [row["optimizer"] for row in rows]
     sizes = [row["state_bytes"] / 1e6 for row in rows]
-    bars = axes.barh(names, sizes, color=[COLORS[name] for name in names], height=0.5)
-    axes.bar_label(bars, [f"{s:.1f} MB\n{row['ratio']:.2f} of AdamW's" for s, row in zip(sizes, rows, strict=True)], padding=6)
-    axes.set(xlabel="MB (10^6 bytes)", xlim=(0, 1.3 * max(sizes)), ylim=(len(rows) - 0.4, -0.6))
+    bars = axes.barh(names, sizes, color=[COLORS[name] for name in names], height=0.45)
+    axes.bar_label(
+        bars,
+        [f"{s:.1f} MB\n{row['ratio']:.2f} of AdamW's" for s, row in zip(sizes, rows, strict=True)],
+        padding=6,
+    )
+    axes.set(xlabel="MB (10^6 bytes)", xlim=(0, 1.45 * max(sizes)), ylim=(len(rows) - 0.4, -0.6))
     axes.grid(axis="y", visible=False)
 
 
@@ -78,7 +88,15 @@ def _subspace(axes: Axes, refreshes: list[Line]) -> None:
     axes.plot(steps, mean, color=color, marker="o", ms=4, label="captured energy, mean")
     axes.set(xlabel="optimizer step", ylabel="share of the gradient's energy", ylim=(0, 1.02))
     ranks = axes.twinx()
-    ranks.plot(steps, [line["rank"] for line in refreshes], color=_INK, ls="--", lw=1.2, drawstyle="steps-post", label="rank, mean")
+    ranks.plot(
+        steps,
+        [line["rank"] for line in refreshes],
+        color=_INK,
+        ls="--",
+        lw=1.2,
+        drawstyle="steps-post",
+        label="rank, mean",
+    )
     ranks.set(ylabel="rank", ylim=(0, 1.25 * max(line["rank"] for line in refreshes)))
     ranks.spines["right"].set_visible(True)
     ranks.grid(visible=False)
@@ -86,8 +104,8 @@ def _subspace(axes: Axes, refreshes: list[Line]) -> None:
     axes.legend(handles=handles, loc="lower right")
 
 
-def _smooth(values: list[float], keep: float = 0.9) -> list[float]:
-    """Exponential moving average, corrected for its start; a value that is not a number (null) is passed over."""
+def _smooth(values: list[float | None], keep: float = 0.9) -> list[float]:
+    """Exponential moving average, corrected for its start; values that are not numbers are passed over."""
     mean = weight = 0.0
     out = []
     for value in values:

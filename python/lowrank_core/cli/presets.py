@@ -1,26 +1,40 @@
-"""Model sizes of the GaLore literature, for `lowrank-core estimate`."""
+"""Shapes of decoders by size, for `lowrank-core estimate`."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-VOCAB = 32_000
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # our words for torch's
 
+class Sizes(NamedTuple):
+    """A decoder with SwiGLU and an untied head; all >= 1."""
 
-class Llama(NamedTuple):
-    """Sizes of a Llama decoder with an untied head."""
-
-    hidden: int
-    intermediate: int
+    dim: int
+    ffn: int
     layers: int
+    vocab: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter by name, as in `model.Decoder`."""
+        d, f = self.dim, self.ffn
+        block = {
+            "attention_norm.weight": (d,),
+            **{f"attention.{name}_proj.weight": (d, d) for name in "qkvo"},
+            "ffn_norm.weight": (d,),
+            "ffn.gate_proj.weight": (f, d),
+            "ffn.up_proj.weight": (f, d),
+            "ffn.down_proj.weight": (d, f),
+        }
+        blocks = {f"blocks.{i}.{name}": shape for i in range(self.layers) for name, shape in block.items()}
+        ends: dict[str, tuple[int, ...]] = {"norm.weight": (d,), "lm_head.weight": (self.vocab, d)}
+        return {"embed.weight": (self.vocab, d), **blocks, **ends}
 
 
-# Source: Zhao et al. (2024), arXiv:2403.03507, table 5 and the authors' configuration files (1b has 24 layers there).
+# Source: Zhao et al. (2024), arXiv:2403.03507, configuration files (the table swaps two numbers of 1b).
 PRESETS = {
-    "60m": Llama(512, 1376, 8),
-    "130m": Llama(768, 2048, 12),
-    "350m": Llama(1024, 2736, 24),
-    "1b": Llama(2048, 5461, 24),
-    "7b": Llama(4096, 11008, 32),
+    "60m": Sizes(512, 1376, 8, 32_000),
+    "130m": Sizes(768, 2048, 12, 32_000),
+    "350m": Sizes(1024, 2736, 24, 32_000),
+    "1b": Sizes(2048, 5461, 24, 32_000),
+    "7b": Sizes(4096, 11008, 32, 32_000),
 }
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # the words of the command line for torch's

@@ -21,7 +21,9 @@ class StopRequest:
         self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -32,7 +34,7 @@ class StopRequest:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
-            # Not an exception: it could surface inside a write. A checkpoint is replaced whole, so the old one stands.
+            # Not an exception, which could surface inside a write. Checkpoints are replaced whole: the old one stands.
             os._exit(128 + signum)
         self.signum = signum
         # Not print: a handler may interrupt a print.

@@ -7,12 +7,12 @@ import importlib.util
 import json
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core.cli.config import TrainConfig, difference, resolve
+from lowrank_core.cli.environment import environment, versions
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import METRICS_FILE, RUN_FILE, claimed, run_files, write_atomic
 
@@ -25,127 +25,133 @@ _PACKAGES = ("torch", "safetensors", "tqdm", "matplotlib")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains as `options` say; returns 0, or 130 or 143 if a signal stopped it with a checkpoint."""
+    """Trains as `options` say; returns 0, or 130 or 143 if a signal stopped it with a checkpoint.
+
+    Nothing is created or deleted before all options and the text have been found good.
+    """
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise CliError(f"needs {', '.join(missing)}; install with `pip install 'lowrank_core[train]'`")
+    from lowrank_core.cli.data import load_corpus
+
     folder = Path(options.out)
     given = {item.name: getattr(options, item.name) for item in fields(TrainConfig) if hasattr(options, item.name)}
-    stored = _stored_run(folder) if options.resume else None
+    stored = _stored(folder) if options.resume else None
     config = resolve(TrainConfig.from_json(given)) if stored is None else _resumed(given, stored)
+    corpus = load_corpus(config.text, val_fraction=config.val_fraction, window=config.window)
     with claimed(folder):
+        threads = _set_threads(options.threads, stored)
         if stored is None:
-            _clear(folder, overwrite=options.overwrite)
-        return _train_all(config, folder, options, stored)
+            _begin(folder, config, threads, overwrite=options.overwrite)
+        _announce(config, corpus, threads)
+        return _train_all(config, corpus, folder, options.save_every)
 
 
-def _train_all(config: TrainConfig, folder: Path, options: argparse.Namespace, stored: dict[str, Any] | None) -> int:
-    import torch
-
-    from lowrank_core.cli.data import load_corpus
+def _train_all(config: TrainConfig, corpus: Corpus, folder: Path, save_every: int) -> int:
     from lowrank_core.cli.loop import Run
-    from lowrank_core.cli.report import environment, write_report
+    from lowrank_core.cli.report import write_report
     from lowrank_core.cli.stop import StopRequest
 
-    corpus = load_corpus(config.text, val_fraction=config.val_fraction, window=config.window)
-    # The number of threads decides how sums are parted, so a run keeps it for its last bit's sake.
-    torch.set_num_threads(options.threads or (stored or {}).get("threads") or torch.get_num_threads())
-    if stored is None:
-        facts = {"config": config.to_json(), "threads": torch.get_num_threads(), "command": shlex.join(sys.argv), **environment()}
-        write_atomic(folder / RUN_FILE, (json.dumps(facts, indent=1) + "\n").encode())
-    elif stored["versions"] != environment()["versions"]:
-        print("resuming under other versions than the run began with: it continues, but not bit for bit", file=sys.stderr)
-    _announce(config, corpus, torch.get_num_threads())
     finished = []
     with StopRequest() as stop:
         for name in config.runs:
             training = Run(name, config, corpus, folder)
             training.restore()
-            _train_one(training, config, folder, stop, options.save_every)
+            _train_one(training, config, folder, stop, save_every)
             if training.step < config.steps:
-                return _stopped(training, config, folder, stop)
+                resume = shlex.join(("lowrank-core", "train", "--resume", "--out", str(folder)))
+                print(f"{name} stopped at step {training.step} of {config.steps}; go on with: {resume}")
+                return stop.exit_code
             finished.append(training.summary())
-            del training  # before the next model is built
+            del training  # its memory, before the next one's is taken
     print(write_report(folder, config, finished))
     return 0
 
 
 def _train_one(training: Run, config: TrainConfig, folder: Path, stop: StopRequest, save_every: int) -> None:
-    """Takes `training` to its last step, or to the first step after a stop request; leaves a checkpoint either way."""
-    from tqdm import tqdm
+    """Takes `training` to its last step or, if asked to stop, to the next one; leaves a checkpoint either way."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
     from lowrank_core.cli.metrics import MetricsLog, cut_back
 
-    saved = training.step
-    if saved == config.steps:
+    saved, steps = training.step, config.steps
+    if saved == steps:
         return
     cut_back(folder / METRICS_FILE, training.name, saved)
     with (
         MetricsLog(folder / METRICS_FILE) as log,
-        tqdm(total=config.steps, initial=saved, desc=training.name, unit="step", disable=None) as bar,
+        tqdm(total=steps, initial=saved, desc=training.name, unit="step", disable=None) as bar,
     ):
         if training.progress["val_loss"] is None:
-            tqdm.write(_eval_line(training, config, training.evaluate(log)))
-        while training.step < config.steps and stop.signum is None:
-            line = training.train_step(log)
-            bar.set_postfix_str(f"loss {line['train_loss']:.3f}, {line['tokens_per_s']:,.0f} tokens/s", refresh=False)
+            tqdm.write(_eval_line(training, training.evaluate(log), steps))
+        while training.step < steps and stop.signum is None:
+            loss, speed = training.train_step(log)
+            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             bar.update()
-            last = training.step == config.steps
-            if last or training.step % (config.eval_every or 1) == 0:
-                tqdm.write(_eval_line(training, config, training.evaluate(log), line))
+            last = training.step == steps
+            if last or training.step % (config.eval_every or steps) == 0:
+                tqdm.write(f"{_eval_line(training, training.evaluate(log), steps)}  train loss {loss:.4f}")
             if last or training.step % save_every == 0:
                 saved = training.save(log)
-        if saved != training.step or stop.signum is not None:
+        if saved != training.step or training.step == 0:
             training.save(log)
 
 
-def _stored_run(folder: Path) -> dict[str, Any]:
+def _eval_line(training: Run, val_loss: float, steps: int) -> str:
+    return f"{training.name:>8}  step {training.step:>{len(str(steps))}}/{steps}  val loss {val_loss:.4f}"
+
+
+def _stored(folder: Path) -> dict[str, Any]:
     """What the run in `folder` wrote about itself when it began."""
     path = folder / RUN_FILE
     try:
         stored: dict[str, Any] = json.loads(path.read_bytes())
         TrainConfig.from_json(stored["config"])
     except FileNotFoundError as failure:
-        raise CliError(f"`--resume` needs a run in '{folder}', but there is none; start one without `--resume`") from failure
+        raise CliError(f"`--resume` needs a run, but there is none in '{folder}'; leave `--resume` out") from failure
     except (OSError, ValueError, KeyError, TypeError) as failure:
-        raise CliError(f"'{path}' is not readable as the description of a run ({failure}); start anew with `--overwrite`") from failure
+        raise CliError(f"'{path}' is damaged ({failure}); put it right, or start anew with `--overwrite`") from failure
     return stored
 
 
 def _resumed(given: dict[str, Any], stored: dict[str, Any]) -> TrainConfig:
+    """The stored options; those given again must be the same."""
     if found := difference(given, stored["config"]):
         option, here, there = found
         raise CliError(
             f"`{option}` must stay {there} as in the run being resumed, got {here}; "
             "leave it out, or start a new run in another `--out`"
         )
+    if stored.get("versions") != versions():
+        print("note: the run began with other versions; it goes on, but not bit for bit", file=sys.stderr)
     return TrainConfig.from_json(stored["config"])
 
 
-def _clear(folder: Path, *, overwrite: bool) -> None:
-    """Makes sure that no earlier run is in `folder`; deletes one only if told so."""
+def _set_threads(asked: int | None, stored: dict[str, Any] | None) -> int:
+    """The number of threads decides in what order sums are taken, so a run keeps it unless told otherwise."""
+    import torch
+
+    torch.set_num_threads(asked or (stored or {}).get("threads") or torch.get_num_threads())
+    return torch.get_num_threads()
+
+
+def _begin(folder: Path, config: TrainConfig, threads: int, *, overwrite: bool) -> None:
+    """Writes the run's description into `folder`, where no other run may be unless it is to be deleted."""
     found = run_files(folder)
     if found and not overwrite:
-        raise CliError(f"`--out` already holds a run, '{folder}'; go on with `--resume`, delete it with `--overwrite`, "
-                       "or choose another folder")  # fmt: skip
+        raise CliError(
+            f"`--out` must not hold a run, but '{folder}' does; "
+            "go on with `--resume`, delete it with `--overwrite`, or choose another folder"
+        )
     for path in found:
         path.unlink()
+    facts = {"config": config.to_json(), "threads": threads, "command": shlex.join(sys.argv), **environment()}
+    write_atomic(folder / RUN_FILE, (json.dumps(facts, indent=1) + "\n").encode())
 
 
 def _announce(config: TrainConfig, corpus: Corpus, threads: int) -> None:
-    skipped = f", {corpus.skipped} empty or binary files left out" if corpus.skipped else ""
+    skipped = f", {corpus.skipped} empty or binary ones left out" if corpus.skipped else ""
+    train, val = len(corpus.train) / 1e6, len(corpus.val) / 1e6
+    print(f"text: {corpus.files} files{skipped}; {train:.2f} MB to train on, {val:.2f} MB held out {corpus.split}")
     print(
-        f"text: {corpus.files} files, {len(corpus.train) / 1e6:.1f} MB to train on, {len(corpus.val) / 1e6:.1f} MB "
-        f"for validation, split {corpus.split}{skipped}\n"
-        f"plan: {config.steps} steps of {config.tokens_per_step} bytes with {' and '.join(config.runs)} on {threads} threads"
+        f"plan: {config.steps} steps of {config.bytes_per_step} bytes, {' and '.join(config.runs)}, {threads} threads"
     )
-
-
-def _eval_line(training: Run, config: TrainConfig, val_loss: float, line: dict[str, Any] | None = None) -> str:
-    train = f"  train loss {line['train_loss']:.4f}" if line else ""
-    return f"{training.name:>8}  step {training.step:>{len(str(config.steps))}}/{config.steps}  val loss {val_loss:.4f}{train}"
-
-
-def _stopped(training: Run, config: TrainConfig, folder: Path, stop: StopRequest) -> int:
-    resume: Sequence[str] = ("lowrank-core", "train", "--resume", "--out", str(folder))
-    print(f"stopped at step {training.step} of {config.steps} of {training.name}; go on with: {shlex.join(resume)}")
-    return stop.exit_code

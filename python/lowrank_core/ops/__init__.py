@@ -1,15 +1,7 @@
 """The public functions of every kernel family."""
 
-from lowrank_core.ops.rsvd import (
-    QB,
-    RSVD,
-    factored_svd,
-    orthonormalize,
-    qb,
-    range_finder,
-    rsvd,
-    svd_lowrank,
-)
+from lowrank_core.ops.rsvd import RSVD, range_finder, rsvd, svd_lowrank
+from lowrank_core.ops.rsvd_factor import QB, factored_svd, orthonormalize, qb
 from lowrank_core.ops.rsvd_project import project, project_back
 
 __all__ = [

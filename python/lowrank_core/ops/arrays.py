@@ -10,6 +10,7 @@ import numpy as np
 Array: TypeAlias = Any
 """A `numpy.ndarray`, `torch.Tensor` or `cupy.ndarray`; a function returns the kind it was given."""
 
+MAX_SEED = 2**63 - 1
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -60,27 +61,22 @@ def check_array(op: str, argument: str, a: Array, *, ndim: int = 2) -> None:
     if dtype_name(a) not in allowed:
         raise TypeError(f"{op}: `{argument}` must be {' or '.join(allowed)}, got {dtype_name(a)}")
     if a.ndim < ndim:
-        raise ValueError(
-            f"{op}: `{argument}` must have at least {ndim} dimensions, got shape {list(a.shape)}"
-        )
+        raise ValueError(f"{op}: `{argument}` must have at least {ndim} dimensions, got shape {list(a.shape)}")
 
 
 def check_same(op: str, argument: str, a: Array, like: Array) -> None:
     """Refuses arrays of different libraries or devices."""
     if is_torch(a) != is_torch(like) or is_cupy(a) != is_cupy(like):
-        raise TypeError(
-            f"{op}: `{argument}` must be of the same library as the other arrays, got {type(a).__name__}"
-        )
+        raise TypeError(f"{op}: `{argument}` must be of the same library as the other arrays, got {type(a).__name__}")
     if is_torch(a) and a.device != like.device:
         raise ValueError(f"{op}: `{argument}` must be on {like.device}, got {a.device}")
 
 
 def check_int(op: str, argument: str, value: int, low: int, high: int | None = None, hint: str = "") -> None:
     """Refuses a value outside [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        # torch.compile hands symbolic integers, which are no int but compare like one.
-        if not is_symbolic(value):
-            raise TypeError(f"{op}: `{argument}` must be an integer, got {value!r}")
+    # torch.compile hands symbolic integers, which are no int but compare like one.
+    if isinstance(value, bool) or not (isinstance(value, (int, np.integer)) or is_symbolic(value)):
+        raise TypeError(f"{op}: `{argument}` must be an integer, got {value!r}")
     if value < low or (high is not None and value > high):
         bound = f">= {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{op}: `{argument}` must be {bound}, got {value}{hint}")
@@ -98,7 +94,5 @@ def resolve_precision(op: str, precision: str | None) -> str:
         torch = sys.modules.get("torch")
         return "highest" if torch is None else str(torch.get_float32_matmul_precision())
     if precision not in ("highest", "high", "medium"):
-        raise ValueError(
-            f"{op}: `precision` must be 'highest', 'high', 'medium' or None, got {precision!r}"
-        )
+        raise ValueError(f"{op}: `precision` must be 'highest', 'high', 'medium' or None, got {precision!r}")
     return precision

@@ -16,14 +16,14 @@ NAMESPACE = "lowrank_core"
 class Op:
     """One operator `torch.ops.lowrank_core.<name>`.
 
-    `run` computes, `fake` only checks and allocates; both call the family's one check. `backward` and
-    `setup_context` are "module:function" names, imported with torch; an operator without them is declared
-    not differentiable.
+    `run` computes, `fake` only checks and allocates; both call the family's one check. A function of a module
+    that needs torch is named "module:function" and imported when the operator is registered. An operator without
+    `backward` is declared not differentiable.
     """
 
     schema: str
-    run: Callable[..., Any]
-    fake: Callable[..., Any]
+    run: Callable[..., Any] | str
+    fake: Callable[..., Any] | str
     backward: str | None = None
     setup_context: str | None = None
 

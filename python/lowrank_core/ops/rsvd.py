@@ -1,18 +1,16 @@
-"""Randomized SVD and what stands on it: fixed rank, adaptive rank, range finder, products, orthonormalization."""
+"""Randomized SVD at fixed rank: the factors, torch's spelling of them, and the basis alone."""
 
 from __future__ import annotations
 
-import math
-import warnings
 from typing import NamedTuple
 
 from lowrank_core import _core
 from lowrank_core.ops.arrays import (
+    MAX_SEED,
     Array,
     check_array,
     check_int,
     check_same,
-    dtype_name,
     empty,
     factor_dtype,
     is_torch,
@@ -21,11 +19,6 @@ from lowrank_core.ops.arrays import (
 )
 from lowrank_core.ops.declare import Op, torch_ops
 
-MAX_SEED = 2**63 - 1
-# Below this relative error the energy left is a difference of equal float32 numbers (docs/numerics.md).
-FLOAT32_RESOLUTION = 2e-3
-METHODS = ("auto", "cholqr2", "householder", "newton_schulz")
-
 
 class RSVD(NamedTuple):
     """Leading singular triplets: `u` [..., m, r], `s` [..., r] descending, `vh` [..., r, n]."""
@@ -33,14 +26,6 @@ class RSVD(NamedTuple):
     u: Array
     s: Array
     vh: Array
-
-
-class QB(NamedTuple):
-    """`q` [m, k] orthonormal, `b` [k, n] with orthogonal rows, longest first; `captured` share of ‖a‖_F² in [0, 1]."""
-
-    q: Array
-    b: Array
-    captured: float
 
 
 def rsvd(
@@ -82,9 +67,10 @@ def rsvd(
     (arXiv 2412.00071, eq. 6) plus fresh columns.
     """
     if is_torch(a):
-        return RSVD(*torch_ops().rsvd(a, rank, oversample=oversample, niter=niter, basis=basis, seed=seed,
-                                      precision=precision))
-    return RSVD(*_rsvd(a, rank, oversample=oversample, niter=niter, basis=basis, seed=seed, precision=precision))
+        return RSVD(
+            *torch_ops().rsvd(a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
+        )
+    return RSVD(*_rsvd(a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision))
 
 
 def svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple[Array, Array, Array]:
@@ -127,115 +113,10 @@ def range_finder(
     Raises, numerics, source: as `rsvd`; not differentiable.
     """
     if is_torch(a):
-        return torch_ops().range_finder(a, rank, oversample=oversample, niter=niter, basis=basis, seed=seed,
-                                        precision=precision)
-    return _range_finder(a, rank, oversample=oversample, niter=niter, basis=basis, seed=seed, precision=precision)
-
-
-def qb(
-    a: Array,
-    *,
-    energy: float | None = None,
-    tol: float | None = None,
-    max_rank: int | None = None,
-    block: int = 16,
-    niter: int = 1,
-    seed: int = 0,
-) -> QB:
-    """Smallest q b that captures a given share of `a`, the rank found while it grows.
-
-    Args:
-      a: [m, n], one matrix, as for `rsvd`.
-      energy: share of ‖a‖_F² to capture, in (0, 1].
-      tol: instead, the largest relative error ‖a - q b‖_F / ‖a‖_F, in [0, 1): energy = 1 - tol².
-      max_rank: stop there at the latest; None: min(m, n).
-      block: directions added at a time, >= 1.
-      niter: power iterations for each block, >= 0.
-      seed: 0 <= seed < 2**63.
-
-    Returns:
-      QB(q [m, k], b [k, n], captured); k is the smallest number of directions of the subspace found that reaches
-      the target, or what `max_rank` allows. A zero matrix gives k = 0 and captured = 1.
-
-    Raises:
-      ValueError: neither or both of `energy` and `tol`, an argument out of its range, `a` not finite.
-      TypeError: not a floating-point array.
-
-    Warns:
-      RuntimeWarning: float32 arithmetic cannot tell errors below 2e-3 from rounding, and a smaller one was asked for.
-
-    Numerics: tier D1; the energy left is followed in float64. A plain function: its output shape depends on the data.
-    Not differentiable.
-    Source: Yu, Gu, Li 2018, algorithm 2 (randQB_EI); the final rotation by the SVD of b is ours.
-    """
-    check_array("qb", "a", a)
-    if a.ndim != 2:
-        raise ValueError(f"qb: `a` must be one matrix, got shape {list(a.shape)}; loop over the batch")
-    m, n = a.shape
-    energy = _target_energy(energy, tol)
-    cap = min(m, n) if max_rank is None else max_rank
-    check_int("qb", "max_rank", cap, 0, min(m, n), hint=f" for shape [{m}, {n}]")
-    check_int("qb", "block", block, 1)
-    check_int("qb", "niter", niter, 0)
-    check_int("qb", "seed", seed, 0, MAX_SEED)
-    if factor_dtype(a) == "float32" and 1.0 - energy < FLOAT32_RESOLUTION**2:
-        warnings.warn(
-            f"qb: a relative error of {math.sqrt(max(0.0, 1.0 - energy)):.1e} is below the resolution of float32, "
-            f"{FLOAT32_RESOLUTION:.0e}; the rank found may be too small by a few; pass float64 to be certain",
-            RuntimeWarning,
-            stacklevel=2,
+        return torch_ops().range_finder(
+            a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision
         )
-    q = empty(a, (m, cap), factor_dtype(a))
-    b = empty(a, (cap, n), factor_dtype(a))
-    rank, captured = _core.qb(q, b, a, energy=energy, block=block, niter=niter, seed=seed)
-    copy = (lambda x: x.clone()) if is_torch(a) else (lambda x: x.copy())
-    return QB(copy(q[:, :rank]), copy(b[:rank]), captured)
-
-
-def factored_svd(b: Array, a: Array, *, rank: int | None = None) -> RSVD:
-    """Singular value decomposition of the product `b @ a`, which is not formed where it is larger than its factors.
-
-    Args:
-      b: [..., m, k], as `a` of `rsvd`.
-      a: [..., k, n], same dtype, device and leading dimensions.
-      rank: r, 0 <= r <= min(m, k, n); None: min(m, k, n).
-
-    Returns:
-      RSVD(u [..., m, r], s [..., r], vh [..., r, n]) with the dtypes and signs of `rsvd`.
-
-    Raises:
-      ValueError: shapes that do not chain, `rank` out of its range, not finite. TypeError: not floating-point arrays.
-
-    Numerics: tier D1. Differentiable twice where the singular values are distinct.
-    Source: QR of b, then the SVD of the small factor; the standard product SVD (Golub, Van Loan, 4th ed., 8.6.3).
-    """
-    if is_torch(b):
-        return RSVD(*torch_ops().factored_svd(b, a, rank=rank))
-    return RSVD(*_factored_svd(b, a, rank=rank))
-
-
-def orthonormalize(y: Array, *, method: str = "auto") -> Array:
-    """Orthonormal basis of the columns of a tall matrix.
-
-    Args:
-      y: [..., m, n], m >= n, as `a` of `rsvd`.
-      method: "cholqr2" (Cholesky QR twice, float64 Gram matrix), "householder", "newton_schulz" (the polar factor
-        y (yᵀy)^(-1/2), the closest orthonormal matrix), or "auto": cholqr2, and householder where that breaks down.
-
-    Returns:
-      [..., m, n] with orthonormal columns, float64 for float64 input, else float32. Where `y` has dependent columns,
-      "auto" and "householder" fill the missing directions with arbitrary orthogonal ones.
-
-    Raises:
-      ValueError: m < n, or an unknown method. TypeError: not a floating-point array.
-      RuntimeError: "cholqr2" or "newton_schulz" met columns that are dependent to working precision.
-
-    Numerics: tier D1; |qᵀq - 1| at most 5e-6 in float32. Not differentiable.
-    Source: Yamamoto et al. 2015 (CholeskyQR2); Björck, Bowie 1971, eq. 3 (Newton-Schulz).
-    """
-    if is_torch(y):
-        return torch_ops().orthonormalize(y, method=method)
-    return _orthonormalize(y, method=method)
+    return _range_finder(a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
 
 
 # ---- contract ------------------------------------------------------------------------------------------------------
@@ -253,50 +134,16 @@ def _check(op: str, a: Array, rank: int, oversample: int, niter: int, basis: Arr
     check_array(op, "basis", basis)
     check_same(op, "basis", basis, a)
     if tuple(basis.shape[:-1]) != tuple(a.shape[:-1]) or basis.shape[-1] < 1:
-        raise ValueError(
-            f"{op}: `basis` must be {[*a.shape[:-1], 'k']} with k >= 1, got shape {list(basis.shape)}"
-        )
+        raise ValueError(f"{op}: `basis` must be {[*a.shape[:-1], 'k']} with k >= 1, got shape {list(basis.shape)}")
     if niter < 1:
-        raise ValueError(
-            f"{op}: `niter` must be >= 1 with `basis`, got 0; the basis alone has not seen the matrix"
-        )
-
-
-def _target_energy(energy: float | None, tol: float | None) -> float:
-    if (energy is None) == (tol is None):
-        raise ValueError(f"qb: exactly one of `energy` and `tol` must be given, got {energy} and {tol}")
-    if energy is not None:
-        if not 0.0 < energy <= 1.0:
-            raise ValueError(f"qb: `energy` must be in (0, 1], got {energy}")
-        return float(energy)
-    if tol is None or not 0.0 <= tol < 1.0:
-        raise ValueError(f"qb: `tol` must be in [0, 1), got {tol}")
-    return 1.0 - float(tol) ** 2
-
-
-def _check_product(b: Array, a: Array, rank: int | None) -> None:
-    op = "factored_svd"
-    check_array(op, "b", b)
-    check_array(op, "a", a)
-    check_same(op, "a", a, b)
-    if dtype_name(a) != dtype_name(b):
-        raise TypeError(f"{op}: `a` must be {dtype_name(b)} as `b`, got {dtype_name(a)}")
-    if b.shape[-1] != a.shape[-2] or tuple(b.shape[:-2]) != tuple(a.shape[:-2]):
-        raise ValueError(
-            f"{op}: `b` [..., m, k] and `a` [..., k, n] must chain, got {list(b.shape)} and {list(a.shape)}"
-        )
-    if rank is not None:
-        check_int(op, "rank", rank, 0, min(b.shape[-2], *a.shape[-2:]), hint=f" for m, k, n of {_chain(b, a)}")
-
-
-def _chain(b: Array, a: Array) -> list[int]:
-    return [*b.shape[-2:], a.shape[-1]]
+        raise ValueError(f"{op}: `niter` must be >= 1 with `basis`, got 0; the basis alone has not seen the matrix")
 
 
 # ---- allocation: all that the fake kernels do after the check ------------------------------------------------------
 
 
-def _triplet(like: Array, batch: tuple[int, ...], m: int, n: int, rank: int) -> tuple[Array, Array, Array]:
+def triplet(like: Array, batch: tuple[int, ...], m: int, n: int, rank: int) -> tuple[Array, Array, Array]:
+    """Uninitialised (u, s, vh) beside `like`."""
     dtype = factor_dtype(like)
     shapes = ((*batch, m, rank), (*batch, rank), (*batch, rank, n))
     u, s, vh = (empty(like, shape, dtype) for shape in shapes)
@@ -304,11 +151,17 @@ def _triplet(like: Array, batch: tuple[int, ...], m: int, n: int, rank: int) -> 
 
 
 def _fake_rsvd(
-    a: Array, rank: int, *, oversample: int = 10, niter: int = 2, basis: Array | None = None, seed: int = 0,
+    a: Array,
+    rank: int,
+    basis: Array | None = None,
+    *,
+    oversample: int = 10,
+    niter: int = 2,
+    seed: int = 0,
     precision: str | None = None,
 ) -> tuple[Array, Array, Array]:
     _check("rsvd", a, rank, oversample, niter, basis, seed)
-    return _triplet(a, tuple(a.shape[:-2]), *a.shape[-2:], rank)
+    return triplet(a, tuple(a.shape[:-2]), *a.shape[-2:], rank)
 
 
 def _fake_svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple[Array, Array, Array]:
@@ -319,80 +172,87 @@ def _fake_svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) ->
 
 
 def _fake_range_finder(
-    a: Array, rank: int, *, oversample: int = 10, niter: int = 2, basis: Array | None = None, seed: int = 0,
+    a: Array,
+    rank: int,
+    basis: Array | None = None,
+    *,
+    oversample: int = 10,
+    niter: int = 2,
+    seed: int = 0,
     precision: str | None = None,
 ) -> Array:
     _check("range_finder", a, rank, oversample, niter, basis, seed)
     return empty(a, (*a.shape[:-1], rank), factor_dtype(a))
 
 
-def _fake_factored_svd(b: Array, a: Array, *, rank: int | None = None) -> tuple[Array, Array, Array]:
-    _check_product(b, a, rank)
-    m, n = b.shape[-2], a.shape[-1]
-    full = min(m, b.shape[-1], n)
-    return _triplet(b, tuple(b.shape[:-2]), m, n, full if rank is None else rank)
-
-
-def _fake_orthonormalize(y: Array, *, method: str = "auto") -> Array:
-    check_array("orthonormalize", "y", y)
-    if method not in METHODS:
-        raise ValueError(f"orthonormalize: `method` must be one of {', '.join(METHODS)}, got {method!r}")
-    if y.shape[-2] < y.shape[-1]:
-        raise ValueError(
-            f"orthonormalize: `y` must have at least as many rows as columns, got shape {list(y.shape)}; "
-            "pass its transpose for a basis of the rows"
-        )
-    return empty(y, tuple(y.shape), factor_dtype(y))
-
-
 # ---- computation ---------------------------------------------------------------------------------------------------
 
 
 def _rsvd(
-    a: Array, rank: int, *, oversample: int = 10, niter: int = 2, basis: Array | None = None, seed: int = 0,
+    a: Array,
+    rank: int,
+    basis: Array | None = None,
+    *,
+    oversample: int = 10,
+    niter: int = 2,
+    seed: int = 0,
     precision: str | None = None,
 ) -> tuple[Array, Array, Array]:
-    out = _fake_rsvd(a, rank, oversample=oversample, niter=niter, basis=basis, seed=seed)
-    _core.rsvd(*out, a, oversample=oversample, niter=niter, basis=basis, seed=seed,
-               precision=resolve_precision("rsvd", precision))
+    out = _fake_rsvd(a, rank, basis, oversample=oversample, niter=niter, seed=seed)
+    _core.rsvd(
+        *out,
+        a,
+        oversample=oversample,
+        niter=niter,
+        basis=basis,
+        seed=seed,
+        precision=resolve_precision("rsvd", precision),
+    )
     return out
 
 
 def _svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple[Array, Array, Array]:
     u, s, v = _fake_svd_lowrank(a, q, niter, seed=seed)
-    _core.rsvd(u, s, transpose(v), a, oversample=0, niter=niter, seed=seed,
-               precision=resolve_precision("svd_lowrank", None))
+    _core.rsvd(
+        u,
+        s,
+        transpose(v),
+        a,
+        oversample=0,
+        niter=niter,
+        seed=seed,
+        precision=resolve_precision("svd_lowrank", None),
+    )
     return u, s, v
 
 
 def _range_finder(
-    a: Array, rank: int, *, oversample: int = 10, niter: int = 2, basis: Array | None = None, seed: int = 0,
+    a: Array,
+    rank: int,
+    basis: Array | None = None,
+    *,
+    oversample: int = 10,
+    niter: int = 2,
+    seed: int = 0,
     precision: str | None = None,
 ) -> Array:
-    out = _fake_range_finder(a, rank, oversample=oversample, niter=niter, basis=basis, seed=seed)
-    _core.range_finder(out, a, oversample=oversample, niter=niter, basis=basis, seed=seed,
-                       precision=resolve_precision("range_finder", precision))
-    return out
-
-
-def _factored_svd(b: Array, a: Array, *, rank: int | None = None) -> tuple[Array, Array, Array]:
-    out = _fake_factored_svd(b, a, rank=rank)
-    _core.factored_svd(*out, b, a)
-    return out
-
-
-def _orthonormalize(y: Array, *, method: str = "auto") -> Array:
-    out = _fake_orthonormalize(y, method=method)
-    if not _core.orthonormalize(out, y, method=method):
-        raise RuntimeError(
-            f"orthonormalize: `y` must have linearly independent columns for method={method!r}; "
-            "use method='auto', which fills the missing directions"
-        )
+    out = _fake_range_finder(a, rank, basis, oversample=oversample, niter=niter, seed=seed)
+    _core.range_finder(
+        out,
+        a,
+        oversample=oversample,
+        niter=niter,
+        basis=basis,
+        seed=seed,
+        precision=resolve_precision("range_finder", precision),
+    )
     return out
 
 
 _AUTOGRAD = "lowrank_core.ops.rsvd_autograd"
-_SETTINGS = "*, int oversample=10, int niter=2, Tensor? basis=None, int seed=0, str? precision=None"
+# torch's autograd takes no keyword-only tensors, so the operators have `basis` third.
+_SETTINGS = "Tensor? basis=None, *, int oversample=10, int niter=2, int seed=0, str? precision=None"
+_STATE = "Tensor a, Tensor u, Tensor s, Tensor vh, Tensor du, Tensor ds, Tensor dvh"
 
 OPS = (
     Op(
@@ -411,11 +271,10 @@ OPS = (
     ),
     Op(f"range_finder(Tensor a, int rank, {_SETTINGS}) -> Tensor", run=_range_finder, fake=_fake_range_finder),
     Op(
-        "factored_svd(Tensor b, Tensor a, *, int? rank=None) -> (Tensor, Tensor, Tensor)",
-        run=_factored_svd,
-        fake=_fake_factored_svd,
-        backward=f"{_AUTOGRAD}:factored_svd_backward",
-        setup_context=f"{_AUTOGRAD}:save_factored_svd",
+        f"rsvd_backward({_STATE}) -> Tensor",
+        run=f"{_AUTOGRAD}:run_rsvd_backward",
+        fake=f"{_AUTOGRAD}:fake_rsvd_backward",
+        backward=f"{_AUTOGRAD}:rsvd_backward_backward",
+        setup_context=f"{_AUTOGRAD}:save_rsvd_backward",
     ),
-    Op("orthonormalize(Tensor y, *, str method='auto') -> Tensor", run=_orthonormalize, fake=_fake_orthonormalize),
 )

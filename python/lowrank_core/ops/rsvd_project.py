@@ -72,7 +72,10 @@ def _check(op: str, x: Array, basis: Array, side: str, axis: int) -> None:
         )
     met = x.shape[-2] if side == "left" else x.shape[-1]
     if basis.shape[axis] != met:
-        letters = ("[m, r]" if side == "left" else "[n, r]", "m, n and r of `g`" if axis == -2 else "r of `r`")
+        letters = (
+            "[m, r]" if side == "left" else "[n, r]",
+            "m, n and r of `g`" if axis == -2 else "r of `r`",
+        )
         raise ValueError(
             f"{op}: `basis` must be {letters[0]} with the {letters[1]}, got shape {list(basis.shape)} "
             f"for `{name}` of shape {list(x.shape)} and side {side!r}"

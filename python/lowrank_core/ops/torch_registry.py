@@ -8,15 +8,19 @@ from typing import Any
 
 import torch
 
-from lowrank_core.ops import rsvd, rsvd_project
 from lowrank_core.ops.declare import NAMESPACE, Op
+from lowrank_core.ops.rsvd import OPS as RSVD
+from lowrank_core.ops.rsvd_factor import OPS as RSVD_FACTOR
+from lowrank_core.ops.rsvd_project import OPS as RSVD_PROJECT
 
-FAMILIES: tuple[tuple[Op, ...], ...] = (rsvd.OPS, rsvd_project.OPS)
+FAMILIES: tuple[tuple[Op, ...], ...] = (RSVD, RSVD_FACTOR, RSVD_PROJECT)
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
-def _resolve(name: str) -> Callable[..., Any]:
+def _resolve(name: Callable[..., Any] | str) -> Callable[..., Any]:
+    if not isinstance(name, str):
+        return name
     module, _, function = name.partition(":")
     resolved: Callable[..., Any] = getattr(import_module(module), function)
     return resolved
@@ -32,9 +36,9 @@ def _not_differentiable(name: str) -> Callable[..., Any]:
 def _register(op: Op) -> None:
     _library.define(op.schema)
     for key in ("CPU", "CUDA"):
-        _library.impl(op.name, op.run, key)
+        _library.impl(op.name, _resolve(op.run), key)
     qualified = f"{NAMESPACE}::{op.name}"
-    torch.library.register_fake(qualified, op.fake, lib=_library)
+    torch.library.register_fake(qualified, _resolve(op.fake), lib=_library)
     backward = _resolve(op.backward) if op.backward else _not_differentiable(op.name)
     setup = _resolve(op.setup_context) if op.setup_context else None
     torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)

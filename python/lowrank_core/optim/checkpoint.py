@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .codecs import State
-from .geometry import Side
-from .parts import FORMAT, Parts, Slot
+from lowrank_core.optim.codecs import State
+from lowrank_core.optim.geometry import Side
+from lowrank_core.optim.parts import FORMAT, Parts, Slot
 
 if TYPE_CHECKING:
-    from .loop import LowRankOptimizer
+    from lowrank_core.optim.loop import LowRankOptimizer
 
 _OP = "load_state_dict"
 _GEOMETRY_KEYS = ("rank", "proj_type", "force_projection")
@@ -21,7 +21,7 @@ _PROJECTED = {"proj.side", "proj.rank", "proj.refreshes", "proj.last_refresh"}
 
 
 def check_geometry(op: str, slot: Slot, state: State) -> None:
-    """Raises ValueError if `state` was made on another side or at another rank than its group asks for now."""
+    """Raises ValueError if `state` was made on another side or at another rank than its group asks for."""
     asked = None if slot.geometry is None else (int(slot.geometry.side), slot.geometry.rank)
     held = (state["proj.side"], state["proj.rank"]) if "proj.rank" in state else None
     waiting = state.keys() == _OPENED and asked is not None
@@ -66,7 +66,9 @@ def vet(optimizer: LowRankOptimizer, state_dict: dict[str, Any]) -> dict[int, St
     state = state_dict["state"]
     if not state.keys() <= set(ids):
         strangers = sorted(map(str, state.keys() - set(ids)))
-        raise ValueError(f"{_OP}: `state` must belong to the groups' parameters, got also {', '.join(strangers)}")
+        raise ValueError(
+            f"{_OP}: `state` must belong to the groups' parameters, got also {', '.join(strangers)}"
+        )
     fitting = {}
     for key, (number, _, slot) in zip(ids, optimizer._slots(), strict=True):
         if state.get(key):
@@ -76,7 +78,7 @@ def vet(optimizer: LowRankOptimizer, state_dict: dict[str, Any]) -> dict[int, St
 
 
 def restore(optimizer: LowRankOptimizer, states: dict[int, State]) -> None:
-    """Puts copies of `states` (by index of the parameter) in place: dtypes as saved, on the parameter's device."""
+    """Puts copies of `states` (by index of the parameter) in place: dtypes as saved, on its device."""
     for _, _, slot in optimizer._slots():
         if slot.index in states:
             optimizer.state[slot.param] = {
@@ -94,9 +96,10 @@ def _vet_state(slot: Slot, state: State, parts: Parts) -> None:
     check_geometry(_OP, slot, state)
     layout = {"step": ((), torch.float32)} if state.keys() == _OPENED else parts.layout(slot)
     numbers = _PROJECTED if "proj.rank" in state else set()
-    if state.keys() != layout.keys() | numbers | _OPENED:
+    expected = layout.keys() | numbers | _OPENED
+    if state.keys() != expected:
         raise ValueError(
-            f"{_OP}: the state of `{slot.name}` must hold {', '.join(sorted(layout.keys() | numbers | _OPENED))}, "
+            f"{_OP}: the state of `{slot.name}` must hold {', '.join(sorted(expected))}, "
             f"got {', '.join(sorted(state))}; it is of another optimizer or damaged"
         )
     for key, (shape, dtype) in layout.items():

@@ -29,13 +29,13 @@ class Codec(Protocol):
         ...
 
     def encode(self, state: State, name: str, value: Tensor) -> None:
-        """Stores `value`, in place where the entry exists in that shape; never keeps `value`'s own storage."""
+        """Stores `value`, in place where the entry has its shape; never keeps the storage of `value`."""
         ...
 
 
 @dataclass(frozen=True)
 class Float32:
-    """Stores the working precision: float32, and float64 for float64 weights. `decode` is the state itself."""
+    """Stores the working precision: float32, float64 for float64 weights. `decode` gives the state itself."""
 
     def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:
         return {name: (shape, work_dtype(weight))}
@@ -52,7 +52,8 @@ class Float32:
 class BFloat16:
     """Stores bfloat16, rounded to nearest.
 
-    An orthonormal basis keeps |p_i . p_j - delta_ij| <= 2u + u^2 with u = 2**-8; it is not orthonormalized again.
+    An orthonormal basis keeps |p_i . p_j - delta_ij| <= 2u + u^2 with u = 2**-8; it is not orthonormalized
+    again.
     """
 
     def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:

@@ -1,4 +1,4 @@
-"""The composition of an optimizer's parts: the specification of every fused kernel, and the search for a basis."""
+"""The composition of an optimizer's parts: the specification of every fused kernel."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .codecs import State
-from .geometry import Geometry
-from .guard import only_if
-from .parts import FORMAT, Bucket, Parts, Slot
-from .projectors import Bases
-from .rules import Direction, Moments
-from .seeds import mix_seed
+from lowrank_core.optim.codecs import State
+from lowrank_core.optim.geometry import Geometry
+from lowrank_core.optim.guard import only_if
+from lowrank_core.optim.parts import FORMAT, Bucket, Parts, Slot
+from lowrank_core.optim.projectors import Bases
+from lowrank_core.optim.rules import Direction, Moments
+from lowrank_core.optim.seeds import mix_seed
 
 
 def compose(bucket: Bucket, states: list[State], gate: Tensor | None) -> None:
@@ -64,7 +64,7 @@ def _write(slot: Slot, bucket: Bucket, direction: Direction | None) -> None:
 
 
 def open_state(slot: Slot, parts: Parts) -> State:
-    """The state of a parameter before its first step. A projected one gets its moments with its first basis."""
+    """The state of a parameter before its first step; a projected one gets moments with its first basis."""
     step = torch.zeros((), dtype=torch.float32, device=slot.param.device)
     state: State = {"format": FORMAT, "step": step}
     if slot.geometry is None:
@@ -73,7 +73,8 @@ def open_state(slot: Slot, parts: Parts) -> State:
 
 
 def find(slot: Slot, state: State, parts: Parts, seed: int) -> Bases:
-    """New bases for the gradient of `slot`; changes nothing. Empty for a zero gradient, which names no subspace.
+    """New bases for the gradient of `slot`; changes nothing. Empty for a zero gradient, which names no
+    subspace.
 
     Raises:
       RuntimeError: the projector could not find one.
@@ -84,10 +85,10 @@ def find(slot: Slot, state: State, parts: Parts, seed: int) -> Bases:
     position = mix_seed(seed, slot.index, state.get("proj.refreshes", 0))
     try:
         return parts.projector.find(grad, cast(Geometry, slot.geometry), parts.bases(slot, state), position)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise RuntimeError(
-            f"step: the gradient of `{slot.name}` {tuple(slot.param.shape)} must have a singular value decomposition "
-            f"that converges, got: {error}; nothing was changed, consider another projector"
+            f"step: the gradient of `{slot.name}` {tuple(slot.param.shape)} must have an SVD that converges, "
+            f"got: {error}; nothing was changed, consider another projector"
         ) from error
 
 
@@ -112,7 +113,7 @@ def _captured(slot: Slot, state: State, parts: Parts) -> Tensor:
     """|R|_F^2 / |G|_F^2 of the gradient in its new basis: 0-d float32 in [0, 1], not read on the host."""
     grad = slot.gradient().to(slot.work)
     low = parts.projector.down(grad, parts.bases(slot, state))
-    share = torch.linalg.vector_norm(low) / torch.linalg.vector_norm(grad)
+    share: Tensor = torch.linalg.vector_norm(low) / torch.linalg.vector_norm(grad)
     return share.square().clamp(max=1).float()  # rounding may put a whole share above 1
 
 

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checks import require
-from .galore import GaLoreAdamW
-from .geometry import place
-from .groups import ALL_LINEAR, EXCLUDED, param_groups
-from .loop import LowRankOptimizer
+from lowrank_core.optim.checks import require
+from lowrank_core.optim.galore import GaLoreAdamW
+from lowrank_core.optim.geometry import place
+from lowrank_core.optim.groups import ALL_LINEAR, EXCLUDED, param_groups
 
 _OP = "estimate_state_bytes"
-_CLASSES: dict[str, type[LowRankOptimizer]] = {"galore": GaLoreAdamW}
-_TO_COME = (
-    "qgalore", "adarankgrad", "dct", "trion", "dion2", "fira", "frugal", "flora", "coap", "apollo", "ldadam", "lisa",
+_CLASSES: dict[str, type[GaLoreAdamW]] = {"galore": GaLoreAdamW}
+_TO_COME = ("qgalore", "adarankgrad", "dct", "trion", "dion2", "fira", "frugal", "flora") + (
+    "coap", "apollo", "ldadam", "lisa",
 )  # fmt: skip
 
 _STEP_BYTES = 4  # torch's count of steps is a float32
@@ -41,12 +40,14 @@ def estimate_state_bytes(
     Equals `optimizer.state_bytes()` of the run ("galore"), or what torch.optim.AdamW holds ("adamw").
 
     Args:
-      model_or_shapes: a module, whose trainable parameters are split as by `param_groups`; or shapes by name, of
-        which those with a word of `exclude` in their name are for plain AdamW; or shapes alone, none excluded.
+      model_or_shapes: a module, whose trainable parameters are split as by `param_groups`; or shapes by name,
+        of which those with a word of `exclude` in their name are for plain AdamW; or shapes alone, none
+        excluded.
       optimizer: "adamw" or "galore".
       rank: of the optimizers that have one.
       dtype: of the weights; None means the module's own, or float32 for shapes.
-      target_modules, exclude: as in `param_groups`; the former for a module only, the latter not for shapes alone.
+      target_modules, exclude: as in `param_groups`; the former for a module only, the latter not for shapes
+        alone.
       group_keys: as in `param_groups`, such as `proj_type`.
 
     Raises:
@@ -55,15 +56,20 @@ def estimate_state_bytes(
     """
     known = ("adamw", *_CLASSES)
     if optimizer in _TO_COME:
-        raise NotImplementedError(f"{_OP}: `optimizer` must be one of {', '.join(known)} in this version, got {optimizer!r}")
+        raise NotImplementedError(
+            f"{_OP}: `optimizer` must be one of {', '.join(known)} in this version, got {optimizer!r}"
+        )
     require(optimizer in known, _OP, "optimizer", f"be one of {', '.join(known)}", optimizer)
     named = isinstance(model_or_shapes, (nn.Module, Mapping))
     require(named or exclude is None, _OP, "exclude", "be left out where shapes have no names", exclude)
     whole = isinstance(model_or_shapes, nn.Module)
-    require(whole or target_modules is None, _OP, "target_modules", "be left out without a module", target_modules)
+    require(
+        whole or target_modules is None, _OP, "target_modules", "be left out without a module", target_modules
+    )
     if optimizer == "adamw":
-        weights = [weight for _, weight in _named_weights(model_or_shapes, dtype)]
-        return sum(2 * weight.numel() * weight.element_size() + _STEP_BYTES for weight in weights)
+        return sum(
+            2 * w.numel() * w.element_size() + _STEP_BYTES for _, w in _named_weights(model_or_shapes, dtype)
+        )
     words = EXCLUDED if exclude is None else (exclude,) if isinstance(exclude, str) else tuple(exclude)
     keys = {"rank": rank, **group_keys}
     if isinstance(model_or_shapes, nn.Module):
@@ -72,9 +78,8 @@ def estimate_state_bytes(
             group["params"] = [(name, _meta(p.shape, dtype or p.dtype)) for name, p in group["params"]]
     else:
         weights = _named_weights(model_or_shapes, dtype)
-        kept = [named and any(word in name for word in words) for name, _ in weights]
-        split = {out: [w for w, excluded in zip(weights, kept, strict=True) if excluded is out] for out in (True, False)}
-        groups = [{"params": split[True]}, {"params": split[False], **keys}]
+        excluded = [weight for weight in weights if named and any(word in weight[0] for word in words)]
+        groups = [{"params": excluded}, {"params": [w for w in weights if w not in excluded], **keys}]
     return _CLASSES[optimizer](group for group in groups if group["params"]).planned_state_bytes()
 
 
@@ -90,16 +95,16 @@ def formula_state_bytes(
 ) -> float:
     """The published accounting: bases and moments alone, at any width.
 
-    sum over projected weights of basis_bytes s r + 2 moment_bytes l r, and 2 other_bytes for every other parameter.
-    Counts no step counters and no scales of quantized blocks, so it is no estimate of a run: that is
-    `estimate_state_bytes`.
+    sum over projected weights of basis_bytes s r + 2 moment_bytes l r, and 2 other_bytes for every other
+    parameter. Counts no step counters and no scales of quantized blocks, so it is no estimate of a run: that
+    is `estimate_state_bytes`.
 
     Args:
       projected: shapes of the projected weights, rank below min(m, n).
       others: how many parameters all others have together.
       rank, proj_type: as in the optimizer.
-      basis_bytes, moment_bytes, other_bytes: bytes per element of a basis, of a moment of a projected weight, and of
-        a moment of the others.
+      basis_bytes, moment_bytes, other_bytes: bytes per element of a basis, of a moment of a projected weight,
+        and of a moment of the others.
 
     Source: the accounting behind the memory figures of COAP (arXiv:2412.00071), which it reproduces.
     """
@@ -107,7 +112,9 @@ def formula_state_bytes(
     for shape in projected:
         where, note = place(tuple(shape), rank, proj_type)
         if where is None:
-            raise ValueError(f"formula_state_bytes: `projected` must be projectable, got {tuple(shape)}: {note}")
+            raise ValueError(
+                f"formula_state_bytes: `projected` must be projectable, got {tuple(shape)}: {note}"
+            )
         total += sum(prod(basis) for _, _, basis in where.bases()) * basis_bytes
         total += 2 * prod(where.low_shape) * moment_bytes
     return total

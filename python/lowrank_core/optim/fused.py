@@ -1,13 +1,13 @@
 """The table from a combination of parts to a kernel that steps a whole bucket at once.
 
-It has no entry yet: the kernels come with the family `subspace_step`. An entry has the signature of `compose`,
-takes the same lists, and must do what `compose` does with them, whose result is its test.
+It has no entry yet: the kernels come with the family `subspace_step`. An entry has the signature of
+`compose`, takes the same lists, and must do what `compose` does with them, whose result is its test.
 """
 
 from __future__ import annotations
 
-from .compose import compose
-from .parts import Bucket, Step
+from lowrank_core.optim.compose import compose
+from lowrank_core.optim.parts import Bucket, Step
 
 Key = tuple[str, type, type, type, type, type]  # device, space, residual, rule, moment codec, basis codec
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from .checks import require_choice
-from .codecs import Float32, basis_codec
-from .loop import LowRankOptimizer, Params
-from .parts import Parts
-from .projectors import ExactSVD, RandomizedSVD
-from .residuals import Drop
-from .rules import Adam
-from .schedules import FixedGap
-from .transports import Keep, Rotate
+from lowrank_core.optim.checks import require_choice
+from lowrank_core.optim.codecs import Float32, basis_codec
+from lowrank_core.optim.loop import LowRankOptimizer, Params
+from lowrank_core.optim.parts import Parts
+from lowrank_core.optim.projectors import ExactSVD, RandomizedSVD
+from lowrank_core.optim.residuals import Drop
+from lowrank_core.optim.rules import Adam
+from lowrank_core.optim.schedules import FixedGap
+from lowrank_core.optim.transports import Keep, Rotate
 
 _TRANSPORTS: dict[str, type[Keep | Rotate]] = {"keep": Keep, "rotate": Rotate}
 
@@ -24,20 +24,21 @@ class GaLoreAdamW(LowRankOptimizer):
 
     For a weight [m, n] with m < n: R = P^T G [r, n], Adam on R gives N, and
     W <- (1 - lr weight_decay) W - lr scale P N. The basis P [m, r] is looked for anew at that weight's steps
-    0, gap, 2 gap, ..., from that very step's gradient. State: s r + 2 l r elements with s, l = min, max(m, n),
-    against 2 m n of AdamW.
+    0, gap, 2 gap, ..., from that very step's gradient. State: s r + 2 l r elements with s, l = min, max(m,
+    n), against 2 m n of AdamW.
 
-    Which parameters: every weight of two or more dimensions in a group that has a rank; more than two are seen as
-    [d0, the rest]. If any group names `rank` itself, the groups that do not are plain AdamW, as with GaLore; if none
-    does, the constructor's rank holds for all. `rank=None` is plain AdamW. So are vectors, scalars, empty tensors,
-    and weights with rank >= min(m, n) unless `force_projection`: there `scale` does not act, and the result equals
-    torch.optim.AdamW's to the bit for float32 and float64. `plan()` says what is done with each and why.
+    Which parameters: every weight of two or more dimensions in a group that has a rank; more than two are
+    seen as [d0, the rest]. If any group names `rank` itself, the groups that do not are plain AdamW, as with
+    GaLore; if none does, the constructor's rank holds for all. `rank=None` is plain AdamW. So are vectors,
+    scalars, empty tensors, and weights with rank >= min(m, n) unless `force_projection`: there `scale` does
+    not act, and the result equals torch.optim.AdamW's to the bit for float32 and float64. `plan()` says what
+    is done with each and why.
 
     Every argument but `params` may also be a key of a group.
 
     Args:
-      params: tensors, (name, tensor) pairs or groups; float64, float32, bfloat16, float16. Half-precision weights
-        are updated in float32 and rounded once.
+      params: tensors, (name, tensor) pairs or groups; float64, float32, bfloat16, float16. Half-precision
+        weights are updated in float32 and rounded once.
       lr: >= 0, number or 0-d tensor. Change of a weight per step, for |N| = 1 and scale = 1.
       betas: two numbers in [0, 1): decay per step of the first and second moment.
       eps: >= 0, in units of the (projected) gradient; added outside the bias correction.
@@ -51,9 +52,9 @@ class GaLoreAdamW(LowRankOptimizer):
       oversample, niter: of the randomized search; a warm one takes one power iteration.
       moments: at a refresh: "keep" (read in the new basis, signs aligned) or "rotate" (expressed in it).
       seed: any int. With the parameter's position and the refresh number it decides every draw.
-      nonfinite: what a gradient with inf or nan does: "skip" the whole step (counted in `skipped_steps`, nothing
-        changes) or "raise" RuntimeError (nothing changes either). The group of the gradient decides; on an
-        accelerator "raise" waits for the device at every step.
+      nonfinite: what a gradient with inf or nan does: "skip" the whole step (counted in `skipped_steps`,
+        nothing changes) or "raise" RuntimeError (nothing changes either). The group of the gradient decides;
+        on an accelerator "raise" waits for the device at every step.
       force_projection: project at rank min(m, n) where `rank` is not below it.
       maximize: climb instead of descend.
 
@@ -62,10 +63,10 @@ class GaLoreAdamW(LowRankOptimizer):
       ValueError: a value out of its range.
 
     Determinism: D1 with "rsvd", D2 with "svd".
-    Source: Zhao et al. 2024 (arXiv:2403.03507), in torch's Adam form (arXiv:1711.05101 for the decay): decay comes
-      first, eps acts outside the bias correction and defaults to 1e-8, where GaLore's code decays last and has 1e-6.
-      Other deviations: signs are aligned at a refresh, a gradient of zeros does not refresh, the basis of a float32
-      weight is float32, moments are float32, and refreshes are randomized by default.
+    Source: Zhao et al. 2024 (arXiv:2403.03507), in torch's Adam form (arXiv:1711.05101 for the decay): decay
+      comes first, eps acts outside the bias correction and defaults to 1e-8, where GaLore's code decays last
+      and has 1e-6. Other deviations: signs are aligned at a refresh, a gradient of zeros does not refresh,
+      the basis of a float32 weight is float32, moments are float32, and refreshes are randomized by default.
     """
 
     def __init__(
@@ -116,7 +117,9 @@ class GaLoreAdamW(LowRankOptimizer):
         require_choice(cls.__name__, "moments", group["moments"], _TRANSPORTS)
         randomized, scale = group["projector"] == "rsvd", group["scale"]
         return Parts(
-            projector=RandomizedSVD(scale, group["oversample"], group["niter"]) if randomized else ExactSVD(scale),
+            projector=RandomizedSVD(scale, group["oversample"], group["niter"])
+            if randomized
+            else ExactSVD(scale),
             residual=Drop(),
             rule=Adam(group["betas"], group["eps"]),
             schedule=FixedGap(group["update_proj_gap"]),

@@ -61,7 +61,8 @@ def place(
     Returns:
       (geometry, note), or (None, reason) where the weight takes the plain path.
 
-    Source: Zhao et al. 2024 (GaLore, arXiv:2403.03507); side rule of its code, where a square matrix goes right.
+    Source: Zhao et al. 2024 (GaLore, arXiv:2403.03507); side rule of its code, where a square matrix goes
+      right.
     """
     if rank is None:
         return None, "its group has no rank"

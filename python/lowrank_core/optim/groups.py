@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .checks import is_count, require, require_choice
-from .geometry import PROJ_TYPES, place
-from .plan import PlanRow, format_plan, numberless, plan_row
+from lowrank_core.optim.checks import is_count, require, require_choice
+from lowrank_core.optim.geometry import PROJ_TYPES, place
+from lowrank_core.optim.plan import PlanRow, format_plan, numberless, plan_row
 
 _OP = "param_groups"
 ALL_LINEAR = "all-linear"
@@ -29,14 +29,15 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Splits the trainable parameters of `model` into those to project and those for plain AdamW.
 
-    The first group holds what is not targeted and names no rank; the last one holds the targets with `rank` and
-    `group_keys`. A group without parameters is left out. Parameters come as (name, tensor) pairs; a tied one comes
-    once, under its first name.
+    The first group holds what is not targeted and names no rank; the last one holds the targets with `rank`
+    and `group_keys`. A group without parameters is left out. Parameters come as (name, tensor) pairs; a tied
+    one comes once, under its first name.
 
     Args:
       model: any module.
-      target_modules: "all-linear" (the weights of `nn.Linear` and of transformers' `Conv1D`); or a list of words: the
-        weight of two or more dimensions of each module with one of them in its qualified name; or another string: a
+      target_modules: "all-linear" (the weights of `nn.Linear` and of transformers' `Conv1D`); or a list of
+        words: the weight of two or more dimensions of each module with one of them in its qualified name; or
+          another string: a
         regular expression that the whole qualified name of a module must match.
       exclude: a word or several; a weight is no target with one of them in any of its qualified names.
       rank: >= 1.
@@ -55,7 +56,9 @@ def param_groups(
     words = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     targets = _targets(model, target_modules)
     names = _names(model)
-    rows, plain, projected = [], [], []
+    rows: list[PlanRow] = []
+    plain: list[tuple[str, Tensor]] = []
+    projected: list[tuple[str, Tensor]] = []
     for param, known_as in names.items():
         hits = [word for word in words if any(word in name for name in known_as)]
         if param not in targets or hits:
@@ -71,8 +74,7 @@ def param_groups(
             f"{len(projected)} targets; the largest min(m, n) among them is {max(sides, default=0)}"
         )
     if verbose:
-        print(format_plan(rows))
-        print(_summary(rows))
+        print(f"{format_plan(rows)}\n{_summary(rows)}")  # noqa: T201  (the one thing this package prints)
     groups = [{"params": plain}, {"params": projected, "rank": rank, **group_keys}]
     return [group for group in groups if group["params"]]
 
@@ -97,7 +99,11 @@ def _targets(model: nn.Module, target_modules: str | Iterable[str]) -> set[Tenso
     """The weights of the modules that `target_modules` names."""
     weights = list(_weights(model))
     if target_modules == ALL_LINEAR:
-        return {w for _, module, w in weights if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"}
+        return {
+            w
+            for _, module, w in weights
+            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        }
     if isinstance(target_modules, str):
         try:
             pattern = re.compile(target_modules)

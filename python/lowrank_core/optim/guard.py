@@ -1,4 +1,4 @@
-"""The whole-step guard against non-finite gradients, on the CPU and where the host must not wait for a device."""
+"""The guard of a whole step against non-finite gradients, with and without waiting for a device."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def deferred(device: torch.device) -> bool:
 
 
 def is_finite(grad: Tensor) -> bool:
-    """True if every entry is finite. One pass and no temporary of the gradient's size; reads a number on the host."""
-    # inf and NaN absorb every addend, so a finite sum proves all entries finite; an infinite one may be overflow.
+    """True if every entry is finite, in one pass with no temporary of that size; read on the host."""
+    # inf and NaN absorb every addend, so a finite sum proves all entries finite; an infinite one may be
+    # overflow.
     return math.isfinite(grad.sum().item()) or bool(grad.isfinite().all())
 
 

@@ -10,32 +10,36 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from ..telemetry import Projection
-from . import guard
-from .checkpoint import check_geometry, restore, vet
-from .checks import is_count, is_number, require, require_choice
-from .codecs import State
-from .compose import adopt, find, open_state
-from .fused import step_of
-from .geometry import PROJ_TYPES
-from .parts import Bucket, Parts, Slot, slots
-from .plan import PlanRow, format_plan, plan_row
+from lowrank_core.optim import guard
+from lowrank_core.optim.checkpoint import check_geometry, restore, vet
+from lowrank_core.optim.codecs import State
+from lowrank_core.optim.compose import adopt, find, open_state
+from lowrank_core.optim.fused import step_of
+from lowrank_core.optim.options import check_values, refuse_unknown
+from lowrank_core.optim.parts import Bucket, Parts, Slot, slots
+from lowrank_core.optim.plan import PlanRow, format_plan, plan_row
+from lowrank_core.telemetry import Projection
 
 logger = logging.getLogger("lowrank_core.optim")
 
 Params = Iterable[Any]  # tensors, (name, tensor) pairs or groups, as every torch optimizer takes them
 
-_BESIDE_DEFAULTS = ("params", "param_names", "initial_lr")  # what a group may hold besides the optimizer's own keys
+_BESIDE_DEFAULTS = (
+    "params",
+    "param_names",
+    "initial_lr",
+)  # what a group may hold besides the optimizer's own keys
 
 
 class LowRankOptimizer(torch.optim.Optimizer):
     """The one `step()` that every optimizer of the package is; a subclass names its parts.
 
     One step, for each parameter W with a gradient G:
-      refresh the basis if its schedule says so;  R = down(G);  N = rule(R);  W <- (1 - lr weight_decay) W - lr up(N)
+      refresh the basis if its schedule says so;  R = down(G);  N = rule(R);  W <- (1 - lr weight_decay) W -
+      lr up(N)
 
-    Before anything is touched the gradients of the whole step are tested for inf and nan. They stay as they are.
-    The groups hold every hyperparameter, and the parts are made from them anew at each step: schedulers,
+    Before anything is touched the gradients of the whole step are tested for inf and nan. They stay as they
+    are. The groups hold every hyperparameter, and the parts are made from them anew at each step: schedulers,
     checkpoints and edits of a group act at once.
 
     Determinism: D1, given kernels of that tier. Draws nothing from a global generator.
@@ -44,21 +48,23 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Params, defaults: dict[str, Any], unknown: Iterable[str] = ()) -> None:
         self._skipped: int | Tensor = 0
         self._bounds: dict[Tensor, int] = {}  # upper bounds of step counts that live on an accelerator
-        self._refuse_unknown(unknown, defaults)
+        refuse_unknown(type(self).__name__, unknown, defaults)
         if not isinstance(params, Tensor):  # which torch refuses itself
             params = list(params)
             if any(isinstance(entry, dict) and "rank" in entry for entry in params):
-                defaults = {**defaults, "rank": None}  # as with GaLore, groups that name no rank then want none
+                defaults = {
+                    **defaults,
+                    "rank": None,
+                }  # as with GaLore, groups that name no rank then want none
         super().__init__(params, defaults)
         if logger.isEnabledFor(logging.INFO):
             logger.info("%s\n%s", type(self).__name__, format_plan(self.plan()))
 
     @classmethod
     def parts(cls, group: dict[str, Any], weight: torch.dtype) -> Parts:
-        """The parts for weights of dtype `weight` in `group`. Raises ValueError for a value out of its range."""
+        """The parts for weights of dtype `weight` in `group`. Raises ValueError for a value out of range."""
         raise NotImplementedError(f"{cls.__name__}: a LowRankOptimizer must name its `parts`")
 
-    @torch._disable_dynamo  # type: ignore[misc]
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters.
 
@@ -66,17 +72,17 @@ class LowRankOptimizer(torch.optim.Optimizer):
           TypeError: a key is unknown, or a parameter is not a real floating-point tensor.
           ValueError: a value is out of its range.
         """
-        self._refuse_unknown(param_group, [*self.defaults, *_BESIDE_DEFAULTS])
+        op = type(self).__name__
+        refuse_unknown(op, param_group, [*self.defaults, *_BESIDE_DEFAULTS])
         group = {**self.defaults, **param_group}
-        self._check_values(group)
+        check_values(op, group)
+        self.parts(group, torch.float32)
         if not isinstance(group["params"], (Tensor, set)):  # torch takes the one and refuses the other
             group["params"] = list(group["params"])
             for entry in group["params"]:
                 param = entry[1] if isinstance(entry, tuple) else entry
                 if isinstance(param, Tensor) and not param.is_floating_point():
-                    raise TypeError(
-                        f"{type(self).__name__}: `params` must be real floating-point tensors, got {param.dtype}"
-                    )
+                    raise TypeError(f"{op}: `params` must be real floating-point tensors, got {param.dtype}")
         super().add_param_group(group)
 
     @overload
@@ -87,7 +93,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Takes one step with every parameter that has a gradient, or none at all if a gradient is not finite.
+        """Takes one step with every parameter that has a gradient, or none at all if a gradient is not
+        finite.
 
         Args:
           closure: evaluates the model anew and returns the loss.
@@ -96,8 +103,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
           What `closure` returned, or None.
 
         Raises:
-          RuntimeError: a gradient is sparse; a gradient is not finite and its group says `nonfinite="raise"`; an
-            exact SVD does not converge. Nothing is changed then.
+          RuntimeError: a gradient is sparse; a gradient is not finite and its group says `nonfinite="raise"`;
+            an exact SVD does not converge. Nothing is changed then.
           ValueError: a group's `rank` or `proj_type` is no longer what its state was made with.
         """
         loss = None
@@ -119,11 +126,12 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def plan(self) -> list[PlanRow]:
         """How each parameter is treated, and why: one row each, in order."""
         return [
-            plan_row(slot.name, tuple(slot.param.shape), slot.geometry, slot.note) for _, _, slot in self._slots()
+            plan_row(slot.name, tuple(slot.param.shape), slot.geometry, slot.note)
+            for _, _, slot in self._slots()
         ]
 
     def projections(self) -> list[Projection]:
-        """The subspace of each projected weight. Reads the captured shares, so an accelerator is waited for."""
+        """The subspace of each projected weight. Reads the captured shares: waits for an accelerator."""
         found = []
         for _, _, slot in self._slots():
             if slot.geometry is not None:
@@ -131,13 +139,19 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 captured = float(state["proj.captured"]) if "proj.captured" in state else None
                 side, rank = slot.geometry.side.name.lower(), slot.geometry.rank
                 refreshes, last = state.get("proj.refreshes", 0), state.get("proj.last_refresh")
-                found.append(Projection(slot.name, tuple(slot.param.shape), side, rank, captured, refreshes, last))
+                found.append(
+                    Projection(slot.name, tuple(slot.param.shape), side, rank, captured, refreshes, last)
+                )
         return found
 
     def state_bytes(self) -> int:
         """Bytes of the state held now: whole storages, each counted once, so that a leaked view shows."""
-        held = [value for state in self.state.values() for value in state.values() if isinstance(value, Tensor)]
-        storages = {storage.data_ptr(): storage.nbytes() for storage in (value.untyped_storage() for value in held)}
+        held = [
+            value for state in self.state.values() for value in state.values() if isinstance(value, Tensor)
+        ]
+        storages = {
+            storage.data_ptr(): storage.nbytes() for storage in (value.untyped_storage() for value in held)
+        }
         return sum(storages.values())
 
     def planned_state_bytes(self) -> int:
@@ -150,16 +164,16 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     @property
     def skipped_steps(self) -> int:
-        """Steps not taken because of a gradient that was not finite. Reads the count, so an accelerator is waited for."""
+        """Steps not taken because a gradient was not finite. Reads the count: waits for an accelerator."""
         return int(self._skipped)
 
-    @torch._disable_dynamo  # type: ignore[misc]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over groups and state from `state_dict`, dtypes as saved, tensors moved to their parameter's device.
+        """Takes over groups and state from `state_dict`, dtypes as saved, tensors moved to their parameter's
+        device.
 
         Raises:
-          ValueError: it was written by another optimizer or format version, or for parameters of other shapes, ranks
-            or sides. Nothing is changed then.
+          ValueError: it was written by another optimizer or format version, or for parameters of other
+            shapes, ranks or sides. Nothing is changed then.
         """
         fitting: dict[int, State] = {}
 
@@ -170,7 +184,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
         def put(_: torch.optim.Optimizer) -> None:
             restore(self, fitting)
 
-        # The last hook before and the first one after: those of the user see and may change what they always do.
+        # The last hook before and the first one after: those of the user see and may change what they always
+        # do.
         with (
             self.register_load_state_dict_pre_hook(take),
             self.register_load_state_dict_post_hook(put, prepend=True),
@@ -221,8 +236,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def _judge(self, buckets: list[Bucket], wait: bool) -> tuple[bool, Tensor | None]:
         """Whether to go on, and the gate that decides it where the host does not know.
 
-        An accelerator is not waited for (unless `wait`, a group that raises, or several devices ask for it): the
-        answer is then to go on behind a 0-d bool that stays there.
+        An accelerator is not waited for (unless `wait`, a group that raises, or several devices ask for it):
+        the answer is then to go on behind a 0-d bool that stays there.
         """
         entries = [(bucket, slot) for bucket in buckets for slot in bucket.slots]
         grads = [slot.gradient() for _, slot in entries]
@@ -236,8 +251,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
         for bucket, slot in bad:
             if bucket.nonfinite == "raise":
                 raise RuntimeError(
-                    f"step: the gradient of `{slot.name}` {tuple(slot.param.shape)} must be finite, got inf or nan; "
-                    'nothing was changed, lower the loss scale or pass `nonfinite="skip"`'
+                    f"step: the gradient of `{slot.name}` {tuple(slot.param.shape)} must be finite, "
+                    'got inf or nan; nothing was changed, lower the loss scale or pass `nonfinite="skip"`'
                 )
         self._skipped = self._skipped + bool(bad)
         return not bad, None
@@ -269,24 +284,3 @@ class LowRankOptimizer(torch.optim.Optimizer):
             bases = found.pop(slot) if slot in found else find(slot, state, bucket.parts, bucket.seed)
             if bases:
                 adopt(slot, state, bucket.parts, bases)
-
-    def _refuse_unknown(self, keys: Iterable[str], known: Iterable[str]) -> None:
-        unknown = [key for key in keys if key not in known]
-        if unknown:
-            raise TypeError(
-                f"{type(self).__name__}: `{unknown[0]}` must be one of its keys, got {', '.join(unknown)}; "
-                f"known keys: {', '.join(sorted(known))}"
-            )
-
-    def _check_values(self, group: dict[str, Any]) -> None:
-        op, lr, rank = type(self).__name__, group["lr"], group["rank"]
-        scalar = isinstance(lr, Tensor) and lr.numel() == 1
-        require(scalar or is_number(lr, 0.0), op, "lr", "be a number >= 0 or a 0-d tensor", lr)
-        require(is_number(group["weight_decay"], 0.0), op, "weight_decay", "be a number >= 0", group["weight_decay"])
-        require(rank is None or is_count(rank, 1), op, "rank", "be an int >= 1 or None", rank)
-        require(isinstance(group["seed"], int), op, "seed", "be an int", group["seed"])
-        require_choice(op, "proj_type", group["proj_type"], PROJ_TYPES)
-        require_choice(op, "nonfinite", group["nonfinite"], ("skip", "raise"))
-        for key in ("maximize", "force_projection"):
-            require(isinstance(group[key], bool), op, key, "be True or False", group[key])
-        self.parts(group, torch.float32)

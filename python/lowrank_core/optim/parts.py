@@ -9,13 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .codecs import Codec, Layout, State, work_dtype
-from .geometry import Geometry, place
-from .projectors import Bases, NoProjection, Projector, Space
-from .residuals import Drop, Residual
-from .rules import Moments, Rule
-from .schedules import Schedule
-from .transports import Transport
+from lowrank_core.optim.codecs import Codec, Layout, State, work_dtype
+from lowrank_core.optim.geometry import Geometry, place
+from lowrank_core.optim.projectors import Bases, NoProjection, Projector, Space
+from lowrank_core.optim.residuals import Drop, Residual
+from lowrank_core.optim.rules import Moments, Rule
+from lowrank_core.optim.schedules import Schedule
+from lowrank_core.optim.transports import Transport
 
 FORMAT = 1  # of the state of one parameter; goes up when a key or its meaning changes
 
@@ -48,7 +48,9 @@ class Parts:
         """The bases held in `state`, decoded; empty where there are none (yet)."""
         if slot.geometry is None or "proj.rank" not in state:
             return {}
-        return {side: self.basis_codec.decode(state, key, slot.work) for key, side, _ in slot.geometry.bases()}
+        return {
+            side: self.basis_codec.decode(state, key, slot.work) for key, side, _ in slot.geometry.bases()
+        }
 
     def moments(self, slot: Slot, state: State) -> Moments:
         """The moments held in `state`, decoded."""
@@ -62,7 +64,7 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """One parameter and how it is treated. `index` is its position among all groups and keys its random numbers."""
+    """One parameter and how it is treated; `index`, its position among all groups, keys its draws."""
 
     param: Tensor
     index: int

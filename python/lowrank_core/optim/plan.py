@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .geometry import Geometry
+from lowrank_core.optim.geometry import Geometry
 
 
 class PlanRow(NamedTuple):
@@ -32,7 +32,7 @@ def numberless(name: str) -> str:
 
 
 def format_plan(rows: Iterable[PlanRow]) -> str:
-    """The plan as a table. Rows that differ only in the numbers of their names are one line, with their count."""
+    """The plan as a table; rows that differ only in the numbers of their names are one line with a count."""
     counts: dict[tuple[str, ...], int] = {}
     for entry in rows:
         cells = (
@@ -44,7 +44,9 @@ def format_plan(rows: Iterable[PlanRow]) -> str:
             entry.reason,
         )
         counts[cells] = counts.get(cells, 0) + 1
-    lines = [("parameter", "count", "shape", "path", "side", "rank", "reason")]
+    lines: list[tuple[str, ...]] = [("parameter", "count", "shape", "path", "side", "rank", "reason")]
     lines += [(name, str(count), *rest) for (name, *rest), count in counts.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -8,11 +8,11 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from ..ops import project, project_back, range_finder, rsvd
-from .checks import is_count, is_number, require
-from .codecs import work_dtype
-from .geometry import Geometry, Side
-from .rules import Direction, Turn
+from lowrank_core.ops import project, project_back, range_finder, rsvd
+from lowrank_core.optim.checks import is_count, is_number, require
+from lowrank_core.optim.codecs import work_dtype
+from lowrank_core.optim.geometry import Geometry, Side
+from lowrank_core.optim.rules import Direction, Turn
 
 Bases = dict[str, Tensor]  # "left": [m, r], "right": [n, r]; decoded to the working dtype
 
@@ -34,7 +34,7 @@ class Projector(Space, Protocol):
 
     @property
     def may_fail(self) -> bool:
-        """True if `find` can raise on a finite gradient: the loop then finds all bases before it changes anything."""
+        """True if `find` can raise on a finite gradient: all bases are then found before anything changes."""
         ...
 
     def find(self, grad: Tensor, geometry: Geometry, held: Bases, seed: int) -> Bases:
@@ -80,7 +80,8 @@ class _Subspace:
     def turn(self, held: Bases, found: Bases) -> Turn:
         change = {side: found[side].mT @ held[side] for side in found}
         return Turn(
-            lambda x: _change(x, change), lambda x: _change(x, {side: t.square() for side, t in change.items()})
+            lambda x: _change(x, change),
+            lambda x: _change(x, {side: t.square() for side, t in change.items()}),
         )
 
 
@@ -111,8 +112,8 @@ class ExactSVD(_Subspace):
 class RandomizedSVD(_Subspace):
     """The leading singular vectors, by randomized subspace iteration started from the basis held.
 
-    A first search takes `niter` power iterations, a warm one `warm_niter`. `oversample` columns are drawn fresh
-    in either, so that a direction the old basis cannot see can enter.
+    A first search takes `niter` power iterations, a warm one `warm_niter`. `oversample` columns are drawn
+    fresh in either, so that a direction the old basis cannot see can enter.
 
     Determinism: as `range_finder` and `rsvd`, of which it is a call.
     Source: Halko, Martinsson, Tropp 2011 (arXiv:0909.4061), algorithms 4.4 and 5.1.
@@ -134,7 +135,12 @@ class RandomizedSVD(_Subspace):
         niter = self.warm_niter if held else self.niter
         if geometry.side == Side.BOTH:
             u, _, vh = rsvd(
-                grad, geometry.rank, oversample=self.oversample, niter=niter, basis=held.get("left"), seed=seed
+                grad,
+                geometry.rank,
+                oversample=self.oversample,
+                niter=niter,
+                basis=held.get("left"),
+                seed=seed,
             )
             return _aligned({"left": u, "right": vh.mT}, held)
         side, matrix = ("left", grad) if geometry.side == Side.LEFT else ("right", grad.mT)
@@ -151,7 +157,7 @@ def _change(x: Tensor, change: Bases) -> Tensor:
 
 
 def _leading_sign(basis: Tensor) -> Tensor:
-    """[1, r] of +-1 that makes the entry of largest magnitude in each column of `basis` positive, the first on ties."""
+    """[1, r] of +-1 that makes the largest entry by magnitude of each column positive, the first on ties."""
     leading = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
     return torch.where(leading < 0, -1.0, 1.0).to(basis.dtype)
 

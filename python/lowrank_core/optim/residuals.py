@@ -8,15 +8,20 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .codecs import State
-from .rules import Direction
+from lowrank_core.optim.codecs import State
+from lowrank_core.optim.rules import Direction
 
 
 class Residual(Protocol):
     """Makes the direction of the weight from that of the subspace and from the whole gradient."""
 
     def complete(
-        self, grad: Tensor, low: Tensor, direction: Direction, lift: Callable[[Direction], Direction], state: State
+        self,
+        grad: Tensor,
+        low: Tensor,
+        direction: Direction,
+        lift: Callable[[Direction], Direction],
+        state: State,
     ) -> Direction:
         """The direction of the weight.
 
@@ -35,6 +40,11 @@ class Drop:
     """The rest is dropped: the direction is lifted and nothing is added (GaLore)."""
 
     def complete(
-        self, grad: Tensor, low: Tensor, direction: Direction, lift: Callable[[Direction], Direction], state: State
+        self,
+        grad: Tensor,
+        low: Tensor,
+        direction: Direction,
+        lift: Callable[[Direction], Direction],
+        state: State,
     ) -> Direction:
         return lift(direction)

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .checks import is_number, require
+from lowrank_core.optim.checks import is_number, require
 
 Moments = dict[str, Tensor]
 

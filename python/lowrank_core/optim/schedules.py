@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from .checks import is_count, require
-from .codecs import State
+from lowrank_core.optim.checks import is_count, require
+from lowrank_core.optim.codecs import State
 
 
 class Schedule(Protocol):
@@ -15,8 +15,8 @@ class Schedule(Protocol):
     def due(self, step: int, state: State) -> bool:
         """True if the basis of a weight with `step` finished steps is to be refreshed before the next one.
 
-        On an accelerator the loop asks with an upper bound of `step` first (skips it has not read yet), and before
-        it acts with the exact count.
+        On an accelerator the loop asks with an upper bound of `step` first (skips it has not read yet), and
+        before it acts with the exact count.
         """
         ...
 

@@ -17,7 +17,8 @@ def mix_seed(seed: int, *position: int) -> int:
       int in [0, 2**63): fits a signed 64-bit operator argument.
 
     Determinism: D0. Never touches a global generator.
-    Source: the finalizer of splitmix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195), applied once a word.
+    Source: the finalizer of splitmix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195), applied once a
+      word.
     """
     state = 0
     for word in (seed, *position):

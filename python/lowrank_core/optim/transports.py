@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from .rules import Moments, Rule, Turn
+from lowrank_core.optim.rules import Moments, Rule, Turn
 
 
 class Transport(Protocol):

@@ -1,0 +1,100 @@
+"""`lowrank-core estimate`: bytes of weights, gradients and optimizer state before you run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from lowrank_core.cli.config import TrainConfig, resolve
+from lowrank_core.cli.errors import CliError
+from lowrank_core.cli.options import flag
+from lowrank_core.cli.presets import DTYPES, PRESETS, Sizes
+from lowrank_core.cli.table import megabytes, table
+
+BYTE_VALUES = 256
+Shapes = dict[str, tuple[int, ...]]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the table, or the same as JSON."""
+    if importlib.util.find_spec("torch") is None:
+        raise CliError("needs torch; install with `pip install 'lowrank_core[train]'`")
+    shapes, width = _shapes(options)
+    result = estimate(shapes, options.optimizer, _rank(options, shapes, width), options.proj_type, options.dtype)
+    print(json.dumps(result, indent=1) if options.json else _text(result))
+    return 0
+
+
+def estimate(shapes: Shapes, optimizer: str, rank: int | None, proj_type: str | None, dtype: str) -> dict[str, Any]:
+    """Bytes for AdamW and, if it is another, for `optimizer`; `dtype` is a key of `DTYPES`."""
+    import torch
+
+    from lowrank_core.optim import estimate_state_bytes
+
+    kind: torch.dtype = getattr(torch, DTYPES[dtype])
+    parameters = sum(map(prod, shapes.values()))
+    weights = parameters * kind.itemsize
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(("adamw", optimizer)):
+        keys: dict[str, Any] = {} if name == "adamw" else {"rank": rank, "proj_type": proj_type or "std"}
+        state = estimate_state_bytes(shapes, optimizer=name, dtype=kind, **keys)
+        rows.append(
+            {
+                "optimizer": name,
+                "weights": weights,
+                "gradients": weights,
+                "state": state,
+                "total": 2 * weights + state,
+            }
+        )
+    return {"parameters": parameters, "dtype": dtype, "rank": rank, "bytes": rows}
+
+
+def _shapes(options: argparse.Namespace) -> tuple[Shapes, int]:
+    """The parameters' shapes by name, and the width that the default rank is a quarter of."""
+    own = {name: getattr(options, name) for name in ("dim", "layers", "ffn") if hasattr(options, name)}
+    if own and (options.preset or options.shape):
+        other = "--preset" if options.preset else "--shape"
+        raise CliError(f"`{flag(next(iter(own)))}` must not come with `{other}`, which says all sizes; leave one out")
+    if options.shape:
+        given: list[tuple[int, int, int]] = options.shape
+        shapes = {f"{i}.{j}": (m, n) for i, (m, n, count) in enumerate(given) for j in range(count)}
+        return {**shapes}, min(min(m, n) for m, n, _ in given)
+    if options.preset:
+        return PRESETS[options.preset].shapes(), PRESETS[options.preset].dim
+    config = resolve(replace(TrainConfig(), optimizer="adamw", **{"heads": 1, **own}))
+    return Sizes(config.dim, config.ffn or 0, config.layers, BYTE_VALUES).shapes(), config.dim
+
+
+def _rank(options: argparse.Namespace, shapes: Shapes, width: int) -> int | None:
+    if options.optimizer == "adamw":
+        for name in ("rank", "proj_type"):
+            if getattr(options, name) is not None:
+                raise CliError(f"`{flag(name)}` must come with the optimizer galore, got adamw; leave it out")
+        return None
+    rank: int = options.rank or max(1, width // 4)
+    largest = max(min(shape) for shape in shapes.values() if len(shape) == 2)
+    if rank >= largest:
+        raise CliError(f"`--rank` must be < {largest}, the largest min(m, n) of a matrix, got {rank}; lower it")
+    return rank
+
+
+def _text(result: dict[str, Any]) -> str:
+    rows = result["bytes"]
+    base = rows[0]["state"]
+    cells = [
+        (
+            row["optimizer"],
+            *(megabytes(row[k]) for k in ("weights", "gradients", "state", "total")),
+            f"{row['state'] / base:.3f}",
+        )
+        for row in rows
+    ]
+    rank = f", rank {result['rank']}" if result["rank"] else ""
+    head = ("optimizer", "weights", "gradients", "optimizer state", "total", "state of AdamW's")
+    size = f"{result['parameters']:,} parameters, {result['dtype']}{rank}"
+    return f"{size}\n\n{table(head, cells)}\n\nActivations are not counted."

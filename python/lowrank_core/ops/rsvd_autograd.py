@@ -1,0 +1,199 @@
+"""Derivatives of the rsvd family, as torch expressions.
+
+The derivative is that of the exact truncated decomposition, which the random one approximates. For A of any rank
+with leading triplets U, S, V and residual R = A - U S Vᵀ, differentiating A V = U S and Aᵀ U = V S splits every change
+into a rotation inside the span, the textbook formula, and a change out of it, which solves
+
+    dX S - R dY = (1 - UUᵀ) dA V,      dY S - Rᵀ dX = (1 - VVᵀ) dAᵀ U.
+
+Neglecting R (as formulas for a full decomposition do) is wrong for a truncated one. The system is symmetric, so the
+same solve serves the adjoint.
+Source: Townsend, "Differentiating the singular value decomposition" (2016), eqs. 16-22; the residual term: Francuz,
+Schuch, Vanhecke, "Stable and efficient differentiation of tensor network algorithms", arXiv 2311.11894.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_core.ops.declare import torch_ops
+
+_MAX_ITERATIONS = 1000
+
+
+class _Complement(torch.autograd.Function):
+    """Solves X S - R Y = F, Y S - Rᵀ X = H with R = A - U S Vᵀ, by conjugate gradients on X."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, u: Tensor, s: Tensor, v: Tensor, f: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            x, y = _solve(a, u, s, v, f, h)
+        ctx.save_for_backward(a, u, s, v, x, y)
+        return x, y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        a, u, s, v, x, y = ctx.saved_tensors
+        # For L(z; A) = b with symmetric L:  b̄ = L⁻¹ z̄,  Ā = -(∂/∂A) <L(z; A), b̄>.
+        fbar, hbar = _Complement.apply(a, u, s, v, *grads)
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in (a, u, s, v)]
+            left, right = _apply(*leaves, x, y)
+            inner = -(left * fbar.detach()).sum() - (right * hbar.detach()).sum()
+            bars = torch.autograd.grad(inner, leaves)
+        return (*bars, fbar, hbar)
+
+
+def _residual(a: Tensor, u: Tensor, s: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    """R y with R = A - U S Vᵀ, never formed."""
+    return a @ y - u @ (s.unsqueeze(-1) * (v.mT @ y))
+
+
+def _apply(a: Tensor, u: Tensor, s: Tensor, v: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    scale = s.unsqueeze(-2)
+    return x * scale - _residual(a, u, s, v, y), y * scale - _residual(a.mT, v, s, u, x)
+
+
+def _solve(a: Tensor, u: Tensor, s: Tensor, v: Tensor, f: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Eliminating Y leaves (s_i² - R Rᵀ) x_i = s_i f_i + R h_i: positive definite while s_i exceeds the residual."""
+    scale = s.unsqueeze(-2)
+
+    def operator(x: Tensor) -> Tensor:
+        return x * scale**2 - _residual(a, u, s, v, _residual(a.mT, v, s, u, x))
+
+    b = f * scale + _residual(a, u, s, v, h)
+    x = torch.zeros_like(b)
+    r, p = b, b
+    rr = r.square().sum(-2, keepdim=True)
+    floor = (torch.finfo(b.dtype).eps * 0.1) ** 2 * rr
+    for _ in range(_MAX_ITERATIONS):
+        active = rr > floor
+        if not bool(active.any()):
+            break
+        ap = operator(p)
+        alpha = torch.where(active, rr / (p * ap).sum(-2, keepdim=True), 0.0)
+        x = x + alpha * p
+        r = r - alpha * ap
+        new = r.square().sum(-2, keepdim=True)
+        p = r + torch.where(active, new / rr, 0.0) * p
+        rr = new
+    else:
+        raise RuntimeError(
+            "rsvd: the derivative did not converge: the last singular value kept is too close to the first one cut "
+            "off; choose a rank with a gap behind it"
+        )
+    return x, (h + _residual(a.mT, v, s, u, x)) / scale
+
+
+def _project_out(basis: Tensor, x: Tensor) -> Tensor:
+    return x - basis @ (basis.mT @ x)
+
+
+def svd_vjp(a: Tensor, u: Tensor, s: Tensor, v: Tensor, du: Tensor, ds: Tensor, dv: Tensor) -> Tensor:
+    """Gradient with respect to `a` [..., m, n] given those of u, s and v; differentiable itself."""
+    # Inside the span, with F_ij = 1 / (s_j² - s_i²):  K = F ∘ (Uᵀdu - duᵀU),  L = F ∘ (Vᵀdv - dvᵀV).
+    s2 = s.square()
+    gap = s2.unsqueeze(-2) - s2.unsqueeze(-1)
+    diagonal = torch.eye(s.shape[-1], dtype=torch.bool, device=s.device)
+    f = torch.where(diagonal, 0.0, 1.0 / torch.where(diagonal, 1.0, gap))
+    uu, vv = u.mT @ du, v.mT @ dv
+    k, ell = f * (uu - uu.mT), f * (vv - vv.mT)
+    inner = torch.diag_embed(ds) + k * s.unsqueeze(-2) + s.unsqueeze(-1) * ell
+    x, y = _Complement.apply(a, u, s, v, _project_out(u, du), _project_out(v, dv))
+    return u @ inner @ v.mT + x @ v.mT + u @ y.mT
+
+
+def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
+
+
+def save_rsvd(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
+    u, s, vh = output
+    ctx.save_for_backward(inputs[0], u, s, vh)
+
+
+def rsvd_backward(ctx: Any, du: Tensor | None, ds: Tensor | None, dvh: Tensor | None) -> tuple[Tensor | None, ...]:
+    a, u, s, vh = ctx.saved_tensors
+    da = torch_ops().rsvd_backward(a, u, s, vh, _or_zeros(du, u), _or_zeros(ds, s), _or_zeros(dvh, vh))
+    return da, None, None
+
+
+def save_svd_lowrank(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
+    u, s, v = output
+    ctx.save_for_backward(inputs[0], u, s, v)
+
+
+def svd_lowrank_backward(
+    ctx: Any, du: Tensor | None, ds: Tensor | None, dv: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    a, u, s, v = ctx.saved_tensors
+    grads = (_or_zeros(du, u), _or_zeros(ds, s), _or_zeros(dv, v).mT.contiguous())
+    return torch_ops().rsvd_backward(a, u, s, v.mT.contiguous(), *grads), None, None
+
+
+def save_factored_svd(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs[:2], *output)
+
+
+def factored_svd_backward(ctx: Any, du: Tensor | None, ds: Tensor | None, dvh: Tensor | None) -> tuple[Tensor, Tensor]:
+    b, a, u, s, vh = ctx.saved_tensors
+    product = b.to(u.dtype) @ a.to(u.dtype)
+    dp = torch_ops().rsvd_backward(product, u, s, vh, _or_zeros(du, u), _or_zeros(ds, s), _or_zeros(dvh, vh))
+    return (dp @ a.to(u.dtype).mT).to(b.dtype), (b.to(u.dtype).mT @ dp).to(a.dtype)
+
+
+# ---- rsvd_backward, an operator of its own: a compiled graph holds the derivative as one node ----------------------
+
+
+def run_rsvd_backward(a: Tensor, u: Tensor, s: Tensor, vh: Tensor, du: Tensor, ds: Tensor, dvh: Tensor) -> Tensor:
+    return svd_vjp(a.to(u.dtype), u, s, vh.mT, du, ds, dvh.mT).to(a.dtype)
+
+
+def fake_rsvd_backward(a: Tensor, u: Tensor, s: Tensor, vh: Tensor, du: Tensor, ds: Tensor, dvh: Tensor) -> Tensor:
+    return torch.empty_like(a)
+
+
+def save_rsvd_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def rsvd_backward_backward(ctx: Any, dda: Tensor) -> tuple[Tensor | None, ...]:
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+        return torch.autograd.grad(run_rsvd_backward(*leaves), leaves, dda)
+
+
+# ---- projection ----------------------------------------------------------------------------------------------------
+
+
+def save_project(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.side = inputs[2]
+
+
+def _sum_to(x: Tensor, like: Tensor) -> Tensor:
+    """Sums the leading dimensions that a plain matrix was broadcast over."""
+    return x.sum_to_size(like.shape).to(like.dtype)
+
+
+def project_backward(ctx: Any, dr: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    g, basis = ctx.saved_tensors
+    dg = torch_ops().project_back(dr, basis, ctx.side) if ctx.needs_input_grad[0] else None
+    db = _basis_gradient(g, dr, basis, ctx.side) if ctx.needs_input_grad[1] else None
+    return dg, db, None
+
+
+def project_back_backward(ctx: Any, dg: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    r, basis = ctx.saved_tensors
+    dr = torch_ops().project(dg, basis, ctx.side) if ctx.needs_input_grad[0] else None
+    db = _basis_gradient(dg, r, basis, ctx.side) if ctx.needs_input_grad[1] else None
+    return dr, db, None
+
+
+def _basis_gradient(full: Tensor, low: Tensor, basis: Tensor, side: str) -> Tensor:
+    """Both directions pair the full matrix with the low one: <basisᵀ full, low> or <full basis, low>."""
+    db = full @ low.mT if side == "left" else full.mT @ low
+    return _sum_to(db, basis)

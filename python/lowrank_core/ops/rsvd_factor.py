@@ -1,0 +1,227 @@
+"""Around the randomized SVD: rank found by energy, the SVD of a product, orthonormalization."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import NamedTuple
+
+from lowrank_core import _core
+from lowrank_core.ops.arrays import (
+    MAX_SEED,
+    Array,
+    check_array,
+    check_int,
+    check_same,
+    dtype_name,
+    empty,
+    factor_dtype,
+    is_torch,
+)
+from lowrank_core.ops.declare import Op, torch_ops
+from lowrank_core.ops.rsvd import RSVD, triplet
+
+# Below this relative error the energy left is a difference of equal float32 numbers (docs/numerics.md).
+FLOAT32_RESOLUTION = 2e-3
+METHODS = ("auto", "cholqr2", "householder", "newton_schulz")
+
+
+class QB(NamedTuple):
+    """`q` [m, k] orthonormal, `b` [k, n] with orthogonal rows, longest first; `captured` share of ‖a‖_F² in [0, 1]."""
+
+    q: Array
+    b: Array
+    captured: float
+
+
+def qb(
+    a: Array,
+    *,
+    energy: float | None = None,
+    tol: float | None = None,
+    max_rank: int | None = None,
+    block: int = 16,
+    niter: int = 1,
+    seed: int = 0,
+) -> QB:
+    """Smallest q b that captures a given share of `a`, the rank found while it grows.
+
+    Args:
+      a: [m, n], one matrix, as for `rsvd`.
+      energy: share of ‖a‖_F² to capture, in (0, 1].
+      tol: instead, the largest relative error ‖a - q b‖_F / ‖a‖_F, in [0, 1): energy = 1 - tol².
+      max_rank: stop there at the latest; None: min(m, n).
+      block: directions added at a time, >= 1.
+      niter: power iterations for each block, >= 0.
+      seed: 0 <= seed < 2**63.
+
+    Returns:
+      QB(q [m, k], b [k, n], captured); k is the smallest number of directions of the subspace found that reaches
+      the target, or what `max_rank` allows. A zero matrix gives k = 0 and captured = 1.
+
+    Raises:
+      ValueError: neither or both of `energy` and `tol`, an argument out of its range, `a` not finite.
+      TypeError: not a floating-point array.
+
+    Warns:
+      RuntimeWarning: float32 arithmetic cannot tell errors below 2e-3 from rounding, and a smaller one was asked for.
+
+    Numerics: tier D1; the energy left is followed in float64. A plain function: its output shape depends on the data.
+    Not differentiable.
+    Source: Yu, Gu, Li 2018, algorithm 2 (randQB_EI); the final rotation by the SVD of b is ours.
+    """
+    check_array("qb", "a", a)
+    if a.ndim != 2:
+        raise ValueError(f"qb: `a` must be one matrix, got shape {list(a.shape)}; loop over the batch")
+    m, n = a.shape
+    energy = _target_energy(energy, tol)
+    cap = min(m, n) if max_rank is None else max_rank
+    check_int("qb", "max_rank", cap, 0, min(m, n), hint=f" for shape [{m}, {n}]")
+    check_int("qb", "block", block, 1)
+    check_int("qb", "niter", niter, 0)
+    check_int("qb", "seed", seed, 0, MAX_SEED)
+    if factor_dtype(a) == "float32" and 1.0 - energy < FLOAT32_RESOLUTION**2:
+        warnings.warn(
+            f"qb: a relative error of {math.sqrt(max(0.0, 1.0 - energy)):.1e} is below the resolution of float32, "
+            f"{FLOAT32_RESOLUTION:.0e}; the rank found may be too small by a few; pass float64 to be certain",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    q = empty(a, (m, cap), factor_dtype(a))
+    b = empty(a, (cap, n), factor_dtype(a))
+    rank, captured = _core.qb(q, b, a, energy=energy, block=block, niter=niter, seed=seed)
+    copy = (lambda x: x.clone()) if is_torch(a) else (lambda x: x.copy())
+    return QB(copy(q[:, :rank]), copy(b[:rank]), captured)
+
+
+def factored_svd(b: Array, a: Array, *, rank: int | None = None) -> RSVD:
+    """Singular value decomposition of the product `b @ a`, which is not formed where it is larger than its factors.
+
+    Args:
+      b: [..., m, k], as `a` of `rsvd`.
+      a: [..., k, n], same dtype, device and leading dimensions.
+      rank: r, 0 <= r <= min(m, k, n); None: min(m, k, n).
+
+    Returns:
+      RSVD(u [..., m, r], s [..., r], vh [..., r, n]) with the dtypes and signs of `rsvd`.
+
+    Raises:
+      ValueError: shapes that do not chain, `rank` out of its range, not finite. TypeError: not floating-point arrays.
+
+    Numerics: tier D1. Differentiable twice where the singular values are distinct.
+    Source: QR of b, then the SVD of the small factor; the standard product SVD (Golub, Van Loan, 4th ed., 8.6.3).
+    """
+    if is_torch(b):
+        return RSVD(*torch_ops().factored_svd(b, a, rank=rank))
+    return RSVD(*_factored_svd(b, a, rank=rank))
+
+
+def orthonormalize(y: Array, *, method: str = "auto") -> Array:
+    """Orthonormal basis of the columns of a tall matrix.
+
+    Args:
+      y: [..., m, n], m >= n, as `a` of `rsvd`.
+      method: "cholqr2" (Cholesky QR twice, float64 Gram matrix), "householder", "newton_schulz" (the polar factor
+        y (yᵀy)^(-1/2), the closest orthonormal matrix), or "auto": cholqr2, and householder where that breaks down.
+
+    Returns:
+      [..., m, n] with orthonormal columns, float64 for float64 input, else float32. Where `y` has dependent columns,
+      "auto" and "householder" fill the missing directions with arbitrary orthogonal ones.
+
+    Raises:
+      ValueError: m < n, or an unknown method. TypeError: not a floating-point array.
+      RuntimeError: "cholqr2" or "newton_schulz" met columns that are dependent to working precision.
+
+    Numerics: tier D1; |qᵀq - 1| at most 5e-6 in float32. Not differentiable.
+    Source: Yamamoto et al. 2015 (CholeskyQR2); Björck, Bowie 1971, eq. 3 (Newton-Schulz).
+    """
+    if is_torch(y):
+        return torch_ops().orthonormalize(y, method=method)
+    return _orthonormalize(y, method=method)
+
+
+# ---- contract and allocation ---------------------------------------------------------------------------------------
+
+
+def _target_energy(energy: float | None, tol: float | None) -> float:
+    if (energy is None) == (tol is None):
+        raise ValueError(f"qb: exactly one of `energy` and `tol` must be given, got {energy} and {tol}")
+    if energy is not None:
+        if not 0.0 < energy <= 1.0:
+            raise ValueError(f"qb: `energy` must be in (0, 1], got {energy}")
+        return float(energy)
+    if tol is None or not 0.0 <= tol < 1.0:
+        raise ValueError(f"qb: `tol` must be in [0, 1), got {tol}")
+    return 1.0 - float(tol) ** 2
+
+
+def _check_product(b: Array, a: Array, rank: int | None) -> None:
+    op = "factored_svd"
+    check_array(op, "b", b)
+    check_array(op, "a", a)
+    check_same(op, "a", a, b)
+    if dtype_name(a) != dtype_name(b):
+        raise TypeError(f"{op}: `a` must be {dtype_name(b)} as `b`, got {dtype_name(a)}")
+    if b.shape[-1] != a.shape[-2] or tuple(b.shape[:-2]) != tuple(a.shape[:-2]):
+        raise ValueError(
+            f"{op}: `b` [..., m, k] and `a` [..., k, n] must chain, got {list(b.shape)} and {list(a.shape)}"
+        )
+    shape = [*b.shape[-2:], a.shape[-1]]
+    if rank is not None:
+        check_int(op, "rank", rank, 0, min(shape), hint=f" for m, k, n = {shape}")
+
+
+def _fake_factored_svd(b: Array, a: Array, *, rank: int | None = None) -> tuple[Array, Array, Array]:
+    _check_product(b, a, rank)
+    m, n = b.shape[-2], a.shape[-1]
+    full = min(m, b.shape[-1], n)
+    return triplet(b, tuple(b.shape[:-2]), m, n, full if rank is None else rank)
+
+
+def _fake_orthonormalize(y: Array, *, method: str = "auto") -> Array:
+    check_array("orthonormalize", "y", y)
+    if method not in METHODS:
+        raise ValueError(f"orthonormalize: `method` must be one of {', '.join(METHODS)}, got {method!r}")
+    if y.shape[-2] < y.shape[-1]:
+        raise ValueError(
+            f"orthonormalize: `y` must have at least as many rows as columns, got shape {list(y.shape)}; "
+            "pass its transpose for a basis of the rows"
+        )
+    return empty(y, tuple(y.shape), factor_dtype(y))
+
+
+# ---- computation ---------------------------------------------------------------------------------------------------
+
+
+def _factored_svd(b: Array, a: Array, *, rank: int | None = None) -> tuple[Array, Array, Array]:
+    out = _fake_factored_svd(b, a, rank=rank)
+    _core.factored_svd(*out, b, a)
+    return out
+
+
+def _orthonormalize(y: Array, *, method: str = "auto") -> Array:
+    out = _fake_orthonormalize(y, method=method)
+    if not _core.orthonormalize(out, y, method=method):
+        raise RuntimeError(
+            f"orthonormalize: `y` must have linearly independent columns for method={method!r}; "
+            "use method='auto', which fills the missing directions"
+        )
+    return out
+
+
+_AUTOGRAD = "lowrank_core.ops.rsvd_autograd"
+
+OPS = (
+    Op(
+        "factored_svd(Tensor b, Tensor a, *, int? rank=None) -> (Tensor, Tensor, Tensor)",
+        run=_factored_svd,
+        fake=_fake_factored_svd,
+        backward=f"{_AUTOGRAD}:factored_svd_backward",
+        setup_context=f"{_AUTOGRAD}:save_factored_svd",
+    ),
+    Op(
+        "orthonormalize(Tensor y, *, str method='auto') -> Tensor",
+        run=_orthonormalize,
+        fake=_fake_orthonormalize,
+    ),
+)

@@ -1,0 +1,115 @@
+"""The optimizers of the contract table, and a small model that has every kind of parameter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_core.optim import GaLoreAdamW, LowRankOptimizer
+
+VOCABULARY, WIDTH, HIDDEN, LENGTH, BATCH = 16, 12, 20, 10, 8
+RANK = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the contract table. `keys` make it project every matrix of the model, refreshing every 3 steps."""
+
+    name: str
+    optimizer: type[LowRankOptimizer]
+    keys: dict[str, Any] = field(default_factory=dict)
+    lr: float = 0.02
+
+    def make(self, params: Any, **overrides: Any) -> LowRankOptimizer:
+        keys = {"lr": self.lr, "rank": RANK, "update_proj_gap": 3, "scale": 1.0, **self.keys, **overrides}
+        return self.optimizer(params, **keys)
+
+
+CASES = [
+    Case("galore", GaLoreAdamW),
+    Case("galore-svd", GaLoreAdamW, {"projector": "svd"}),
+    Case("galore-rotate", GaLoreAdamW, {"moments": "rotate"}),
+    Case("galore-reverse", GaLoreAdamW, {"proj_type": "reverse_std"}),
+    Case("galore-full", GaLoreAdamW, {"proj_type": "full"}),
+]
+
+
+class Zoo(nn.Module):
+    """A next-token model with tied, convolution, wide, tall, square, 1-D, 0-D, empty and unused parameters."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        state = torch.random.get_rng_state()
+        torch.manual_seed(7)
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.conv = nn.Conv1d(WIDTH, WIDTH, 3, padding=1)
+        self.up = nn.Linear(WIDTH, HIDDEN)
+        self.down = nn.Linear(HIDDEN, WIDTH)
+        self.square = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.gain = nn.Parameter(torch.tensor(1.0))
+        self.empty = nn.Parameter(torch.empty(0, 5))
+        self.unused = nn.Parameter(torch.randn(6, 7))
+        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.head.weight = self.embed.weight
+        torch.random.set_rng_state(state)
+        self.to(dtype)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        x = x + self.conv(x.mT).mT
+        x = x + self.down(torch.tanh(self.up(x)))
+        x = self.square(x) * self.gain + self.empty.sum()
+        return self.head(x)
+
+
+def batch(number: int) -> tuple[Tensor, Tensor]:
+    """Tokens and targets of batch `number`: the target is the token, shifted by one in the alphabet."""
+    tokens = torch.randint(VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(number))
+    return tokens, (tokens + 1) % VOCABULARY
+
+
+def loss_of(model: nn.Module, number: int) -> Tensor:
+    tokens, targets = batch(number)
+    return nn.functional.cross_entropy(model(tokens).flatten(0, 1).float(), targets.flatten())
+
+
+def backward(model: nn.Module, number: int) -> float:
+    """Leaves the gradients of batch `number` and returns its loss."""
+    model.zero_grad()
+    loss = loss_of(model, number)
+    loss.backward()
+    return loss.item()
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: Iterable[int]) -> list[float]:
+    losses = []
+    for number in numbers:
+        losses.append(backward(model, number))
+        optimizer.step()
+    return losses
+
+
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return copy.deepcopy(dict(model.state_dict())), copy.deepcopy(optimizer.state_dict())
+
+
+def same(left: Any, right: Any) -> bool:
+    """True if two nests of dicts, lists and tensors agree in structure, dtype, shape and every bit."""
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        kind = isinstance(left, Tensor) and isinstance(right, Tensor) and left.dtype == right.dtype
+        return kind and left.shape == right.shape and torch.equal(_bits(left), _bits(right))
+    if isinstance(left, dict):
+        return isinstance(right, dict) and left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    return type(left) is type(right) and left == right
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor as bytes, so that NaN equals itself and 0 does not equal -0."""
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)

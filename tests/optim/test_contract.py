@@ -1,0 +1,396 @@
+"""The contract that every optimizer of the package keeps: one table, every row through every test."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from optim_cases import CASES, RANK, Case, Zoo, backward, loss_of, same, snapshot, train
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lowrank_core.optim import estimate_state_bytes
+
+every_optimizer = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:]
+)
+
+
+@every_optimizer
+@every_dtype
+def test_loss_falls(case: Case, dtype: torch.dtype) -> None:
+    model = Zoo(dtype)
+    losses = train(model, case.make(model.parameters()), range(60))
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+@every_optimizer
+def test_every_weight_with_a_gradient_moves(case: Case) -> None:  # trap T3
+    model = Zoo()
+    before = copy.deepcopy(model)
+    optimizer = case.make(model.named_parameters())
+    train(model, optimizer, range(2))
+    for (name, old), new in zip(before.named_parameters(), model.parameters(), strict=True):
+        moved = not torch.equal(old, new)
+        assert moved == (name not in ("unused", "empty")), name
+    projected = {row.name for row in optimizer.plan() if row.projected}
+    assert projected == {"embed.weight", "conv.weight", "up.weight", "down.weight", "square.weight", "unused"}
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("keys", [{}, {"weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 1e-5}, {"maximize": True}])
+def test_full_rank_is_torch_adamw_to_the_bit(case: Case, dtype: torch.dtype, keys: dict) -> None:
+    ours, theirs = Zoo(dtype), Zoo(dtype)
+    optimizer = case.make(ours.parameters(), rank=10_000, **keys)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=case.lr, **{"weight_decay": 0.0, **keys})
+    train(ours, optimizer, range(10))
+    train(theirs, reference, range(10))
+    assert same(dict(ours.state_dict()), dict(theirs.state_dict()))
+    assert not any(row.projected for row in optimizer.plan())
+
+
+@every_optimizer
+def test_full_rank_in_half_precision_rounds_once(case: Case) -> None:
+    model, exact = Zoo(torch.bfloat16), Zoo(torch.bfloat16).float()
+    optimizer = case.make(model.parameters(), rank=10_000, weight_decay=0.1)
+    reference = torch.optim.AdamW(exact.parameters(), lr=case.lr, weight_decay=0.1)
+    backward(model, 0)
+    for ours, theirs in zip(model.parameters(), exact.parameters(), strict=True):
+        theirs.grad = None if ours.grad is None else ours.grad.float()
+    optimizer.step()
+    reference.step()
+    assert same([p.detach() for p in model.parameters()], [p.detach().bfloat16() for p in exact.parameters()])
+
+
+@every_optimizer
+@every_dtype
+def test_resume_is_bit_for_bit(case: Case, dtype: torch.dtype) -> None:  # traps T1, T2, T7, T9
+    model = Zoo(dtype)
+    optimizer = case.make(model.parameters(), weight_decay=0.1)
+    train(model, optimizer, range(5))  # two steps into the second period
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = Zoo(dtype)
+    resumed.load_state_dict(saved["model"])
+    fresh = case.make(resumed.parameters(), weight_decay=0.1)
+    fresh.load_state_dict(saved["optimizer"])
+    assert len(fresh.state) == len(optimizer.state) > 0
+    assert same(optimizer.state_dict(), fresh.state_dict())
+    assert train(model, optimizer, range(5, 12)) == train(resumed, fresh, range(5, 12))
+    assert same(snapshot(model, optimizer), snapshot(resumed, fresh))
+
+
+@every_optimizer
+@every_dtype
+def test_loading_copies(case: Case, dtype: torch.dtype) -> None:
+    model = Zoo(dtype)
+    optimizer = case.make(model.parameters())
+    train(model, optimizer, range(2))
+    saved = optimizer.state_dict()
+    before = copy.deepcopy(saved)
+    other = case.make(copy.deepcopy(model).parameters())
+    other.load_state_dict(saved)
+    train(model, optimizer, range(2, 4))
+    assert same(other.state_dict()["state"], before["state"])
+
+
+@every_optimizer
+@every_dtype
+def test_state_is_flat_tensors_and_plain_numbers(case: Case, dtype: torch.dtype) -> None:  # trap T9
+    model = Zoo(dtype)
+    optimizer = case.make(model.parameters())
+    train(model, optimizer, range(2))
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    for state in optimizer.state.values():
+        assert state["format"] == 1
+        for key, value in state.items():
+            assert isinstance(key, str) and type(value) in (Tensor, int, float), key
+            if key.startswith("exp_avg"):
+                assert value.dtype == work
+            if key.startswith("proj.basis"):
+                assert value.dtype == (torch.bfloat16 if dtype == torch.bfloat16 else work)
+
+
+@every_optimizer
+def test_state_exports_to_safetensors(case: Case, tmp_path: Path) -> None:
+    model = Zoo()
+    optimizer = case.make(model.parameters())
+    train(model, optimizer, range(4))
+    saved = optimizer.state_dict()
+    tensors = {f"{i}/{k}": v for i, s in saved["state"].items() for k, v in s.items() if isinstance(v, Tensor)}
+    save_file(tensors, tmp_path / "state.safetensors")
+    loaded = load_file(tmp_path / "state.safetensors")
+    state = {i: {k: loaded.get(f"{i}/{k}", v) for k, v in s.items()} for i, s in saved["state"].items()}
+    other = case.make(copy.deepcopy(model).parameters())
+    other.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+    assert same(saved, other.state_dict())
+
+
+@every_optimizer
+@every_dtype
+def test_state_bytes_equal_the_estimate(case: Case, dtype: torch.dtype) -> None:
+    model = Zoo(dtype)
+    del model.unused  # without a gradient it would never have a state
+    optimizer = case.make(model.parameters())
+    assert optimizer.state_bytes() == 0
+    train(model, optimizer, range(4))
+    keys = {key: value for key, value in case.keys.items() if key in ("proj_type", "moments", "projector")}
+    shapes = [p.shape for p in model.parameters()]
+    assert optimizer.state_bytes() == optimizer.planned_state_bytes()
+    assert optimizer.state_bytes() == estimate_state_bytes(shapes, "galore", rank=RANK, dtype=dtype, **keys)
+
+
+@every_optimizer
+def test_groups_have_their_own_lr(case: Case) -> None:
+    model, twin = Zoo(), Zoo()
+    split = [{"params": [p]} for p in model.parameters()]
+    split[2]["lr"] = 0.0
+    split[3]["lr"] = 1e-4
+    train(model, case.make(split), [0])
+    train(twin, case.make(twin.parameters()), [0])
+    assert torch.equal(model.up.weight, Zoo().up.weight) == (split[2]["params"][0] is model.up.weight)
+    for index, (one, other, start) in enumerate(
+        zip(model.parameters(), twin.parameters(), Zoo().parameters(), strict=True)
+    ):
+        if index == 2:
+            assert torch.equal(one, start)
+        elif index == 3:
+            assert 0 < (one - start).norm() < 0.01 * (other - start).norm()
+        else:
+            assert torch.equal(one, other)
+
+
+@every_optimizer
+def test_an_unused_parameter_is_left_alone(case: Case) -> None:
+    model = Zoo()
+    optimizer = case.make(model.parameters(), weight_decay=0.5)
+    train(model, optimizer, range(3))
+    assert model.unused not in optimizer.state
+    assert torch.equal(model.unused, Zoo().unused)
+    model.up.weight.requires_grad_(False)
+    train(model, optimizer, range(3, 5))
+    steps = {name: int(optimizer.state[p]["step"]) for name, p in model.named_parameters() if p in optimizer.state}
+    assert steps.pop("up.weight") == 3
+    assert set(steps.values()) == {5}
+
+
+@every_optimizer
+def test_a_parameter_does_not_depend_on_the_others(case: Case) -> None:
+    alone, together = Zoo(), Zoo()
+    one, other = case.make(alone.parameters()), case.make(together.parameters())
+    for number in range(5):
+        backward(alone, number)
+        backward(together, number)
+        for left, right in zip(alone.parameters(), together.parameters(), strict=True):
+            left.grad = copy.deepcopy(right.grad) if left is alone.down.weight else None
+        one.step()
+        other.step()
+    assert same(alone.down.weight, together.down.weight)
+    assert same(one.state[alone.down.weight], other.state[together.down.weight])
+
+
+@every_optimizer
+@every_dtype
+def test_gradients_are_left_untouched(case: Case, dtype: torch.dtype) -> None:
+    model = Zoo(dtype)
+    optimizer = case.make(model.parameters(), maximize=True)
+    for number in range(4):
+        backward(model, number)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        grads = [p.grad for p in model.parameters()]
+        before = copy.deepcopy(grads)
+        optimizer.step()
+        assert all(p.grad is grad for p, grad in zip(model.parameters(), grads, strict=True))
+        assert same([g for g in grads if g is not None], [g for g in before if g is not None])
+
+
+@every_optimizer
+def test_accumulation_is_a_step_with_the_sum(case: Case) -> None:
+    model, twin = Zoo(), Zoo()
+    optimizer, other = case.make(model.parameters()), case.make(twin.parameters())
+    for number in range(4):
+        model.zero_grad()
+        for micro in (2 * number, 2 * number + 1):
+            (loss_of(model, micro) / 2).backward()
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            q.grad = copy.deepcopy(p.grad)
+        optimizer.step()
+        other.step()
+    assert same(snapshot(model, optimizer), snapshot(twin, other))
+
+
+@every_optimizer
+def test_grad_scaler(case: Case) -> None:
+    model, plain = Zoo(), Zoo()
+    optimizer, reference = case.make(model.parameters()), case.make(plain.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+    for number in range(5):
+        model.zero_grad()
+        scaler.scale(loss_of(model, number)).backward()
+        if number == 2:
+            model.up.weight.grad[0, 0] = torch.inf
+        before = snapshot(model, optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert same(before, snapshot(model, optimizer)) == (number == 2)
+    assert scaler.get_scale() == 2.0**9
+    assert optimizer.skipped_steps == 0  # the scaler has not even called
+    train(plain, reference, [0, 1, 3, 4])
+    assert same(snapshot(model, optimizer), snapshot(plain, reference))  # powers of two scale exactly
+
+
+@every_optimizer
+@every_dtype
+def test_two_runs_have_the_same_bits_and_draw_nothing(case: Case, dtype: torch.dtype) -> None:  # trap T11
+    runs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.random.get_rng_state()
+        model = Zoo(dtype)
+        optimizer = case.make(model.parameters())
+        train(model, optimizer, range(7))
+        runs.append(snapshot(model, optimizer))
+        assert torch.equal(state, torch.random.get_rng_state())
+    assert same(*runs)
+
+
+@every_optimizer
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("at", ["first step", "within a period", "at a refresh"])
+def test_a_nonfinite_gradient_changes_nothing(case: Case, value: float, at: str) -> None:
+    model, clean = Zoo(), Zoo()
+    optimizer, reference = case.make(model.parameters()), case.make(clean.parameters())
+    bad = {"first step": 0, "within a period": 2, "at a refresh": 3}[at]
+    for number in range(5):
+        if number == bad:
+            backward(model, 99)
+            model.square.weight.grad[-1, -1] = value
+            before = snapshot(model, optimizer)
+            optimizer.step()
+            assert same(before, snapshot(model, optimizer))
+            assert optimizer.skipped_steps == 1
+        train(model, optimizer, [number])
+        train(clean, reference, [number])
+    assert same(snapshot(model, optimizer), snapshot(clean, reference))
+    assert reference.skipped_steps == 0
+
+
+@every_optimizer
+def test_a_nonfinite_gradient_can_raise(case: Case) -> None:
+    model = Zoo()
+    optimizer = case.make(model.named_parameters(), nonfinite="raise")
+    train(model, optimizer, range(3))
+    backward(model, 3)
+    model.conv.weight.grad[0, 0, 0] = torch.nan
+    before = snapshot(model, optimizer)
+    with pytest.raises(RuntimeError, match=r"step: the gradient of `conv.weight` \(12, 12, 3\) must be finite"):
+        optimizer.step()
+    assert same(before, snapshot(model, optimizer))
+
+
+@every_optimizer
+def test_large_finite_gradients_are_finite(case: Case) -> None:
+    model = Zoo()
+    optimizer = case.make(model.parameters())
+    backward(model, 0)
+    model.gain.grad.fill_(3e38)
+    model.up.bias.grad.fill_(3e38)  # their sum overflows
+    optimizer.step()
+    assert optimizer.skipped_steps == 0
+
+
+@every_optimizer
+@pytest.mark.parametrize("tensor_lr", [False, True])
+def test_lr_schedulers(case: Case, tensor_lr: bool) -> None:
+    model, manual = Zoo(), Zoo()
+    lr = torch.tensor(case.lr, dtype=torch.float64) if tensor_lr else case.lr
+    optimizer, other = case.make(model.parameters(), lr=lr), case.make(manual.parameters())
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    for number in range(5):
+        train(model, optimizer, [number])
+        scheduler.step()
+        other.param_groups[0]["lr"] = case.lr * 0.5**number
+        train(manual, other, [number])
+    assert float(optimizer.param_groups[0]["lr"]) == case.lr / 32
+    assert same(dict(model.state_dict()), dict(manual.state_dict()))
+
+
+@every_optimizer
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_copies_go_on_alike(case: Case, how: str) -> None:
+    model = Zoo()
+    optimizer = case.make(model.parameters())
+    train(model, optimizer, range(4))
+    backward(model, 4)
+    model.gain.grad.fill_(torch.nan)
+    optimizer.step()
+    pair = (model, optimizer)
+    twin, copied = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    assert copied.skipped_steps == 1
+    train(model, optimizer, range(5, 9))
+    train(twin, copied, range(5, 9))
+    assert same(snapshot(model, optimizer), snapshot(twin, copied))
+    assert copied.projections() == optimizer.projections()
+
+
+@every_optimizer
+def test_closure(case: Case) -> None:
+    model, twin = Zoo(), Zoo()
+    optimizer, other = case.make(model.parameters()), case.make(twin.parameters())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model, 0)
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == train(twin, other, [0])[0]
+    assert optimizer.step() is None
+    other.step()
+    assert same(snapshot(model, optimizer), snapshot(twin, other))
+
+
+@every_optimizer
+def test_a_late_group_is_checked_and_trained(case: Case) -> None:
+    model = Zoo()
+    optimizer = case.make([model.up.weight])
+    train(model, optimizer, range(2))
+    optimizer.add_param_group({"params": [model.down.weight, model.down.bias], "lr": 0.5})
+    with pytest.raises(TypeError, match="`ranks` must be one of its keys, got ranks; known keys: betas"):
+        optimizer.add_param_group({"params": [model.gain], "ranks": 3})
+    assert len(optimizer.param_groups) == 2
+    train(model, optimizer, range(2, 4))
+    assert int(optimizer.state[model.down.weight]["step"]) == 2
+    assert optimizer.projections()[1].refreshes == 1
+
+
+@every_optimizer
+def test_projections_report_every_subspace(case: Case) -> None:
+    model = Zoo()
+    optimizer = case.make(model.named_parameters())
+    assert all(p.captured is None and p.refreshes == 0 for p in optimizer.projections())
+    train(model, optimizer, range(8))
+    found = {p.name: p for p in optimizer.projections()}
+    assert found.pop("unused").last_refresh_step is None
+    assert found.keys() == {"embed.weight", "conv.weight", "up.weight", "down.weight", "square.weight"}
+    for projection in found.values():
+        assert 0.0 < projection.captured <= 1.0
+        assert (projection.refreshes, projection.last_refresh_step, projection.rank) == (3, 6, RANK)
+
+
+def test_steps_work_around_a_compiled_model() -> None:
+    pytest.importorskip("torch._dynamo")
+    model = Zoo()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    train(compiled, CASES[0].make(model.parameters()), range(3))
+    reference = Zoo()
+    train(reference, CASES[0].make(reference.parameters()), range(3))
+    assert same(dict(model.state_dict()), dict(reference.state_dict()))
