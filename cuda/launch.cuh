@@ -21,7 +21,8 @@ inline unsigned blocks_for(int64_t count) {
 
 inline void check_launch(const char* op) {
   const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) throw std::runtime_error(std::string(op) + ": the CUDA launch failed: " + cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(op) + ": the CUDA launch failed: " + cudaGetErrorString(error));
 }
 
 // Makes `device` current for the life of the guard.

@@ -10,7 +10,8 @@ namespace lowrank {
 namespace {
 
 void set_rank(View& view, int64_t rank) {
-  if (rank > View::kMaxRank) fail("array: at most " + std::to_string(View::kMaxRank) + " dimensions are supported, got " + std::to_string(rank));
+  if (rank > View::kMaxRank)
+    fail("array: at most " + std::to_string(View::kMaxRank) + " dimensions are supported, got " + std::to_string(rank));
   view.rank = int(rank);
 }
 
@@ -19,7 +20,8 @@ DType float_dtype(int64_t bits, bool brain) {
   if (!brain && bits == 16) return DType::kFloat16;
   if (!brain && bits == 32) return DType::kFloat32;
   if (!brain && bits == 64) return DType::kFloat64;
-  fail("array: the dtype must be float32, float64, bfloat16, float16 or an integer type, got a " + std::to_string(bits) + "-bit float");
+  fail("array: the dtype must be float32, float64, bfloat16, float16 or an integer type, got a " +
+       std::to_string(bits) + "-bit float");
 }
 
 DType int_dtype(int64_t bits, bool is_signed) {
@@ -32,7 +34,8 @@ DType int_dtype(int64_t bits, bool is_signed) {
 View from_numpy(const py::array& array, bool writable) {
   const py::dtype dtype = array.dtype();
   const char order = dtype.byteorder();
-  if (order != '=' && order != '|' && order != '<') fail("array: the byte order must be native; call `.astype(x.dtype.newbyteorder('='))`");
+  if (order != '=' && order != '|' && order != '<')
+    fail("array: the byte order must be native; call `.astype(x.dtype.newbyteorder('='))`");
   if (writable && !array.writeable()) fail("array: the output is read-only; pass a writable copy");
   View view;
   const int64_t size = dtype.itemsize();
@@ -102,7 +105,8 @@ View from_dltensor(const dlpack::Tensor& tensor) {
       view.dtype = int_dtype(bits, tensor.dtype.code == dlpack::kInt);
       break;
     default:
-      fail("array: the dtype must be a floating-point or integer type, got DLPack code " + std::to_string(tensor.dtype.code));
+      fail("array: the dtype must be a floating-point or integer type, got DLPack code " +
+           std::to_string(tensor.dtype.code));
   }
   view.on_cuda = tensor.device.type == dlpack::kCuda || tensor.device.type == dlpack::kCudaManaged;
   if (!view.on_cuda && tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCudaHost) {
@@ -140,7 +144,8 @@ View from_dlpack(py::handle array, bool writable, py::object& owner) {
   PyObject* raw = capsule.ptr();
   if (PyCapsule_IsValid(raw, "dltensor_versioned")) {
     auto* managed = static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(raw, "dltensor_versioned"));
-    if (managed->version.major != 1) fail("array: DLPack version " + std::to_string(managed->version.major) + " is not supported");
+    if (managed->version.major != 1)
+      fail("array: DLPack version " + std::to_string(managed->version.major) + " is not supported");
     if (writable && (managed->flags & dlpack::kReadOnly)) fail("array: the output is read-only; pass a writable copy");
     PyCapsule_SetName(raw, "used_dltensor_versioned");
     owner = own(managed);
@@ -172,7 +177,9 @@ View view_of(py::handle array, bool writable, py::object& owner) {
 }
 
 void require_cpu(const View& view, const char* argument) {
-  if (view.on_cuda) fail(std::string("array: `") + argument + "` must be in host memory, got a CUDA array; this kernel has no CUDA version yet, move the array to the CPU");
+  if (view.on_cuda)
+    fail(std::string("array: `") + argument +
+         "` must be in host memory, got a CUDA array; this kernel has no CUDA version yet, move the array to the CPU");
 }
 
 }  // namespace lowrank

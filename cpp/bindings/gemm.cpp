@@ -19,8 +19,9 @@ void batched_gemm(const WriteArray& c, const ReadArray& a, const ReadArray& b, d
   const GemmOptions options{alpha, beta, math_of(precision)};
   for (int64_t i = 0; i < count; ++i) {
     const Matrix out = c.view.matrix(i), left = a.view.matrix(i), right = b.view.matrix(i);
-    LRC_CHECK(left.cols == right.rows && out.rows == left.rows && out.cols == right.cols,
-              "gemm: the shapes must be [m, n] = [m, k] [k, n], got " + dims(out) + " = " + dims(left) + " " + dims(right));
+    LRC_CHECK(
+        left.cols == right.rows && out.rows == left.rows && out.cols == right.cols,
+        "gemm: the shapes must be [m, n] = [m, k] [k, n], got " + dims(out) + " = " + dims(left) + " " + dims(right));
     gemm(out, left, right, options);
   }
 }

@@ -95,8 +95,9 @@ OrthMethod method_of(const std::string& method) {
   if (method == "auto") return OrthMethod::kAuto;
   if (method == "cholqr2") return OrthMethod::kCholQR2;
   if (method == "householder") return OrthMethod::kHouseholder;
-  LRC_CHECK(method == "newton_schulz",
-            "orthonormalize: `method` must be 'auto', 'cholqr2', 'householder' or 'newton_schulz', got '" + method + "'");
+  LRC_CHECK(
+      method == "newton_schulz",
+      "orthonormalize: `method` must be 'auto', 'cholqr2', 'householder' or 'newton_schulz', got '" + method + "'");
   return OrthMethod::kNewtonSchulz;
 }
 

@@ -114,7 +114,7 @@ bool cholesky_upper(double* g, int64_t n, double floor) {
 
 void invert_upper(double* r, int64_t n) {
   // Row i of the inverse from the rows below it: X_i = (e_i - sum_{j>i} r_ij X_j) / r_ii, bottom up.
-  Scratch<double> row(n);
+  Buffer<double> row(n);
   for (int64_t i = n - 1; i >= 0; --i) {
     double* target = r + i * n;
     std::memcpy(row.data() + i, target + i, sizeof(double) * size_t(n - i));

@@ -11,8 +11,8 @@
 namespace lowrank {
 namespace {
 
-constexpr int kMaxIterations = 60;     // for each eigenvalue; about 2 are usual
-constexpr int64_t kRowsPerTask = 64;   // rows of the matrix that one task updates
+constexpr int kMaxIterations = 60;    // for each eigenvalue; about 2 are usual
+constexpr int64_t kRowsPerTask = 64;  // rows of the matrix that one task updates
 
 // Replaces the trailing part of `a` by its tridiagonal form; row k of `a` keeps reflector k from column k + 1 on.
 void tridiagonalize(double* a, int64_t n, double* diagonal, double* off, double* beta) {

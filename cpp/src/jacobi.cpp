@@ -100,12 +100,12 @@ void jacobi_svd(double* a, int64_t n, double* u, double* s, double* vt, double t
   const double scale = scale_of(a, n * n);
   for (int64_t i = 0; i < n * n; ++i) a[i] /= scale;
   const Matrix matrix = row_major(a, n, n);
-  Dense<double> g(n, n), left(n, n), right(n, n);
+  MatrixBuffer<double> g(n, n), left(n, n), right(n, n);
   gram(g.view(), matrix);
   symmetric_eigenvectors(g.data(), n, right.data());
   gemm(left.view(), right.view(), matrix.transposed());  // rows of `left`: columns of a V
   const Columns x{left.data(), n}, v{right.data(), n};
-  Scratch<double> norm2(n);
+  Buffer<double> norm2(n);
   jacobi_sweeps(x, v, norm2.data(), std::max(tol, double(n) * kUnit));
 
   std::vector<int64_t> order(static_cast<size_t>(n));
@@ -114,7 +114,7 @@ void jacobi_svd(double* a, int64_t n, double* u, double* s, double* vt, double t
 
   // A column below n units of the largest is rounding noise: its direction is replaced, its size is kept.
   const double floor = double(n) * kUnit * std::sqrt(norm2[order[0]]);
-  Dense<double> sorted(n, n);
+  MatrixBuffer<double> sorted(n, n);
   int64_t sound = 0;
   for (int64_t j = 0; j < n; ++j) {
     const int64_t from = order[size_t(j)];

@@ -19,9 +19,9 @@ constexpr int kNewtonSchulzLimit = 100;
 
 // y <- y M.
 template <class T>
-void multiply_right(Dense<T>& y, Dense<T>& spare, const double* m) {
+void multiply_right(MatrixBuffer<T>& y, MatrixBuffer<T>& spare, const double* m) {
   const int64_t n = y.cols();
-  Dense<T> factor(n, n);
+  MatrixBuffer<T> factor(n, n);
   for (int64_t i = 0; i < n * n; ++i) factor[i] = T(m[i]);
   spare.reshape(y.rows(), n);
   gemm(spare.view(), y.view(), factor.view());
@@ -30,9 +30,9 @@ void multiply_right(Dense<T>& y, Dense<T>& spare, const double* m) {
 
 // One pass y <- y R⁻¹ with the Cholesky factor of the Gram matrix; y is left alone where it breaks down.
 template <class T>
-bool cholesky_qr(Dense<T>& y, Dense<T>& spare) {
+bool cholesky_qr(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   const int64_t n = y.cols();
-  Dense<double> g(n, n);
+  MatrixBuffer<double> g(n, n);
   gram(g.view(), y.view());
   std::vector<double> scale(static_cast<size_t>(n));
   for (int64_t j = 0; j < n; ++j) {
@@ -53,13 +53,13 @@ bool cholesky_qr(Dense<T>& y, Dense<T>& spare) {
 }
 
 template <class T>
-bool cholesky_qr2(Dense<T>& y, Dense<T>& spare) {
+bool cholesky_qr2(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   return cholesky_qr(y, spare) && cholesky_qr(y, spare);
 }
 
 // Householder QR; the columns are stored as rows so that every reflection runs along memory.
 template <class T>
-void householder(Dense<T>& y, Dense<T>& spare) {
+void householder(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   const int64_t m = y.rows(), n = y.cols();
   spare.reshape(n, m);
   copy(spare.view().transposed(), y.view());
@@ -84,11 +84,11 @@ void householder(Dense<T>& y, Dense<T>& spare) {
 // X <- X (3 I - XᵀX) / 2 drives every singular value in (0, sqrt 3) to 1. Source: Björck & Bowie, "An iterative
 // algorithm for computing the best estimate of an orthogonal matrix", SIAM J. Numer. Anal. 8 (1971), eq. 3.
 template <class T>
-bool newton_schulz(Dense<T>& y, Dense<T>& spare) {
+bool newton_schulz(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   const int64_t n = y.cols();
   const double unit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
   const double tol = 4.0 * unit * std::sqrt(double(y.rows()));
-  Dense<double> g(n, n);
+  MatrixBuffer<double> g(n, n);
   double scale = 0.0;
   for (int iteration = 0; iteration < kNewtonSchulzLimit; ++iteration) {
     gram(g.view(), y.view());
@@ -118,7 +118,7 @@ bool newton_schulz(Dense<T>& y, Dense<T>& spare) {
 }  // namespace
 
 template <class T>
-void orthonormalize(Dense<T>& y, Dense<T>& spare, OrthPasses passes) {
+void orthonormalize(MatrixBuffer<T>& y, MatrixBuffer<T>& spare, OrthPasses passes) {
   if (y.size() == 0 || y.cols() == 0) return;
   for (int pass = 0; pass < int(passes); ++pass) {
     if (!cholesky_qr(y, spare)) return householder(y, spare);
@@ -126,7 +126,7 @@ void orthonormalize(Dense<T>& y, Dense<T>& spare, OrthPasses passes) {
 }
 
 template <class T>
-bool orthonormalize_by(OrthMethod method, Dense<T>& y, Dense<T>& spare) {
+bool orthonormalize_by(OrthMethod method, MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   if (y.cols() == 0) return true;
   switch (method) {
     case OrthMethod::kCholQR2:
@@ -143,9 +143,9 @@ bool orthonormalize_by(OrthMethod method, Dense<T>& y, Dense<T>& spare) {
   return false;
 }
 
-template void orthonormalize<float>(Dense<float>&, Dense<float>&, OrthPasses);
-template void orthonormalize<double>(Dense<double>&, Dense<double>&, OrthPasses);
-template bool orthonormalize_by<float>(OrthMethod, Dense<float>&, Dense<float>&);
-template bool orthonormalize_by<double>(OrthMethod, Dense<double>&, Dense<double>&);
+template void orthonormalize<float>(MatrixBuffer<float>&, MatrixBuffer<float>&, OrthPasses);
+template void orthonormalize<double>(MatrixBuffer<double>&, MatrixBuffer<double>&, OrthPasses);
+template bool orthonormalize_by<float>(OrthMethod, MatrixBuffer<float>&, MatrixBuffer<float>&);
+template bool orthonormalize_by<double>(OrthMethod, MatrixBuffer<double>&, MatrixBuffer<double>&);
 
 }  // namespace lowrank

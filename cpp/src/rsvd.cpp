@@ -20,19 +20,19 @@ struct Source {
 
 // The start of a warm refresh: the given basis beside fresh random columns. [m, l]
 template <class T>
-void warm_start(Dense<T>& q, const Matrix& basis, uint64_t seed) {
+void warm_start(MatrixBuffer<T>& q, const Matrix& basis, uint64_t seed) {
   const int64_t m = q.rows(), l = q.cols(), known = std::min(basis.cols, l), fresh = l - known;
   copy(q.view().block(0, 0, m, known), basis.block(0, 0, m, known));
-  Dense<T> omega(m, fresh);
+  MatrixBuffer<T> omega(m, fresh);
   draw_signs(omega.data(), m, fresh, seed, 0);
   copy(q.view().block(0, known, m, fresh), omega.view());
 }
 
 // Orthonormal basis of what A's dominant columns span. [m, l]
 template <class T>
-Dense<T> find_range(const Source& a, const Matrix* basis, int64_t l, const Params& p) {
+MatrixBuffer<T> find_range(const Source& a, const Matrix* basis, int64_t l, const Params& p) {
   const int64_t m = a.exact.rows, n = a.exact.cols, longest = std::max(m, n);
-  Dense<T> q(longest, l), z(longest, l), spare(longest, l);
+  MatrixBuffer<T> q(longest, l), z(longest, l), spare(longest, l);
   q.reshape(m, l);
   z.reshape(n, l);
   if (basis) {
@@ -78,13 +78,13 @@ void one_matrix(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const
   const int64_t l = sketch_width(m, n, rank, basis ? basis->cols : 0, p.oversample);
   if (l == 0) return;
   Source source{a, a, p.math};
-  Dense<bfloat16> rounded(p.math == Math::kBFloat16 ? m : 0, n);
+  MatrixBuffer<bfloat16> rounded(p.math == Math::kBFloat16 ? m : 0, n);
   if (p.math == Math::kBFloat16) {  // every iteration reads the matrix twice: round it once
     copy(rounded.view(), a);
     source.fast = rounded.view();
   }
-  Dense<T> q = find_range<T>(source, basis, l, p);
-  Dense<T> bt(n, l);
+  MatrixBuffer<T> q = find_range<T>(source, basis, l, p);
+  MatrixBuffer<T> bt(n, l);
   gemm(bt.view(), a.transposed(), q.view());
   SmallSvd svd = small_svd(bt);
   rotate_basis<T>(u, q.view(), svd.left);
@@ -161,12 +161,13 @@ void factored_svd_cpu(const View& u, const View& s, const View& vh, const View& 
       const int64_t m = left.rows, n = right.cols, k = left.cols, rank = out.cols;
       if (rank == 0) return;
       if (k > std::min(m, n)) {  // the product is smaller than its factors: form it
-        Dense<T> product(m, n);
+        MatrixBuffer<T> product(m, n);
         gemm(product.view(), left, right);
         const Params exact{.oversample = std::min(m, n), .niter = 1};
-        return one_matrix<T>(out, vector_of<T>(s, i), s.stride[size_t(s.rank - 1)], &out_vh, product.view(), nullptr, exact);
+        return one_matrix<T>(out, vector_of<T>(s, i), s.stride[size_t(s.rank - 1)], &out_vh, product.view(), nullptr,
+                             exact);
       }
-      Dense<T> qb(m, k), spare(m, k), rb(k, k), bt(n, k);
+      MatrixBuffer<T> qb(m, k), spare(m, k), rb(k, k), bt(n, k);
       copy(qb.view(), left);
       orthonormalize(qb, spare);
       gemm(rb.view(), qb.view().transposed(), left);
@@ -187,7 +188,7 @@ bool orthonormalize_cpu(const View& q, const View& y, OrthMethod method) {
     using T = decltype(tag);
     for (int64_t i = 0; i < y.batch() && sound; ++i) {
       const Matrix from = y.matrix(i);
-      Dense<T> work(from.rows, from.cols), spare(from.rows, from.cols);
+      MatrixBuffer<T> work(from.rows, from.cols), spare(from.rows, from.cols);
       copy(work.view(), from);
       sound = orthonormalize_by(method, work, spare);
       copy(q.matrix(i), work.view());

@@ -26,21 +26,21 @@ void draw_signs(T* out, int64_t rows, int64_t cols, uint64_t seed, uint32_t step
 // SVD of B = Qᵀ A, given as Bᵀ [n, l], of any rank. On return bt holds an orthonormal basis V0 of the row space, and
 // B = left diag(s) (V0 right)ᵀ.
 struct SmallSvd {
-  Dense<double> left, right;  // [l, l]; columns are vectors
-  Scratch<double> s;
+  MatrixBuffer<double> left, right;  // [l, l]; columns are vectors
+  Buffer<double> s;
 };
 
 template <class T>
-SmallSvd small_svd(Dense<T>& bt) {
+SmallSvd small_svd(MatrixBuffer<T>& bt) {
   const int64_t n = bt.rows(), l = bt.cols();
-  Dense<T> original(n, l), spare(n, l);
+  MatrixBuffer<T> original(n, l), spare(n, l);
   std::copy(bt.data(), bt.data() + n * l, original.data());
   orthonormalize(bt, spare);
   // Bᵀ = V0 R with R = V0ᵀ Bᵀ in float64; R = right S leftᵀ.
-  Dense<double> r(l, l);
+  MatrixBuffer<double> r(l, l);
   gemm(r.view(), bt.view().transposed(), original.view());
-  SmallSvd svd{Dense<double>(l, l), Dense<double>(l, l), Scratch<double>(l)};
-  Dense<double> vt(l, l);
+  SmallSvd svd{MatrixBuffer<double>(l, l), MatrixBuffer<double>(l, l), Buffer<double>(l)};
+  MatrixBuffer<double> vt(l, l);
   jacobi_svd(r.data(), l, svd.right.data(), svd.s.data(), vt.data(), kJacobiTol<T>);
   LRC_CHECK(l == 0 || std::isfinite(svd.s[0]), "rsvd: `a` must be finite, got NaN or infinity");
   copy(svd.left.view(), vt.view().transposed());
@@ -49,8 +49,8 @@ SmallSvd small_svd(Dense<T>& bt) {
 
 // out <- basis (first columns of rotation), in T and rounded once more only if out is narrower.
 template <class T>
-void rotate_basis(const Matrix& out, const Matrix& basis, Dense<double>& rotation) {
-  Dense<T> leading(rotation.rows(), out.cols);
+void rotate_basis(const Matrix& out, const Matrix& basis, MatrixBuffer<double>& rotation) {
+  MatrixBuffer<T> leading(rotation.rows(), out.cols);
   copy(leading.view(), rotation.view().block(0, 0, rotation.rows(), out.cols));
   gemm(out, basis, leading.view());
 }

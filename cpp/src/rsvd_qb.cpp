@@ -26,7 +26,7 @@ class Growth {
   // Adds `width` directions; returns the energy that they capture.
   double grow(int64_t width, int64_t niter, uint64_t seed, uint32_t step) {
     const int64_t m = a_.rows, n = a_.cols, longest = std::max(m, n);
-    Dense<T> y(longest, width), z(longest, width), spare(longest, width);
+    MatrixBuffer<T> y(longest, width), z(longest, width), spare(longest, width);
     y.reshape(m, width);
     z.reshape(n, width);
     draw_signs(z.data(), n, width, seed, step);
@@ -57,7 +57,7 @@ class Growth {
   void residual_times(const Matrix& y, const Matrix& z) const {
     gemm(y, a_, z);
     if (rank_ == 0) return;
-    Dense<T> inner(rank_, z.cols);
+    MatrixBuffer<T> inner(rank_, z.cols);
     gemm(inner.view(), coefficients(), z);
     gemm(y, basis(), inner.view(), {.alpha = -1.0, .beta = 1.0});
   }
@@ -66,7 +66,7 @@ class Growth {
   void residual_transposed_times(const Matrix& z, const Matrix& y) const {
     gemm(z, a_.transposed(), y);
     if (rank_ == 0) return;
-    Dense<T> inner(rank_, y.cols);
+    MatrixBuffer<T> inner(rank_, y.cols);
     gemm(inner.view(), basis().transposed(), y);
     gemm(z, coefficients().transposed(), inner.view(), {.alpha = -1.0, .beta = 1.0});
   }
@@ -74,7 +74,7 @@ class Growth {
   // y <- y - Q Qᵀ y
   void remove_basis(const Matrix& y) const {
     if (rank_ == 0) return;
-    Dense<T> inner(rank_, y.cols);
+    MatrixBuffer<T> inner(rank_, y.cols);
     gemm(inner.view(), basis().transposed(), y);
     gemm(y, basis(), inner.view(), {.alpha = -1.0, .beta = 1.0});
   }
@@ -87,7 +87,7 @@ class Growth {
 template <class T>
 QbResult truncate(const Growth<T>& grown, double energy, double total) {
   const int64_t n = grown.coefficients().cols, l = grown.rank();
-  Dense<T> bt(n, l), rotated(grown.basis().rows, l);
+  MatrixBuffer<T> bt(n, l), rotated(grown.basis().rows, l);
   copy(bt.view(), grown.coefficients().transposed());
   SmallSvd svd = small_svd(bt);
   rotate_basis<T>(rotated.view(), grown.basis(), svd.left);
@@ -124,7 +124,8 @@ QbResult decompose(const Matrix& q, const Matrix& b, const Matrix& a, double ene
 
 QbResult qb_cpu(const View& q, const View& b, const View& a, double energy, int64_t block, int64_t niter,
                 uint64_t seed) {
-  if (a.dtype == DType::kFloat64) return decompose<double>(q.matrix(), b.matrix(), a.matrix(), energy, block, niter, seed);
+  if (a.dtype == DType::kFloat64)
+    return decompose<double>(q.matrix(), b.matrix(), a.matrix(), energy, block, niter, seed);
   return decompose<float>(q.matrix(), b.matrix(), a.matrix(), energy, block, niter, seed);
 }
 

@@ -27,7 +27,7 @@ class Error : public std::invalid_argument {
 
 }  // namespace lowrank
 
-#define LRC_CHECK(condition, text)        \
-  do {                                    \
+#define LRC_CHECK(condition, text)         \
+  do {                                     \
     if (!(condition)) lowrank::fail(text); \
   } while (false)

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "lowrank_core/buffer.h"
 #include "lowrank_core/isa.h"
-#include "lowrank_core/scratch.h"
 #include "lowrank_core/view.h"
 
 namespace lowrank {

@@ -3,9 +3,9 @@
 //   C <- alpha * A B + beta * C        A [m, k], B [k, n], C [m, n], any strides, any mix of storage types
 //
 // Accumulation is float64 where C is float64, else float32. Math::kBFloat16 rounds float32 operands to bfloat16
-// once (ties to even) and multiplies those with float32 accumulation; it is ignored where C is float64. Neither operand may
-// overlap C. Empty k gives beta * C; beta == 0 never reads C.
-// Tier D1: the partition and the order of sums depend on the shape only.
+// once (ties to even) and multiplies those with float32 accumulation; it is ignored where C is float64. Neither operand
+// may overlap C. Empty k gives beta * C; beta == 0 never reads C. Tier D1: the partition and the order of sums depend
+// on the shape only.
 #pragma once
 
 #include "lowrank_core/view.h"

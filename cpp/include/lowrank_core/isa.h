@@ -36,18 +36,18 @@ std::vector<std::string> isa_levels();  // those that can be chosen here, lowest
   namespace avx512bf16 {           \
   __VA_ARGS__;                     \
   }
-#define LRC_AT_LEVEL(function, ...)                     \
-  [&] {                                                 \
-    switch (::lowrank::isa()) {                         \
-      case ::lowrank::Isa::kAvx512Bf16:                 \
+#define LRC_AT_LEVEL(function, ...)                          \
+  [&] {                                                      \
+    switch (::lowrank::isa()) {                              \
+      case ::lowrank::Isa::kAvx512Bf16:                      \
         return ::lowrank::avx512bf16::function(__VA_ARGS__); \
-      case ::lowrank::Isa::kAvx512:                     \
-        return ::lowrank::avx512::function(__VA_ARGS__); \
-      case ::lowrank::Isa::kAvx2:                       \
-        return ::lowrank::avx2::function(__VA_ARGS__);  \
-      default:                                          \
-        return ::lowrank::generic::function(__VA_ARGS__); \
-    }                                                   \
+      case ::lowrank::Isa::kAvx512:                          \
+        return ::lowrank::avx512::function(__VA_ARGS__);     \
+      case ::lowrank::Isa::kAvx2:                            \
+        return ::lowrank::avx2::function(__VA_ARGS__);       \
+      default:                                               \
+        return ::lowrank::generic::function(__VA_ARGS__);    \
+    }                                                        \
   }()
 #else
 #define LRC_DECLARE_AT_LEVELS(...) \

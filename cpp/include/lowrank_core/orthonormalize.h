@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "lowrank_core/scratch.h"
+#include "lowrank_core/buffer.h"
 
 namespace lowrank {
 
@@ -18,10 +18,10 @@ enum class OrthPasses : uint8_t { kOne = 1, kTwo = 2 };
 // never does: missing directions are then filled with arbitrary orthogonal ones. T is float or double.
 // Source: Yamamoto et al., "Roundoff error analysis of the CholeskyQR2 algorithm", ETNA 44 (2015).
 template <class T>
-void orthonormalize(Dense<T>& y, Dense<T>& spare, OrthPasses passes = OrthPasses::kTwo);
+void orthonormalize(MatrixBuffer<T>& y, MatrixBuffer<T>& spare, OrthPasses passes = OrthPasses::kTwo);
 
 // The same by one method alone. False where it breaks down: Cholesky QR and Newton-Schulz on dependent columns.
 template <class T>
-bool orthonormalize_by(OrthMethod method, Dense<T>& y, Dense<T>& spare);
+bool orthonormalize_by(OrthMethod method, MatrixBuffer<T>& y, MatrixBuffer<T>& spare);
 
 }  // namespace lowrank

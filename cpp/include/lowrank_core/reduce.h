@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
+#include "lowrank_core/buffer.h"
 #include "lowrank_core/parallel.h"
-#include "lowrank_core/scratch.h"
 
 namespace lowrank {
 
@@ -21,7 +21,7 @@ inline double tree_sum(double* x, int64_t count) {
 // part(i) for i in [0, count), added in fixed order.
 template <class Part>
 double ordered_sum(int64_t count, const Part& part) {
-  Scratch<double> partial(count);
+  Buffer<double> partial(count);
   parallel_for(count, [&](int64_t i) { partial[i] = part(i); });
   return tree_sum(partial.data(), count);
 }

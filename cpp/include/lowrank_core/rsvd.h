@@ -59,10 +59,10 @@ void factored_svd_cpu(const View& u, const View& s, const View& vh, const View& 
 bool orthonormalize_cpu(const View& q, const View& y, OrthMethod method);
 
 // Grows an orthonormal basis block by block until it captures `energy` of ||a||_F², or q is full. Returns the
-// smallest rank that does (with ties to working precision) and the share captured. q [m, cap], b [cap, n], contiguous; the
-// first `rank` columns and rows are written: the rows of b are orthogonal, longest first.
-// Source: Yu, Gu, Li, "Efficient randomized algorithms for the fixed-precision low-rank matrix approximation",
-// SIAM J. Matrix Anal. Appl. 39 (2018), algorithm 2 (randQB_EI).
+// smallest rank that does (with ties to working precision) and the share captured. q [m, cap], b [cap, n], contiguous;
+// the first `rank` columns and rows are written: the rows of b are orthogonal, longest first. Source: Yu, Gu, Li,
+// "Efficient randomized algorithms for the fixed-precision low-rank matrix approximation", SIAM J. Matrix Anal. Appl.
+// 39 (2018), algorithm 2 (randQB_EI).
 struct QbResult {
   int64_t rank;
   double captured;

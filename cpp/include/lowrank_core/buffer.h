@@ -1,4 +1,4 @@
-// scratch: uninitialised host memory for the length of one call, aligned to a cache line.
+// buffer: uninitialised host memory for the length of one call, aligned to a cache line.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@
 namespace lowrank {
 
 template <class T>
-class Scratch {
+class Buffer {
  public:
-  explicit Scratch(int64_t size) : size_(size) {
+  explicit Buffer(int64_t size) : size_(size) {
     const size_t bytes = (size_t(size > 0 ? size : 1) * sizeof(T) + 63) / 64 * 64;
     data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
     if (!data_) throw std::bad_alloc();
@@ -35,13 +35,13 @@ class Scratch {
 
 // A dense row-major matrix with memory of its own.
 template <class T>
-class Dense : public Scratch<T> {
+class MatrixBuffer : public Buffer<T> {
  public:
-  Dense(int64_t rows, int64_t cols) : Scratch<T>(rows * cols), rows_(rows), cols_(cols) {}
+  MatrixBuffer(int64_t rows, int64_t cols) : Buffer<T>(rows * cols), rows_(rows), cols_(cols) {}
 
   // Another shape over the same memory, whose contents are then undefined.
   void reshape(int64_t rows, int64_t cols) {
-    LRC_CHECK(rows * cols <= this->size(), "scratch: the new shape must fit the memory");
+    LRC_CHECK(rows * cols <= this->size(), "buffer: the new shape must fit the memory");
     rows_ = rows;
     cols_ = cols;
   }
