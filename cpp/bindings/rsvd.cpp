@@ -69,12 +69,25 @@ void bind_rsvd(const WriteArray& u, const WriteArray& s, const WriteArray& vh, c
                  params(oversample, niter, seed, precision));
 }
 
-void bind_range_finder(const WriteArray& q, const ReadArray& a, int64_t oversample, int64_t niter,
-                       const std::optional<ReadArray>& basis, uint64_t seed, const std::string& precision) {
-  const auto [m, n] = matrix_shape(a.view);
-  expect(q.view, "q", a.view, m, checked_rank(q.view, m, n), work_type(a.view));
-  rsvd::range_finder_cpu(q.view, a.view, checked_basis(basis, a.view, m, niter),
-                         params(oversample, niter, seed, precision));
+using OptionalArray = std::optional<ReadArray>;
+
+// Lists of equal length; each entry may be a batch.
+void bind_range_finder(const std::vector<WriteArray>& q, const std::vector<ReadArray>& a, int64_t oversample,
+                       int64_t niter, const std::vector<OptionalArray>& basis, const std::vector<uint64_t>& seed,
+                       const std::string& precision) {
+  LRC_CHECK(q.size() == a.size() && basis.size() == a.size() && seed.size() == a.size(),
+            "range_finder: the lists must have the same length");
+  std::vector<rsvd::RangeJob> jobs;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const auto [m, n] = matrix_shape(a[i].view);
+    expect(q[i].view, "q", a[i].view, m, checked_rank(q[i].view, m, n), work_type(a[i].view));
+    const std::optional<View> start = checked_basis(basis[i], a[i].view, m, niter);
+    for (int64_t k = 0; k < a[i].view.batch(); ++k) {
+      const auto known = start ? std::optional<Matrix>(start->matrix(k)) : std::nullopt;
+      jobs.push_back({q[i].view.matrix(k), a[i].view.matrix(k), known, seed[i]});
+    }
+  }
+  rsvd::range_finder_cpu(jobs, params(oversample, niter, 0, precision));
 }
 
 void bind_factored_svd(const WriteArray& u, const WriteArray& s, const WriteArray& vh, const ReadArray& b,
@@ -134,8 +147,8 @@ void register_rsvd(py::module_& module) {
              "basis"_a = py::none(), "seed"_a = 0, "precision"_a = "highest", Release(),
              "Leading singular triplets of `a` into u, s, vh.");
   module.def("range_finder", &bind_range_finder, "q"_a, "a"_a, py::kw_only(), "oversample"_a = 10, "niter"_a = 2,
-             "basis"_a = py::none(), "seed"_a = 0, "precision"_a = "highest", Release(),
-             "Leading left singular vectors of `a` into q.");
+             "basis"_a, "seed"_a, "precision"_a = "highest", Release(),
+             "Leading left singular vectors of each array of the list `a` into its partner in q.");
   module.def("factored_svd", &bind_factored_svd, "u"_a, "s"_a, "vh"_a, "b"_a, "a"_a, Release(),
              "Leading singular triplets of the product b a into u, s, vh.");
   module.def("orthonormalize", &bind_orthonormalize, "q"_a, "y"_a, py::kw_only(), "method"_a = "auto", Release(),

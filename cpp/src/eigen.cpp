@@ -58,7 +58,7 @@ void ql_sweep(double* d, double* e, int64_t l, int64_t m, double* rows, int64_t 
   double g = d[m] - d[l] + e[l] / (g0 + std::copysign(std::hypot(g0, 1.0), g0));
   double s = 1.0, c = 1.0, p = 0.0;
   for (int64_t i = m - 1; i >= l; --i) {
-    const double f = s * e[i], b = c * e[i], r = std::hypot(f, g);
+    const double f = s * e[i], b = c * e[i], r = std::sqrt(f * f + g * g);
     e[i + 1] = r;
     if (r == 0.0) {  // an exact split: undo the shift and let the caller look again
       d[i + 1] -= p;
@@ -81,17 +81,17 @@ void ql_sweep(double* d, double* e, int64_t l, int64_t m, double* rows, int64_t 
 
 }  // namespace
 
-void symmetric_eigenvectors(double* a, int64_t n, double* rows) {
+void symmetric_eigenvectors(double* a, int64_t n, double* rows, double* d) {
   if (n == 0) return;
-  std::vector<double> d(static_cast<size_t>(n)), e(static_cast<size_t>(n), 0.0), beta(static_cast<size_t>(n), 0.0);
-  tridiagonalize(a, n, d.data(), e.data(), beta.data());
+  std::vector<double> e(static_cast<size_t>(n), 0.0), beta(static_cast<size_t>(n), 0.0);
+  tridiagonalize(a, n, d, e.data(), beta.data());
   accumulate(a, n, beta.data(), rows);
   for (int64_t l = 0; l < n; ++l) {
     for (int iteration = 0; iteration < kMaxIterations; ++iteration) {
       int64_t m = l;
-      while (m + 1 < n && std::abs(e[size_t(m)]) > 0x1p-53 * (std::abs(d[size_t(m)]) + std::abs(d[size_t(m + 1)]))) ++m;
+      while (m + 1 < n && std::abs(e[size_t(m)]) > 0x1p-53 * (std::abs(d[m]) + std::abs(d[m + 1]))) ++m;
       if (m == l) break;
-      ql_sweep(d.data(), e.data(), l, m, rows, n);
+      ql_sweep(d, e.data(), l, m, rows, n);
     }
   }
 }

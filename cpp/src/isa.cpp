@@ -24,7 +24,7 @@ Isa detect() {
 
 std::string choices() {
   std::string text;
-  for (const std::string& level : isa_levels()) text += (text.empty() ? "" : ", ") + level;
+  for (const std::string& level : isa_levels()) text.append(text.empty() ? "" : ", ").append(level);
   return text;
 }
 

@@ -102,10 +102,10 @@ void jacobi_svd(double* a, int64_t n, double* u, double* s, double* vt, double t
   const Matrix matrix = row_major(a, n, n);
   MatrixBuffer<double> g(n, n), left(n, n), right(n, n);
   gram(g.view(), matrix);
-  symmetric_eigenvectors(g.data(), n, right.data());
+  Buffer<double> norm2(n);
+  symmetric_eigenvectors(g.data(), n, right.data(), norm2.data());
   gemm(left.view(), right.view(), matrix.transposed());  // rows of `left`: columns of a V
   const Columns x{left.data(), n}, v{right.data(), n};
-  Buffer<double> norm2(n);
   jacobi_sweeps(x, v, norm2.data(), std::max(tol, double(n) * kUnit));
 
   std::vector<int64_t> order(static_cast<size_t>(n));

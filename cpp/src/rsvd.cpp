@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <vector>
 
 #include "lowrank_core/dense.h"
 #include "lowrank_core/parallel.h"
@@ -10,7 +12,7 @@
 namespace lowrank::rsvd {
 namespace {
 
-constexpr int64_t kOneThreadEach = 512 * 512;  // matrices of a batch up to this size get one thread each
+constexpr int64_t kOneThreadEach = 2048 * 2048;  // matrices up to this size get one thread each, if there are several
 
 // The matrix under study, once as given and once in the type that the power iterations read.
 struct Source {
@@ -71,6 +73,29 @@ void fix_signs(const Matrix& u, const Matrix* vh) {
   }
 }
 
+// The rotation that takes Q to the left singular vectors of A, strongest first: [l, l], columns are vectors. In float32
+// the eigenvectors of B Bᵀ in float64 are exact enough: what squaring loses lies below the rounding of B.
+template <class T>
+MatrixBuffer<double> left_rotation(MatrixBuffer<T>& bt) {
+  if constexpr (std::is_same_v<T, double>) {
+    return std::move(small_svd(bt).left);
+  } else {
+    const int64_t l = bt.cols();
+    MatrixBuffer<double> g(l, l), rows(l, l), rotation(l, l);
+    Buffer<double> values(l);
+    gram(g.view(), bt.view());
+    check_finite(squared_norm(g.view()));
+    symmetric_eigenvectors(g.data(), l, rows.data(), values.data());
+    std::vector<int64_t> order(static_cast<size_t>(l));
+    std::iota(order.begin(), order.end(), int64_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) { return values[i] > values[j]; });
+    for (int64_t j = 0; j < l; ++j) {
+      for (int64_t i = 0; i < l; ++i) rotation.at(i, j) = rows.at(order[size_t(j)], i);
+    }
+    return rotation;
+  }
+}
+
 template <class T>
 void one_matrix(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const Matrix& a, const Matrix* basis,
                 const Params& p) {
@@ -86,23 +111,27 @@ void one_matrix(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const
   MatrixBuffer<T> q = find_range<T>(source, basis, l, p);
   MatrixBuffer<T> bt(n, l);
   gemm(bt.view(), a.transposed(), q.view());
-  SmallSvd svd = small_svd(bt);
-  rotate_basis<T>(u, q.view(), svd.left);
-  for (int64_t j = 0; s && j < rank; ++j) s[j * s_stride] = T(svd.s[j]);
-  if (vh) rotate_basis<T>(vh->transposed(), bt.view(), svd.right);
+  if (vh) {
+    SmallSvd svd = small_svd(bt);
+    rotate_basis<T>(u, q.view(), svd.left);
+    rotate_basis<T>(vh->transposed(), bt.view(), svd.right);
+    for (int64_t j = 0; j < rank; ++j) s[j * s_stride] = T(svd.s[j]);
+  } else {
+    MatrixBuffer<double> rotation = left_rotation(bt);
+    rotate_basis<T>(u, q.view(), rotation);
+  }
   fix_signs<T>(u, vh);
 }
 
-// Calls one(index) for every matrix of a batch; small ones side by side, large ones with all threads each.
+// Calls one(index) for `count` matrices: side by side while even the largest is small, else with all threads each.
+// Either way the same bits.
 template <class One>
-void for_each_matrix(const View& a, const One& one) {
-  const int64_t count = a.batch();
-  if (count > 1 && a.shape[size_t(a.rank - 1)] * a.shape[size_t(a.rank - 2)] <= kOneThreadEach) {
-    parallel_for(count, one);
-  } else {
-    for (int64_t i = 0; i < count; ++i) one(i);
-  }
+void for_each_matrix(int64_t count, int64_t largest, const One& one) {
+  if (count > 1 && largest <= kOneThreadEach) return parallel_for(count, one);
+  for (int64_t i = 0; i < count; ++i) one(i);
 }
+
+int64_t matrix_size(const View& a) { return a.shape[size_t(a.rank - 2)] * a.shape[size_t(a.rank - 1)]; }
 
 template <class F>
 void with_work_type(DType dtype, const F& f) {
@@ -133,7 +162,7 @@ void rsvd_cpu(const View& u, const View& s, const View& vh, const View& a, const
               const Params& params) {
   with_work_type(a.dtype, [&](auto tag) {
     using T = decltype(tag);
-    for_each_matrix(a, [&](int64_t i) {
+    for_each_matrix(a.batch(), matrix_size(a), [&](int64_t i) {
       const Matrix right = vh.matrix(i);
       const Matrix start = basis ? basis->matrix(i) : Matrix{};
       one_matrix<T>(u.matrix(i), vector_of<T>(s, i), s.stride[size_t(s.rank - 1)], &right, a.matrix(i),
@@ -142,12 +171,15 @@ void rsvd_cpu(const View& u, const View& s, const View& vh, const View& a, const
   });
 }
 
-void range_finder_cpu(const View& q, const View& a, const std::optional<View>& basis, const Params& params) {
-  with_work_type(a.dtype, [&](auto tag) {
-    using T = decltype(tag);
-    for_each_matrix(a, [&](int64_t i) {
-      const Matrix start = basis ? basis->matrix(i) : Matrix{};
-      one_matrix<T>(q.matrix(i), nullptr, 0, nullptr, a.matrix(i), basis ? &start : nullptr, params);
+void range_finder_cpu(const std::vector<RangeJob>& jobs, const Params& params) {
+  int64_t largest = 0;
+  for (const RangeJob& job : jobs) largest = std::max(largest, job.a.rows * job.a.cols);
+  for_each_matrix(int64_t(jobs.size()), largest, [&](int64_t i) {
+    const RangeJob& job = jobs[size_t(i)];
+    Params own = params;
+    own.seed = job.seed;
+    with_work_type(job.a.dtype, [&](auto tag) {
+      one_matrix<decltype(tag)>(job.q, nullptr, 0, nullptr, job.a, job.basis ? &*job.basis : nullptr, own);
     });
   });
 }
@@ -155,7 +187,7 @@ void range_finder_cpu(const View& q, const View& a, const std::optional<View>& b
 void factored_svd_cpu(const View& u, const View& s, const View& vh, const View& b, const View& a) {
   with_work_type(a.dtype, [&](auto tag) {
     using T = decltype(tag);
-    for_each_matrix(a, [&](int64_t i) {
+    for_each_matrix(a.batch(), matrix_size(a), [&](int64_t i) {
       // With b = Qb Rb and Bᵀ := aᵀ Rbᵀ [n, k], the product is Qb B.
       const Matrix left = b.matrix(i), right = a.matrix(i), out = u.matrix(i), out_vh = vh.matrix(i);
       const int64_t m = left.rows, n = right.cols, k = left.cols, rank = out.cols;

@@ -16,6 +16,10 @@ constexpr int64_t kSketchRows = 256;  // rows of a sketch that one task draws
 template <class T>
 constexpr double kJacobiTol = sizeof(T) == 4 ? 1e-9 : 0.0;
 
+inline void check_finite(double size) {
+  LRC_CHECK(std::isfinite(size), "rsvd: `a` must be finite, got NaN or infinity");
+}
+
 template <class T>
 void draw_signs(T* out, int64_t rows, int64_t cols, uint64_t seed, uint32_t step) {
   parallel_chunks(rows, kSketchRows, [&](int64_t begin, int64_t end) {
@@ -42,7 +46,7 @@ SmallSvd small_svd(MatrixBuffer<T>& bt) {
   SmallSvd svd{MatrixBuffer<double>(l, l), MatrixBuffer<double>(l, l), Buffer<double>(l)};
   MatrixBuffer<double> vt(l, l);
   jacobi_svd(r.data(), l, svd.right.data(), svd.s.data(), vt.data(), kJacobiTol<T>);
-  LRC_CHECK(l == 0 || std::isfinite(svd.s[0]), "rsvd: `a` must be finite, got NaN or infinity");
+  check_finite(l == 0 ? 0.0 : svd.s[0]);
   copy(svd.left.view(), vt.view().transposed());
   return svd;
 }

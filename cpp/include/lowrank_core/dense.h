@@ -54,8 +54,9 @@ double make_reflector(T* v, int64_t n) {
   return 2.0 / LRC_AT_LEVEL(dot, v, v, n);
 }
 
-// Eigenvectors of the symmetric n x n matrix a, as the ROWS of `rows`, in no particular order. Overwrites a.
-void symmetric_eigenvectors(double* a, int64_t n, double* rows);
+// Eigenvectors of the symmetric n x n matrix a, as the ROWS of `rows`, and eigenvalues, in no particular order. The
+// entries' squares must be representable. Overwrites a.
+void symmetric_eigenvectors(double* a, int64_t n, double* rows, double* values);
 
 // SVD of a square n x n row-major matrix: a = u diag(s) vt, s descending, u and vt orthogonal to working precision even
 // where a is singular or zero. One-sided Jacobi on a V, where V holds the eigenvectors of aᵀa: they leave almost

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/orthonormalize.h"
@@ -49,8 +50,15 @@ void sketch_cuda(const View& out, uint64_t seed, uint32_t step, void* stream);
 void rsvd_cpu(const View& u, const View& s, const View& vh, const View& a, const std::optional<View>& basis,
               const Params& params);
 
-// a [..., m, n] -> q [..., m, r], the u of rsvd_cpu.
-void range_finder_cpu(const View& q, const View& a, const std::optional<View>& basis, const Params& params);
+// One matrix whose leading left singular vectors are wanted: a [m, n] -> q [m, r], from a basis if there is one.
+struct RangeJob {
+  Matrix q, a;
+  std::optional<Matrix> basis;
+  uint64_t seed;
+};
+
+// A list of them, of any shapes: the refresh of a whole model in one call. `params.seed` is not used.
+void range_finder_cpu(const std::vector<RangeJob>& jobs, const Params& params);
 
 // b [..., m, k], a [..., k, n] -> the leading factors of b a, which is never formed.
 void factored_svd_cpu(const View& u, const View& s, const View& vh, const View& b, const View& a);

@@ -1,4 +1,4 @@
-// Dense products: plain arrays in, alpha and beta out. The product itself is cpp/src/levels/gemm_nest.cpp.
+// Products of plain arrays: strided loads in, alpha and beta out. The product itself is in gemm_nest.cpp.
 #include <cstdlib>
 
 #include "lowrank_core/simd/gemm_dense.h"
@@ -7,112 +7,134 @@
 namespace lowrank::LRC_LEVEL {
 namespace {
 
-union AnyDense {
-  Dense<float> float32;
-  Dense<double> float64;
-  Dense<bfloat16> brain16;
-  Dense<float16> half16;
+// ---- loads -------------------------------------------------------------------------------------------------------
+
+union AnyLoad {
+  StridedLoad<float> float32;
+  StridedLoad<double> float64;
+  StridedLoad<bfloat16> brain16;
+  StridedLoad<float16> half16;
 };
 
 template <class P, class T>
-Operand describe(Dense<T>& dense, const Matrix& m) {
+Operand describe(StridedLoad<T>& load, const Matrix& m) {
   const bool depth_major = std::abs(m.col_stride) < std::abs(m.row_stride);
-  dense = {m.as<T>(), m.rows, m.cols, m.row_stride, m.col_stride, depth_major};
-  return operand<P>(dense);
+  load = {m.as<T>(), m.rows, m.cols, m.row_stride, m.col_stride, depth_major};
+  return operand<P>(load);
 }
 
-// The operand whose outer direction is the rows of `m`; `dense` has to outlive it.
+// An operand whose lines are the rows of `m`; `load` has to outlive it.
 template <class P>
-Operand describe(AnyDense& dense, const Matrix& m) {
+Operand describe(AnyLoad& load, const Matrix& m) {
   switch (m.dtype) {
     case DType::kFloat64:
-      return describe<P>(dense.float64, m);
+      return describe<P>(load.float64, m);
     case DType::kBFloat16:
-      return describe<P>(dense.brain16, m);
+      return describe<P>(load.brain16, m);
     case DType::kFloat16:
-      return describe<P>(dense.half16, m);
+      return describe<P>(load.half16, m);
     default:
-      return describe<P>(dense.float32, m);
+      return describe<P>(load.float32, m);
   }
 }
 
-Operand describe(Arithmetic arithmetic, AnyDense& dense, const Matrix& m) {
+Operand describe(Arithmetic arithmetic, AnyLoad& load, const Matrix& m) {
   switch (arithmetic) {
     case Arithmetic::kFloat64:
-      return describe<Plain<double>>(dense, m);
+      return describe<Plain<double>>(load, m);
     case Arithmetic::kRounded:
-      return describe<Rounded>(dense, m);
+      return describe<Rounded>(load, m);
 #if defined(__AVX512BF16__)
     case Arithmetic::kPairs:
-      return describe<Pairs>(dense, m);
+      return describe<Pairs>(load, m);
 #endif
     default:
-      return describe<Plain<float>>(dense, m);
+      return describe<Plain<float>>(load, m);
   }
 }
 
-struct Store {
-  Matrix c;
-  double alpha, beta;
-  bool symmetric;
+// ---- epilogues ---------------------------------------------------------------------------------------------------
+
+// What alpha * sum + beta * c comes to in the accumulation type, before its one rounding.
+template <class Acc>
+struct Scaling {
+  Acc alpha, beta;
+
+  template <class T>
+  LRC_HD Acc operator()(Acc sum, const T& c) const {
+    return beta == 0 ? alpha * sum : alpha * sum + beta * Acc(to_float(c));  // beta == 0 does not read C
+  }
 };
 
-// One row or column of a tile, `step` apart in it, to `count` elements of C.
+template <class Acc>
+Scaling<Acc> scaling(const DenseProduct& p) {
+  return {Acc(p.alpha), Acc(p.beta)};
+}
+
+// `count` sums, `sum_step` apart, to elements of C, `to_step` apart.
 template <class T, class Acc>
-void store_line(const Acc* sums, int64_t step, T* to, int64_t to_step, int count, Acc alpha, Acc beta) {
-  if (beta == 0) {
-    for (int j = 0; j < count; ++j) to[j * to_step] = lowrank::Store<T>::from(alpha * sums[j * step]);
-  } else {
-    for (int j = 0; j < count; ++j) {
-      T& c = to[j * to_step];
-      c = lowrank::Store<T>::from(alpha * sums[j * step] + beta * Acc(to_float(c)));
-    }
-  }
+void store_line(const Acc* sums, int64_t sum_step, T* to, int64_t to_step, int count, Scaling<Acc> scale) {
+  for (int j = 0; j < count; ++j) to[j * to_step] = Store<T>::from(scale(sums[j * sum_step], to[j * to_step]));
 }
 
 template <class T, class Acc>
-void store_tile(const void* self, const void* finished) {
-  const Store& store = *static_cast<const Store*>(self);
+void store(const void* self, const void* finished) {
+  const auto& p = *static_cast<const DenseProduct*>(self);
   const auto& tile = *static_cast<const Tile<Acc>*>(finished);
-  const Matrix& c = store.c;
-  const Acc alpha = Acc(store.alpha), beta = Acc(store.beta);
-  T* const corner = c.as<T>() + tile.row * c.row_stride + tile.col * c.col_stride;
-  if (c.col_stride == 1) {
-    for (int i = 0; i < tile.rows; ++i) {
-      store_line(tile[i], 1, corner + i * c.row_stride, 1, tile.cols, alpha, beta);
-    }
+  const Matrix c = p.c.block(tile.row, tile.col, tile.rows, tile.cols);
+  const Scaling<Acc> scale = scaling<Acc>(p);
+  if (c.col_stride == 1) {  // a unit step that the compiler knows is what lets it use vectors
+    for (int i = 0; i < tile.rows; ++i) store_line(tile[i], 1, c.as<T>() + i * c.row_stride, 1, tile.cols, scale);
   } else {
     for (int j = 0; j < tile.cols; ++j) {
-      store_line(tile[0] + j, tile.stride, corner + j * c.col_stride, c.row_stride, tile.rows, alpha, beta);
+      store_line(tile[0] + j, tile.stride, c.as<T>() + j * c.col_stride, c.row_stride, tile.rows, scale);
     }
   }
 }
 
-Epilogue epilogue(const Store& store) {
-  switch (store.c.dtype) {
+// Every sum on or above the diagonal to both of its places.
+template <class T, class Acc>
+void store_symmetric(const void* self, const void* finished) {
+  const auto& p = *static_cast<const DenseProduct*>(self);
+  const auto& tile = *static_cast<const Tile<Acc>*>(finished);
+  const Scaling<Acc> scale = scaling<Acc>(p);
+  for (int i = 0; i < tile.rows; ++i) {
+    const int64_t row = tile.row + i;
+    for (int64_t col = tile.col < row ? row : tile.col; col < tile.col + tile.cols; ++col) {
+      T* const upper = p.c.as<T>() + row * p.c.row_stride + col * p.c.col_stride;
+      T* const lower = p.c.as<T>() + col * p.c.row_stride + row * p.c.col_stride;
+      *upper = *lower = Store<T>::from(scale(tile[i][col - tile.col], *upper));
+    }
+  }
+}
+
+bool touches_upper_triangle(const void*, int64_t row, int64_t col, int cols) { return col + cols > row; }
+
+template <class T, class Acc>
+Epilogue epilogue(const DenseProduct& p) {
+  if (p.symmetric) return {&p, store_symmetric<T, Acc>, touches_upper_triangle};
+  return {&p, store<T, Acc>, nullptr};
+}
+
+Epilogue describe_epilogue(const DenseProduct& p) {
+  switch (p.c.dtype) {
     case DType::kFloat64:
-      return {&store, store_tile<double, double>, nullptr};
+      return epilogue<double, double>(p);
     case DType::kBFloat16:
-      return {&store, store_tile<bfloat16, float>, nullptr};
+      return epilogue<bfloat16, float>(p);
     case DType::kFloat16:
-      return {&store, store_tile<float16, float>, nullptr};
+      return epilogue<float16, float>(p);
     default:
-      return {&store, store_tile<float, float>, nullptr};
+      return epilogue<float, float>(p);
   }
 }
 
 }  // namespace
 
 void gemm_dense(const DenseProduct& p) {
-  AnyDense a, b;
-  const Store store{p.c, p.alpha, p.beta, p.symmetric};
-  const Product product{p.c.rows,
-                        p.c.cols,
-                        p.a.cols,
-                        describe(p.arithmetic, a, p.a),
-                        describe(p.arithmetic, b, p.b.transposed()),
-                        epilogue(store)};
-  multiply(p.arithmetic, product);
+  AnyLoad a, b;
+  const Operand left = describe(p.arithmetic, a, p.a), right = describe(p.arithmetic, b, p.b.transposed());
+  multiply(p.arithmetic, {p.c.rows, p.c.cols, p.a.cols, left, right, describe_epilogue(p)});
 }
 
 }  // namespace lowrank::LRC_LEVEL

@@ -1,6 +1,7 @@
 // The loop nest and the micro-kernel: Goto and van de Geijn, "Anatomy of high-performance matrix multiplication"
-// (ACM TOMS 34, 2008), section 4, with two changes. A panel of A is packed right before its only use, so it never
-// leaves L1; and B is packed by the task that needs it, so a product is one parallel region.
+// (ACM TOMS 34, 2008), section 4, with two changes. Where k is the contiguous direction of A, a panel of A is packed
+// right before its only use and stays in L1; and every task packs the part of B that it needs (1 to 2 % of its time),
+// so a product is one parallel region without a shared buffer.
 #include <algorithm>
 
 #include "lowrank_core/simd/pack.h"
@@ -10,31 +11,70 @@ namespace {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// tile [R][kColumnVectors * lanes] += (or =) A panel [R rows] * B panel [length][V vectors]
+// Prefetches a slab line by line during the products before it. Without it the latency of memory stands between the
+// packing and the products: a quarter of the time where A does not come from the cache.
+class Prefetcher {
+ public:
+  static constexpr int kEvery = 4;  // steps along k from one line to the next: a panel of A takes 224 lines
+
+  explicit Prefetcher(const Ahead& ahead)
+      : next_(ahead.data), end_(ahead.data + ahead.bytes), ahead_(ahead), left_(ahead.runs) {}
+
+  LRC_HD void one_line() {
+    if (left_ <= 0) return;
+    __builtin_prefetch(next_);
+    next_ += 64;
+    if (next_ < end_) return;
+    next_ = end_ - ahead_.bytes + ahead_.stride;
+    end_ = next_ + ahead_.bytes;
+    --left_;
+  }
+
+ private:
+  const char *next_, *end_;
+  const Ahead ahead_;
+  int64_t left_;
+};
+
+// ---- the micro-kernel --------------------------------------------------------------------------------------------
+
+template <class P>
+struct Panels {
+  using Packed = typename P::Packed;
+  using Acc = typename P::Acc;
+  static constexpr int kLane = kLanes<Acc>;
+  static constexpr int kColumns = kColumnVectors * kLane;
+  static constexpr int kPaddedRows = (kRows + kLane - 1) / kLane * kLane;
+  static constexpr int64_t kSizeA = int64_t(kPaddedRows) * kDepth, kSizeB = int64_t(kColumns) * kDepth;
+  static constexpr int64_t kTile = int64_t(kRows) * kColumns;
+  static constexpr int64_t kBlock = int64_t(kDepth) * P::kPerPacked;  // elements along k in one panel
+};
+
+// tile [R rows][V vectors of kColumns] = or += A panel * B panel over `length` packed elements along k. The panel of A
+// is [line][depth] or [depth][line]: a broadcast costs the same from both, so neither layout of A is transposed.
 template <class P, int R, int V, bool kByDepth>
 void micro_kernel(int64_t length, const typename P::Packed* a, const typename P::Packed* b, typename P::Acc* tile,
-                  bool accumulate) {
-  constexpr int lanes = kLanes<typename P::Acc>;
-  constexpr int stride = kColumnVectors * lanes;
-  constexpr int padded = (kRows + lanes - 1) / lanes * lanes;
-  constexpr int64_t row_step = kByDepth ? kDepth : 1;
-  constexpr int64_t depth_step = kByDepth ? 1 : padded;
-  using AccVec = Vec<typename P::Acc>;
-  AccVec sum[R][V];
+                  bool add, Prefetcher& prefetcher) {
+  using Size = Panels<P>;
+  using Sums = Vec<typename P::Acc>;
+  using Right = Vec<typename P::Packed>;
+  constexpr int64_t line_step = kByDepth ? kDepth : 1, depth_step = kByDepth ? 1 : Size::kPaddedRows;
+  Sums sum[R][V];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 2
     for (int j = 0; j < V; ++j) {
-      sum[i][j] = accumulate ? load_bits<AccVec>(tile + i * stride + j * lanes) : AccVec{};
+      sum[i][j] = add ? load_bits<Sums>(tile + i * Size::kColumns + j * Size::kLane) : Sums{};
     }
   }
   for (int64_t p = 0; p < length; ++p) {
-    Vec<typename P::Packed> right[V];
+    if (p % Prefetcher::kEvery == 0) prefetcher.one_line();
+    Right right[V];
 #pragma GCC unroll 2
-    for (int j = 0; j < V; ++j) right[j] = load_bits<Vec<typename P::Packed>>(b + p * V * lanes + j * lanes);
+    for (int j = 0; j < V; ++j) right[j] = load_bits<Right>(b + p * Size::kColumns + j * Size::kLane);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
-      const typename P::Packed left = a[i * row_step + p * depth_step];
+      const typename P::Packed left = a[i * line_step + p * depth_step];
 #pragma GCC unroll 2
       for (int j = 0; j < V; ++j) sum[i][j] = P::multiply_accumulate(sum[i][j], left, right[j]);
     }
@@ -42,149 +82,193 @@ void micro_kernel(int64_t length, const typename P::Packed* a, const typename P:
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 2
-    for (int j = 0; j < V; ++j) store_bits(tile + i * stride + j * lanes, sum[i][j]);
+    for (int j = 0; j < V; ++j) store_bits(tile + i * Size::kColumns + j * Size::kLane, sum[i][j]);
   }
 }
 
+template <class P>
+using Kernel = decltype(&micro_kernel<P, kRows, kColumnVectors, true>);
+
+// The smallest kernel that covers the rows of a tile.
 template <class P, int V, bool kByDepth>
-void run_kernel(int64_t rows, int64_t length, const void* a_panel, const void* b_panel, typename P::Acc* tile,
-                bool accumulate) {
-  const auto* a = static_cast<const typename P::Packed*>(a_panel);
-  const auto* b = static_cast<const typename P::Packed*>(b_panel);
-  if (rows <= 2) return micro_kernel<P, 2, V, kByDepth>(length, a, b, tile, accumulate);
-  if (rows <= 4) return micro_kernel<P, 4, V, kByDepth>(length, a, b, tile, accumulate);
-  if (kRows > 8 && rows <= 8) return micro_kernel<P, 8, V, kByDepth>(length, a, b, tile, accumulate);
-  return micro_kernel<P, kRows, V, kByDepth>(length, a, b, tile, accumulate);
+Kernel<P> kernel_for(int rows) {
+  if (rows <= 2) return micro_kernel<P, 2, V, kByDepth>;
+  if (rows <= 4) return micro_kernel<P, 4, V, kByDepth>;
+  if (rows <= 8 && kRows > 8) return micro_kernel<P, 8, V, kByDepth>;
+  return micro_kernel<P, kRows, V, kByDepth>;
 }
 
-// How a product is cut: panels of kRows rows and kColumnVectors vectors of columns into row blocks and column blocks,
-// and, where those are few and k is long, slices of k whose partial sums are added in order afterwards.
+template <class P>
+Kernel<P> kernel_for(int rows, int columns, bool by_depth) {
+  if (columns <= Panels<P>::kLane) return by_depth ? kernel_for<P, 1, true>(rows) : kernel_for<P, 1, false>(rows);
+  return by_depth ? kernel_for<P, kColumnVectors, true>(rows) : kernel_for<P, kColumnVectors, false>(rows);
+}
+
+// ---- the loop nest -----------------------------------------------------------------------------------------------
+
+struct Range {
+  int64_t begin, end;
+
+  int64_t size() const { return end - begin; }
+};
+
+// Part `index` of `parts` nearly equal ones of [0, total).
+Range part(int64_t total, int64_t index, int64_t parts) { return {total * index / parts, total * (index + 1) / parts}; }
+
+// How a product is cut into tasks: blocks of rows and of columns, and, where those are few and k is long, slices of k
+// whose partial sums are added in order afterwards. A function of the shape only, so the threads do not matter.
 struct Partition {
+  static constexpr int64_t kRowPanels = 24, kColumnPanels = 16;  // of a block: its parts of A, B and C share an L2
+  static constexpr int64_t kTaskWork = int64_t(1) << 20;         // multiply-adds that are worth a task, about 10 us
+
   int64_t row_panels, column_panels, depth_blocks;
-  int64_t row_blocks, column_blocks, slices;
+  int64_t row_blocks, column_blocks, slices = 1;
+
+  Partition(const Product& product, int64_t rows, int64_t columns, int64_t block)
+      : row_panels(ceil_div(product.m, rows)),
+        column_panels(ceil_div(product.n, columns)),
+        depth_blocks(std::max<int64_t>(1, ceil_div(product.k, block))),
+        row_blocks(ceil_div(row_panels, kRowPanels)),
+        column_blocks(ceil_div(column_panels, kColumnPanels)) {
+    if (row_blocks > 2) row_blocks = ceil_div(row_blocks, 4) * 4;  // an even share for 2 and 4 threads
+    const int64_t blocks = row_blocks * column_blocks;
+    const int64_t worth = std::min<int64_t>(8, product.m * product.n / blocks * product.k / kTaskWork);
+    if (blocks >= 4 || worth < 2) return;
+    slices = std::clamp<int64_t>(worth / blocks, 1, std::max<int64_t>(1, depth_blocks / 2));
+    if (slices == 1) row_blocks = std::min(row_panels, std::min<int64_t>(4, worth));
+  }
 
   int64_t tasks() const { return row_blocks * column_blocks * slices; }
 };
 
-// First of the `total` items that part `index` of `parts` nearly equal ones takes.
-int64_t part_begin(int64_t total, int64_t index, int64_t parts) { return total * index / parts; }
-
 template <class P>
-struct Nest {
-  using Acc = typename P::Acc;
-  using Packed = typename P::Packed;
-  static constexpr int kLane = kLanes<Acc>;
-  static constexpr int kColumns = kColumnVectors * kLane;
-  static constexpr int kPaddedRows = (kRows + kLane - 1) / kLane * kLane;
-  static constexpr int64_t kBlock = int64_t(kDepth) * P::kPerPacked;  // elements along k
-  static constexpr int64_t kTile = int64_t(kRows) * kColumns;
-
-  const Product& product;
-  Partition cut;
-  Acc* partial;
-
-  explicit Nest(const Product& product_) : product(product_), partial(nullptr) {
-    cut.row_panels = ceil_div(product.m, kRows);
-    cut.column_panels = ceil_div(product.n, kColumns);
-    cut.depth_blocks = std::max<int64_t>(1, ceil_div(product.k, kBlock));
-    cut.row_blocks = ceil_div(cut.row_panels, 16);
-    if (cut.row_blocks > 1) cut.row_blocks = std::min(cut.row_panels, ceil_div(cut.row_blocks, 4) * 4);
-    cut.column_blocks = ceil_div(cut.column_panels, 16);
-    cut.slices = 1;
-    const int64_t blocks = cut.row_blocks * cut.column_blocks;
-    if (blocks < 4) cut.slices = std::max<int64_t>(1, std::min(8 / blocks, cut.depth_blocks / 2));
-  }
+class Nest {
+ public:
+  explicit Nest(const Product& product)
+      : product_(product), cut_(product, kRows, Size::kColumns, Size::kBlock), partial_(nullptr) {}
 
   void run() {
-    if (cut.slices > 1) {
-      const int64_t tiles = cut.slices * cut.row_panels * cut.column_panels;
-      partial = static_cast<Acc*>(scratch(Scratch::kPartial, size_t(tiles * kTile) * sizeof(Acc)));
-    }
-    for_each_task(cut.tasks(), [](const void* self, int64_t i) { static_cast<const Nest*>(self)->task(i); }, this);
-    if (cut.slices > 1) {
-      for_each_task(cut.row_panels, [](const void* self, int64_t i) { static_cast<const Nest*>(self)->reduce(i); },
-                    this);
-    }
+    if (cut_.slices == 1)
+      return for_each_task(cut_.tasks(), [](const void* nest, int64_t i) { self(nest).task(i); }, this);
+    partial_ = memory<Acc>(Workspace::kPartial, cut_.slices * slice_size());
+    for_each_task(cut_.tasks(), [](const void* nest, int64_t i) { self(nest).task(i); }, this);
+    for_each_task(cut_.row_panels, [](const void* nest, int64_t i) { self(nest).add_slices(i); }, this);
   }
+
+ private:
+  using Size = Panels<P>;
+  using Packed = typename P::Packed;
+  using Acc = typename P::Acc;
+
+  // What a task computes: row panels i, column panels j and blocks d along k, and the memory that it does so in.
+  struct Task {
+    Range i, j, d;
+    int64_t group;  // panels of A that are packed at a time
+    Packed *a, *b;
+    Acc* tiles;
+
+    Acc* tile(int64_t row_panel, int64_t column_panel) const {
+      return tiles + ((row_panel - i.begin) * j.size() + column_panel - j.begin) * Size::kTile;
+    }
+  };
 
   void task(int64_t index) const {
-    const int64_t slice = index % cut.slices;
-    const int64_t row_block = index / cut.slices % cut.row_blocks;
-    const int64_t column_block = index / cut.slices / cut.row_blocks;
-    const int64_t i0 = part_begin(cut.row_panels, row_block, cut.row_blocks);
-    const int64_t i1 = part_begin(cut.row_panels, row_block + 1, cut.row_blocks);
-    const int64_t j0 = part_begin(cut.column_panels, column_block, cut.column_blocks);
-    const int64_t j1 = part_begin(cut.column_panels, column_block + 1, cut.column_blocks);
-    const int64_t d0 = part_begin(cut.depth_blocks, slice, cut.slices);
-    const int64_t d1 = part_begin(cut.depth_blocks, slice + 1, cut.slices);
+    const int64_t slice = index % cut_.slices, block = index / cut_.slices;
+    Task t;
+    t.i = part(cut_.row_panels, block % cut_.row_blocks, cut_.row_blocks);
+    t.j = part(cut_.column_panels, block / cut_.row_blocks, cut_.column_blocks);
+    t.d = part(cut_.depth_blocks, slice, cut_.slices);
+    // Across k all panels of the block are packed at once, so that memory is read in long runs.
+    t.group = product_.a.depth_major ? 1 : t.i.size();
+    t.a = memory<Packed>(Workspace::kPanelsA, t.group * Size::kSizeA);
+    t.b = memory<Packed>(Workspace::kPanelsB, t.j.size() * Size::kSizeB);
+    t.tiles = memory<Acc>(Workspace::kTiles, t.i.size() * t.j.size() * Size::kTile);
+    for (int64_t d = t.d.begin; d < t.d.end; ++d) {
+      const Slab b{
+          t.j.begin * Size::kColumns, d * Size::kBlock, length(d), int(t.j.size()), Size::kColumns, Size::kColumns};
+      product_.b.by_outer(product_.b.load, b, t.b);
+      for (int64_t i = t.i.begin; i < t.i.end; i += t.group) multiply_group(t, slice, i, d);
+    }
+  }
 
-    auto* a_panel = static_cast<Packed*>(scratch(Scratch::kPanelA, sizeof(Packed) * kPaddedRows * kDepth));
-    auto* b_panels = static_cast<Packed*>(scratch(Scratch::kPanelB, sizeof(Packed) * (j1 - j0) * kColumns * kDepth));
-    auto* tiles = static_cast<Acc*>(scratch(Scratch::kTiles, sizeof(Acc) * (i1 - i0) * (j1 - j0) * kTile));
-
-    for (int64_t d = d0; d < d1; ++d) {
-      const int64_t depth = d * kBlock;
-      const int64_t length = std::min(kBlock, product.k - depth);
-      const int64_t packed = ceil_div(length, P::kPerPacked);
-      for (int64_t j = j0; j < j1; ++j) {
-        product.b.by_outer(product.b.load, j * kColumns, depth, length, b_panels + (j - j0) * kColumns * kDepth, width(j));
-      }
-      for (int64_t i = i0; i < i1; ++i) {
-        if (product.a.depth_major) {
-          product.a.by_depth(product.a.load, i * kRows, depth, length, a_panel, kRows);
-        } else {
-          product.a.by_outer(product.a.load, i * kRows, depth, length, a_panel, kPaddedRows);
-        }
-        for (int64_t j = j0; j < j1; ++j) {
-          Acc* tile = partial ? partial + ((slice * cut.row_panels + i) * cut.column_panels + j) * kTile
-                              : tiles + ((i - i0) * (j1 - j0) + (j - j0)) * kTile;
-          if (!wanted(i, j)) continue;
-          update(i, j, packed, a_panel, b_panels + (j - j0) * kColumns * kDepth, tile, d > d0);
-          if (!partial && d + 1 == d1) finish(i, j, tile);
-        }
+  void multiply_group(const Task& t, int64_t slice, int64_t first, int64_t d) const {
+    pack_a(slab_a(first, t.group, d), t.a);
+    Prefetcher prefetcher(next_group(t, first, d));
+    const int64_t packed = ceil_div(length(d), P::kPerPacked);
+    for (int64_t i = first; i < first + t.group; ++i) {
+      for (int64_t j = t.j.begin; j < t.j.end; ++j) {
+        if (!wanted(i, j)) continue;
+        Acc* const sums = partial_ ? partial(slice, i, j) : t.tile(i, j);
+        const auto kernel = kernel_for<P>(rows(i), columns(j), product_.a.depth_major);
+        kernel(packed, t.a + (i - first) * Size::kSizeA, t.b + (j - t.j.begin) * Size::kSizeB, sums, d > t.d.begin,
+               prefetcher);
+        if (!partial_ && d + 1 == t.d.end) finish(i, j, sums);
       }
     }
   }
 
-  void reduce(int64_t i) const {
-    for (int64_t j = 0; j < cut.column_panels; ++j) {
+  void add_slices(int64_t i) const {
+    for (int64_t j = 0; j < cut_.column_panels; ++j) {
       if (!wanted(i, j)) continue;
-      Acc* total = partial + (i * cut.column_panels + j) * kTile;
-      for (int64_t s = 1; s < cut.slices; ++s) {
-        const Acc* part = total + s * cut.row_panels * cut.column_panels * kTile;
-        for (int64_t e = 0; e < kTile; ++e) total[e] += part[e];
+      Acc* const total = partial(0, i, j);
+      for (int64_t slice = 1; slice < cut_.slices; ++slice) {
+        const Acc* const more = partial(slice, i, j);
+        for (int64_t e = 0; e < Size::kTile; ++e) total[e] += more[e];
       }
       finish(i, j, total);
     }
   }
 
-  int rows(int64_t i) const { return int(std::min<int64_t>(kRows, product.m - i * kRows)); }
-  int columns(int64_t j) const { return int(std::min<int64_t>(kColumns, product.n - j * kColumns)); }
-  int width(int64_t j) const { return columns(j) <= kLane ? kLane : kColumns; }  // of the packed panel
+  void finish(int64_t i, int64_t j, const Acc* sums) const {
+    const Tile<Acc> tile{sums, i * kRows, j * Size::kColumns, rows(i), columns(j), Size::kColumns};
+    product_.epilogue.finish(product_.epilogue.self, &tile);
+  }
 
   bool wanted(int64_t i, int64_t j) const {
-    const Epilogue& epilogue = product.epilogue;
-    return !epilogue.wanted || epilogue.wanted(epilogue.self, i * kRows, j * kColumns, columns(j));
+    const Epilogue& epilogue = product_.epilogue;
+    return !epilogue.wanted || epilogue.wanted(epilogue.self, i * kRows, j * Size::kColumns, columns(j));
   }
 
-  void update(int64_t i, int64_t j, int64_t packed, const Packed* a, const Packed* b, Acc* tile, bool add) const {
-    if (product.a.depth_major) {
-      if (width(j) == kLane) return run_kernel<P, 1, true>(rows(i), packed, a, b, tile, add);
-      return run_kernel<P, 2, true>(rows(i), packed, a, b, tile, add);
-    }
-    if (width(j) == kLane) return run_kernel<P, 1, false>(rows(i), packed, a, b, tile, add);
-    return run_kernel<P, 2, false>(rows(i), packed, a, b, tile, add);
+  Slab slab_a(int64_t i, int64_t count, int64_t d) const {
+    const int width = product_.a.depth_major ? kRows : Size::kPaddedRows;
+    return {i * kRows, d * Size::kBlock, length(d), int(count), kRows, width};
   }
 
-  void finish(int64_t i, int64_t j, const Acc* sums) const {
-    const Tile<Acc> tile{sums, i * kRows, j * kColumns, rows(i), columns(j), kColumns};
-    product.epilogue.finish(product.epilogue.self, &tile);
+  void pack_a(const Slab& slab, Packed* panels) const {
+    (product_.a.depth_major ? product_.a.by_depth : product_.a.by_outer)(product_.a.load, slab, panels);
   }
+
+  Ahead next_group(const Task& t, int64_t first, int64_t d) const {
+    const int64_t next = first + t.group;
+    if (next < t.i.end) return product_.a.ahead(product_.a.load, slab_a(next, t.group, d));
+    if (d + 1 < t.d.end) return product_.a.ahead(product_.a.load, slab_a(t.i.begin, t.group, d + 1));
+    return {};
+  }
+
+  int rows(int64_t i) const { return int(std::min<int64_t>(kRows, product_.m - i * kRows)); }
+  int columns(int64_t j) const { return int(std::min<int64_t>(Size::kColumns, product_.n - j * Size::kColumns)); }
+  int64_t length(int64_t d) const { return std::min(Size::kBlock, product_.k - d * Size::kBlock); }
+
+  int64_t slice_size() const { return cut_.row_panels * cut_.column_panels * Size::kTile; }
+  Acc* partial(int64_t slice, int64_t i, int64_t j) const {
+    return partial_ + slice * slice_size() + (i * cut_.column_panels + j) * Size::kTile;
+  }
+
+  template <class T>
+  static T* memory(Workspace kind, int64_t size) {
+    return static_cast<T*>(workspace(kind, size_t(size) * sizeof(T)));
+  }
+  static const Nest& self(const void* nest) { return *static_cast<const Nest*>(nest); }
+
+  const Product& product_;
+  const Partition cut_;
+  Acc* partial_;  // [slices][row_panels][column_panels] tiles where k is sliced, else null
 };
 
 }  // namespace
 
 void multiply(Arithmetic arithmetic, const Product& product) {
+  if (product.m == 0 || product.n == 0) return;
   if (arithmetic == Arithmetic::kFloat64) return Nest<Plain<double>>(product).run();
 #if defined(__AVX512BF16__)
   if (arithmetic == Arithmetic::kPairs) return Nest<Pairs>(product).run();

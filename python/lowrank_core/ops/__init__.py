@@ -2,6 +2,7 @@
 
 from lowrank_core.ops.rsvd import RSVD, range_finder, rsvd, svd_lowrank
 from lowrank_core.ops.rsvd_factor import QB, factored_svd, orthonormalize, qb
+from lowrank_core.ops.rsvd_list import range_finder_list
 from lowrank_core.ops.rsvd_project import project, project_back
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "project_back",
     "qb",
     "range_finder",
+    "range_finder_list",
     "rsvd",
     "svd_lowrank",
 ]

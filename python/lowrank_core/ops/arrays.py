@@ -41,6 +41,11 @@ def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
     return np.empty(shape, dtype=dtype)
 
 
+def compact(a: Array) -> Array:
+    """A copy that holds no more memory than it needs."""
+    return a.clone(memory_format=sys.modules["torch"].contiguous_format) if is_torch(a) else a.copy()
+
+
 def transpose(a: Array) -> Array:
     """The last two dimensions swapped, as a view."""
     return a.mT if is_torch(a) else a.swapaxes(-1, -2)

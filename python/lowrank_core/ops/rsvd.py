@@ -161,7 +161,8 @@ def _fake_rsvd(
     precision: str | None = None,
 ) -> tuple[Array, Array, Array]:
     _check("rsvd", a, rank, oversample, niter, basis, seed)
-    return triplet(a, tuple(a.shape[:-2]), *a.shape[-2:], rank)
+    m, n = a.shape[-2:]
+    return triplet(a, tuple(a.shape[:-2]), m, n, rank)
 
 
 def _fake_svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple[Array, Array, Array]:
@@ -171,7 +172,7 @@ def _fake_svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) ->
     return empty(a, (*batch, m, q), dtype), empty(a, (*batch, q), dtype), empty(a, (*batch, n, q), dtype)
 
 
-def _fake_range_finder(
+def fake_range_finder(
     a: Array,
     rank: int,
     basis: Array | None = None,
@@ -236,14 +237,14 @@ def _range_finder(
     seed: int = 0,
     precision: str | None = None,
 ) -> Array:
-    out = _fake_range_finder(a, rank, basis, oversample=oversample, niter=niter, seed=seed)
+    out = fake_range_finder(a, rank, basis, oversample=oversample, niter=niter, seed=seed)
     _core.range_finder(
-        out,
-        a,
+        [out],
+        [a],
         oversample=oversample,
         niter=niter,
-        basis=basis,
-        seed=seed,
+        basis=[basis],
+        seed=[seed],
         precision=resolve_precision("range_finder", precision),
     )
     return out
@@ -269,7 +270,7 @@ OPS = (
         backward=f"{_AUTOGRAD}:svd_lowrank_backward",
         setup_context=f"{_AUTOGRAD}:save_svd_lowrank",
     ),
-    Op(f"range_finder(Tensor a, int rank, {_SETTINGS}) -> Tensor", run=_range_finder, fake=_fake_range_finder),
+    Op(f"range_finder(Tensor a, int rank, {_SETTINGS}) -> Tensor", run=_range_finder, fake=fake_range_finder),
     Op(
         f"rsvd_backward({_STATE}) -> Tensor",
         run=f"{_AUTOGRAD}:run_rsvd_backward",

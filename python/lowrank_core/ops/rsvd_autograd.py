@@ -38,13 +38,18 @@ class _Complement(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         a, u, s, v, x, y = ctx.saved_tensors
         # For L(z; A) = b with symmetric L:  b̄ = L⁻¹ z̄,  Ā = -(∂/∂A) <L(z; A), b̄>.
-        fbar, hbar = _Complement.apply(a, u, s, v, *grads)
+        fbar, hbar = _complement(a, u, s, v, grads[0], grads[1])
         with torch.enable_grad():
-            leaves = [t.detach().requires_grad_() for t in (a, u, s, v)]
-            left, right = _apply(*leaves, x, y)
+            a, u, s, v = (t.detach().requires_grad_() for t in (a, u, s, v))
+            left, right = _apply(a, u, s, v, x, y)
             inner = -(left * fbar.detach()).sum() - (right * hbar.detach()).sum()
-            bars = torch.autograd.grad(inner, leaves)
+            bars = torch.autograd.grad(inner, (a, u, s, v))
         return (*bars, fbar, hbar)
+
+
+def _complement(a: Tensor, u: Tensor, s: Tensor, v: Tensor, f: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    x, y = _Complement.apply(a, u, s, v, f, h)  # type: ignore[no-untyped-call]
+    return x, y
 
 
 def _residual(a: Tensor, u: Tensor, s: Tensor, v: Tensor, y: Tensor) -> Tensor:
@@ -102,8 +107,9 @@ def svd_vjp(a: Tensor, u: Tensor, s: Tensor, v: Tensor, du: Tensor, ds: Tensor, 
     uu, vv = u.mT @ du, v.mT @ dv
     k, ell = f * (uu - uu.mT), f * (vv - vv.mT)
     inner = torch.diag_embed(ds) + k * s.unsqueeze(-2) + s.unsqueeze(-1) * ell
-    x, y = _Complement.apply(a, u, s, v, _project_out(u, du), _project_out(v, dv))
-    return u @ inner @ v.mT + x @ v.mT + u @ y.mT
+    x, y = _complement(a, u, s, v, _project_out(u, du), _project_out(v, dv))
+    da: Tensor = u @ inner @ v.mT + x @ v.mT + u @ y.mT
+    return da
 
 
 def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:

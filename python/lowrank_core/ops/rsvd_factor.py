@@ -13,6 +13,7 @@ from lowrank_core.ops.arrays import (
     check_array,
     check_int,
     check_same,
+    compact,
     dtype_name,
     empty,
     factor_dtype,
@@ -90,8 +91,7 @@ def qb(
     q = empty(a, (m, cap), factor_dtype(a))
     b = empty(a, (cap, n), factor_dtype(a))
     rank, captured = _core.qb(q, b, a, energy=energy, block=block, niter=niter, seed=seed)
-    copy = (lambda x: x.clone()) if is_torch(a) else (lambda x: x.copy())
-    return QB(copy(q[:, :rank]), copy(b[:rank]), captured)
+    return QB(compact(q[:, :rank]), compact(b[:rank]), captured)
 
 
 def factored_svd(b: Array, a: Array, *, rank: int | None = None) -> RSVD:

@@ -15,7 +15,7 @@ from lowrank_core.ops.rsvd_project import OPS as RSVD_PROJECT
 
 FAMILIES: tuple[tuple[Op, ...], ...] = (RSVD, RSVD_FACTOR, RSVD_PROJECT)
 
-_library = torch.library.Library(NAMESPACE, "DEF")
+_library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 
 
 def _resolve(name: Callable[..., Any] | str) -> Callable[..., Any]:

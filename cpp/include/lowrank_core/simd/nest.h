@@ -16,21 +16,34 @@
 
 namespace lowrank {
 
-// How an operand is packed and multiplied. kRounded and kPairs both compute with operands rounded to bfloat16 and
-// float32 sums: kRounded on float32 multiply-add, kPairs on the bfloat16 dot product (level avx512bf16 only).
+// How the operands are packed and multiplied. kRounded and kPairs both round them to bfloat16 and sum in float32:
+// kRounded with float32 multiply-add, kPairs with the bfloat16 dot product (level avx512bf16 only).
 enum class Arithmetic : uint8_t { kFloat32, kFloat64, kRounded, kPairs };
 
-// An operand seen from the product: `outer` is its row in A or its column in B, `depth` its position along k.
-struct Operand {
-  using Pack = void (*)(const void* load, int64_t outer, int64_t depth, int64_t length, void* panel, int width);
+// Part of an operand, to be packed: `count` panels of `width` lines each, the first lines `step` apart. A line runs
+// along k: a row of A or a column of B. `outer` is the number of the first line, `depth` its first position along k.
+struct Slab {
+  int64_t outer, depth, length;
+  int count, step, width;
 
-  const void* load = nullptr;
-  Pack by_depth = nullptr;  // panel [outer][depth]: no transposition where depth is the contiguous direction
-  Pack by_outer = nullptr;  // panel [depth][outer]
-  bool depth_major = false;
+  int64_t lines() const { return int64_t(count - 1) * step + width; }
 };
 
-// A finished tile: rows x cols valid sums, `stride` elements from one row to the next, at (row, col) of C.
+// Memory that will be packed soon: `runs` pieces of `bytes`, `stride` bytes apart.
+struct Ahead {
+  const char* data = nullptr;
+  int64_t runs = 0, bytes = 0, stride = 0;
+};
+
+struct Operand {
+  const void* load = nullptr;
+  void (*by_depth)(const void* load, const Slab& slab, void* panels) = nullptr;  // panels [line][depth]
+  void (*by_outer)(const void* load, const Slab& slab, void* panels) = nullptr;  // panels [depth][line]
+  Ahead (*ahead)(const void* load, const Slab& slab) = nullptr;
+  bool depth_major = false;  // by_depth needs no transposition
+};
+
+// A finished tile: rows x cols sums, `stride` elements from one row to the next, that belong at (row, col) of C.
 template <class Acc>
 struct Tile {
   const Acc* sums;
@@ -43,8 +56,8 @@ struct Tile {
 
 struct Epilogue {
   const void* self = nullptr;
-  void (*finish)(const void* self, const void* tile) = nullptr;  // tile: Tile<float>, for kFloat64 Tile<double>
-  // Whether the tile that starts at (row, col) and is `cols` wide is wanted at all; null: every tile.
+  void (*finish)(const void* self, const void* tile) = nullptr;  // a Tile<float>, for kFloat64 a Tile<double>
+  // Whether any of the `cols` columns from (row, col) on is wanted; null: all are.
   bool (*wanted)(const void* self, int64_t row, int64_t col, int cols) = nullptr;
 };
 
@@ -54,11 +67,11 @@ struct Product {
   Epilogue epilogue;
 };
 
-// Memory of the calling thread, 64-byte aligned, kept for the next call; the slots do not overlap.
-enum class Scratch : uint8_t { kPanelA, kPanelB, kTiles, kPartial };
-void* scratch(Scratch slot, size_t bytes);
+// Memory of the calling thread, aligned to a page and kept for its next product; the kinds do not overlap.
+enum class Workspace : uint8_t { kPanelsA, kPanelsB, kTiles, kPartial };
+void* workspace(Workspace kind, size_t bytes);
 
-// parallel_for without a template: task(job, i) for every i in [0, count).
+// parallel_for without a template, for files that must not leave weak symbols: task(job, i) for i in [0, count).
 void for_each_task(int64_t count, void (*task)(const void* job, int64_t index), const void* job);
 
 }  // namespace lowrank

@@ -1,11 +1,17 @@
-// pack: operands into the panels that the micro-kernel reads, with the conversion to the type it multiplies.
+// pack: operands into the panels that the micro-kernel reads, converted to the type that it multiplies.
 //
-// A Load offers, for an operand of any storage:
-//   bool depth_major                        which of the two directions is cheap to walk along
-//   Vec<A> outer<A>(outer, depth) const     elements (outer .. outer + kLanes<A>, depth)
-//   Vec<A> depth<A>(outer, depth) const     elements (outer, depth .. depth + kLanes<A>)
-// with A float or double, and 0 for every element outside the operand.
+// A Load offers, for an operand of any storage, with A = float or double:
+//   bool depth_major                                  lines are stored along k
+//   static constexpr bool kBfloat16                   every element is a bfloat16 already
+//   Vec<A> outer<A, kChecked>(outer, depth) const     elements (outer .. outer + kLanes<A>, depth)
+//   Vec<A> depth<A, kChecked>(outer, depth) const     elements (outer, depth .. depth + kLanes<A>)
+//                                                     kChecked: 0 for every element outside the operand
+//   int64_t whole_outer(outer, depth, count) const    how many of `count` elements along that direction, starting here,
+//   int64_t whole_depth(outer, depth, count) const    whole vectors may be read from without being checked
+//   Ahead ahead(slab) const                           what to prefetch before the slab is packed
 #pragma once
+
+#include <type_traits>
 
 #include "lowrank_core/simd/nest.h"
 #include "lowrank_core/simd/vec.h"
@@ -14,7 +20,7 @@ namespace lowrank::LRC_LEVEL {
 namespace {
 
 // Packed elements along k in one block, and rows and columns of the register tile. 14 x 2 of the 32 registers of
-// AVX-512 hold sums, 6 x 2 of the 16 of AVX2 and SSE; a block of A (14 x 256 floats) then fits half of a 32 KB L1.
+// AVX-512 hold sums, 6 x 2 of the 16 of AVX2 and SSE; a panel of A (14 x 256 floats) then fits half of a 32 KB L1.
 constexpr int kDepth = 256;
 constexpr int kRows = kVectorBytes == 64 ? 14 : 6;
 constexpr int kColumnVectors = 2;
@@ -27,25 +33,27 @@ struct Plain {
   using Acc = T;
   static constexpr int kPerPacked = 1;  // elements along k in one packed element
 
-  template <class Load>
+  template <bool kChecked, class Load>
   static LRC_HD Vec<T> outer(const Load& load, int64_t o, int64_t p) {
-    return load.template outer<T>(o, p);
+    return load.template outer<T, kChecked>(o, p);
   }
-  template <class Load>
+  template <bool kChecked, class Load>
   static LRC_HD Vec<T> depth(const Load& load, int64_t o, int64_t p) {
-    return load.template depth<T>(o, p);
+    return load.template depth<T, kChecked>(o, p);
   }
   static LRC_HD Vec<T> multiply_accumulate(Vec<T> sum, T a, Vec<T> b) { return multiply_add(broadcast(a), b, sum); }
 };
 
 struct Rounded : Plain<float> {
-  template <class Load>
+  template <bool kChecked, class Load>
   static LRC_HD Vec<float> outer(const Load& load, int64_t o, int64_t p) {
-    return round_to_bfloat16(load.template outer<float>(o, p));
+    const Vec<float> x = load.template outer<float, kChecked>(o, p);
+    return Load::kBfloat16 ? x : round_to_bfloat16(x);
   }
-  template <class Load>
+  template <bool kChecked, class Load>
   static LRC_HD Vec<float> depth(const Load& load, int64_t o, int64_t p) {
-    return round_to_bfloat16(load.template depth<float>(o, p));
+    const Vec<float> x = load.template depth<float, kChecked>(o, p);
+    return Load::kBfloat16 ? x : round_to_bfloat16(x);
   }
 };
 
@@ -57,16 +65,16 @@ struct Pairs {
   using Acc = float;
   static constexpr int kPerPacked = 2;
 
-  template <class Load>
+  template <bool kChecked, class Load>
   static LRC_HD Vec<uint32_t> outer(const Load& load, int64_t o, int64_t p) {
-    const auto even = bits_as<Vec<uint32_t>>(Rounded::outer(load, o, p));
-    const auto odd = bits_as<Vec<uint32_t>>(Rounded::outer(load, o, p + 1));
+    const auto even = bits_as<Vec<uint32_t>>(Rounded::outer<kChecked>(load, o, p));
+    const auto odd = bits_as<Vec<uint32_t>>(Rounded::outer<kChecked>(load, o, p + 1));
     return odd | (even >> 16);
   }
-  template <class Load>
+  template <bool kChecked, class Load>
   static LRC_HD Vec<uint32_t> depth(const Load& load, int64_t o, int64_t p) {
-    const __m512 first = load.template depth<float>(o, p);
-    const __m512 second = load.template depth<float>(o, p + kLanes<float>);
+    const __m512 first = load.template depth<float, kChecked>(o, p);
+    const __m512 second = load.template depth<float, kChecked>(o, p + kLanes<float>);
     return bits_as<Vec<uint32_t>>(_mm512_cvtne2ps_pbh(second, first));
   }
   static LRC_HD Vec<float> multiply_accumulate(Vec<float> sum, uint32_t a, Vec<uint32_t> b) {
@@ -77,53 +85,109 @@ struct Pairs {
 
 // ---- panels ------------------------------------------------------------------------------------------------------
 
-// panel [width][kDepth]: `length` elements along k of `width` rows.
 template <class P, class Load>
-void pack_by_depth(const void* self, int64_t outer, int64_t depth, int64_t length, void* panel, int width) {
-  const Load& load = *static_cast<const Load*>(self);
-  auto* to = static_cast<typename P::Packed*>(panel);
-  constexpr int lanes = kLanes<typename P::Packed>;
-  for (int i = 0; i < width; ++i) {
-    for (int64_t p = 0; p * P::kPerPacked < length; p += lanes) {
-      store_bits(to + i * kDepth + p, P::depth(load, outer + i, depth + p * P::kPerPacked));
-    }
-  }
-}
+class Packer {
+ public:
+  using Packed = typename P::Packed;
 
-// panel [length][width], width a multiple of the lanes.
-template <class P, class Load>
-void pack_by_outer(const void* self, int64_t outer, int64_t depth, int64_t length, void* panel, int width) {
-  const Load& load = *static_cast<const Load*>(self);
-  auto* to = static_cast<typename P::Packed*>(panel);
-  constexpr int lanes = kLanes<typename P::Packed>;
-  const int64_t packed = (length + P::kPerPacked - 1) / P::kPerPacked;
-  if (!load.depth_major) {
-    for (int64_t p = 0; p < packed; ++p) {
-      for (int j = 0; j < width; j += lanes) {
-        store_bits(to + p * width + j, P::outer(load, outer + j, depth + p * P::kPerPacked));
+  Packer(const void* load, const Slab& slab) : load_(*static_cast<const Load*>(load)), slab_(slab) {}
+
+  // panels [count][width][kDepth]
+  void by_depth(Packed* panels) const {
+    for (int c = 0; c < slab_.count; ++c) {
+      for (int i = 0; i < slab_.width; ++i) {
+        line(slab_.outer + c * slab_.step + i, panels + (int64_t(c) * slab_.width + i) * kDepth);
       }
     }
-    return;
   }
-  for (int j = 0; j < width; j += lanes) {
-    for (int64_t p = 0; p < packed; p += lanes) {
-      Vec<typename P::Packed> block[lanes];
-      for (int i = 0; i < lanes; ++i) block[i] = P::depth(load, outer + j + i, depth + p * P::kPerPacked);
-      transpose(block);
-      for (int i = 0; i < lanes && p + i < packed; ++i) store_bits(to + (p + i) * width + j, block[i]);
+
+  // panels [count][kDepth][width], width a multiple of the lanes
+  void by_outer(Packed* panels) const {
+    if (!load_.depth_major) return across(panels);
+    for (int c = 0; c < slab_.count; ++c) {
+      for (int j = 0; j < slab_.width; j += kLane) {
+        transposed(slab_.outer + c * slab_.step + j, panels + int64_t(c) * slab_.width * kDepth + j);
+      }
     }
   }
-}
+
+ private:
+  static constexpr int kLane = kLanes<Packed>;
+  static constexpr int kChunk = kLane * P::kPerPacked;  // elements along k that one vector packs
+
+  void line(int64_t outer, Packed* to) const {
+    const int64_t whole = load_.whole_depth(outer, slab_.depth, slab_.length);
+    int64_t p = 0;
+    for (; p + kChunk <= whole; p += kChunk) {
+      store_bits(to + p / P::kPerPacked, P::template depth<false>(load_, outer, slab_.depth + p));
+    }
+    for (; p < slab_.length; p += kChunk) {
+      store_bits(to + p / P::kPerPacked, P::template depth<true>(load_, outer, slab_.depth + p));
+    }
+  }
+
+  // All panels of one position along k before the next, because that is how the operand lies in memory.
+  void across(Packed* panels) const {
+    for (int64_t p = 0; p < slab_.length; p += P::kPerPacked) {
+      const int64_t depth = slab_.depth + p;
+      const bool last = p + P::kPerPacked > slab_.length;
+      const int64_t whole = last ? 0 : load_.whole_outer(slab_.outer, depth, slab_.lines());
+      Packed* to = panels + p / P::kPerPacked * slab_.width;
+      int64_t begin = 0;
+      for (int c = 0; c < slab_.count; ++c, begin += slab_.step, to += int64_t(slab_.width) * kDepth) {
+        const int64_t outer = slab_.outer + begin;
+        if (begin + slab_.width <= whole) {
+          for (int j = 0; j < slab_.width; j += kLane)
+            store_bits(to + j, P::template outer<false>(load_, outer + j, depth));
+        } else {
+          for (int j = 0; j < slab_.width; j += kLane)
+            store_bits(to + j, P::template outer<true>(load_, outer + j, depth));
+        }
+      }
+    }
+  }
+
+  void transposed(int64_t outer, Packed* to) const {
+    const int64_t whole = load_.whole_depth(outer + kLane - 1, slab_.depth, slab_.length);
+    for (int64_t p = 0; p < slab_.length; p += kChunk) {
+      const int64_t depth = slab_.depth + p;
+      Vec<Packed> block[kLane];
+      if (p + kChunk <= whole) {
+        for (int i = 0; i < kLane; ++i) block[i] = P::template depth<false>(load_, outer + i, depth);
+      } else {
+        for (int i = 0; i < kLane; ++i) block[i] = P::template depth<true>(load_, outer + i, depth);
+      }
+      transpose(block);
+      Packed* const row = to + p / P::kPerPacked * slab_.width;
+      for (int i = 0; i < kLane && p + i * P::kPerPacked < slab_.length; ++i)
+        store_bits(row + i * slab_.width, block[i]);
+    }
+  }
+
+  const Load load_;  // copies, which the stores into the panels cannot alias
+  const Slab slab_;
+};
 
 template <class P, class Load>
 Operand operand(const Load& load) {
-  return {&load, pack_by_depth<P, Load>, pack_by_outer<P, Load>, load.depth_major};
+  using Packed = typename P::Packed;
+  return {&load,
+          [](const void* self, const Slab& slab, void* to) {
+            Packer<P, Load>(self, slab).by_depth(static_cast<Packed*>(to));
+          },
+          [](const void* self, const Slab& slab, void* to) {
+            Packer<P, Load>(self, slab).by_outer(static_cast<Packed*>(to));
+          },
+          [](const void* self, const Slab& slab) { return static_cast<const Load*>(self)->ahead(slab); },
+          load.depth_major};
 }
 
 // ---- the Load of plain arrays ------------------------------------------------------------------------------------
 
 template <class T>
-struct Dense {
+struct StridedLoad {
+  static constexpr bool kBfloat16 = std::is_same_v<T, bfloat16>;
+
   const T* data;
   int64_t outer_size, depth_size;
   int64_t outer_stride, depth_stride;
@@ -131,19 +195,41 @@ struct Dense {
 
   const T* at(int64_t o, int64_t p) const { return data + o * outer_stride + p * depth_stride; }
 
-  template <class A>
+  template <class A, bool kChecked>
   LRC_HD Vec<A> outer(int64_t o, int64_t p) const {
-    return o < outer_size && p < depth_size ? run<A>(at(o, p), outer_stride, outer_size - o) : Vec<A>{};
+    if constexpr (!kChecked) return load<A>(at(o, p));
+    return p < depth_size ? first<A>(at(o, p), outer_stride, outer_size - o) : Vec<A>{};
   }
-  template <class A>
+  template <class A, bool kChecked>
   LRC_HD Vec<A> depth(int64_t o, int64_t p) const {
-    return o < outer_size && p < depth_size ? run<A>(at(o, p), depth_stride, depth_size - p) : Vec<A>{};
+    if constexpr (!kChecked) return load<A>(at(o, p));
+    return o < outer_size ? first<A>(at(o, p), depth_stride, depth_size - p) : Vec<A>{};
+  }
+
+  int64_t whole_outer(int64_t o, int64_t p, int64_t count) const {
+    return outer_stride == 1 && p < depth_size ? smaller(count, outer_size - o) : 0;
+  }
+  int64_t whole_depth(int64_t o, int64_t p, int64_t count) const {
+    return depth_stride == 1 && o < outer_size ? smaller(count, depth_size - p) : 0;
+  }
+
+  Ahead ahead(const Slab& slab) const {
+    const int64_t lines = smaller(slab.lines(), outer_size - slab.outer);
+    const int64_t length = smaller(slab.length, depth_size - slab.depth);
+    const auto* from = reinterpret_cast<const char*>(at(slab.outer, slab.depth));
+    constexpr int64_t item = sizeof(T);
+    if (depth_stride == 1) return {from, lines, length * item, outer_stride * item};
+    if (outer_stride == 1) return {from, length, lines * item, depth_stride * item};
+    return {};
   }
 
  private:
+  static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
   template <class A>
-  static LRC_HD Vec<A> run(const T* from, int64_t stride, int64_t left) {
-    if (stride == 1 && left >= kLanes<A>) return load<A>(from);
+  static LRC_HD Vec<A> first(const T* from, int64_t stride, int64_t left) {
+    if (left <= 0) return Vec<A>{};
+    if (stride == 1) return load_first<A>(from, left);
     Vec<A> v{};
     for (int i = 0; i < kLanes<A> && i < left; ++i) v[i] = A(to_float(from[i * stride]));
     return v;

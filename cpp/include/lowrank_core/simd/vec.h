@@ -132,6 +132,24 @@ LRC_HD Vec<A> load(const T* from) {
   return __builtin_convertvector(widen<kLanes<A>>(from), Vec<A>);
 }
 
+// The first `count` of them, and 0 beyond: nothing past the last is read.
+template <class A, class T>
+LRC_HD Vec<A> load_first(const T* from, int64_t count) {
+  constexpr size_t whole = kLanes<A> * sizeof(T);
+  const size_t bytes = size_t(count) < size_t(kLanes<A>) ? size_t(count) * sizeof(T) : whole;
+#if defined(__AVX512BW__)
+  alignas(64) char copy[whole < 64 ? 64 : whole];
+  for (size_t done = 0; done < whole; done += 64) {
+    const uint64_t mask = _bzhi_u64(~uint64_t(0), uint32_t(bytes > done ? bytes - done : 0));
+    store_bits(copy + done, _mm512_maskz_loadu_epi8(mask, reinterpret_cast<const char*>(from) + done));
+  }
+#else
+  alignas(64) char copy[whole] = {};
+  memcpy(copy, from, bytes);
+#endif
+  return load<A>(reinterpret_cast<const T*>(copy));
+}
+
 // ---- bfloat16 ----------------------------------------------------------------------------------------------------
 
 // What to_bfloat16() does, left in the upper half of each float: ties to even, NaN stays NaN.
