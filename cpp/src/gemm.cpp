@@ -17,7 +17,10 @@ void check_dtype(const char* argument, const Matrix& m) {
                        name(m.dtype));
 }
 
-std::string shape(const Matrix& m) { return "[" + std::to_string(m.rows) + ", " + std::to_string(m.cols) + "]"; }
+std::string shape(const Matrix& m) {
+  std::string text = "[";
+  return text.append(std::to_string(m.rows)).append(", ").append(std::to_string(m.cols)).append("]");
+}
 
 void check(const Matrix& c, const Matrix& a, const Matrix& b) {
   check_dtype("c", c);
@@ -33,10 +36,12 @@ Arithmetic arithmetic_for(DType c, Math math) {
   return has_fast_bfloat16() ? Arithmetic::kPairs : Arithmetic::kRounded;
 }
 
-// Whether Cᵀ = Bᵀ Aᵀ is the better product: the nest writes along the rows of C, and reads the left operand once and
-// the right one once per block of rows.
+// Whether Cᵀ = Bᵀ Aᵀ is the better product. The nest cuts a tile to as few as 2 rows but never below one vector of
+// columns, so a thin side belongs on the rows. Otherwise it reads the left operand once and the right one once per
+// block of rows, so the long side does; and it writes along the rows of C.
 bool better_transposed(const Matrix& c) {
-  constexpr int64_t much = 4;
+  constexpr int64_t thin = 8, much = 4;
+  if (c.rows <= thin || c.cols <= thin) return c.cols < c.rows;
   if (c.cols >= much * c.rows) return true;
   if (c.rows >= much * c.cols) return false;
   return std::abs(c.row_stride) < std::abs(c.col_stride);

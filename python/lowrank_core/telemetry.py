@@ -14,6 +14,4 @@ class Projection(NamedTuple):
     rank: int
     captured: float | None  # |P^T G|_F^2 / |G|_F^2 at the last refresh, in [0, 1]; None before the first
     refreshes: int
-    last_refresh_step: (
-        int | None
-    )  # the weight's own count of finished steps at that moment; None before the first
+    last_refresh_step: int | None  # finished steps of that weight when it came; None before the first

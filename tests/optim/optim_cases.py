@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from lowrank_core.optim import GaLoreAdamW, LowRankOptimizer
+from torch import Tensor, nn
 
 VOCABULARY, WIDTH, HIDDEN, LENGTH, BATCH = 16, 12, 20, 10, 8
 RANK = 4
@@ -104,7 +103,11 @@ def same(left: Any, right: Any) -> bool:
         kind = isinstance(left, Tensor) and isinstance(right, Tensor) and left.dtype == right.dtype
         return kind and left.shape == right.shape and torch.equal(_bits(left), _bits(right))
     if isinstance(left, dict):
-        return isinstance(right, dict) and left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
+        return (
+            isinstance(right, dict)
+            and left.keys() == right.keys()
+            and all(same(left[k], right[k]) for k in left)
+        )
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
     return type(left) is type(right) and left == right
@@ -113,3 +116,8 @@ def same(left: Any, right: Any) -> bool:
 def _bits(tensor: Tensor) -> Tensor:
     """The tensor as bytes, so that NaN equals itself and 0 does not equal -0."""
     return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal float32 numbers that depend on `shape` and `seed` alone."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

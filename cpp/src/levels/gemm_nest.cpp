@@ -132,7 +132,7 @@ struct Partition {
         column_blocks(ceil_div(column_panels, kColumnPanels)) {
     if (row_blocks > 2) row_blocks = ceil_div(row_blocks, 4) * 4;  // an even share for 2 and 4 threads
     const int64_t blocks = row_blocks * column_blocks;
-    const int64_t worth = std::min<int64_t>(8, product.m * product.n / blocks * product.k / kTaskWork);
+    const int64_t worth = std::min<int64_t>(8, product.m * product.n * product.k / kTaskWork);
     if (blocks >= 4 || worth < 2) return;
     slices = std::clamp<int64_t>(worth / blocks, 1, std::max<int64_t>(1, depth_blocks / 2));
     if (slices == 1) row_blocks = std::min(row_panels, std::min<int64_t>(4, worth));

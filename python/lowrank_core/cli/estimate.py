@@ -97,4 +97,7 @@ def _text(result: dict[str, Any]) -> str:
     rank = f", rank {result['rank']}" if result["rank"] else ""
     head = ("optimizer", "weights", "gradients", "optimizer state", "total", "state of AdamW's")
     size = f"{result['parameters']:,} parameters, {result['dtype']}{rank}"
-    return f"{size}\n\n{table(head, cells)}\n\nActivations are not counted."
+    notes = ["Activations are not counted."]
+    if result["dtype"] != "fp32" and len(rows) > 1:
+        notes.append(f"AdamW keeps moments in the dtype of the weights, {rows[1]['optimizer']} in float32.")
+    return f"{size}\n\n{table(head, cells)}\n\n{' '.join(notes)}"

@@ -122,8 +122,9 @@ class Run:
         if not self.path.exists():
             return
         saved = checkpoint.load(self.path)
-        here = {"optimizer": self.name, **self._config.to_json()}
-        if found := difference(here, {**saved["config"], "optimizer": saved["run"]}):
+        if saved["run"] != self.name:
+            raise CliError(f"the checkpoint '{self.path}' is one of {saved['run']}; put the right one in its place")
+        if found := difference(self._config.to_json(), saved["config"]):
             option, ours, theirs = found
             raise CliError(
                 f"the checkpoint '{self.path}' belongs to another run: `{option}` is {theirs} there, {ours} here; "

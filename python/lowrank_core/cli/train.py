@@ -73,15 +73,16 @@ def _train_one(training: Run, config: TrainConfig, folder: Path, stop: StopReque
 
     from lowrank_core.cli.metrics import MetricsLog, cut_back
 
-    saved, steps = training.step, config.steps
+    new, steps = training.progress["val_loss"] is None, config.steps
+    saved = -1 if new else training.step  # the step of the checkpoint
     if saved == steps:
         return
     cut_back(folder / METRICS_FILE, training.name, saved)
     with (
         MetricsLog(folder / METRICS_FILE) as log,
-        tqdm(total=steps, initial=saved, desc=training.name, unit="step", disable=None) as bar,
+        tqdm(total=steps, initial=training.step, desc=training.name, unit="step", disable=None) as bar,
     ):
-        if training.progress["val_loss"] is None:
+        if new:
             tqdm.write(_eval_line(training, training.evaluate(log), steps))
         while training.step < steps and stop.signum is None:
             loss, speed = training.train_step(log)
@@ -92,7 +93,7 @@ def _train_one(training: Run, config: TrainConfig, folder: Path, stop: StopReque
                 tqdm.write(f"{_eval_line(training, training.evaluate(log), steps)}  train loss {loss:.4f}")
             if last or training.step % save_every == 0:
                 saved = training.save(log)
-        if saved != training.step or training.step == 0:
+        if saved != training.step:
             training.save(log)
 
 

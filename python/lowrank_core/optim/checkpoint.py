@@ -24,8 +24,8 @@ def check_geometry(op: str, slot: Slot, state: State) -> None:
     """Raises ValueError if `state` was made on another side or at another rank than its group asks for."""
     asked = None if slot.geometry is None else (int(slot.geometry.side), slot.geometry.rank)
     held = (state["proj.side"], state["proj.rank"]) if "proj.rank" in state else None
-    waiting = state.keys() == _OPENED and asked is not None
-    if state and held != asked and not waiting:
+    fits = asked is not None if state.keys() == _OPENED else held == asked
+    if state and not fits:
         raise ValueError(
             f"{op}: `rank` and `proj_type` of `{slot.name}` must stay what its state was made with, "
             f"got {_describe(asked)} for a state of {_describe(held)}; "
@@ -62,6 +62,7 @@ def vet(optimizer: LowRankOptimizer, state_dict: dict[str, Any]) -> dict[int, St
                     f"{_OP}: `{key}` of group {number} must be {theirs[key]!r} as saved, got {ours[key]!r}; "
                     f"build the optimizer with {key}={theirs[key]!r}, or start without the saved state"
                 )
+        optimizer.check_group(theirs)
     ids = [key for group in saved for key in group["params"]]
     state = state_dict["state"]
     if not state.keys() <= set(ids):

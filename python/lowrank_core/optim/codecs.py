@@ -52,8 +52,8 @@ class Float32:
 class BFloat16:
     """Stores bfloat16, rounded to nearest.
 
-    An orthonormal basis keeps |p_i . p_j - delta_ij| <= 2u + u^2 with u = 2**-8; it is not orthonormalized
-    again.
+    An orthonormal basis keeps |p_i . p_j - delta_ij| <= 2u + u^2 with u = 2^-8, and stays like that until its
+    next refresh.
     """
 
     def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:

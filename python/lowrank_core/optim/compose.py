@@ -38,7 +38,7 @@ def _direction(slot: Slot, state: State, bucket: Bucket, step: float | Tensor) -
     bases = parts.bases(slot, state)
     if slot.geometry is not None and not bases:
         return None
-    grad = slot.gradient().to(slot.work)
+    grad = slot.matrix().to(slot.work)
     if bucket.maximize:
         grad = -grad
     low = space.down(grad, bases)
@@ -58,7 +58,9 @@ def _write(slot: Slot, bucket: Bucket, direction: Direction | None) -> None:
     if bucket.weight_decay != 0:
         weight.mul_(1 - bucket.lr * bucket.weight_decay)
     if direction is not None:
-        direction.reshaped(param.shape).subtract_from_(weight, bucket.lr)
+        if direction.numerator.shape != param.shape:  # a matrix, of a weight with more dimensions
+            direction = direction.reshaped(param.shape)
+        direction.subtract_from_(weight, bucket.lr)
     if weight is not param:
         param.copy_(weight)
 
@@ -73,18 +75,18 @@ def open_state(slot: Slot, parts: Parts) -> State:
 
 
 def find(slot: Slot, state: State, parts: Parts, seed: int) -> Bases:
-    """New bases for the gradient of `slot`; changes nothing. Empty for a zero gradient, which names no
-    subspace.
+    """New bases for the gradient of `slot`; empty for one of zeros, which names no subspace.
 
     Raises:
       RuntimeError: the projector could not find one.
     """
-    grad = slot.gradient()
-    if not bool(grad.any()):
+    if not bool(slot.grad.any()):
         return {}
     position = mix_seed(seed, slot.index, state.get("proj.refreshes", 0))
     try:
-        return parts.projector.find(grad, cast(Geometry, slot.geometry), parts.bases(slot, state), position)
+        return parts.projector.find(
+            slot.matrix(), cast(Geometry, slot.geometry), parts.bases(slot, state), position
+        )
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise RuntimeError(
             f"step: the gradient of `{slot.name}` {tuple(slot.param.shape)} must have an SVD that converges, "
@@ -111,10 +113,16 @@ def adopt(slot: Slot, state: State, parts: Parts, found: Bases) -> None:
 
 def _captured(slot: Slot, state: State, parts: Parts) -> Tensor:
     """|R|_F^2 / |G|_F^2 of the gradient in its new basis: 0-d float32 in [0, 1], not read on the host."""
-    grad = slot.gradient().to(slot.work)
+    grad = slot.matrix().to(slot.work)
     low = parts.projector.down(grad, parts.bases(slot, state))
-    share: Tensor = torch.linalg.vector_norm(low) / torch.linalg.vector_norm(grad)
+    share = _frobenius(low) / _frobenius(grad)
     return share.square().clamp(max=1).float()  # rounding may put a whole share above 1
+
+
+def _frobenius(matrix: Tensor) -> Tensor:
+    """The norm by rows first: torch splits one long reduction by the number of threads, which shows in the bits."""
+    norm: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(matrix, dim=1))
+    return norm
 
 
 def _zero_moments(slot: Slot, parts: Parts) -> Moments:

@@ -16,10 +16,20 @@ from lowrank_core.optim.groups import ALL_LINEAR, EXCLUDED, param_groups
 
 _OP = "estimate_state_bytes"
 _CLASSES: dict[str, type[GaLoreAdamW]] = {"galore": GaLoreAdamW}
-_TO_COME = ("qgalore", "adarankgrad", "dct", "trion", "dion2", "fira", "frugal", "flora") + (
-    "coap", "apollo", "ldadam", "lisa",
-)  # fmt: skip
-
+_TO_COME = (
+    "qgalore",
+    "adarankgrad",
+    "dct",
+    "trion",
+    "dion2",
+    "fira",
+    "frugal",
+    "flora",
+    "coap",
+    "apollo",
+    "ldadam",
+    "lisa",
+)
 _STEP_BYTES = 4  # torch's count of steps is a float32
 
 Shape = Iterable[int]
@@ -77,10 +87,12 @@ def estimate_state_bytes(
         for group in groups:
             group["params"] = [(name, _meta(p.shape, dtype or p.dtype)) for name, p in group["params"]]
     else:
-        weights = _named_weights(model_or_shapes, dtype)
-        excluded = [weight for weight in weights if named and any(word in weight[0] for word in words)]
-        groups = [{"params": excluded}, {"params": [w for w in weights if w not in excluded], **keys}]
-    return _CLASSES[optimizer](group for group in groups if group["params"]).planned_state_bytes()
+        weights = dict(_named_weights(model_or_shapes, dtype))
+        excluded = {name for name in weights if named and any(word in name for word in words)}
+        plain = [(name, weight) for name, weight in weights.items() if name in excluded]
+        projected = [(name, weight) for name, weight in weights.items() if name not in excluded]
+        groups = [{"params": plain}, {"params": projected, **keys}]
+    return _CLASSES[optimizer]([g for g in groups if g["params"]], rank=None).planned_state_bytes()
 
 
 def formula_state_bytes(

@@ -29,16 +29,15 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Splits the trainable parameters of `model` into those to project and those for plain AdamW.
 
-    The first group holds what is not targeted and names no rank; the last one holds the targets with `rank`
-    and `group_keys`. A group without parameters is left out. Parameters come as (name, tensor) pairs; a tied
+    The first group holds what is not targeted, with rank None; the last one holds the targets with `rank` and
+    `group_keys`. A group without parameters is left out. Parameters come as (name, tensor) pairs; a tied
     one comes once, under its first name.
 
     Args:
       model: any module.
       target_modules: "all-linear" (the weights of `nn.Linear` and of transformers' `Conv1D`); or a list of
-        words: the weight of two or more dimensions of each module with one of them in its qualified name; or
-          another string: a
-        regular expression that the whole qualified name of a module must match.
+        words: the weight, if of two or more dimensions, of each module with one of them in its qualified
+        name; or another string: a regular expression that the whole qualified name of a module must match.
       exclude: a word or several; a weight is no target with one of them in any of its qualified names.
       rank: >= 1.
       verbose: prints the plan: what is projected, what falls back to AdamW, and why.
@@ -55,18 +54,18 @@ def param_groups(
     require_choice(_OP, "proj_type", proj_type, PROJ_TYPES)
     words = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     targets = _targets(model, target_modules)
-    names = _names(model)
     rows: list[PlanRow] = []
     plain: list[tuple[str, Tensor]] = []
     projected: list[tuple[str, Tensor]] = []
-    for param, known_as in names.items():
-        hits = [word for word in words if any(word in name for name in known_as)]
-        if param not in targets or hits:
-            where, note = None, f'excluded by "{hits[0]}"' if hits else "not a target"
+    for param, known_as in _names(model).items():
+        name, shape = known_as[0], tuple(param.shape)
+        hits = [word for word in words if any(word in alias for alias in known_as)]
+        if hits or param not in targets:
+            plain.append((name, param))
+            rows.append(plan_row(name, shape, None, f'excluded by "{hits[0]}"' if hits else "not a target"))
         else:
-            where, note = place(tuple(param.shape), rank, proj_type, force)
-        (projected if param in targets and not hits else plain).append((known_as[0], param))
-        rows.append(plan_row(known_as[0], tuple(param.shape), where, note))
+            projected.append((name, param))
+            rows.append(plan_row(name, shape, *place(shape, rank, proj_type, force)))
     if not any(row.projected for row in rows):
         sides = [min(p.shape[0], prod(p.shape[1:])) for _, p in projected if p.ndim >= 2]
         raise ValueError(
@@ -75,7 +74,7 @@ def param_groups(
         )
     if verbose:
         print(f"{format_plan(rows)}\n{_summary(rows)}")  # noqa: T201  (the one thing this package prints)
-    groups = [{"params": plain}, {"params": projected, "rank": rank, **group_keys}]
+    groups = [{"params": plain, "rank": None}, {"params": projected, "rank": rank, **group_keys}]
     return [group for group in groups if group["params"]]
 
 

@@ -12,13 +12,12 @@ from torch import Tensor
 
 def deferred(device: torch.device) -> bool:
     """True where reading a number makes the host wait, so that a verdict is better left on the device."""
-    return device.type != "cpu"
+    return device.type == "cuda"
 
 
 def is_finite(grad: Tensor) -> bool:
     """True if every entry is finite, in one pass with no temporary of that size; read on the host."""
-    # inf and NaN absorb every addend, so a finite sum proves all entries finite; an infinite one may be
-    # overflow.
+    # inf and nan absorb every addend: a finite sum proves all entries finite, another one may be overflow.
     return math.isfinite(grad.sum().item()) or bool(grad.isfinite().all())
 
 

@@ -9,6 +9,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from lowrank_core.optim import guard
 from lowrank_core.optim.checkpoint import check_geometry, restore, vet
@@ -24,19 +25,15 @@ logger = logging.getLogger("lowrank_core.optim")
 
 Params = Iterable[Any]  # tensors, (name, tensor) pairs or groups, as every torch optimizer takes them
 
-_BESIDE_DEFAULTS = (
-    "params",
-    "param_names",
-    "initial_lr",
-)  # what a group may hold besides the optimizer's own keys
+_TORCHS_KEYS = ("params", "param_names", "initial_lr")  # what torch puts into a group besides
 
 
 class LowRankOptimizer(torch.optim.Optimizer):
     """The one `step()` that every optimizer of the package is; a subclass names its parts.
 
     One step, for each parameter W with a gradient G:
-      refresh the basis if its schedule says so;  R = down(G);  N = rule(R);  W <- (1 - lr weight_decay) W -
-      lr up(N)
+      refresh the basis if its schedule says so;  R = down(G);  N = rule(R);
+      W <- (1 - lr weight_decay) W - lr up(N)
 
     Before anything is touched the gradients of the whole step are tested for inf and nan. They stay as they
     are. The groups hold every hyperparameter, and the parts are made from them anew at each step: schedulers,
@@ -52,10 +49,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if not isinstance(params, Tensor):  # which torch refuses itself
             params = list(params)
             if any(isinstance(entry, dict) and "rank" in entry for entry in params):
-                defaults = {
-                    **defaults,
-                    "rank": None,
-                }  # as with GaLore, groups that name no rank then want none
+                defaults = {**defaults, "rank": None}  # as with GaLore: who names no rank then wants none
         super().__init__(params, defaults)
         if logger.isEnabledFor(logging.INFO):
             logger.info("%s\n%s", type(self).__name__, format_plan(self.plan()))
@@ -73,10 +67,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
           ValueError: a value is out of its range.
         """
         op = type(self).__name__
-        refuse_unknown(op, param_group, [*self.defaults, *_BESIDE_DEFAULTS])
+        refuse_unknown(op, param_group, [*self.defaults, *_TORCHS_KEYS])
         group = {**self.defaults, **param_group}
-        check_values(op, group)
-        self.parts(group, torch.float32)
+        self.check_group(group)
         if not isinstance(group["params"], (Tensor, set)):  # torch takes the one and refuses the other
             group["params"] = list(group["params"])
             for entry in group["params"]:
@@ -84,6 +77,11 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 if isinstance(param, Tensor) and not param.is_floating_point():
                     raise TypeError(f"{op}: `params` must be real floating-point tensors, got {param.dtype}")
         super().add_param_group(group)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Raises ValueError if a value of `group` is out of its range."""
+        check_values(type(self).__name__, group)
+        self.parts(group, torch.float32)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -93,8 +91,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Takes one step with every parameter that has a gradient, or none at all if a gradient is not
-        finite.
+        """Takes one step with every parameter that has a gradient; with none if one is not finite.
 
         Args:
           closure: evaluates the model anew and returns the loss.
@@ -111,6 +108,14 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._take()
+        return loss
+
+    # A torch.compile around the whole training step leaves this part as it is. The decorator is the one that
+    # torch's Optimizer uses: torch.compiler.disable would import the compiler with this module, for seconds.
+    @_disable_dynamo
+    def _take(self) -> None:
+        """One step with the gradients as they are."""
         buckets = self._gather()
         due = [(bucket, slot) for bucket in buckets for slot in bucket.slots if self._due(bucket, slot)]
         go, gate = self._judge(buckets, wait=bool(due))
@@ -121,7 +126,6 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 for slot in bucket.slots:
                     if slot.param in self._bounds:
                         self._bounds[slot.param] += 1
-        return loss
 
     def plan(self) -> list[PlanRow]:
         """How each parameter is treated, and why: one row each, in order."""
@@ -139,20 +143,15 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 captured = float(state["proj.captured"]) if "proj.captured" in state else None
                 side, rank = slot.geometry.side.name.lower(), slot.geometry.rank
                 refreshes, last = state.get("proj.refreshes", 0), state.get("proj.last_refresh")
-                found.append(
-                    Projection(slot.name, tuple(slot.param.shape), side, rank, captured, refreshes, last)
-                )
+                shape = tuple(slot.param.shape)
+                found.append(Projection(slot.name, shape, side, rank, captured, refreshes, last))
         return found
 
     def state_bytes(self) -> int:
         """Bytes of the state held now: whole storages, each counted once, so that a leaked view shows."""
-        held = [
-            value for state in self.state.values() for value in state.values() if isinstance(value, Tensor)
-        ]
-        storages = {
-            storage.data_ptr(): storage.nbytes() for storage in (value.untyped_storage() for value in held)
-        }
-        return sum(storages.values())
+        values = [value for state in self.state.values() for value in state.values()]
+        storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def planned_state_bytes(self) -> int:
         """Bytes of the state once every parameter has taken a step with a gradient that is not zero."""
@@ -168,8 +167,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         return int(self._skipped)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over groups and state from `state_dict`, dtypes as saved, tensors moved to their parameter's
-        device.
+        """Takes over groups and state: dtypes as saved, tensors moved to the device of their parameter.
 
         Raises:
           ValueError: it was written by another optimizer or format version, or for parameters of other
@@ -184,8 +182,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         def put(_: torch.optim.Optimizer) -> None:
             restore(self, fitting)
 
-        # The last hook before and the first one after: those of the user see and may change what they always
-        # do.
+        # The last hook before and the first one after, so that hooks of the user's see what they always see.
         with (
             self.register_load_state_dict_pre_hook(take),
             self.register_load_state_dict_post_hook(put, prepend=True),
@@ -236,17 +233,20 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def _judge(self, buckets: list[Bucket], wait: bool) -> tuple[bool, Tensor | None]:
         """Whether to go on, and the gate that decides it where the host does not know.
 
-        An accelerator is not waited for (unless `wait`, a group that raises, or several devices ask for it):
-        the answer is then to go on behind a 0-d bool that stays there.
+        Where all gradients are on one accelerator it is not waited for, unless `wait` or a group that raises
+        ask for it: the answer is then to go on behind a 0-d bool that stays there.
         """
         entries = [(bucket, slot) for bucket in buckets for slot in bucket.slots]
-        grads = [slot.gradient() for _, slot in entries]
+        grads = [slot.grad for _, slot in entries]
         devices = {grad.device for grad in grads}
-        wait = wait or len(devices) != 1 or any(bucket.nonfinite == "raise" for bucket in buckets)
-        if not wait and guard.deferred(grads[0].device):
+        wait = wait or any(bucket.nonfinite == "raise" for bucket in buckets)
+        if len(devices) == 1 and guard.deferred(grads[0].device):
             gate = guard.all_finite(grads)
-            self._skipped = self._skipped + (~gate).long()
-            return True, gate
+            if not wait:
+                self._skipped = self._skipped + (~gate).long()
+                return True, gate
+            if gate:
+                return True, None
         bad = [entry for entry, grad in zip(entries, grads, strict=True) if not guard.is_finite(grad)]
         for bucket, slot in bad:
             if bucket.nonfinite == "raise":

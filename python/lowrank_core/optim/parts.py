@@ -40,6 +40,7 @@ class Parts:
             entries["proj.captured"] = ((), torch.float32)
             for key, _, shape in geometry.bases():
                 entries |= self.basis_codec.layout(key, shape, weight)
+            entries |= self.residual.layout(geometry, weight)
         for name in self.rule.moments:
             entries |= self.moment_codec.layout(name, slot.low_shape, weight)
         return entries
@@ -48,9 +49,8 @@ class Parts:
         """The bases held in `state`, decoded; empty where there are none (yet)."""
         if slot.geometry is None or "proj.rank" not in state:
             return {}
-        return {
-            side: self.basis_codec.decode(state, key, slot.work) for key, side, _ in slot.geometry.bases()
-        }
+        codec, entries = self.basis_codec, slot.geometry.bases()
+        return {side: codec.decode(state, key, slot.work) for key, side, _ in entries}
 
     def moments(self, slot: Slot, state: State) -> Moments:
         """The moments held in `state`, decoded."""
@@ -81,10 +81,15 @@ class Slot:
         """The shape of the moments."""
         return tuple(self.param.shape) if self.geometry is None else self.geometry.low_shape
 
-    def gradient(self) -> Tensor:
-        """The gradient, seen as the matrix that is projected, or as it is on the plain path."""
-        grad = cast(Tensor, self.param.grad)  # slots without one do not reach a step
-        return grad if self.geometry is None else grad.reshape(self.geometry.rows, self.geometry.cols)
+    @property
+    def grad(self) -> Tensor:
+        """The gradient in the parameter's shape; a slot without one reaches no step."""
+        return cast(Tensor, self.param.grad)
+
+    def matrix(self) -> Tensor:
+        """The gradient as the matrix that is projected, or as it is on the plain path."""
+        where = self.geometry
+        return self.grad if where is None else self.grad.reshape(where.rows, where.cols)
 
 
 def slots(group: dict[str, Any], start: int) -> Iterator[Slot]:

@@ -72,17 +72,12 @@ class _Subspace:
         return grad
 
     def up(self, direction: Direction, bases: Bases) -> Direction:
-        update = direction.dense().mul_(self.scale)
-        for side, basis in bases.items():
-            update = project_back(update, basis, side=side)
-        return Direction(update)
+        return Direction(_lift(direction.dense(self.scale), bases))
 
     def turn(self, held: Bases, found: Bases) -> Turn:
-        change = {side: found[side].mT @ held[side] for side in found}
-        return Turn(
-            lambda x: _change(x, change),
-            lambda x: _change(x, {side: t.square() for side, t in change.items()}),
-        )
+        change = {side: project(held[side], basis, side="left") for side, basis in found.items()}
+        squares = {side: t.square() for side, t in change.items()}
+        return Turn(lambda x: _lift(x, change), lambda x: _lift(x, squares))
 
 
 @dataclass(frozen=True)
@@ -150,9 +145,10 @@ class RandomizedSVD(_Subspace):
         return _aligned({side: basis}, held)
 
 
-def _change(x: Tensor, change: Bases) -> Tensor:
-    for side, t in change.items():
-        x = t @ x if side == "left" else x @ t.mT
+def _lift(x: Tensor, factors: Bases) -> Tensor:
+    """F x, x F^T or F x F'^T, by the sides of `factors`: out of a subspace, or from one into another."""
+    for side, factor in factors.items():
+        x = project_back(x, factor, side=side)
     return x
 
 

@@ -6,14 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from lowrank_core.optim.codecs import State
+from lowrank_core.optim.codecs import Layout, State
+from lowrank_core.optim.geometry import Geometry
 from lowrank_core.optim.rules import Direction
 
 
 class Residual(Protocol):
-    """Makes the direction of the weight from that of the subspace and from the whole gradient."""
+    """Makes the direction of a projected weight from that of the subspace and from the whole gradient."""
+
+    def layout(self, geometry: Geometry, weight: torch.dtype) -> Layout:
+        """The tensors that it keeps in the state itself, from the first step on: `residual.<field>`."""
+        ...
 
     def complete(
         self,
@@ -29,8 +35,8 @@ class Residual(Protocol):
           grad: [m, n], working dtype: the whole gradient G.
           low: the gradient in the subspace, R.
           direction: what the rule made of R.
-          lift: takes a direction of the subspace to the weight's shape.
-          state: of the parameter, for what a residual keeps.
+          lift: takes a direction of the subspace to the weight's shape, scaled.
+          state: of the parameter; tensors in it are written in place.
         """
         ...
 
@@ -38,6 +44,9 @@ class Residual(Protocol):
 @dataclass(frozen=True)
 class Drop:
     """The rest is dropped: the direction is lifted and nothing is added (GaLore)."""
+
+    def layout(self, geometry: Geometry, weight: torch.dtype) -> Layout:
+        return {}
 
     def complete(
         self,

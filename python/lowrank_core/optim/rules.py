@@ -31,11 +31,11 @@ class Direction(NamedTuple):
     denominator: Tensor | None = None  # None: the numerator is the direction, and there is no correction
     correction: float | Tensor = 1.0  # a 0-d tensor where the step count is one
 
-    def dense(self) -> Tensor:
-        """The value, in storage of its own."""
+    def dense(self, scale: float = 1.0) -> Tensor:
+        """`scale` times the value, in storage of its own."""
         if self.denominator is None:
-            return self.numerator.clone()
-        return (self.numerator / self.denominator).div_(self.correction)
+            return self.numerator * scale
+        return (self.numerator / self.denominator).mul_(scale / self.correction)
 
     def reshaped(self, shape: torch.Size) -> Direction:
         """The same, in `shape`."""

@@ -1,0 +1,88 @@
+# `make train` and `make test` do all set-up themselves; `make help` lists the rest.
+#
+#   PYTHON   interpreter to start from                     ARGS   passed on to the program that a target runs
+#   TEXT     files or folders for `make train`, no spaces  OUT    folder of its results
+
+PYTHON ?= python3
+OUT ?= runs/$(shell date +%Y-%m-%d-%H%M%S)
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+CMAKE := $(VENV)/bin/cmake
+CONFIGURE := $(CMAKE) -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin/ninja)
+CTEST := $(VENV)/bin/ctest --output-on-failure --test-dir
+BUILD := build/dev
+SOURCES := $(shell find cpp cuda -type f)
+FORMATTED = $(shell find cpp cuda tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help train test bench format lint stubs sanitize aarch64 wheel clean distclean
+help:  ## this list
+	@sed -n 's/^\([a-z0-9]*\):.*  ## /\1\t/p' Makefile | expand -t 12
+
+# ---- set-up ------------------------------------------------------------------------------------------------------
+
+$(VENV)/.tools: constraints.txt tools/check_machine.py
+	$(PYTHON) tools/check_machine.py
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt cmake ninja pybind11 scikit-build-core
+	touch $@
+
+# Editable, so that Python files are live; without isolation, so that the build tree outlives the installation and a
+# change of one C++ file compiles one C++ file.
+$(VENV)/.built: $(VENV)/.tools CMakeLists.txt pyproject.toml $(SOURCES)
+	$(PIP) install -c constraints.txt --no-build-isolation --config-settings=build-dir=$(BUILD) \
+	  $(if $(CI),--config-settings=cmake.define.LRC_WERROR=ON) --editable '.[dev]'
+	touch $@
+
+# ---- for everyone ------------------------------------------------------------------------------------------------
+
+train: $(VENV)/.built  ## train a small language model with GaLoreAdamW and with AdamW (TEXT, OUT, ARGS)
+	$(VENV)/bin/lowrank-core train --compare adamw --out $(OUT) $(if $(TEXT),--text $(TEXT)) $(ARGS)
+
+test: $(VENV)/.built  ## run the C++ and the Python tests (ARGS: pytest's)
+	$(CMAKE) -S . -B $(BUILD) -DLRC_TESTS=ON
+	$(CMAKE) --build $(BUILD)
+	$(CTEST) $(BUILD)
+	$(PY) -m pytest $(ARGS)
+
+bench: $(VENV)/.built  ## measure the kernels against their peers
+	set -e; for bench in bench/bench_*.py; do $(PY) $$bench $(ARGS); done
+
+# ---- for who changes something -----------------------------------------------------------------------------------
+
+format: $(VENV)/.built  ## format Python and C++
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(FORMATTED)
+
+lint: $(VENV)/.built  ## format, types, stubs, layers, families, symbols, sizes, tolerances
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(FORMATTED)
+	$(PY) -m mypy
+	$(PY) tools/make_stubs.py --check
+	$(PY) tools/check_symbols.py $(BUILD)
+	set -e; for check in families layers sizes tolerances; do $(PY) tools/check_$$check.py; done
+
+stubs: $(VENV)/.built  ## write python/lowrank_core/_core.pyi anew
+	$(PY) tools/make_stubs.py
+
+sanitize: $(VENV)/.tools  ## run the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(CONFIGURE) -B build/sanitize -DLRC_TESTS=ON -DLRC_CUDA=OFF -DLRC_SANITIZE=address,undefined
+	$(CMAKE) --build build/sanitize
+	$(CTEST) build/sanitize
+
+aarch64: $(VENV)/.tools  ## cross-compile the core and its tests; run them where qemu-user is installed
+	$(CONFIGURE) -B build/aarch64 -DLRC_TESTS=ON -DLRC_CUDA=OFF --toolchain tools/aarch64.cmake
+	$(CMAKE) --build build/aarch64
+	$(CTEST) build/aarch64
+
+wheel: $(VENV)/.built  ## build sdist and wheel, and try them in empty environments
+	tools/check_wheel $(PY)
+
+clean:  ## remove what was built
+	rm -rf build dist $(VENV)/.built .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+distclean: clean  ## and the virtual environment
+	rm -rf $(VENV)

@@ -1,0 +1,211 @@
+"""Times rivals on the same work, side by side, and keeps what was measured.
+
+Every answer is checked before anything is timed. Rivals take turns within a round, so a busy machine slows them alike,
+and they are compared by the median over rounds of the ratio within one round. Times are wall-clock seconds.
+
+    bench = Bench("gemm", rounds=25)
+    bench.compare("4096x4096x128", {"torch": f, "ours": g}, baseline="torch", error=distance, limit=1e-5, flops=4.3e9)
+    bench.finish()
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+VERSIONS_OF = ("lowrank_core", "numpy", "torch", "scipy", "scikit-learn")
+
+
+@dataclass
+class Row:
+    """One rival on one case: seconds, the error of its answer, and its speed as a multiple of the baseline's."""
+
+    case: str
+    rival: str
+    baseline: str
+    median_s: float
+    quartiles_s: tuple[float, float]
+    speed_vs_baseline: float
+    error: float
+    gflop_per_s: float | None = None
+    gb_per_s: float | None = None
+
+
+@dataclass
+class Bench:
+    """Collects rows, prints them as they come and writes them to docs/results/<name>.json.
+
+    Args:
+      name: stem of the result file.
+      rounds: timed rounds per case, fewer where `seconds` is reached first, but at least 5.
+      seconds: time that one case may take.
+      threads: what the rivals were told to use; recorded only.
+      evict: bytes that are copied before each call, so that no rival finds its operands in this core's L2; 0: none.
+    """
+
+    name: str
+    rounds: int = 25
+    seconds: float = 20.0
+    threads: int | None = None
+    evict: int = 16 << 20
+    rows: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._from = np.ones(max(1, self.evict // 2), dtype=np.uint8)
+        self._to = np.zeros_like(self._from)
+        self.copy_gb_per_s = copy_bandwidth()
+        print(f"{self.name}: {cpu_model()}, {self.threads or '?'} threads, copy {self.copy_gb_per_s:.1f} GB/s")
+        print(
+            f"{'case':34} {'rival':22} {'ms':>9} {'quartiles':>17} {'GFLOP/s':>8} {'GB/s':>6} {'speed':>6} {'error':>8}"
+        )
+
+    def compare(
+        self,
+        case: str,
+        rivals: Mapping[str, Callable[[], object]],
+        *,
+        baseline: str,
+        error: Callable[[object], float],
+        limit: float | Mapping[str, float],
+        flops: float | None = None,
+        nbytes: float | None = None,
+    ) -> dict[str, Row]:
+        """Checks and times `rivals`, each a call that returns its answer; the row of each by name.
+
+        Args:
+          error: of an answer; must not exceed `limit`, one for all or one per rival.
+          flops: operations of one call, for GFLOP/s.
+          nbytes: bytes that one call has to move, for GB/s.
+
+        Raises:
+          ValueError: an answer is wrong, or the baseline is not among the rivals.
+        """
+        if baseline not in rivals:
+            raise ValueError(f"compare: `baseline` must be one of {', '.join(rivals)}, got {baseline!r}")
+        errors = {rival: float(error(call())) for rival, call in rivals.items()}
+        for rival, value in errors.items():
+            allowed = limit if isinstance(limit, float) else limit[rival]
+            if not value <= allowed:
+                raise ValueError(f"{case}: the error of {rival} must be <= {allowed:.1e}, got {value:.1e}")
+        seconds = self._time(rivals)
+        found = {}
+        for rival, times in seconds.items():
+            median = statistics.median(times)
+            low, _, high = statistics.quantiles(times, n=4)
+            found[rival] = Row(
+                case=case,
+                rival=rival,
+                baseline=baseline,
+                median_s=median,
+                quartiles_s=(low, high),
+                speed_vs_baseline=statistics.median(b / t for b, t in zip(seconds[baseline], times, strict=True)),
+                error=errors[rival],
+                gflop_per_s=None if flops is None else flops / median / 1e9,
+                gb_per_s=None if nbytes is None else nbytes / median / 1e9,
+            )
+            self._print(found[rival])
+        self.rows += found.values()
+        return found
+
+    def finish(self, **facts: object) -> Path:
+        """Writes docs/results/<name>.json with the rows, the machine and any further `facts`; returns its path."""
+        path = ROOT / "docs" / "results" / f"{self.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {
+            "command": " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "commit": commit(),
+            "cpu": cpu_model(),
+            "python": platform.python_version(),
+            "versions": versions(),
+            "threads": self.threads,
+            "copy_gb_per_s": round(self.copy_gb_per_s, 2),
+            **facts,
+            "rows": [asdict(row) for row in self.rows],
+        }
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"wrote {path.relative_to(ROOT)}")
+        return path
+
+    def _time(self, rivals: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+        seconds: dict[str, list[float]] = {rival: [] for rival in rivals}
+        order = list(rivals)
+        started = time.perf_counter()
+        for number in range(self.rounds):
+            if number >= 5 and time.perf_counter() - started > self.seconds:
+                break
+            order.append(order.pop(0))  # so that nobody always runs after the same rival
+            for rival in order:
+                np.copyto(self._to, self._from)
+                before = time.perf_counter()
+                rivals[rival]()
+                seconds[rival].append(time.perf_counter() - before)
+        return seconds
+
+    def _print(self, row: Row) -> None:
+        low, high = (1e3 * s for s in row.quartiles_s)
+        gflop = f"{row.gflop_per_s:8.0f}" if row.gflop_per_s is not None else f"{'':8}"
+        gb = f"{row.gb_per_s:6.1f}" if row.gb_per_s is not None else f"{'':6}"
+        print(
+            f"{row.case:34} {row.rival:22} {1e3 * row.median_s:9.3f} {low:8.3f}-{high:8.3f} {gflop} {gb}"
+            f" {row.speed_vs_baseline:6.2f} {row.error:8.1e}",
+            flush=True,
+        )
+
+
+def copy_bandwidth(nbytes: int = 128 << 20, rounds: int = 7) -> float:
+    """GB/s of one thread copying memory, read and write counted, best of `rounds`."""
+    source = np.ones(nbytes // 2, dtype=np.uint8)
+    target = np.empty_like(source)
+    best = float("inf")
+    for _ in range(rounds):
+        before = time.perf_counter()
+        np.copyto(target, source)
+        best = min(best, time.perf_counter() - before)
+    return nbytes / best / 1e9
+
+
+def cpu_model() -> str:
+    """The processor's name, with family and model where the system tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    numbers = "/".join(facts.get(key, "?") for key in ("cpu family", "model", "stepping"))
+    return f"{facts.get('model name', platform.machine())} ({numbers})"
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a bench may compare, those that are installed."""
+    found = {}
+    for package in VERSIONS_OF:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit that is measured, with "+changes" where the tree differs from it; "unknown" outside git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,135 @@
+"""Matrices that break solvers: zero, of low rank, of one column, badly scaled, not finite."""
+
+from __future__ import annotations
+
+import math
+
+import family
+import numpy as np
+import pytest
+import torch
+from testing import cases, checks, tolerance
+from torch import Tensor
+
+import lowrank_core
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+PRECISIONS = ("highest", "medium")
+
+
+def _outer(m: int, n: int) -> Tensor:
+    return cases.gaussian(m, 1) @ cases.gaussian(1, n)
+
+
+def _duplicates(m: int, n: int) -> Tensor:
+    return cases.gaussian(m, 3).repeat(1, n)[:, :n]
+
+
+DEFECTIVE = {
+    "zero": torch.zeros(40, 30),
+    "rank one": _outer(40, 30),
+    "rank five": cases.gaussian(40, 5) @ cases.gaussian(5, 30),
+    "duplicate columns": _duplicates(40, 30),
+    "one nonzero": torch.zeros(40, 30).index_put((torch.tensor(17), torch.tensor(23)), torch.tensor(3.0)),
+    "one nonzero row": torch.zeros(40, 30).index_copy(0, torch.tensor([11]), torch.ones(1, 30)),
+    "identity": torch.eye(40, 30),
+    "column": cases.gaussian(40, 1),
+    "row": cases.gaussian(1, 40),
+    "zero column": torch.zeros(40, 1),
+    "graded columns": cases.gaussian(40, 30) * torch.logspace(0, -12, 30),
+    "noise behind rank three": _duplicates(40, 30) + 1e-7 * cases.gaussian(40, 30),
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("niter", [0, 1, 2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", DEFECTIVE)
+def test_factors_are_sound(name: str, dtype: torch.dtype, niter: int, precision: str) -> None:
+    a = DEFECTIVE[name].to(dtype)
+    for rank, oversample in ((1, 0), (min(8, *a.shape), 10), (min(a.shape), 0)):
+        width = min(rank + oversample, *a.shape)
+        triplet = lowrank_core.rsvd(a, rank, oversample=oversample, niter=niter, precision=precision)
+        checks.assert_triplet(a, *triplet, rank=rank, width=width)
+        q = lowrank_core.range_finder(a, rank, oversample=oversample, niter=niter, precision=precision)
+        checks.assert_orthonormal(q, width)
+        checks.assert_signs(q)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [n for n in DEFECTIVE if n not in ("identity", "graded columns")])
+def test_low_rank_is_recovered(name: str, dtype: torch.dtype) -> None:
+    a = DEFECTIVE[name].to(dtype)
+    rank = min(8, *a.shape)
+    lost = tolerance.norm(torch.linalg.svdvals(a.double())[rank:])  # what rounding to `dtype` put behind it
+    for niter in (0, 2):
+        triplet = lowrank_core.rsvd(a, rank, niter=niter, precision="highest")
+        # Without power iterations a Rademacher sketch of rank + 10 columns may magnify the tail (bound B1).
+        magnified = lost * math.sqrt(1 + rank / 9)
+        assert checks.residual(a, *triplet) <= magnified + tolerance.singular_values(a, rank + 10, niter)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("at", [(0, 0), (60, 82), (30, 0)], ids=str)
+@pytest.mark.parametrize("call", ["rsvd", "rsvd_medium", "rsvd_warm", "svd_lowrank", "range_finder", "range_finder_warm"])
+def test_not_finite_is_refused(call: str, at: tuple[int, int], dtype: torch.dtype, bad: float) -> None:
+    a = family.matrix(dtype=dtype)
+    a[at] = bad
+    with pytest.raises(ValueError, match=r"`a` must be finite, got NaN or infinity"):
+        family.CALLS[call](a)
+
+
+@pytest.mark.parametrize("niter", [0, 1])
+@pytest.mark.parametrize("member", [0, 5])
+def test_one_bad_member_refuses_the_batch(member: int, niter: int) -> None:
+    a = family.matrix(20, 30, 6)
+    a[member, 3, 4] = math.nan
+    with pytest.raises(ValueError, match="must be finite"):
+        lowrank_core.rsvd(a, 4, niter=niter)
+
+
+@pytest.mark.xfail(reason="the refusal names rsvd and `a`, whoever was called and whatever was not finite", strict=True)
+@pytest.mark.parametrize("op", ["range_finder", "svd_lowrank", "factored_svd", "basis"])
+def test_the_refusal_names_the_operator_and_the_argument(op: str) -> None:
+    a = family.matrix(20, 30)
+    bad = a.clone()
+    bad[0, 0] = math.nan
+    calls = {
+        "range_finder": (lambda: lowrank_core.range_finder(bad, 4), "range_finder: `a`"),
+        "svd_lowrank": (lambda: lowrank_core.svd_lowrank(bad, 4), "svd_lowrank: `a`"),
+        "factored_svd": (lambda: lowrank_core.factored_svd(a.mT, bad), "factored_svd: "),
+        "basis": (lambda: lowrank_core.rsvd(a, 4, basis=bad[:, :3]), "rsvd: `basis`"),
+    }
+    call, text = calls[op]
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+def _scaled(exponent: int, dtype: type) -> np.ndarray:
+    return np.ldexp(cases.gaussian(60, 40).numpy(), exponent).astype(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "exponents"), [(np.float32, (-110, 110)), (np.float64, (-480, 480))], ids=str)
+def test_any_usual_scale(dtype: type, exponents: tuple[int, ...]) -> None:
+    plain = lowrank_core.rsvd(_scaled(0, dtype), 5)
+    for exponent in exponents:
+        scaled = lowrank_core.rsvd(_scaled(exponent, dtype), 5)
+        assert checks.same_bits((scaled.u, scaled.vh), (plain.u, plain.vh))
+        assert np.array_equal(scaled.s, np.ldexp(plain.s, exponent))
+
+
+@pytest.mark.xfail(reason="squares of very small or large elements are not representable", strict=True)
+@pytest.mark.parametrize(
+    ("dtype", "exponent"),
+    [(np.float64, e) for e in (-1000, -560, -520, 520, 1000)] + [(np.float32, -140)],
+    ids=str,
+)
+def test_any_finite_scale(dtype: type, exponent: int) -> None:
+    """Finite input is never refused, and its direction never lost."""
+    a = _scaled(exponent, dtype)
+    assert np.isfinite(a).all()
+    scaled = lowrank_core.rsvd(a, 5)
+    exact = np.ldexp(a.astype(np.float64), -exponent)  # with the rounding that subnormal numbers have had
+    u, s, vh = (torch.from_numpy(x.astype(np.float64)) for x in scaled)
+    checks.assert_triplet(torch.from_numpy(exact), u, torch.ldexp(s, torch.tensor(-exponent)), vh, rank=5, width=15)

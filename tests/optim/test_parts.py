@@ -1,0 +1,162 @@
+"""The parts as a product: others than the package's own, made from its protocols, go through the same loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from lowrank_core.optim import GaLoreAdamW
+from lowrank_core.optim.codecs import BFloat16, Float32, Layout, State
+from lowrank_core.optim.geometry import Geometry
+from lowrank_core.optim.parts import Parts
+from lowrank_core.optim.rules import Adam, Direction
+from optim_cases import Zoo, same, snapshot, train
+from torch import Tensor
+
+U16, U32 = 2.0**-8, 2.0**-24
+
+
+class SmallMoments(GaLoreAdamW):
+    """GaLore whose moments are stored in bfloat16."""
+
+    @classmethod
+    def parts(cls, group: dict[str, Any], weight: torch.dtype) -> Parts:
+        return replace(super().parts(group, weight), moment_codec=BFloat16())
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """Adds a running mean of what the subspace does not hold: a residual with state of its own."""
+
+    def layout(self, geometry: Geometry, weight: torch.dtype) -> Layout:
+        return {"residual.mean": ((geometry.rows, geometry.cols), torch.float32)}
+
+    def complete(
+        self,
+        grad: Tensor,
+        low: Tensor,
+        direction: Direction,
+        lift: Callable[[Direction], Direction],
+        state: State,
+    ) -> Direction:
+        if "residual.mean" not in state:
+            state["residual.mean"] = torch.zeros_like(grad)
+        mean = state["residual.mean"].lerp_(grad - lift(Direction(low)).numerator, 0.5)
+        return Direction(lift(direction).numerator + mean)
+
+
+class WithMomentum(GaLoreAdamW):
+    @classmethod
+    def parts(cls, group: dict[str, Any], weight: torch.dtype) -> Parts:
+        return replace(super().parts(group, weight), residual=Momentum())
+
+
+@pytest.mark.parametrize("kind", [SmallMoments, WithMomentum])
+def test_other_parts_train_resume_and_are_counted(kind: type[GaLoreAdamW]) -> None:
+    model = Zoo()
+    del model.unused
+    optimizer = kind(model.parameters(), lr=0.02, rank=4, scale=1.0, update_proj_gap=3)
+    losses = train(model, optimizer, range(40))
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert optimizer.state_bytes() == optimizer.planned_state_bytes()
+    twin = copy.deepcopy(model)
+    other = kind(twin.parameters(), rank=4)
+    other.load_state_dict(optimizer.state_dict())
+    train(model, optimizer, range(40, 45))
+    train(twin, other, range(40, 45))
+    assert same(snapshot(model, optimizer), snapshot(twin, other))
+
+
+def test_states_of_other_parts_are_refused() -> None:
+    model = Zoo()
+    optimizer = SmallMoments(model.parameters(), rank=4)
+    train(model, optimizer, [0])
+    with pytest.raises(
+        ValueError, match=r"`exp_avg` of `parameter 0` must be \(\) torch.float32, got .*bfloat16"
+    ):
+        GaLoreAdamW(model.parameters(), rank=4).load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("codec", [Float32(), BFloat16()])
+@pytest.mark.parametrize("work", [torch.float32, torch.float64])
+def test_codecs_store_what_they_lay_out(codec: Float32 | BFloat16, work: torch.dtype) -> None:
+    state: State = {}
+    surroundings = torch.randn(9, 8, generator=torch.Generator().manual_seed(0), dtype=work)
+    value = surroundings[:, 2:5]
+    codec.encode(state, "x", value)
+    ((name, (shape, dtype)),) = codec.layout("x", (9, 3), work).items()
+    assert (name, shape, dtype) == ("x", tuple(state["x"].shape), state["x"].dtype)
+    assert state["x"].untyped_storage().nbytes() == 27 * dtype.itemsize  # no view of the surroundings
+    decoded = codec.decode(state, "x", work)
+    assert decoded.dtype == work
+    error = U16 if isinstance(codec, BFloat16) else 0.0
+    assert bool(((decoded - value).abs() <= error * value.abs()).all())
+    held = state["x"]
+    codec.encode(state, "x", 2 * value)
+    assert state["x"] is held  # in place
+    codec.encode(state, "x", value[:4])
+    assert state["x"].shape == (4, 3)
+
+
+def test_adam_is_the_formula() -> None:
+    grads = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rule, moments = (
+        Adam((0.8, 0.95), 1e-3),
+        {name: torch.zeros(3, 4, dtype=torch.float64) for name in Adam().moments},
+    )
+    for step, grad in enumerate(grads, 1):
+        direction = rule.update(grad, moments, float(step)).dense(2.0)
+        past = grads[:step]
+        weights = torch.arange(step - 1, -1, -1, dtype=torch.float64)[:, None, None]
+        mean = (0.2 * 0.8**weights * past).sum(0) / (1 - 0.8**step)
+        square = (0.05 * 0.95**weights * past.square()).sum(0) / (1 - 0.95**step)
+        expected = 2 * mean / (square.sqrt() + 1e-3)
+        assert torch.allclose(direction, expected, rtol=40 * 2.0**-53, atol=40 * 2.0**-53)
+
+
+def test_maximizing_is_minimizing_the_negative() -> None:
+    model, twin = Zoo(), Zoo()
+    keys = {"lr": 0.02, "rank": 4, "update_proj_gap": 3, "weight_decay": 0.1}
+    up, down = GaLoreAdamW(model.parameters(), maximize=True, **keys), GaLoreAdamW(twin.parameters(), **keys)
+    for number in range(5):
+        train(model, up, [])
+        for left, right in zip(model.parameters(), twin.parameters(), strict=True):
+            left.grad = torch.randn(left.shape, generator=torch.Generator().manual_seed(number))
+            right.grad = -left.grad
+        up.step()
+        down.step()
+    assert same(dict(model.state_dict()), dict(twin.state_dict()))
+
+
+def test_decay_is_decoupled_first_and_unscaled() -> None:
+    start = torch.randn(12, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ends = []
+    for decay in (0.0, 0.5):
+        w = torch.nn.Parameter(start.clone())
+        optimizer = GaLoreAdamW([w], lr=0.1, rank=3, scale=0.25, weight_decay=decay)
+        w.grad = torch.randn(12, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        optimizer.step()
+        ends.append(w.detach())
+    # W (1 - lr decay) - update against W - update: they differ by lr decay W and two roundings of the result.
+    assert bool(((ends[0] - ends[1] - 0.05 * start).abs() <= 4 * 2.0**-53 * (start.abs() + 0.1)).all())
+
+
+def test_half_precision_weights_are_updated_in_float32_and_rounded_once() -> None:
+    w = torch.nn.Parameter(torch.randn(12, 9, generator=torch.Generator().manual_seed(0)).bfloat16())
+    optimizer = GaLoreAdamW([w], lr=0.1, rank=3, weight_decay=0.1)
+    grads = torch.randn(2, 12, 9, generator=torch.Generator().manual_seed(1)).bfloat16()
+    w.grad = grads[0]
+    optimizer.step()
+    wide = torch.nn.Parameter(w.detach().float())
+    reference = GaLoreAdamW([wide], lr=0.1, rank=3, weight_decay=0.1)
+    wide.grad = grads[1].float()
+    reference.state[wide] = copy.deepcopy(optimizer.state[w])
+    reference.state[wide]["proj.basis"] = reference.state[wide]["proj.basis"].float()
+    w.grad = grads[1]
+    optimizer.step()
+    reference.step()
+    assert torch.equal(w, wide.bfloat16())

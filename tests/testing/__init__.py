@@ -1,0 +1,1 @@
+"""What the tests share: matrices, layouts, tolerances and the state of the machine."""

@@ -1,0 +1,45 @@
+"""The state of the machine that a test may change, and puts back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lowrank_core import _core
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """`count` threads for torch and for the kernels, which share one pool."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    _core.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _core.set_num_threads(before)
+
+
+@contextmanager
+def isa(level: str) -> Iterator[None]:
+    """One instruction-set level."""
+    before = _core.isa()
+    _core.set_isa(level)
+    try:
+        yield
+    finally:
+        _core.set_isa(before)
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """torch's setting, which `precision=None` follows."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,59 @@
+"""Checks that every kernel family has one stem in every layer, and that no layer holds a file of no family.
+
+A family may have further files `<stem>_*` beside each of these.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from report import finish, root_argument
+
+FAMILIES = ("rsvd",)
+WITHOUT_CUDA: tuple[str, ...] = ()  # families whose .cu is still to come
+
+PLACES = (
+    "cpp/include/lowrank_core/{}.h",
+    "cpp/src/{}.cpp",
+    "cuda/{}.cu",
+    "cpp/bindings/{}.cpp",
+    "python/lowrank_core/ops/{}.py",
+    "python/lowrank_core/reference/{}.py",
+    "tests/ops/test_{}[._]*py",  # one file, or one for each aspect
+    "bench/bench_{}.py",
+)
+# Layers that hold families and, besides, only these.
+SHARED = {
+    "cuda/*.cu": (),
+    "cpp/bindings/*.cpp": ("caster", "core", "gemm", "module"),
+    "python/lowrank_core/ops/*.py": ("__init__", "arrays", "declare", "torch_registry"),
+    "python/lowrank_core/reference/*.py": ("__init__", "philox"),
+}
+
+
+def family_of(stem: str) -> str | None:
+    """The family that a file of this stem belongs to; the longest one, should one name begin another."""
+    owners = [family for family in FAMILIES if stem == family or stem.startswith(f"{family}_")]
+    return max(owners, key=len, default=None)
+
+
+def problems(root: Path) -> Iterator[str]:
+    for family in FAMILIES:
+        for place in PLACES:
+            if place.endswith(".cu") and family in WITHOUT_CUDA:
+                continue
+            if not any(root.glob(place.format(family))):
+                yield f"family {family} lacks {place.format(family)}"
+    for family in WITHOUT_CUDA:
+        if (root / f"cuda/{family}.cu").exists():
+            yield f"cuda/{family}.cu exists; take {family} off WITHOUT_CUDA"
+    for pattern, shared in SHARED.items():
+        for path in root.glob(pattern):
+            if path.stem not in shared and family_of(path.stem) is None:
+                yield f"{path.relative_to(root)} belongs to no family; rename it, or add the family to FAMILIES"
+
+
+if __name__ == "__main__":
+    sys.exit(finish(problems(root_argument()), f"{len(FAMILIES)} families in {len(PLACES)} layers"))

@@ -1,0 +1,143 @@
+"""Checks that imports and includes point downwards only, and that `import lowrank_core` needs NumPy alone.
+
+    cli, integrations -> adapters, optim -> ops -> _core (bindings) -> src | cuda -> family headers -> core headers
+
+`reference` stands beside the package: tests and benches import it, the package does not.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from check_families import family_of
+from report import finish, root_argument
+
+PACKAGE = "lowrank_core"
+# What each part of the package may import of the others; every part may import itself.
+BELOW: dict[str, set[str]] = {
+    "ops": {"_core"},
+    "reference": set(),
+    "telemetry": set(),
+    "optim": {"ops", "telemetry"},
+    "adapters": {"ops", "optim", "telemetry"},
+    "integrations": {"ops", "optim", "adapters", "telemetry"},
+    "cli": {"_core", "ops", "optim", "adapters", "integrations", "telemetry"},
+    "__init__": {"ops"},
+    "__main__": {"cli"},
+}
+LIGHT = {*sys.stdlib_module_names, "numpy"}  # what may be imported with the package
+
+PYTHON, TORCH, CUDA = r"pybind11\b|Python\.h$", r"(torch|ATen|c10)/", r"cuda"
+FOREIGN = {  # folder: what its files may not include
+    "cpp/include": rf"{PYTHON}|{TORCH}|{CUDA}|iostream$",
+    "cpp/src": rf"{PYTHON}|{TORCH}|{CUDA}",
+    "cpp/bindings": rf"{TORCH}|{CUDA}",
+    "cuda": rf"{PYTHON}|{TORCH}",
+    "tests/cpp": rf"{PYTHON}|{TORCH}|{CUDA}",
+}
+MEETING_PLACES = {"cuda/absent.cpp"}  # files that know every family
+INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)[>"]', re.MULTILINE)
+
+
+class Module:
+    """One Python file of the package and what it imports."""
+
+    def __init__(self, path: Path, source: Path) -> None:
+        parts = path.relative_to(source).with_suffix("").parts
+        self.path = path
+        self.part = parts[1]
+        self.name = ".".join(parts).removesuffix(".__init__")
+        self.tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+    def imports(self) -> Iterator[tuple[str, ast.stmt]]:
+        """Every module named in an import anywhere in the file; `from a import b` names a.b."""
+        for node in ast.walk(self.tree):
+            yield from _named(node)
+
+    def imports_at_start(self) -> Iterator[str]:
+        """Those that run with the file itself."""
+        pending: list[ast.AST] = list(self.tree.body)
+        while pending:
+            node = pending.pop()
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _type_checking(node):
+                continue
+            yield from (name for name, _ in _named(node))
+            pending += ast.iter_child_nodes(node)
+
+
+def _named(node: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
+    if isinstance(node, ast.Import):
+        yield from ((alias.name, node) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield from ((f"{'.' * node.level}{node.module or ''}.{alias.name}", node) for alias in node.names)
+
+
+def _type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def import_problems(modules: list[Module], root: Path) -> Iterator[str]:
+    for module in modules:
+        where = module.path.relative_to(root)
+        if module.part not in BELOW:
+            yield f"{where} is in no layer; give `{module.part}` its place in BELOW"
+            continue
+        for name, node in module.imports():
+            at = f"{where}:{node.lineno}"
+            if name.startswith("."):
+                yield f"{at}: relative import; name the module in full"
+            if name.partition(".")[0] != PACKAGE:
+                continue
+            part = name.split(".")[1] if "." in name else ""
+            if part not in {module.part, *BELOW[module.part]}:
+                yield f"{at}: `{module.part}` may not import `{name}`"
+
+
+def start_problems(modules: list[Module]) -> Iterator[str]:
+    """Follows what `import lowrank_core` runs."""
+    by_name = {module.name: module for module in modules}
+    reached, pending = set(), [PACKAGE]
+    while pending:
+        name = pending.pop()
+        if name in reached or name not in by_name:
+            continue
+        reached.add(name)
+        for imported in by_name[name].imports_at_start():
+            if imported.partition(".")[0] == PACKAGE:
+                steps = imported.split(".")
+                pending += [".".join(steps[: i + 1]) for i in range(len(steps))]
+            elif imported.partition(".")[0] not in LIGHT:
+                yield f"`import {PACKAGE}` imports {imported.partition('.')[0]}, through {name}"
+
+
+def include_problems(root: Path) -> Iterator[str]:
+    for folder, foreign in FOREIGN.items():
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix not in (".h", ".cpp", ".cu", ".cuh"):
+                continue
+            where = path.relative_to(root).as_posix()
+            owner = family_of(path.stem)
+            for quote, name in INCLUDE.findall(path.read_text(encoding="utf-8")):
+                if re.match(foreign, name):
+                    yield f"{where} may not include {name}"
+                if quote == '"' and not name.startswith(f"{PACKAGE}/") and not (path.parent / name).is_file():
+                    yield f"{where} includes {name}, which is neither a public header nor beside it"
+                used = family_of(Path(name).stem)
+                if used not in (None, owner) and where not in MEETING_PLACES and folder != "tests/cpp":
+                    yield f"{where} may not include {name}, which is family {used}'s own"
+
+
+def main() -> int:
+    root = root_argument()
+    source = root / "python"
+    modules = [Module(path, source) for path in sorted((source / PACKAGE).rglob("*.py"))]
+    found = [*import_problems(modules, root), *start_problems(modules), *include_problems(root)]
+    return finish(found, f"{len(modules)} modules, {len(FOREIGN)} C++ folders")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
