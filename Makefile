@@ -1,7 +1,7 @@
 # `make train` and `make test` do all set-up themselves; `make help` lists the rest.
 #
 #   PYTHON   interpreter to start from                     ARGS   passed on to the program that a target runs
-#   TEXT     files or folders for `make train`, no spaces  OUT    folder of its results
+#   TEXT     file or folder to train on                    OUT    folder of the results
 
 PYTHON ?= python3
 OUT ?= runs/$(shell date +%Y-%m-%d-%H%M%S)
@@ -38,7 +38,7 @@ $(VENV)/.built: $(VENV)/.tools CMakeLists.txt pyproject.toml $(SOURCES)
 # ---- for everyone ------------------------------------------------------------------------------------------------
 
 train: $(VENV)/.built  ## train a small language model with GaLoreAdamW and with AdamW (TEXT, OUT, ARGS)
-	$(VENV)/bin/lowrank-core train --compare adamw --out $(OUT) $(if $(TEXT),--text $(TEXT)) $(ARGS)
+	$(VENV)/bin/lowrank-core train --compare adamw --out $(OUT) $(if $(TEXT),--text "$(TEXT)") $(ARGS)
 
 test: $(VENV)/.built  ## run the C++ and the Python tests (ARGS: pytest's)
 	$(CMAKE) -S . -B $(BUILD) -DLRC_TESTS=ON
@@ -73,7 +73,7 @@ sanitize: $(VENV)/.tools  ## run the C++ tests under AddressSanitizer and Undefi
 	$(CMAKE) --build build/sanitize
 	$(CTEST) build/sanitize
 
-aarch64: $(VENV)/.tools  ## cross-compile the core and its tests; run them where qemu-user is installed
+aarch64: $(VENV)/.tools  ## cross-compile the core, run its tests (g++-aarch64-linux-gnu, qemu-user-static)
 	$(CONFIGURE) -B build/aarch64 -DLRC_TESTS=ON -DLRC_CUDA=OFF --toolchain tools/aarch64.cmake
 	$(CMAKE) --build build/aarch64
 	$(CTEST) build/aarch64

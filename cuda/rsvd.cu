@@ -4,12 +4,16 @@
 namespace lowrank::rsvd {
 namespace {
 
-// One thread per Philox block of 128 signs would write 512 bytes apart; one thread per element writes coalesced and
-// recomputes the block, which costs less than the traffic.
+// One thread for each row: it clears the row, then places the few entries.
 __global__ void sketch_kernel(float* out, int64_t rows, int64_t cols, uint64_t seed, uint32_t step) {
-  const int64_t count = rows * cols, stride = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t e = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; e < count; e += stride) {
-    out[e] = sketch_entry(seed, step, cols, e / cols, e % cols);
+  const int64_t stride = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < rows; i += stride) {
+    float* row = out + i * cols;
+    for (int64_t j = 0; j < cols; ++j) row[j] = 0.0f;
+    for (int64_t t = 0; t < sketch_nonzeros(cols); ++t) {
+      const SketchEntry entry = sketch_entry(seed, step, cols, i, t);
+      row[entry.col] = entry.value;
+    }
   }
 }
 
@@ -20,7 +24,7 @@ void sketch_cuda(const View& out, uint64_t seed, uint32_t step, void* stream) {
             "sketch: `out` must be a contiguous float32 matrix");
   if (out.size() == 0) return;
   const cuda::DeviceGuard guard(out.device);
-  sketch_kernel<<<cuda::blocks_for(out.size()), cuda::kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+  sketch_kernel<<<cuda::blocks_for(out.shape[0]), cuda::kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
       static_cast<float*>(out.data), out.shape[0], out.shape[1], seed, step);
   cuda::check_launch("sketch");
 }

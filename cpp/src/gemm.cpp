@@ -52,7 +52,8 @@ bool better_transposed(const Matrix& c) {
 bool has_fast_bfloat16() {
 #if defined(LRC_HAVE_X86_LEVELS)
   // Measured on Emerald Rapids: one vdpbf16ps in two cycles against two float32 multiply-adds in one, that is, half
-  // the rate of float32. Since Sapphire Rapids Intel's fast bfloat16 is AMX; Cooper Lake and AMD run it at full rate.
+  // the rate of float32. Since Sapphire Rapids Intel's fast bfloat16 is AMX; Cooper Lake and AMD's are documented at
+  // twice float32.
   return isa() == Isa::kAvx512Bf16 && (!__builtin_cpu_is("intel") || __builtin_cpu_is("cooperlake"));
 #else
   return false;

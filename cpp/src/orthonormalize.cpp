@@ -57,23 +57,27 @@ bool cholesky_qr2(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   return cholesky_qr(y, spare) && cholesky_qr(y, spare);
 }
 
-// Householder QR; the columns are stored as rows so that every reflection runs along memory.
+// Householder QR with a positive diagonal of R, as Cholesky's; the columns are stored as rows so that every reflection
+// runs along memory.
 template <class T>
 void householder(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   const int64_t m = y.rows(), n = y.cols();
   spare.reshape(n, m);
   copy(spare.view().transposed(), y.view());
   std::vector<double> beta(static_cast<size_t>(n));
+  std::vector<T> sign(static_cast<size_t>(n));
   for (int64_t k = 0; k < n; ++k) {
     T* v = spare.row(k) + k;
+    const bool flips = v[0] > T(0);  // a reflector maps onto the axis away from the column
     beta[size_t(k)] = make_reflector(v, m - k);
+    sign[size_t(k)] = flips && beta[size_t(k)] != 0.0 ? T(-1) : T(1);
     parallel_for(n - k - 1, [&](int64_t j) { reflect(spare.row(k + 1 + j) + k, v, beta[size_t(k)], m - k); });
   }
   y.reshape(n, m);
   parallel_for(n, [&](int64_t j) {
     T* q = y.row(j);
     std::fill(q, q + m, T(0));
-    q[j] = T(1);
+    q[j] = sign[size_t(j)];
     for (int64_t k = j; k >= 0; --k) reflect(q + k, spare.row(k) + k, beta[size_t(k)], m - k);
   });
   spare.reshape(m, n);

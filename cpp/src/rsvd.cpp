@@ -14,45 +14,100 @@ namespace {
 
 constexpr int64_t kOneThreadEach = 2048 * 2048;  // matrices up to this size get one thread each, if there are several
 
-// The matrix under study, once as given and once in the type that the power iterations read.
-struct Source {
-  Matrix exact, fast;
-  Math math;
+constexpr int64_t kStrip = 512;  // columns of A that one task sketches: its rows' pieces stay in L1
+
+// A on the span of w: w [n, L] orthonormal, image = A w [m, L].
+template <class T>
+struct Span {
+  MatrixBuffer<T> w, image;
 };
 
-// The start of a warm refresh: the given basis beside fresh random columns. [m, l]
+// z [n, l] <- Aᵀ Omega: every row of A is added to a few rows of zᵀ, one pass over A in all.
+template <class T>
+void sketch_rows(MatrixBuffer<T>& z, const Matrix& a, uint64_t seed) {
+  const int64_t m = a.rows, n = a.cols, l = z.cols(), count = sketch_nonzeros(l);
+  std::vector<SketchEntry> omega(size_t(m * count));
+  parallel_chunks(m, kSketchRows, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t t = 0; t < count; ++t) omega[size_t(i * count + t)] = sketch_entry(seed, 0, l, i, t);
+    }
+  });
+  MatrixBuffer<T> zt(l, n);
+  parallel_chunks(n, kStrip, [&](int64_t begin, int64_t end) {
+    T row[kStrip];
+    const Matrix piece = row_major(row, 1, end - begin);
+    for (int64_t j = 0; j < l; ++j) std::fill(zt.row(j) + begin, zt.row(j) + end, T(0));
+    for (int64_t i = 0; i < m; ++i) {
+      copy(piece, a.block(i, begin, 1, end - begin));
+      for (int64_t t = 0; t < count; ++t) {
+        const SketchEntry& entry = omega[size_t(i * count + t)];
+        LRC_AT_LEVEL(axpy, zt.row(entry.col) + begin, T(entry.value), row, end - begin);
+      }
+    }
+  });
+  copy(z.view(), zt.view().transposed());
+}
+
+// The start of a warm search: the given basis beside fresh random columns. [m, l]
 template <class T>
 void warm_start(MatrixBuffer<T>& q, const Matrix& basis, uint64_t seed) {
   const int64_t m = q.rows(), l = q.cols(), known = std::min(basis.cols, l), fresh = l - known;
   copy(q.view().block(0, 0, m, known), basis.block(0, 0, m, known));
   MatrixBuffer<T> omega(m, fresh);
-  draw_signs(omega.data(), m, fresh, seed, 0);
+  draw_sketch(omega.data(), m, fresh, seed, 0);
   copy(q.view().block(0, known, m, fresh), omega.view());
 }
 
-// Orthonormal basis of what A's dominant columns span. [m, l]
+// y <- orth((1 - z zᵀ) y), twice: where y has dependent columns, the first pass may bring back directions of z.
 template <class T>
-MatrixBuffer<T> find_range(const Source& a, const Matrix* basis, int64_t l, const Params& p) {
-  const int64_t m = a.exact.rows, n = a.exact.cols, longest = std::max(m, n);
+void orthonormalize_beside(MatrixBuffer<T>& y, MatrixBuffer<T>& z, MatrixBuffer<T>& spare) {
+  MatrixBuffer<T> inner(z.cols(), y.cols());
+  for (const OrthPasses passes : {OrthPasses::kOne, OrthPasses::kTwo}) {
+    gemm(inner.view(), z.view().transposed(), y.view());
+    gemm(y.view(), z.view(), inner.view(), {.alpha = -1.0, .beta = 1.0});
+    orthonormalize(y, spare, passes);
+  }
+}
+
+// What A's dominant rows span. Only search directions are computed with p.math; images are what they are said to be.
+template <class T>
+Span<T> search(const Matrix& a, const Matrix* basis, int64_t l, const Params& p) {
+  const int64_t m = a.rows, n = a.cols, longest = std::max(m, n);
+  const int64_t iterations = p.niter - (basis ? 1 : 0);
+  const int64_t krylov = iterations > 0 ? std::min(l, std::min(m, n) - l) : 0;
   MatrixBuffer<T> q(longest, l), z(longest, l), spare(longest, l);
-  q.reshape(m, l);
+  Span<T> span{MatrixBuffer<T>(n, l + krylov), MatrixBuffer<T>(m, l + krylov)};
   z.reshape(n, l);
   if (basis) {
-    warm_start(q, *basis, p.seed);
-  } else {
-    draw_signs(z.data(), n, l, p.seed, 0);
-    gemm(q.view(), a.fast, z.view(), {.math = a.math});
-    orthonormalize(q, spare, p.niter == 0 ? OrthPasses::kTwo : OrthPasses::kOne);
-  }
-  for (int64_t i = 0; i < p.niter; ++i) {
-    z.reshape(n, l);
-    gemm(z.view(), a.fast.transposed(), q.view(), {.math = a.math});
-    orthonormalize(z, spare, OrthPasses::kOne);
     q.reshape(m, l);
-    gemm(q.view(), a.fast, z.view(), {.math = a.math});
-    orthonormalize(q, spare, i + 1 == p.niter ? OrthPasses::kTwo : OrthPasses::kOne);
+    warm_start(q, *basis, p.seed);
+    gemm(z.view(), a.transposed(), q.view(), {.math = p.math});
+  } else {
+    sketch_rows(z, a, p.seed);
   }
-  return q;
+  orthonormalize(z, spare, iterations <= 1 ? OrthPasses::kTwo : OrthPasses::kOne);
+  for (int64_t i = 1; i < iterations; ++i) {
+    q.reshape(m, l);
+    gemm(q.view(), a, z.view(), {.math = p.math});
+    orthonormalize(q, spare, OrthPasses::kOne);
+    z.reshape(n, l);
+    gemm(z.view(), a.transposed(), q.view(), {.math = p.math});
+    orthonormalize(z, spare, i + 1 == iterations ? OrthPasses::kTwo : OrthPasses::kOne);
+  }
+  const Matrix image = span.image.view().block(0, 0, m, l);
+  copy(span.w.view().block(0, 0, n, l), z.view());
+  gemm(image, a, z.view());
+  if (krylov == 0) return span;
+
+  q.reshape(m, l);
+  copy(q.view(), image);
+  orthonormalize(q, spare, OrthPasses::kOne);
+  MatrixBuffer<T> next(n, krylov);
+  gemm(next.view(), a.transposed(), q.view().block(0, 0, m, krylov), {.math = p.math});
+  orthonormalize_beside(next, z, spare);
+  copy(span.w.view().block(0, l, n, krylov), next.view());
+  gemm(span.image.view().block(0, l, m, krylov), a, next.view());
+  return span;
 }
 
 // Largest-magnitude entry of each column of u positive, the first one on ties; vh follows if there is one.
@@ -73,53 +128,70 @@ void fix_signs(const Matrix& u, const Matrix* vh) {
   }
 }
 
-// The rotation that takes Q to the left singular vectors of A, strongest first: [l, l], columns are vectors. In float32
-// the eigenvectors of B Bᵀ in float64 are exact enough: what squaring loses lies below the rounding of B.
+// The leading `rank` triplets of image = vectors diag(s) rotationᵀ.
 template <class T>
-MatrixBuffer<double> left_rotation(MatrixBuffer<T>& bt) {
-  if constexpr (std::is_same_v<T, double>) {
-    return std::move(small_svd(bt).left);
-  } else {
-    const int64_t l = bt.cols();
-    MatrixBuffer<double> g(l, l), rows(l, l), rotation(l, l);
-    Buffer<double> values(l);
-    gram(g.view(), bt.view());
-    check_finite(squared_norm(g.view()));
-    symmetric_eigenvectors(g.data(), l, rows.data(), values.data());
-    std::vector<int64_t> order(static_cast<size_t>(l));
-    std::iota(order.begin(), order.end(), int64_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) { return values[i] > values[j]; });
-    for (int64_t j = 0; j < l; ++j) {
-      for (int64_t i = 0; i < l; ++i) rotation.at(i, j) = rows.at(order[size_t(j)], i);
+struct Ritz {
+  MatrixBuffer<T> vectors;        // [m, rank]
+  Buffer<double> s;               // [rank]
+  MatrixBuffer<double> rotation;  // [L, rank]
+};
+
+// float32: by the eigenvectors of the Gram matrix in float64. What squaring loses lies below the rounding of the image;
+// directions that small come out of the orthonormalization, which keeps the order and the sign of all others.
+Ritz<float> ritz(MatrixBuffer<float>& image, int64_t rank) {
+  const int64_t m = image.rows(), l = image.cols();
+  MatrixBuffer<double> g(l, l), rows(l, l);
+  Buffer<double> values(l);
+  gram(g.view(), image.view());
+  check_finite(squared_norm(g.view()));
+  symmetric_eigenvectors(g.data(), l, rows.data(), values.data());
+  std::vector<int64_t> order(static_cast<size_t>(l));
+  std::iota(order.begin(), order.end(), int64_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) { return values[i] > values[j]; });
+
+  Ritz<float> out{MatrixBuffer<float>(m, rank), Buffer<double>(rank), MatrixBuffer<double>(l, rank)};
+  MatrixBuffer<float> scaled(l, rank), spare(m, rank);
+  for (int64_t j = 0; j < rank; ++j) {
+    const int64_t from = order[size_t(j)];
+    out.s[j] = std::sqrt(std::max(0.0, values[from]));
+    for (int64_t i = 0; i < l; ++i) {
+      out.rotation.at(i, j) = rows.at(from, i);
+      scaled.at(i, j) = out.s[j] > 0.0 ? float(rows.at(from, i) / out.s[j]) : 0.0f;
     }
-    return rotation;
   }
+  gemm(out.vectors.view(), image.view(), scaled.view());
+  orthonormalize(out.vectors, spare);
+  return out;
 }
 
+Ritz<double> ritz(MatrixBuffer<double>& image, int64_t rank) {
+  const int64_t m = image.rows(), l = image.cols();
+  SmallSvd svd = small_svd(image);  // image becomes an orthonormal basis of itself
+  Ritz<double> out{MatrixBuffer<double>(m, rank), Buffer<double>(rank), MatrixBuffer<double>(l, rank)};
+  rotate_basis<double>(out.vectors.view(), image.view(), svd.right);
+  std::copy(svd.s.data(), svd.s.data() + rank, out.s.data());
+  copy(out.rotation.view(), svd.left.view().block(0, 0, l, rank));
+  return out;
+}
+
+// a [m, n] -> u [m, r], and s [r], vh [r, n] where wanted.
 template <class T>
 void one_matrix(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const Matrix& a, const Matrix* basis,
                 const Params& p) {
-  const int64_t m = a.rows, n = a.cols, rank = u.cols;
-  const int64_t l = sketch_width(m, n, rank, basis ? basis->cols : 0, p.oversample);
+  const int64_t rank = u.cols, l = sketch_width(a.rows, a.cols, rank, basis ? basis->cols : 0, p.oversample);
   if (l == 0) return;
-  Source source{a, a, p.math};
-  MatrixBuffer<bfloat16> rounded(p.math == Math::kBFloat16 ? m : 0, n);
-  if (p.math == Math::kBFloat16) {  // every iteration reads the matrix twice: round it once
-    copy(rounded.view(), a);
-    source.fast = rounded.view();
-  }
-  MatrixBuffer<T> q = find_range<T>(source, basis, l, p);
-  MatrixBuffer<T> bt(n, l);
-  gemm(bt.view(), a.transposed(), q.view());
-  if (vh) {
-    SmallSvd svd = small_svd(bt);
-    rotate_basis<T>(u, q.view(), svd.left);
-    rotate_basis<T>(vh->transposed(), bt.view(), svd.right);
-    for (int64_t j = 0; j < rank; ++j) s[j * s_stride] = T(svd.s[j]);
+  // A sketch adds rows: a matrix that is stored by columns is decomposed as its transpose.
+  const bool flipped = !basis && std::abs(a.row_stride) < std::abs(a.col_stride);
+  Span<T> span = search<T>(flipped ? a.transposed() : a, basis, l, p);
+  Ritz<T> found = ritz(span.image, rank);
+  if (flipped) {
+    rotate_basis<T>(u, span.w.view(), found.rotation);
+    if (vh) copy(vh->transposed(), found.vectors.view());
   } else {
-    MatrixBuffer<double> rotation = left_rotation(bt);
-    rotate_basis<T>(u, q.view(), rotation);
+    copy(u, found.vectors.view());
+    if (vh) rotate_basis<T>(vh->transposed(), span.w.view(), found.rotation);
   }
+  for (int64_t j = 0; s && j < rank; ++j) s[j * s_stride] = T(found.s[j]);
   fix_signs<T>(u, vh);
 }
 
@@ -155,7 +227,7 @@ T* vector_of(const View& s, int64_t index) {
 void sketch_cpu(const View& out, uint64_t seed, uint32_t step) {
   LRC_CHECK(out.rank == 2 && out.contiguous() && out.dtype == DType::kFloat32,
             "sketch: `out` must be a contiguous float32 matrix");
-  draw_signs(static_cast<float*>(out.data), out.shape[0], out.shape[1], seed, step);
+  draw_sketch(static_cast<float*>(out.data), out.shape[0], out.shape[1], seed, step);
 }
 
 void rsvd_cpu(const View& u, const View& s, const View& vh, const View& a, const std::optional<View>& basis,
@@ -195,7 +267,7 @@ void factored_svd_cpu(const View& u, const View& s, const View& vh, const View& 
       if (k > std::min(m, n)) {  // the product is smaller than its factors: form it
         MatrixBuffer<T> product(m, n);
         gemm(product.view(), left, right);
-        const Params exact{.oversample = std::min(m, n), .niter = 1};
+        const Params exact{.oversample = std::min(m, n), .niter = 0};
         return one_matrix<T>(out, vector_of<T>(s, i), s.stride[size_t(s.rank - 1)], &out_vh, product.view(), nullptr,
                              exact);
       }

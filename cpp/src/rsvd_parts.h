@@ -20,10 +20,17 @@ inline void check_finite(double size) {
   LRC_CHECK(std::isfinite(size), "rsvd: `a` must be finite, got NaN or infinity");
 }
 
+// out [rows, cols] row-major <- a sketch.
 template <class T>
-void draw_signs(T* out, int64_t rows, int64_t cols, uint64_t seed, uint32_t step) {
+void draw_sketch(T* out, int64_t rows, int64_t cols, uint64_t seed, uint32_t step) {
   parallel_chunks(rows, kSketchRows, [&](int64_t begin, int64_t end) {
-    LRC_AT_LEVEL(signs, out + begin * cols, seed, kSketchStream, step, uint64_t(begin * cols), uint64_t(end * cols));
+    std::fill(out + begin * cols, out + end * cols, T(0));
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t t = 0; t < sketch_nonzeros(cols); ++t) {
+        const SketchEntry entry = sketch_entry(seed, step, cols, i, t);
+        out[i * cols + entry.col] = T(entry.value);
+      }
+    }
   });
 }
 

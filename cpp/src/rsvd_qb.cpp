@@ -29,7 +29,7 @@ class Growth {
     MatrixBuffer<T> y(longest, width), z(longest, width), spare(longest, width);
     y.reshape(m, width);
     z.reshape(n, width);
-    draw_signs(z.data(), n, width, seed, step);
+    draw_sketch(z.data(), n, width, seed, step);
     residual_times(y.view(), z.view());
     orthonormalize(y, spare, OrthPasses::kOne);
     for (int64_t i = 0; i < niter; ++i) {

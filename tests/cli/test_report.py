@@ -7,7 +7,6 @@ import io
 import json
 import re
 
-import pytest
 from cli_cases import TINY
 from lowrank_core.cli.plots import plot
 from lowrank_core.cli.table import table
@@ -58,7 +57,13 @@ def test_picture_survives_missing_values():
         {"run": "galore", "event": "train", "step": 1, "seconds": 0.1, "train_loss": None},
         {"run": "galore", "event": "eval", "step": 1, "seconds": 0.1, "val_loss": 5.0},
     ]
-    assert_png(plot(lines, [{"optimizer": "galore", "val_loss": 5.0, "state_bytes": 10, "ratio": 0.3}], "title"))
+    assert_png(
+        plot(
+            lines,
+            [{"optimizer": "galore", "val_loss": 5.0, "best_val_loss": 5.0, "state_bytes": 10, "ratio": 0.3}],
+            "title",
+        )
+    )
 
 
 def test_columns_line_up():

@@ -145,3 +145,11 @@ def test_seconds_go_on_from_the_checkpoint(tiny, cli, tmp_path, monkeypatch):
     assert cli("train", "--resume", "--out", tmp_path).code == 0
     seconds = [line["seconds"] for line in read(tmp_path / "metrics.jsonl") if line["event"] == "train"]
     assert seconds == sorted(seconds) and len(seconds) == 24
+
+
+def test_resume_from_another_place(tiny, cli, text, tmp_path, monkeypatch):
+    """A text given by a relative path is found again."""
+    monkeypatch.chdir(text.parent)
+    assert cli("train", "--text", text.name, *tiny[3:], "--out", tmp_path / "run").code == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli("train", "--resume", "--out", "run").code == 0

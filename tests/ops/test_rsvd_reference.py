@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import lowrank_core
 import numpy as np
 import pytest
 import torch
+from lowrank_core.reference import rsvd as reference
 from testing import cases, checks, layouts, tolerance
 from testing.cases import CASES, Case
 from torch import Tensor
-
-import lowrank_core
-from lowrank_core.reference import rsvd as reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from testing import cases, machine
-
 from lowrank_core import _core
 from lowrank_core.reference import philox
+from testing import cases, machine
 
 LEVELS = _core.isa_levels()
 MAX_SEED = 2**63 - 1

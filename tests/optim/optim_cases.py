@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from lowrank_core.optim import GaLoreAdamW, LowRankOptimizer
 from torch import Tensor, nn
@@ -36,6 +37,11 @@ CASES = [
     Case("galore-reverse", GaLoreAdamW, {"proj_type": "reverse_std"}),
     Case("galore-full", GaLoreAdamW, {"proj_type": "full"}),
 ]
+
+every_optimizer = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:]
+)
 
 
 class Zoo(nn.Module):
@@ -103,11 +109,7 @@ def same(left: Any, right: Any) -> bool:
         kind = isinstance(left, Tensor) and isinstance(right, Tensor) and left.dtype == right.dtype
         return kind and left.shape == right.shape and torch.equal(_bits(left), _bits(right))
     if isinstance(left, dict):
-        return (
-            isinstance(right, dict)
-            and left.keys() == right.keys()
-            and all(same(left[k], right[k]) for k in left)
-        )
+        return isinstance(right, dict) and left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
     return type(left) is type(right) and left == right

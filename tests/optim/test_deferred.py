@@ -9,9 +9,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 from lowrank_core.optim import guard
-from optim_cases import CASES, Case, Zoo, backward, same, snapshot, train
+from optim_cases import CASES, Case, Zoo, backward, every_optimizer, same, snapshot, train
 
-every_optimizer = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 BAD = {2, 3, 5, 9, 10}  # batches with a gradient that is not finite; refreshes come at every third good one
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core.optim import GaLoreAdamW, formula_state_bytes
-from lowrank_core.optim.geometry import Geometry, Side
+from lowrank_core.optim.geometry import Side
 from lowrank_core.optim.parts import Parts
-from lowrank_core.optim.projectors import Bases, ExactSVD
+from lowrank_core.optim.projectors import Bases, ExactSVD, Query
 from torch import Tensor
 
 U64 = 2.0**-53
@@ -31,7 +31,8 @@ def weight(*shape: int, seed: int = 0) -> torch.nn.Parameter:
 class Permutation(ExactSVD):
     """Full-rank bases that reorder the coordinates: no part of the package, but made from its protocol."""
 
-    def find(self, grad: Tensor, geometry: Geometry, held: Bases, seed: int) -> Bases:
+    def _find(self, query: Query) -> Bases:
+        grad, geometry, _, _ = query
         sides = {Side.LEFT: ["left"], Side.RIGHT: ["right"], Side.BOTH: ["left", "right"]}[geometry.side]
         sizes = {"left": geometry.rows, "right": geometry.cols}
         return {side: torch.eye(sizes[side], dtype=grad.dtype).flip(0)[:, : geometry.rank] for side in sides}
@@ -64,9 +65,7 @@ def test_g2_the_first_step_has_a_known_length(projector: str, proj_type: str) ->
     w, lr, scale, rank = weight(20, 12), 0.01, 0.25, 5
     start = w.detach().clone()
     w.grad = draw(20, 12, seed=1)
-    GaLoreAdamW(
-        [w], lr=lr, eps=1e-300, scale=scale, rank=rank, proj_type=proj_type, projector=projector
-    ).step()
+    GaLoreAdamW([w], lr=lr, eps=1e-300, scale=scale, rank=rank, proj_type=proj_type, projector=projector).step()
     entries = {"std": 20 * rank, "reverse_std": 12 * rank, "full": rank * rank}[proj_type]
     # N = sign(R) and |P N| = |N|, up to the orthonormality of P and the rounding of W itself.
     length = (w - start).norm()
@@ -124,7 +123,5 @@ def test_g18_published_memory() -> None:
     projected, others = llama(2048, 5461, 24)
     assert round(formula_state_bytes(projected, others, rank=512) / 2**20, 3) == 1988.336
     projected, others = llama(4096, 11008, 32)
-    eight_bit = formula_state_bytes(
-        projected, others, rank=1024, basis_bytes=2, moment_bytes=1, other_bytes=1
-    )
+    eight_bit = formula_state_bytes(projected, others, rank=1024, basis_bytes=2, moment_bytes=1, other_bytes=1)
     assert round(eight_bit / 2**20, 3) == 5380.508

@@ -90,9 +90,7 @@ def first_group(key: str, value: Any) -> Callable[[State, Zoo], None]:
         (lambda saved, _: saved.pop("state"), "`state_dict` must be what GaLoreAdamW.state_dict"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_changes_nothing(
-    damage: Callable[[State, Zoo], None], message: str
-) -> None:
+def test_what_does_not_fit_is_refused_and_changes_nothing(damage: Callable[[State, Zoo], None], message: str) -> None:
     model, optimizer = trained()
     saved = copy.deepcopy(optimizer.state_dict())
     damage(saved, model)

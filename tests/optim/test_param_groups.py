@@ -56,9 +56,7 @@ def test_all_linear_without_embedding_and_head() -> None:
         (["embed"], (), ["embed_tokens.weight"]),
     ],
 )
-def test_targets_and_exclusions(
-    targets: str | list[str], exclude: str | tuple[str, ...], names: list[str]
-) -> None:
+def test_targets_and_exclusions(targets: str | list[str], exclude: str | tuple[str, ...], names: list[str]) -> None:
     assert projected(param_groups(Model(), targets, exclude, rank=3, verbose=False)) == names
 
 
@@ -69,9 +67,7 @@ def test_tied_weights_come_once_and_are_excluded_by_either_name() -> None:
     assert len(everything) == len(set(everything)) == len(list(model.parameters()))
     assert "embed_tokens.weight" not in projected(groups)
     assert "embed_tokens.weight" in projected(param_groups(model, exclude=(), rank=3, verbose=False))
-    assert "embed_tokens.weight" not in projected(
-        param_groups(model, exclude="lm_head", rank=3, verbose=False)
-    )
+    assert "embed_tokens.weight" not in projected(param_groups(model, exclude="lm_head", rank=3, verbose=False))
 
 
 def test_transformers_conv1d_counts_as_linear() -> None:

@@ -93,9 +93,7 @@ def test_rotate_transports_the_moments(which: str) -> None:
     old, new = ({side: bases[side] for side in sides} for bases in (old, new))
     shape = {"left": (r, n), "right": (m, r), "both": (r, r)}[which]
     mean, second = draw(*shape), draw(*shape, seed=5).square()
-    got = Rotate().carry(
-        {"exp_avg": mean, "exp_avg_sq": second}, ExactSVD().turn(old, new), Adam((0.9, 0.99)), 4
-    )
+    got = Rotate().carry({"exp_avg": mean, "exp_avg_sq": second}, ExactSVD().turn(old, new), Adam((0.9, 0.99)), 4)
 
     # LDAdam's rule, entry by entry, in the form "variance by squares, mean by the turn itself".
     left = new["left"].mT @ old["left"] if "left" in sides else torch.eye(shape[0], dtype=torch.float64)
@@ -128,7 +126,7 @@ def test_rotation_keeps_what_the_new_basis_can_hold_of_the_momentum() -> None:
         (bucket,), state = optimizer._gather(), optimizer.state[w]
         before = state["exp_avg"] @ state["proj.basis"].mT
         w.grad = draw(20, 10, seed=7)
-        adopt(bucket.slots[0], state, bucket.parts, find(bucket.slots[0], state, bucket.parts, seed=0))
+        adopt(bucket.slots[0], state, bucket.parts, find(bucket.slots, [state], bucket.parts, seed=0)[0])
         basis = state["proj.basis"]
         best = before @ basis @ basis.mT
         lifted[moments] = state["exp_avg"] @ basis.mT

@@ -79,9 +79,7 @@ def test_sparse_gradients_are_refused_by_name() -> None:
     table(torch.tensor([1, 2])).sum().backward()
     other.grad = torch.ones_like(other)
     optimizer = GaLoreAdamW([("other", other), ("table.weight", table.weight)], rank=2)
-    with pytest.raises(
-        RuntimeError, match=r"step: the gradient of `table.weight` must be dense, got torch.sparse_coo"
-    ):
+    with pytest.raises(RuntimeError, match=r"step: the gradient of `table.weight` must be dense, got torch.sparse_coo"):
         optimizer.step()
     assert not optimizer.state and torch.equal(other, torch.ones_like(other))
 
@@ -106,9 +104,7 @@ def test_torchs_own_refusals_stand() -> None:
 
 
 def test_the_loop_alone_names_no_parts() -> None:
-    with pytest.raises(
-        NotImplementedError, match="LowRankOptimizer: a LowRankOptimizer must name its `parts`"
-    ):
+    with pytest.raises(NotImplementedError, match="LowRankOptimizer: a LowRankOptimizer must name its `parts`"):
         LowRankOptimizer([weight()], GaLoreAdamW([weight()]).defaults)
 
 

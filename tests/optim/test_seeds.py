@@ -24,9 +24,7 @@ def test_neighbours_have_different_seeds() -> None:
 def test_half_the_bits_change_with_one_bit_of_the_position() -> None:
     # 63 fair bits: 31.5 on average, and 4096 draws put the mean within 5 standard errors of it.
     flips = [
-        (mix_seed(0, i, j) ^ mix_seed(0, i ^ (1 << (j % 16)), j)).bit_count()
-        for i in range(64)
-        for j in range(64)
+        (mix_seed(0, i, j) ^ mix_seed(0, i ^ (1 << (j % 16)), j)).bit_count() for i in range(64) for j in range(64)
     ]
     assert abs(sum(flips) / len(flips) - 31.5) < 5 * (63**0.5 / 2) / len(flips) ** 0.5
 

@@ -38,15 +38,11 @@ def test_adamw_is_what_torch_holds(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(
-    "keys", [{}, {"proj_type": "full"}, {"proj_type": "reverse_std"}, {"projector": "svd"}]
-)
+@pytest.mark.parametrize("keys", [{}, {"proj_type": "full"}, {"proj_type": "reverse_std"}, {"projector": "svd"}])
 @pytest.mark.parametrize("exclude", ["embed", ()])
 def test_galore_is_what_the_optimizer_holds(dtype: torch.dtype, keys: dict, exclude: str | tuple[()]) -> None:
     model = Model().to(dtype)
-    optimizer = GaLoreAdamW(
-        param_groups(model, ["embed", "up", "down"], exclude, rank=5, verbose=False, **keys)
-    )
+    optimizer = GaLoreAdamW(param_groups(model, ["embed", "up", "down"], exclude, rank=5, verbose=False, **keys))
     held = held_after_a_step(model, optimizer)
     targets = ["embed", "up", "down"]
     assert estimate_state_bytes(model, rank=5, target_modules=targets, exclude=exclude, **keys) == held
@@ -58,10 +54,7 @@ def test_the_bytes_are_those_of_the_formula() -> None:
     # 12 x 30 left: basis 12 x 5, moments 5 x 30; bfloat16 basis, float32 moments; count, share: 4 bytes each
     shapes = [(12, 30), (9,)]
     assert estimate_state_bytes(shapes, rank=5, dtype=torch.bfloat16) == 2 * 60 + 8 * 150 + 8 + (8 * 9 + 4)
-    assert (
-        formula_state_bytes([(12, 30)], 9, rank=5, basis_bytes=2, moment_bytes=4, other_bytes=4)
-        == 120 + 1200 + 72
-    )
+    assert formula_state_bytes([(12, 30)], 9, rank=5, basis_bytes=2, moment_bytes=4, other_bytes=4) == 120 + 1200 + 72
     assert formula_state_bytes([(12, 30)], 0, rank=5, basis_bytes=0.5, moment_bytes=1) == 30 + 300
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowrank_core.optim import GaLoreAdamW
 from lowrank_core.optim.geometry import PROJ_TYPES, Geometry, Side, place
-from lowrank_core.optim.projectors import ExactSVD, RandomizedSVD
+from lowrank_core.optim.projectors import ExactSVD, Query, RandomizedSVD
 from lowrank_core.optim.rules import Direction
 from torch import Tensor
 
@@ -98,20 +98,16 @@ def test_every_shape_rank_and_side_steps(  # trap T6
 @pytest.mark.parametrize("side", Side)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("m", "n"), [(40, 24), (24, 40)])
-def test_bases_are_orthonormal_and_leading(
-    projector, side: Side, dtype: torch.dtype, m: int, n: int
-) -> None:  # T10
+def test_bases_are_orthonormal_and_leading(projector, side: Side, dtype: torch.dtype, m: int, n: int) -> None:  # T10
     grad, rank = decaying(m, n).to(dtype), 6
-    found = projector.find(grad, Geometry(m, n, side, rank), {}, seed=3)
+    found = projector.find([Query(grad, Geometry(m, n, side, rank), {}, 3)])[0]
     assert list(found) == {Side.LEFT: ["left"], Side.RIGHT: ["right"], Side.BOTH: ["left", "right"]}[side]
     work, u = (torch.float64, U64) if dtype == torch.float64 else (torch.float32, U32)
     left, values, right = torch.linalg.svd(grad.double(), full_matrices=False)
     for which, basis in found.items():
         assert basis.dtype == work
         gram = basis.mT.double() @ basis.double()
-        assert (gram - torch.eye(rank)).abs().max() <= 20 * max(
-            m, n
-        ) * u  # Householder's a-priori form, c = 20
+        assert (gram - torch.eye(rank)).abs().max() <= 20 * max(m, n) * u  # Householder's a-priori form, c = 20
         exact = left[:, :rank] if which == "left" else right[:rank].mT
         # Rounding turns the space by at most itself over the gap of the values (Wedin). The sketch of 16 columns and
         # 2 power iterations adds (s17 / s6)^5, times 10 of the mean's constant (Halko et al. 2011, theorem 10.6).
@@ -127,11 +123,11 @@ def test_bases_are_orthonormal_and_leading(
 @pytest.mark.parametrize("side", Side)
 def test_signs_follow_the_basis_held(projector, side: Side) -> None:
     geometry = Geometry(30, 20, side, 5)
-    held = projector.find(decaying(30, 20), geometry, {}, seed=0)
+    held = projector.find([Query(decaying(30, 20), geometry, {}, 0)])[0]
     flipped = {which: -basis for which, basis in held.items()}
     moved = decaying(30, 20) + 0.05 * decaying(30, 20, seed=1)
     for before in (held, flipped):
-        after = projector.find(moved, geometry, before, seed=1)
+        after = projector.find([Query(moved, geometry, before, 1)])[0]
         for which, basis in after.items():
             assert bool(((basis * before[which]).sum(0) >= 0).all())
 
@@ -139,7 +135,7 @@ def test_signs_follow_the_basis_held(projector, side: Side) -> None:
 def test_a_full_projection_is_diagonal() -> None:
     grad = decaying(12, 9)
     for projector in (ExactSVD(), RandomizedSVD()):  # a sketch of 4 + 10 columns spans all 9 here
-        low = projector.down(grad, projector.find(grad, Geometry(12, 9, Side.BOTH, 4), {}, seed=0))
+        low = projector.down(grad, projector.find([Query(grad, Geometry(12, 9, Side.BOTH, 4), {}, 0)])[0])
         expected = torch.diag(0.5 ** torch.arange(4, dtype=torch.float64))
         assert (low - expected).abs().max() <= 20 * 12 * U64
 
@@ -148,7 +144,7 @@ def test_a_full_projection_is_diagonal() -> None:
 def test_down_and_up_are_an_orthogonal_projection(side: Side) -> None:
     grad = draw(11, 8)
     projector = ExactSVD(scale=0.5)
-    bases = projector.find(grad, Geometry(11, 8, side, 3), {}, seed=0)
+    bases = projector.find([Query(grad, Geometry(11, 8, side, 3), {}, 0)])[0]
     low = projector.down(grad, bases)
     back = projector.up(Direction(low), bases).numerator
     assert torch.allclose(projector.down(back, bases), 0.5 * low, rtol=0, atol=100 * U64 * grad.norm())
@@ -178,9 +174,7 @@ def test_strided_weights_and_gradients(layout: str) -> None:
     assert pair[1].skipped_steps == 0
 
 
-@pytest.mark.parametrize(
-    "bad", [{"scale": float("nan")}, {"oversample": -1}, {"niter": 1.5}, {"warm_niter": 0}]
-)
+@pytest.mark.parametrize("bad", [{"scale": float("nan")}, {"oversample": -1}, {"niter": 1.5}, {"warm_niter": 0}])
 def test_projectors_refuse(bad: dict) -> None:
     with pytest.raises(ValueError, match=f"RandomizedSVD: `{next(iter(bad))}` must be"):
         RandomizedSVD(**bad)

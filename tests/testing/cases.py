@@ -78,7 +78,7 @@ SPECTRA = {  # the six of the published bounds' calibration; j = 1, 2, ...
     "1/j": lambda j: 1 / j,
     "1/j²": lambda j: 1 / j**2,
     "exp(-j/5)": lambda j: torch.exp(-j / 5),
-    "step": lambda j: torch.where(j <= 10, 1.0, 1e-3),
+    "step": lambda j: torch.where(j <= 10, torch.ones_like(j), 1e-3),
     "1/√j": lambda j: j**-0.5,
     "flat": torch.ones_like,
 }

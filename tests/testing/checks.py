@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from testing import tolerance
 from torch import Tensor
+
+from testing import tolerance
 
 
 def as_tensor(x: object) -> Tensor:

@@ -19,10 +19,7 @@ LRC_DECLARE_AT_LEVELS(
     // y += a x + b z
     void axpy2(double* y, double a, const double* x, double b, const double* z, int64_t n);
     // (x, y) <- (c x - s y, s x + c y)
-    void rotate(double* x, double* y, double c, double s, int64_t n);
-    // Rademacher signs of elements [begin, end) of a stream: +1 or -1. The same bits at every level.
-    void signs(float* out, uint64_t seed, uint32_t stream, uint32_t step, uint64_t begin, uint64_t end);
-    void signs(double* out, uint64_t seed, uint32_t stream, uint32_t step, uint64_t begin, uint64_t end))
+    void rotate(double* x, double* y, double c, double s, int64_t n))
 
 // Sum of the squares of all entries, in float64, any storage type and strides.
 double squared_norm(const Matrix& a);

@@ -46,12 +46,4 @@ LRC_HD uint32_t bits(uint64_t seed, Position at) {
 // [0, 1) on a grid of 2^-24: exact in float on every device.
 LRC_HD float uniform(uint32_t bits) { return float(bits >> 8) * 0x1p-24f; }
 
-// One random bit for one element; elements 128b .. 128b+127 share block b.
-LRC_HD uint32_t coin(const Block& block, uint64_t element) {
-  return (block.v[(element >> 5) & 3] >> (element & 31)) & 1u;
-}
-
-// A fair sign, +1 or -1 (Rademacher).
-LRC_HD float sign(const Block& block, uint64_t element) { return coin(block, element) ? 1.0f : -1.0f; }
-
 }  // namespace lowrank::philox

@@ -1,11 +1,15 @@
 // rsvd: randomized singular value decomposition and the range finder under every refresh.
 //
-//   Y = A Omega, then niter times: Z = orth(Aᵀ Q), Q = orth(A Z);  B = Qᵀ A = Ub S Vᵀ;  U = Q Ub
+//   Z = orth(Aᵀ Omega), then niter - 1 times Z = orth(Aᵀ orth(A Z));      a search direction block, [n, l]
+//   W = [Z, orth(Aᵀ orth(A Z))];  A W = U diag(s) Rᵀ;  V = W R            the best of the block Krylov space
 //
-// Omega [n, l] has Rademacher entries, a function of (seed, element). With a basis P [m, k] the sketch is replaced by
-// Q = [P, fresh random columns]: the fresh ones are needed, since a direction orthogonal to P could otherwise
-// never enter. float64 input is computed in float64, everything else in float32.
-// Source: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011), algorithms 4.4, 5.1.
+// One block Krylov step at the end, in place of the last power iteration, costs one product more than nothing and is
+// worth about one power iteration more than it replaces, since W still holds Z. Omega [m, l] is sparse: a few entries
+// a row, so that its product costs one pass over A. A basis P of A's columns makes the warm start Z = orth(Aᵀ [P,
+// fresh random columns]), which counts as the first iteration; without the fresh columns a direction orthogonal to P
+// could never enter. float64 input is computed in float64, everything else in float32.
+// Source: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011), algorithms 4.4 and 5.1;
+// Musco & Musco, "Randomized block Krylov methods for stronger and faster approximate SVD", NeurIPS 2015, algorithm 2.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +24,7 @@
 namespace lowrank::rsvd {
 
 constexpr uint32_t kSketchStream = 1;  // docs/numerics.md
+constexpr int64_t kSketchNonzeros = 8;
 
 struct Params {
   int64_t oversample = 10;
@@ -28,10 +33,22 @@ struct Params {
   Math math = Math::kFloat32;
 };
 
-// Row i, column j of a sketch with `cols` columns. Host and device.
-LRC_HD float sketch_entry(uint64_t seed, uint32_t step, int64_t cols, int64_t i, int64_t j) {
-  const uint64_t element = uint64_t(i) * uint64_t(cols) + uint64_t(j);
-  return philox::sign(philox::block(seed, element >> 7, kSketchStream, step), element);
+// Non-zero entries in each row of a sketch.
+LRC_HD int64_t sketch_nonzeros(int64_t cols) { return cols < kSketchNonzeros ? cols : kSketchNonzeros; }
+
+struct SketchEntry {
+  int64_t col;
+  float value;
+};
+
+// Non-zero number t of row i of a sketch with `cols` columns: the columns are cut into as many strips as a row has
+// non-zeros, each strip holds one, uniform in [-1, 1) on a grid of 2^-23. Host and device, the same bits.
+LRC_HD SketchEntry sketch_entry(uint64_t seed, uint32_t step, int64_t cols, int64_t i, int64_t t) {
+  const int64_t count = sketch_nonzeros(cols);
+  const philox::Block block = philox::block(seed, uint64_t(i * kSketchNonzeros + t) >> 1, kSketchStream, step);
+  const uint32_t place = block.v[(t & 1) * 2], size = block.v[(t & 1) * 2 + 1];
+  const int64_t begin = cols * t / count, width = cols * (t + 1) / count - begin;
+  return {begin + int64_t((uint64_t(place) * uint64_t(width)) >> 32), float(int32_t(size) >> 8) * 0x1p-23f};
 }
 
 // Width of the sketch: rank (or the basis' width, if larger) plus oversampling, at most min(m, n).
@@ -41,7 +58,7 @@ inline int64_t sketch_width(int64_t m, int64_t n, int64_t rank, int64_t basis_co
   return wanted < limit ? wanted : limit;
 }
 
-// out [rows, cols] contiguous float32: the sketch itself. Tier D0.
+// out [rows, cols] contiguous float32: a sketch with its zeros. Tier D0.
 void sketch_cpu(const View& out, uint64_t seed, uint32_t step);
 void sketch_cuda(const View& out, uint64_t seed, uint32_t step, void* stream);
 

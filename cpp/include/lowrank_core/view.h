@@ -117,6 +117,7 @@ struct View {
   }
 
   bool contiguous() const {
+    if (size() == 0) return true;
     int64_t expected = 1;
     for (int i = rank - 1; i >= 0; --i) {
       if (shape[i] != 1 && stride[i] != expected) return false;

@@ -1,7 +1,6 @@
 // Vector primitives, compiled once per instruction-set level. Several independent accumulators hide the latency of
 // the additions; their number is part of the result, so it is the same at every level.
 #include "lowrank_core/dense.h"
-#include "lowrank_core/philox.h"
 
 namespace lowrank::LRC_LEVEL {
 namespace {
@@ -26,15 +25,6 @@ LRC_HD double dot_lanes(const T* x, const T* y, int64_t n) {
   return fold(lane);
 }
 
-template <class T>
-LRC_HD void fill_signs(T* out, uint64_t seed, uint32_t stream, uint32_t step, uint64_t begin, uint64_t end) {
-  for (uint64_t element = begin; element < end;) {
-    const philox::Block block = philox::block(seed, element >> 7, stream, step);
-    const uint64_t stop = ((element >> 7) + 1) << 7;
-    for (; element < stop && element < end; ++element) *out++ = T(philox::sign(block, element));
-  }
-}
-
 }  // namespace
 
 double dot(const double* x, const double* y, int64_t n) { return dot_lanes(x, y, n); }
@@ -57,13 +47,6 @@ void rotate(double* x, double* y, double c, double s, int64_t n) {
     x[i] = c * xi - s * yi;
     y[i] = s * xi + c * yi;
   }
-}
-
-void signs(float* out, uint64_t seed, uint32_t stream, uint32_t step, uint64_t begin, uint64_t end) {
-  fill_signs(out, seed, stream, step, begin, end);
-}
-void signs(double* out, uint64_t seed, uint32_t stream, uint32_t step, uint64_t begin, uint64_t end) {
-  fill_signs(out, seed, stream, step, begin, end);
 }
 
 }  // namespace lowrank::LRC_LEVEL

@@ -1,6 +1,4 @@
 // Products of plain arrays: strided loads in, alpha and beta out. The product itself is in gemm_nest.cpp.
-#include <cstdlib>
-
 #include "lowrank_core/simd/gemm_dense.h"
 #include "lowrank_core/simd/pack.h"
 
@@ -18,7 +16,7 @@ union AnyLoad {
 
 template <class P, class T>
 Operand describe(StridedLoad<T>& load, const Matrix& m) {
-  const bool depth_major = std::abs(m.col_stride) < std::abs(m.row_stride);
+  const bool depth_major = m.col_stride * m.col_stride < m.row_stride * m.row_stride;  // the nearer neighbour
   load = {m.as<T>(), m.rows, m.cols, m.row_stride, m.col_stride, depth_major};
   return operand<P>(load);
 }

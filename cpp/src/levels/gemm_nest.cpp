@@ -2,8 +2,6 @@
 // (ACM TOMS 34, 2008), section 4, with two changes. Where k is the contiguous direction of A, a panel of A is packed
 // right before its only use and stays in L1; and every task packs the part of B that it needs (1 to 2 % of its time),
 // so a product is one parallel region without a shared buffer.
-#include <algorithm>
-
 #include "lowrank_core/simd/pack.h"
 
 namespace lowrank::LRC_LEVEL {
@@ -47,7 +45,7 @@ struct Panels {
   static constexpr int kPaddedRows = (kRows + kLane - 1) / kLane * kLane;
   static constexpr int64_t kSizeA = int64_t(kPaddedRows) * kDepth, kSizeB = int64_t(kColumns) * kDepth;
   static constexpr int64_t kTile = int64_t(kRows) * kColumns;
-  static constexpr int64_t kBlock = int64_t(kDepth) * P::kPerPacked;  // elements along k in one panel
+  static constexpr int64_t kLongest = int64_t(kDepth) * P::kPerPacked;  // most elements along k in one panel
 };
 
 // tile [R rows][V vectors of kColumns] = or += A panel * B panel over `length` packed elements along k. The panel of A
@@ -120,22 +118,29 @@ Range part(int64_t total, int64_t index, int64_t parts) { return {total * index 
 struct Partition {
   static constexpr int64_t kRowPanels = 24, kColumnPanels = 16;  // of a block: its parts of A, B and C share an L2
   static constexpr int64_t kTaskWork = int64_t(1) << 20;         // multiply-adds that are worth a task, about 10 us
+  static constexpr int64_t kMostTasks = 8;                       // for work that is less than the blocks ask for
 
-  int64_t row_panels, column_panels, depth_blocks;
+  int64_t row_panels, column_panels;
   int64_t row_blocks, column_blocks, slices = 1;
+  int64_t depth_blocks, depth;  // blocks along k and their length, the last one's may be less
 
-  Partition(const Product& product, int64_t rows, int64_t columns, int64_t block)
+  Partition(const Product& product, int64_t rows, int64_t columns, int64_t longest)
       : row_panels(ceil_div(product.m, rows)),
         column_panels(ceil_div(product.n, columns)),
-        depth_blocks(std::max<int64_t>(1, ceil_div(product.k, block))),
         row_blocks(ceil_div(row_panels, kRowPanels)),
         column_blocks(ceil_div(column_panels, kColumnPanels)) {
     if (row_blocks > 2) row_blocks = ceil_div(row_blocks, 4) * 4;  // an even share for 2 and 4 threads
     const int64_t blocks = row_blocks * column_blocks;
-    const int64_t worth = std::min<int64_t>(8, product.m * product.n * product.k / kTaskWork);
-    if (blocks >= 4 || worth < 2) return;
-    slices = std::clamp<int64_t>(worth / blocks, 1, std::max<int64_t>(1, depth_blocks / 2));
-    if (slices == 1) row_blocks = std::min(row_panels, std::min<int64_t>(4, worth));
+    const int64_t worth = smaller(kMostTasks, product.m * product.n * product.k / kTaskWork);
+    if (blocks < 4 && worth > blocks) {
+      // Slices first: with more blocks of rows B would be packed more often.
+      slices = larger(1, smaller(worth / blocks, product.k / (longest * 3 / 4)));
+      if (slices == 1) row_blocks = smaller(row_panels, smaller(worth, 4));
+    }
+    // Nearly equal blocks, of even length for the pairs. Slices are so long that none is left without a block.
+    const int64_t per_slice = larger(1, ceil_div(ceil_div(product.k, slices), longest));
+    depth = ceil_div(ceil_div(product.k, slices * per_slice), 2) * 2;
+    depth_blocks = product.k == 0 ? 1 : ceil_div(product.k, depth);
   }
 
   int64_t tasks() const { return row_blocks * column_blocks * slices; }
@@ -145,14 +150,13 @@ template <class P>
 class Nest {
  public:
   explicit Nest(const Product& product)
-      : product_(product), cut_(product, kRows, Size::kColumns, Size::kBlock), partial_(nullptr) {}
+      : product_(product), cut_(product, kRows, Size::kColumns, Size::kLongest), partial_(nullptr) {}
 
   void run() {
-    if (cut_.slices == 1)
-      return for_each_task(cut_.tasks(), [](const void* nest, int64_t i) { self(nest).task(i); }, this);
-    partial_ = memory<Acc>(Workspace::kPartial, cut_.slices * slice_size());
+    const bool sliced = cut_.slices > 1;
+    if (sliced) partial_ = memory<Acc>(Workspace::kPartial, cut_.slices * slice_size());
     for_each_task(cut_.tasks(), [](const void* nest, int64_t i) { self(nest).task(i); }, this);
-    for_each_task(cut_.row_panels, [](const void* nest, int64_t i) { self(nest).add_slices(i); }, this);
+    if (sliced) for_each_task(cut_.row_panels, [](const void* nest, int64_t i) { self(nest).add_slices(i); }, this);
   }
 
  private:
@@ -185,7 +189,7 @@ class Nest {
     t.tiles = memory<Acc>(Workspace::kTiles, t.i.size() * t.j.size() * Size::kTile);
     for (int64_t d = t.d.begin; d < t.d.end; ++d) {
       const Slab b{
-          t.j.begin * Size::kColumns, d * Size::kBlock, length(d), int(t.j.size()), Size::kColumns, Size::kColumns};
+          t.j.begin * Size::kColumns, d * cut_.depth, length(d), int(t.j.size()), Size::kColumns, Size::kColumns};
       product_.b.by_outer(product_.b.load, b, t.b);
       for (int64_t i = t.i.begin; i < t.i.end; i += t.group) multiply_group(t, slice, i, d);
     }
@@ -231,7 +235,7 @@ class Nest {
 
   Slab slab_a(int64_t i, int64_t count, int64_t d) const {
     const int width = product_.a.depth_major ? kRows : Size::kPaddedRows;
-    return {i * kRows, d * Size::kBlock, length(d), int(count), kRows, width};
+    return {i * kRows, d * cut_.depth, length(d), int(count), kRows, width};
   }
 
   void pack_a(const Slab& slab, Packed* panels) const {
@@ -245,9 +249,9 @@ class Nest {
     return {};
   }
 
-  int rows(int64_t i) const { return int(std::min<int64_t>(kRows, product_.m - i * kRows)); }
-  int columns(int64_t j) const { return int(std::min<int64_t>(Size::kColumns, product_.n - j * Size::kColumns)); }
-  int64_t length(int64_t d) const { return std::min(Size::kBlock, product_.k - d * Size::kBlock); }
+  int rows(int64_t i) const { return int(smaller(kRows, product_.m - i * kRows)); }
+  int columns(int64_t j) const { return int(smaller(Size::kColumns, product_.n - j * Size::kColumns)); }
+  int64_t length(int64_t d) const { return smaller(cut_.depth, product_.k - d * cut_.depth); }
 
   int64_t slice_size() const { return cut_.row_panels * cut_.column_panels * Size::kTile; }
   Acc* partial(int64_t slice, int64_t i, int64_t j) const {

@@ -12,7 +12,7 @@ OPTIMIZERS = ("galore", "adamw")
 PROJ_TYPES = ("std", "reverse_std", "left", "right", "full")
 PRECISIONS = ("fp32", "bf16", "amp-bf16", "amp-fp16")
 # The best of docs/results/train_sweep.json.
-PEAK_LR = {"galore": 1e-2, "adamw": 3e-3}
+PEAK_LR = {"galore": 5e-3, "adamw": 5e-4}
 GALORE: dict[str, Any] = {
     "update_proj_gap": 50,
     "scale": 0.25,
@@ -62,7 +62,7 @@ class TrainConfig:
     moments: str | None = option("galore", None, "what a refresh does to the moments", shown=GALORE["moments"],
                                  choices=("keep", "rotate"))
 
-    steps: int = option("schedule", 600, "optimizer steps", type=whole(1))
+    steps: int = option("schedule", 500, "optimizer steps", type=whole(1))
     batch_size: int = option("schedule", 8, "windows in one forward pass", type=whole(1))
     accumulation: int = option("schedule", 1, "forward passes per optimizer step", type=whole(1))
     warmup: int | None = option("schedule", None, "steps of linear warm-up", shown="steps // 10", type=whole(0),

@@ -69,12 +69,8 @@ def _torch() -> dict[str, Any] | None:
         return None
     torch = importlib.import_module("torch")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "version": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda,
-        "gpus": gpus,
-    }
+    threads, cuda = torch.get_num_threads(), torch.version.cuda
+    return {"version": torch.__version__, "threads": threads, "cuda": cuda, "gpus": gpus}
 
 
 def _cupy() -> dict[str, Any] | None:
@@ -90,14 +86,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         *((f"build: {key}", str(value)) for key, value in facts["build"].items()),
         ("processor", facts["cpu"]),
         ("instruction set", f"{sets['active']} (available: {', '.join(sets['available'])})"),
-        (
-            "override",
-            f"{OVERRIDE}={sets['override']}" if sets["override"] else f"none ({OVERRIDE} is not set)",
-        ),
-        (
-            "threads",
-            f"{threads['lowrank_core']} in lowrank_core" + (f", {torch['threads']} in torch" if torch else ""),
-        ),
+        ("override", f"{OVERRIDE}={sets['override']}" if sets["override"] else f"none ({OVERRIDE} is not set)"),
+        ("threads", f"{threads['lowrank_core']} in lowrank_core, {torch['threads'] if torch else 'no'} in torch"),
         *(("OpenMP runtime", path) for path in threads["openmp"]),
         ("torch", _torch_words(torch)),
         ("CuPy", facts["cupy"]["version"] if facts["cupy"] else "not installed"),

@@ -45,19 +45,16 @@ def _losses(axes: Axes, lines: list[Line], rows: list[dict[str, Any]], key: str,
         train = [line for line in mine if line["event"] == "train"]
         val = [line for line in mine if line["event"] == "eval"]
         color = COLORS[row["optimizer"]]
-        axes.plot(
-            [x[key] for x in train],
-            _smooth([x["train_loss"] for x in train]),
-            color=color,
-            alpha=0.35,
-            lw=1.0,
-        )
+        smooth = _smooth([x["train_loss"] for x in train])
+        axes.plot([x[key] for x in train], smooth, color=color, alpha=0.35, lw=1.0)
         axes.plot(
             [x[key] for x in val], [x["val_loss"] for x in val], color=color, marker="o", ms=4,
             label=f"{row['optimizer']}, final {row['val_loss']:.3f}",
         )  # fmt: skip
     axes.set(xlabel=label, ylabel="loss (nats per byte)")
     axes.set_xlim(left=0)
+    # The first steps fall from far above; what sets the curves apart is further down.
+    axes.set_ylim(top=2 * min(row["best_val_loss"] for row in rows))
     axes.legend(title="validation (faint: training, smoothed)", title_fontsize=9, alignment="left")
 
 
@@ -88,16 +85,9 @@ def _subspace(axes: Axes, refreshes: list[Line]) -> None:
     axes.plot(steps, mean, color=color, marker="o", ms=4, label="captured energy, mean")
     axes.set(xlabel="optimizer step", ylabel="share of the gradient's energy", ylim=(0, 1.02))
     ranks = axes.twinx()
-    ranks.plot(
-        steps,
-        [line["rank"] for line in refreshes],
-        color=_INK,
-        ls="--",
-        lw=1.2,
-        drawstyle="steps-post",
-        label="rank, mean",
-    )
-    ranks.set(ylabel="rank", ylim=(0, 1.25 * max(line["rank"] for line in refreshes)))
+    held = [line["rank"] for line in refreshes]
+    ranks.plot(steps, held, color=_INK, ls="--", lw=1.2, drawstyle="steps-post", label="rank, mean")
+    ranks.set(ylabel="rank", ylim=(0, 1.25 * max(held)))
     ranks.spines["right"].set_visible(True)
     ranks.grid(visible=False)
     handles = [*axes.get_legend_handles_labels()[0], *ranks.get_legend_handles_labels()[0]]

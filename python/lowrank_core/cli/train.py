@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import shlex
 import sys
 from dataclasses import fields
@@ -35,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
 
     folder = Path(options.out)
     given = {item.name: getattr(options, item.name) for item in fields(TrainConfig) if hasattr(options, item.name)}
+    if "text" in given:
+        given["text"] = [os.path.abspath(path) for path in given["text"]]  # so that a resume finds it from anywhere
     stored = _stored(folder) if options.resume else None
     config = resolve(TrainConfig.from_json(given)) if stored is None else _resumed(given, stored)
     corpus = load_corpus(config.text, val_fraction=config.val_fraction, window=config.window)

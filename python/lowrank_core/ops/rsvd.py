@@ -44,14 +44,17 @@ def rsvd(
       a: [..., m, n], float32, float64, bfloat16 or float16 (NumPy: float32, float64), finite. Any strides.
       rank: r, 0 <= r <= min(m, n).
       oversample: p >= 0, columns drawn beyond `rank` (at most min(m, n) in all).
-      niter: power iterations, >= 0 (>= 1 with `basis`). Both half-steps are re-orthonormalized.
-      basis: [..., m, k], k >= 1, a guess of the column space (the last refresh's, say). It replaces the first sketch
-        and need neither be orthonormal nor of full rank; `oversample` fresh random columns stand beside it, without
-        which a direction orthogonal to it could never enter. Not differentiable.
+      niter: q >= 0 (>= 1 with `basis`), iterations with aᵀ and a, each half-step re-orthonormalized. The last one
+        searches the block Krylov space of what it starts from and what it finds: never worse than q power iterations,
+        and q = 1 is within 1 % of what two of them leave.
+      basis: [..., m, k], k >= 1, a guess of the column space (the last refresh's, say). It takes the place of the sketch
+        and of the first iteration, and need neither be orthonormal nor of full rank; `oversample` fresh random columns
+        stand beside it, without which a direction orthogonal to it could never enter. Not differentiable.
       seed: 0 <= seed < 2**63. Every matrix of a batch sees the same sketch, so a batch equals its members.
-      precision: how float32 products are evaluated. "highest" and "high": in float32. "medium": the power
-        iterations multiply bfloat16-rounded operands with float32 accumulation; the last product stays float32. None:
-        torch's setting where torch is loaded, else "highest". float64 input is always float64.
+      precision: how float32 products are evaluated. "highest" and "high": in float32. "medium": those that only look for
+        directions may multiply bfloat16-rounded operands with float32 accumulation, where the CPU does that faster;
+        those that decide the answer stay float32. None: torch's setting where torch is loaded, else "highest". float64
+        input is always float64.
 
     Returns:
       RSVD(u [..., m, r], s [..., r], vh [..., r, n]), float64 for float64 input, else float32. `s` descends, the
@@ -63,8 +66,9 @@ def rsvd(
 
     Numerics: tier D1 (same bits for any thread count on one instruction-set level). Differentiable twice where the
     singular values are distinct and s[r-1] exceeds the first value cut off.
-    Source: Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1, with Rademacher sketches; warm start as in COAP
-    (arXiv 2412.00071, eq. 6) plus fresh columns.
+    Source: Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1, with a sparse sketch of the rows (8 entries in each);
+    Musco, Musco 2015, algorithm 2 with two blocks, for the last iteration; warm start as in COAP (arXiv 2412.00071,
+    eq. 6) plus fresh columns. docs/adr/0007-randomized-svd.md says why.
     """
     if is_torch(a):
         return RSVD(
@@ -79,7 +83,7 @@ def svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple
     Args:
       a: [..., m, n], as for `rsvd`.
       q: 0 <= q <= min(m, n); nothing is oversampled beyond it.
-      niter: power iterations, >= 0.
+      niter: iterations, >= 0, as of `rsvd`.
       seed: 0 <= seed < 2**63; the global generator of torch is never touched.
 
     Returns:

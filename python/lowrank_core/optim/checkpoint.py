@@ -67,9 +67,7 @@ def vet(optimizer: LowRankOptimizer, state_dict: dict[str, Any]) -> dict[int, St
     state = state_dict["state"]
     if not state.keys() <= set(ids):
         strangers = sorted(map(str, state.keys() - set(ids)))
-        raise ValueError(
-            f"{_OP}: `state` must belong to the groups' parameters, got also {', '.join(strangers)}"
-        )
+        raise ValueError(f"{_OP}: `state` must belong to the groups' parameters, got also {', '.join(strangers)}")
     fitting = {}
     for key, (number, _, slot) in zip(ids, optimizer._slots(), strict=True):
         if state.get(key):

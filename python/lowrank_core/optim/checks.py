@@ -25,9 +25,4 @@ def is_count(value: object, least: int) -> bool:
 
 def is_number(value: object, least: float = -math.inf) -> bool:
     """True for a finite int or float (bool excluded) of at least `least`."""
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= least
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= least

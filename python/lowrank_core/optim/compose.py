@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -11,7 +12,7 @@ from lowrank_core.optim.codecs import State
 from lowrank_core.optim.geometry import Geometry
 from lowrank_core.optim.guard import only_if
 from lowrank_core.optim.parts import FORMAT, Bucket, Parts, Slot
-from lowrank_core.optim.projectors import Bases
+from lowrank_core.optim.projectors import Bases, Query
 from lowrank_core.optim.rules import Direction, Moments
 from lowrank_core.optim.seeds import mix_seed
 
@@ -74,24 +75,31 @@ def open_state(slot: Slot, parts: Parts) -> State:
     return state
 
 
-def find(slot: Slot, state: State, parts: Parts, seed: int) -> Bases:
-    """New bases for the gradient of `slot`; empty for one of zeros, which names no subspace.
+def find(slots: Sequence[Slot], states: Sequence[State], parts: Parts, seed: int) -> list[Bases]:
+    """New bases for the gradients of `slots`; empty for one of zeros, which names no subspace.
 
     Raises:
       RuntimeError: the projector could not find one.
     """
-    if not bool(slot.grad.any()):
-        return {}
-    position = mix_seed(seed, slot.index, state.get("proj.refreshes", 0))
+    entries = list(zip(slots, states, strict=True))
+    live = [i for i, slot in enumerate(slots) if bool(slot.grad.any())]
     try:
-        return parts.projector.find(
-            slot.matrix(), cast(Geometry, slot.geometry), parts.bases(slot, state), position
-        )
+        bases = parts.projector.find([_query(*entries[i], parts, seed) for i in live])
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        names = ", ".join(f"`{slots[i].name}` {tuple(slots[i].param.shape)}" for i in live)
         raise RuntimeError(
-            f"step: the gradient of `{slot.name}` {tuple(slot.param.shape)} must have an SVD that converges, "
+            f"step: the gradient of {names} must have an SVD that converges, "
             f"got: {error}; nothing was changed, consider another projector"
         ) from error
+    found: list[Bases] = [{} for _ in slots]
+    for i, basis in zip(live, bases, strict=True):
+        found[i] = basis
+    return found
+
+
+def _query(slot: Slot, state: State, parts: Parts, seed: int) -> Query:
+    position = mix_seed(seed, slot.index, state.get("proj.refreshes", 0))
+    return Query(slot.matrix(), cast(Geometry, slot.geometry), parts.bases(slot, state), position)
 
 
 def adopt(slot: Slot, state: State, parts: Parts, found: Bases) -> None:

@@ -73,13 +73,9 @@ def estimate_state_bytes(
     named = isinstance(model_or_shapes, (nn.Module, Mapping))
     require(named or exclude is None, _OP, "exclude", "be left out where shapes have no names", exclude)
     whole = isinstance(model_or_shapes, nn.Module)
-    require(
-        whole or target_modules is None, _OP, "target_modules", "be left out without a module", target_modules
-    )
+    require(whole or target_modules is None, _OP, "target_modules", "be left out without a module", target_modules)
     if optimizer == "adamw":
-        return sum(
-            2 * w.numel() * w.element_size() + _STEP_BYTES for _, w in _named_weights(model_or_shapes, dtype)
-        )
+        return sum(2 * w.numel() * w.element_size() + _STEP_BYTES for _, w in _named_weights(model_or_shapes, dtype))
     words = EXCLUDED if exclude is None else (exclude,) if isinstance(exclude, str) else tuple(exclude)
     keys = {"rank": rank, **group_keys}
     if isinstance(model_or_shapes, nn.Module):
@@ -124,9 +120,7 @@ def formula_state_bytes(
     for shape in projected:
         where, note = place(tuple(shape), rank, proj_type)
         if where is None:
-            raise ValueError(
-                f"formula_state_bytes: `projected` must be projectable, got {tuple(shape)}: {note}"
-            )
+            raise ValueError(f"formula_state_bytes: `projected` must be projectable, got {tuple(shape)}: {note}")
         total += sum(prod(basis) for _, _, basis in where.bases()) * basis_bytes
         total += 2 * prod(where.low_shape) * moment_bytes
     return total

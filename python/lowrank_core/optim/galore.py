@@ -117,9 +117,7 @@ class GaLoreAdamW(LowRankOptimizer):
         require_choice(cls.__name__, "moments", group["moments"], _TRANSPORTS)
         randomized, scale = group["projector"] == "rsvd", group["scale"]
         return Parts(
-            projector=RandomizedSVD(scale, group["oversample"], group["niter"])
-            if randomized
-            else ExactSVD(scale),
+            projector=RandomizedSVD(scale, group["oversample"], group["niter"]) if randomized else ExactSVD(scale),
             residual=Drop(),
             rule=Adam(group["betas"], group["eps"]),
             schedule=FixedGap(group["update_proj_gap"]),

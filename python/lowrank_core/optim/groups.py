@@ -98,11 +98,7 @@ def _targets(model: nn.Module, target_modules: str | Iterable[str]) -> set[Tenso
     """The weights of the modules that `target_modules` names."""
     weights = list(_weights(model))
     if target_modules == ALL_LINEAR:
-        return {
-            w
-            for _, module, w in weights
-            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-        }
+        return {w for _, module, w in weights if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"}
     if isinstance(target_modules, str):
         try:
             pattern = re.compile(target_modules)

@@ -19,9 +19,12 @@ from lowrank_core.optim.fused import step_of
 from lowrank_core.optim.options import check_values, refuse_unknown
 from lowrank_core.optim.parts import Bucket, Parts, Slot, slots
 from lowrank_core.optim.plan import PlanRow, format_plan, plan_row
+from lowrank_core.optim.projectors import Bases
 from lowrank_core.telemetry import Projection
 
 logger = logging.getLogger("lowrank_core.optim")
+
+_REFRESHED_TOGETHER = 16  # matrices whose old and new bases are held at the same time
 
 Params = Iterable[Any]  # tensors, (name, tensor) pairs or groups, as every torch optimizer takes them
 
@@ -129,10 +132,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     def plan(self) -> list[PlanRow]:
         """How each parameter is treated, and why: one row each, in order."""
-        return [
-            plan_row(slot.name, tuple(slot.param.shape), slot.geometry, slot.note)
-            for _, _, slot in self._slots()
-        ]
+        return [plan_row(slot.name, tuple(slot.param.shape), slot.geometry, slot.note) for _, _, slot in self._slots()]
 
     def projections(self) -> list[Projection]:
         """The subspace of each projected weight. Reads the captured shares: waits for an accelerator."""
@@ -274,13 +274,25 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     def _refresh(self, due: list[tuple[Bucket, Slot]]) -> None:
         """Finds the bases that are due; those that may not exist all before anything is changed."""
-        found = {
-            slot: find(slot, self.state.get(slot.param) or {}, bucket.parts, bucket.seed)
-            for bucket, slot in due
-            if bucket.parts.projector.may_fail
-        }
+        found: dict[Slot, Bases] = {}
         for bucket, slot in due:
-            state = self._state(bucket, slot)
-            bases = found.pop(slot) if slot in found else find(slot, state, bucket.parts, bucket.seed)
-            if bases:
-                adopt(slot, state, bucket.parts, bases)
+            if bucket.parts.projector.may_fail:  # one by one: an error then names the parameter
+                found[slot] = find([slot], [self.state.get(slot.param) or {}], bucket.parts, bucket.seed)[0]
+        for bucket, batch in _batches(due, _REFRESHED_TOGETHER):
+            states = [self._state(bucket, slot) for slot in batch]
+            if not bucket.parts.projector.may_fail:
+                found |= zip(batch, find(batch, states, bucket.parts, bucket.seed), strict=True)
+            for slot, state in zip(batch, states, strict=True):
+                bases = found.pop(slot)
+                if bases:
+                    adopt(slot, state, bucket.parts, bases)
+
+
+def _batches(due: list[tuple[Bucket, Slot]], size: int) -> Iterator[tuple[Bucket, list[Slot]]]:
+    """The slots of each bucket, at most `size` at a time."""
+    by_bucket: dict[Bucket, list[Slot]] = {}
+    for bucket, slot in due:
+        by_bucket.setdefault(bucket, []).append(slot)
+    for bucket, members in by_bucket.items():
+        for start in range(0, len(members), size):
+            yield bucket, members[start : start + size]

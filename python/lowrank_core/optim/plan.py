@@ -47,6 +47,4 @@ def format_plan(rows: Iterable[PlanRow]) -> str:
     lines: list[tuple[str, ...]] = [("parameter", "count", "shape", "path", "side", "rank", "reason")]
     lines += [(name, str(count), *rest) for (name, *rest), count in counts.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

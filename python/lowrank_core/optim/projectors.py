@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from lowrank_core.ops import project, project_back, range_finder, rsvd
+from lowrank_core.ops import project, project_back, range_finder_list, rsvd
 from lowrank_core.optim.checks import is_count, is_number, require
 from lowrank_core.optim.codecs import work_dtype
 from lowrank_core.optim.geometry import Geometry, Side
 from lowrank_core.optim.rules import Direction, Turn
 
 Bases = dict[str, Tensor]  # "left": [m, r], "right": [n, r]; decoded to the working dtype
+
+
+class Query(NamedTuple):
+    """One gradient for which bases are wanted."""
+
+    grad: Tensor  # [m, n], any floating dtype, finite, not zero
+    geometry: Geometry
+    held: Bases  # to be near; empty at first
+    seed: int
 
 
 class Space(Protocol):
@@ -37,8 +47,8 @@ class Projector(Space, Protocol):
         """True if `find` can raise on a finite gradient: all bases are then found before anything changes."""
         ...
 
-    def find(self, grad: Tensor, geometry: Geometry, held: Bases, seed: int) -> Bases:
-        """Bases for `grad` [m, n] (any floating dtype, finite, not zero), near `held` (empty at first)."""
+    def find(self, queries: Sequence[Query]) -> list[Bases]:
+        """Bases for each of `queries`, in one call where a kernel takes lists."""
         ...
 
     def turn(self, held: Bases, found: Bases) -> Turn:
@@ -90,17 +100,20 @@ class ExactSVD(_Subspace):
 
     may_fail: ClassVar[bool] = True
 
-    def find(self, grad: Tensor, geometry: Geometry, held: Bases, seed: int) -> Bases:
-        u, _, vh = torch.linalg.svd(grad.to(work_dtype(grad.dtype)), full_matrices=False)
-        left, right = u[:, : geometry.rank], vh[: geometry.rank].mT
-        both = geometry.side == Side.BOTH
-        sign = _leading_sign(right if geometry.side == Side.RIGHT else left)
+    def find(self, queries: Sequence[Query]) -> list[Bases]:
+        return [self._find(query) for query in queries]
+
+    def _find(self, query: Query) -> Bases:
+        rank, side = query.geometry.rank, query.geometry.side
+        u, _, vh = torch.linalg.svd(query.grad.to(work_dtype(query.grad.dtype)), full_matrices=False)
+        left, right = u[:, :rank], vh[:rank].mT
+        sign = _leading_sign(right if side == Side.RIGHT else left)
         found = {}
-        if both or geometry.side == Side.LEFT:
+        if side in (Side.BOTH, Side.LEFT):
             found["left"] = left * sign
-        if both or geometry.side == Side.RIGHT:
+        if side in (Side.BOTH, Side.RIGHT):
             found["right"] = right * sign
-        return _aligned(found, held)
+        return _aligned(found, query.held)
 
 
 @dataclass(frozen=True)
@@ -126,23 +139,40 @@ class RandomizedSVD(_Subspace):
         require(is_count(self.niter, 0), name, "niter", "be an int >= 0", self.niter)
         require(is_count(self.warm_niter, 1), name, "warm_niter", "be an int >= 1", self.warm_niter)
 
-    def find(self, grad: Tensor, geometry: Geometry, held: Bases, seed: int) -> Bases:
-        niter = self.warm_niter if held else self.niter
-        if geometry.side == Side.BOTH:
-            u, _, vh = rsvd(
-                grad,
-                geometry.rank,
-                oversample=self.oversample,
-                niter=niter,
-                basis=held.get("left"),
-                seed=seed,
-            )
-            return _aligned({"left": u, "right": vh.mT}, held)
-        side, matrix = ("left", grad) if geometry.side == Side.LEFT else ("right", grad.mT)
-        basis = range_finder(
-            matrix, geometry.rank, oversample=self.oversample, niter=niter, basis=held.get(side), seed=seed
+    def find(self, queries: Sequence[Query]) -> list[Bases]:
+        found: dict[int, Bases] = {}
+        one_sided = [i for i, query in enumerate(queries) if query.geometry.side != Side.BOTH]
+        for warm in (False, True):
+            indices = [i for i in one_sided if bool(queries[i].held) == warm]
+            found |= zip(indices, self._find_list([queries[i] for i in indices], warm), strict=True)
+        for i, query in enumerate(queries):
+            if query.geometry.side == Side.BOTH:
+                found[i] = self._find_both(query)
+        return [_aligned(found[i], query.held) for i, query in enumerate(queries)]
+
+    def _find_list(self, queries: Sequence[Query], warm: bool) -> list[Bases]:
+        sides = ["left" if query.geometry.side == Side.LEFT else "right" for query in queries]
+        bases = range_finder_list(
+            [query.grad if side == "left" else query.grad.mT for query, side in zip(queries, sides, strict=True)],
+            [query.geometry.rank for query in queries],
+            oversample=self.oversample,
+            niter=self.warm_niter if warm else self.niter,
+            bases=[query.held[side] for query, side in zip(queries, sides, strict=True)] if warm else None,
+            seeds=[query.seed for query in queries],
         )
-        return _aligned({side: basis}, held)
+        return [{side: basis} for side, basis in zip(sides, bases, strict=True)]
+
+    def _find_both(self, query: Query) -> Bases:
+        niter = self.warm_niter if query.held else self.niter
+        u, _, vh = rsvd(
+            query.grad,
+            query.geometry.rank,
+            oversample=self.oversample,
+            niter=niter,
+            basis=query.held.get("left"),
+            seed=query.seed,
+        )
+        return {"left": u, "right": vh.mT}
 
 
 def _lift(x: Tensor, factors: Bases) -> Tensor:

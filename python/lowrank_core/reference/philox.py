@@ -14,6 +14,7 @@ Words: TypeAlias = NDArray[np.uint64]
 """Numbers below 2**32, kept in 64 bits so that a product of two is exact."""
 
 SKETCH_STREAM = 1
+SKETCH_NONZEROS = 8
 ROUNDS = 10
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -54,10 +55,21 @@ def bits(seed: int, element: Words, *, stream: int, step: int = 0) -> Words:
     return np.take_along_axis(words, (element & np.uint64(3)).astype(np.intp)[None], axis=0)[0]
 
 
-def signs(rows: int, cols: int, seed: int, *, step: int = 0, stream: int = SKETCH_STREAM) -> NDArray[np.float64]:
-    """A Rademacher sketch [rows, cols]: bit e mod 128 of block e // 128, e the row-major index; 1 is +1, 0 is -1."""
-    element = np.arange(rows * cols, dtype=np.uint64)
-    every = np.arange((rows * cols + 127) // 128, dtype=np.uint64)
-    words = blocks(seed, every, stream=stream, step=step).T.reshape(-1)  # word w holds elements 32 w .. 32 w + 31
-    coin = (words[element >> np.uint64(5)] >> (element & np.uint64(31))) & np.uint64(1)
-    return np.where(coin == 1, 1.0, -1.0).reshape(rows, cols)
+def sketch(rows: int, cols: int, seed: int, *, step: int = 0, stream: int = SKETCH_STREAM) -> NDArray[np.float64]:
+    """A sparse sketch [rows, cols]: each of min(cols, 8) strips of the columns holds one entry of every row.
+
+    Entry t of row i takes two words of block (8 i + t) // 2, the first two for even t: the first word, as a fraction of
+    2**32, says where in the strip, the second, as a signed integer, its value on a grid of 2**-23 in [-1, 1).
+    """
+    out = np.zeros((rows, cols))
+    row = np.arange(rows, dtype=np.uint64)
+    count = min(cols, SKETCH_NONZEROS)
+    for t in range(count):
+        begin, end = cols * t // count, cols * (t + 1) // count
+        words = blocks(
+            seed, (row * np.uint64(SKETCH_NONZEROS) + np.uint64(t)) >> np.uint64(1), stream=stream, step=step
+        )
+        place, size = words[2 * (t % 2)], words[2 * (t % 2) + 1]
+        col = begin + ((place * np.uint64(end - begin)) >> np.uint64(32)).astype(np.intp)
+        out[row.astype(np.intp), col] = (size.astype(np.uint32).view(np.int32) >> 8) * 2.0**-23
+    return out

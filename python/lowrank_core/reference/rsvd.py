@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lowrank_core.reference.philox import signs
+from lowrank_core.reference.philox import sketch
 
 Triplet: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
@@ -26,21 +26,33 @@ def rsvd(
     seed: int = 0,
     precision: str | None = None,
 ) -> Triplet:
-    """u [..., m, r], s [..., r], vh [..., r, n]: SVD of Q Qᵀ a, with Q from `niter` power iterations.
+    """u [..., m, r], s [..., r], vh [..., r, n]: the best rank r for `a` in the row space W that the search finds.
 
-    Source: Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1, with the sketch or the start of the operator.
+    Z = orth(aᵀ sketch), or orth(aᵀ [basis, sketch]) in place of the first iteration; each iteration but the last is
+    Z = orth(aᵀ orth(a Z)); the last one puts that beside Z instead: W = [Z, orth(aᵀ orth(a Z))].
+
+    Source: Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1; Musco, Musco 2015, algorithm 2 for two blocks.
     """
     m, n = a.shape[-2:]
     width = min(max(rank, 0 if basis is None else basis.shape[-1]) + oversample, m, n)
-    rounded = _is_medium(a, precision)
-    exact = a.double()
-    fast = _to_bfloat16(exact) if rounded else exact
-    q = _sketch(fast, width, seed) if basis is None else _warm_start(basis.double(), width, seed)
-    for _ in range(niter):
-        z = _orth(fast.mT @ (_to_bfloat16(q) if rounded else q))
-        q = _orth(fast @ (_to_bfloat16(z) if rounded else z))
-    left, s, vh = torch.linalg.svd(q.mT @ exact, full_matrices=False)
-    return _fix_signs(q @ left[..., :rank], s[..., :rank], vh[..., :rank, :])
+    if basis is None and abs(a.stride(-2)) < abs(
+        a.stride(-1)
+    ):  # stored by columns: the rows of the transpose are sketched
+        u, s, vh = rsvd(a.mT, rank, oversample=oversample, niter=niter, seed=seed)
+        return _fix_signs(vh.mT, s, u.mT)
+    a = a.double()
+    start = _sketch(a, width, seed) if basis is None else _warm_start(basis.double(), width, seed)
+    z = _orth(a.mT @ start)
+    iterations = niter if basis is None else niter - 1
+    for _ in range(iterations - 1):
+        z = _orth(a.mT @ _orth(a @ z))
+    w = z
+    krylov = min(width, min(m, n) - width)
+    if iterations > 0 and krylov > 0:
+        fresh = a.mT @ _orth(a @ z)[..., :krylov]
+        w = _orth(torch.cat([z, fresh], dim=-1))
+    u, s, vh = torch.linalg.svd(a @ w, full_matrices=False)
+    return _fix_signs(u[..., :rank], s[..., :rank], (vh @ w.mT)[..., :rank, :])
 
 
 def svd_lowrank(a: Tensor, q: int = 6, niter: int = 2, *, seed: int = 0) -> Triplet:
@@ -91,7 +103,7 @@ def qb(
     step = 0
     while float(rest.square().sum()) > allowed and q.shape[1] < cap:
         width = min(block, cap - q.shape[1])
-        y = _orth(rest @ torch.from_numpy(signs(a.shape[1], width, seed, step=step)))
+        y = _orth(rest @ torch.from_numpy(sketch(a.shape[1], width, seed, step=step)))
         for _ in range(niter):
             y = _orth(rest @ _orth(rest.mT @ y))
         q = torch.linalg.qr(torch.cat([q, y], dim=1)).Q
@@ -134,13 +146,13 @@ def _orth(y: Tensor) -> Tensor:
 
 
 def _sketch(a: Tensor, width: int, seed: int) -> Tensor:
-    return _orth(a @ torch.from_numpy(signs(a.shape[-1], width, seed)))
+    return torch.from_numpy(sketch(a.shape[-2], width, seed)).expand(*a.shape[:-1], width)
 
 
 def _warm_start(basis: Tensor, width: int, seed: int) -> Tensor:
     known = basis[..., :width]
     m, fresh = basis.shape[-2], width - known.shape[-1]
-    columns = torch.from_numpy(signs(m, fresh, seed)).expand(*basis.shape[:-1], fresh)
+    columns = torch.from_numpy(sketch(m, fresh, seed)).expand(*basis.shape[:-1], fresh)
     return torch.cat([known, columns], dim=-1)
 
 
@@ -158,13 +170,3 @@ def _allowed_loss(energy: float | None, tol: float | None) -> float:
         return 1.0 - energy
     assert tol is not None
     return tol**2
-
-
-def _is_medium(a: Tensor, precision: str | None) -> bool:
-    if a.dtype == torch.float64:
-        return False
-    return (torch.get_float32_matmul_precision() if precision is None else precision) == "medium"
-
-
-def _to_bfloat16(x: Tensor) -> Tensor:
-    return x.float().bfloat16().double()

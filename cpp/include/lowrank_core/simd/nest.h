@@ -5,7 +5,8 @@
 // A family brings, in its own file under cpp/src/levels,
 //   a Load      where the elements of an operand come from (simd/pack.h says what it has to offer), and
 //   an Epilogue what becomes of a finished tile: it gets every tile exactly once, when the sum over all of k is done,
-//               in float32 or float64, with its position.
+//               in float32 or float64, with its position. Tiles come from several threads at once; a tile's memory is
+//               the nest's, and an epilogue must not start another product.
 // and calls multiply(). Blocking, packing, threads and the micro-kernel stay in cpp/src/levels/gemm_nest.cpp, compiled
 // once per level; the calls through the pointers below happen once per panel or tile, so they cost nothing.
 // Tier D1: the partition and the order of sums depend on the shape and the level only.
@@ -13,6 +14,8 @@
 
 #include <cstddef>
 #include <cstdint>
+
+#include "lowrank_core/checks.h"
 
 namespace lowrank {
 
@@ -26,7 +29,7 @@ struct Slab {
   int64_t outer, depth, length;
   int count, step, width;
 
-  int64_t lines() const { return int64_t(count - 1) * step + width; }
+  LRC_HD int64_t lines() const { return int64_t(count - 1) * step + width; }
 };
 
 // Memory that will be packed soon: `runs` pieces of `bytes`, `stride` bytes apart.
@@ -51,7 +54,7 @@ struct Tile {
   int rows, cols;
   int stride;
 
-  const Acc* operator[](int i) const { return sums + int64_t(i) * stride; }
+  LRC_HD const Acc* operator[](int i) const { return sums + int64_t(i) * stride; }
 };
 
 struct Epilogue {

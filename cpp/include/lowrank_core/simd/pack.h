@@ -126,23 +126,30 @@ class Packer {
     }
   }
 
-  // All panels of one position along k before the next, because that is how the operand lies in memory.
+  // A few positions along k of all panels at a time, so that lines of memory that two panels share are read once.
   void across(Packed* panels) const {
-    for (int64_t p = 0; p < slab_.length; p += P::kPerPacked) {
-      const int64_t depth = slab_.depth + p;
-      const bool last = p + P::kPerPacked > slab_.length;
-      const int64_t whole = last ? 0 : load_.whole_outer(slab_.outer, depth, slab_.lines());
-      Packed* to = panels + p / P::kPerPacked * slab_.width;
-      int64_t begin = 0;
-      for (int c = 0; c < slab_.count; ++c, begin += slab_.step, to += int64_t(slab_.width) * kDepth) {
-        const int64_t outer = slab_.outer + begin;
-        if (begin + slab_.width <= whole) {
-          for (int j = 0; j < slab_.width; j += kLane)
-            store_bits(to + j, P::template outer<false>(load_, outer + j, depth));
-        } else {
-          for (int j = 0; j < slab_.width; j += kLane)
-            store_bits(to + j, P::template outer<true>(load_, outer + j, depth));
+    constexpr int64_t few = 16;
+    const int64_t packed = (slab_.length + P::kPerPacked - 1) / P::kPerPacked;
+    for (int64_t p = 0; p < packed; p += few) {
+      const int64_t count = p + few < packed ? few : packed - p;
+      for (int c = 0; c < slab_.count; ++c) {
+        Packed* const to = panels + (int64_t(c) * kDepth + p) * slab_.width;
+        for (int j = 0; j < slab_.width; j += kLane) {
+          vectors(slab_.outer + c * slab_.step + j, slab_.depth + p * P::kPerPacked, count, to + j);
         }
+      }
+    }
+  }
+
+  // `count` vectors along the outer direction, one below the other.
+  void vectors(int64_t outer, int64_t depth, int64_t count, Packed* to) const {
+    if (load_.whole_outer(outer, depth + count * P::kPerPacked - 1, kLane) == kLane) {
+      for (int64_t p = 0; p < count; ++p) {
+        store_bits(to + p * slab_.width, P::template outer<false>(load_, outer, depth + p * P::kPerPacked));
+      }
+    } else {
+      for (int64_t p = 0; p < count; ++p) {
+        store_bits(to + p * slab_.width, P::template outer<true>(load_, outer, depth + p * P::kPerPacked));
       }
     }
   }
@@ -224,8 +231,6 @@ struct StridedLoad {
   }
 
  private:
-  static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
   template <class A>
   static LRC_HD Vec<A> first(const T* from, int64_t stride, int64_t left) {
     if (left <= 0) return Vec<A>{};

@@ -39,6 +39,10 @@ constexpr int kLanes = kVectorBytes / int(sizeof(T));
 template <class T>
 using Vec = Vector<T, kLanes<T>>;
 
+// std::min and std::max would be weak symbols in a build that does not inline them.
+LRC_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+LRC_HD int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
+
 // The bits of one vector as another of the same size.
 template <class To, class From>
 LRC_HD To bits_as(const From& from) {

@@ -1,0 +1,245 @@
+"""From any array to a view: what is read, what is refused, who is kept alive."""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import lowrank_core
+import numpy as np
+import pytest
+import torch
+from lowrank_core import _core
+from testing import cases, checks, layouts
+from testing.layouts import DLPackOnly
+
+ARRAY = "array: "
+
+
+def multiply(out: Any, a: Any, b: Any) -> None:
+    """out <- a b: the plainest kernel that reads two arrays and writes one."""
+    _core.gemm(out, a, b)
+
+
+def integers(m: int, n: int, dtype: Any = np.float64) -> np.ndarray:
+    """Small integers: their products are exact in every dtype and order."""
+    return cases.generator(m, n).integers(-3, 4, (m, n)).astype(dtype)
+
+
+def assert_reads(convert: Callable[[np.ndarray], Any]) -> None:
+    a, b = integers(5, 4), integers(4, 3)
+    out = np.full((5, 3), math.nan)
+    multiply(out, convert(a), convert(b))
+    assert np.array_equal(out, a @ b)
+
+
+def assert_writes(convert: Callable[[np.ndarray], Any]) -> None:
+    a, b = integers(5, 4), integers(4, 3)
+    out = np.full((5, 3), math.nan)
+    multiply(convert(out), a, b)
+    assert np.array_equal(out, a @ b)
+
+
+def read_only(a: np.ndarray) -> np.ndarray:
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+class Subclass(np.ndarray):
+    pass
+
+
+class TensorSubclass(torch.Tensor):
+    pass
+
+
+SOURCES: dict[str, Callable[[np.ndarray], Any]] = {
+    "numpy": lambda a: a,
+    "fortran": np.asfortranarray,
+    "reversed": layouts.reversed_view,
+    "numpy subclass": lambda a: a.view(Subclass),
+    "torch": torch.from_numpy,
+    "torch that requires a gradient": lambda a: torch.from_numpy(a).requires_grad_(),
+    "parameter": lambda a: torch.nn.Parameter(torch.from_numpy(a)),
+    "tensor subclass": lambda a: torch.from_numpy(a).as_subclass(TensorSubclass),
+    "dlpack of numpy": DLPackOnly,
+    "dlpack of torch": lambda a: DLPackOnly(torch.from_numpy(a)),
+    "dlpack before 1.0": lambda a: DLPackOnly(torch.from_numpy(a), versioned=False),
+    "strided dlpack": lambda a: DLPackOnly(layouts.strided(torch.from_numpy(a))),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_reads(source: str) -> None:
+    assert_reads(SOURCES[source])
+
+
+@pytest.mark.parametrize("source", [s for s in SOURCES if s not in ("fortran", "reversed", "strided dlpack")])
+def test_writes(source: str) -> None:
+    assert_writes(SOURCES[source])
+
+
+def test_reads_what_it_may_not_write() -> None:
+    assert_reads(read_only)
+    assert_reads(lambda a: DLPackOnly(read_only(a)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_every_float_of_torch(dtype: torch.dtype) -> None:
+    """bfloat16 has no way through NumPy: attributes and DLPack both carry it."""
+    a, b = torch.from_numpy(integers(5, 4)).to(dtype), torch.from_numpy(integers(4, 3)).to(dtype)
+    for convert in (lambda x: x, DLPackOnly):
+        out = torch.full((5, 3), math.nan, dtype=dtype)
+        multiply(convert(out), convert(a), convert(b))
+        assert torch.equal(out, a @ b)
+
+
+def test_numpy_float16_reaches_the_kernels() -> None:
+    a, b = integers(5, 4, np.float16), integers(4, 3, np.float16)
+    out = np.empty((5, 3), np.float16)
+    multiply(out, a, b)
+    assert np.array_equal(out, a @ b)
+
+
+def test_unit_and_empty_dimensions_may_have_any_stride() -> None:
+    a = np.lib.stride_tricks.as_strided(np.array([[2.0]]), (1, 1), (8000, 16000))
+    out = np.zeros((1, 1))
+    multiply(out, a, a)
+    assert out[0, 0] == 4.0
+    for empty in (np.empty((0, 4)), np.empty((4, 0)).T):
+        multiply(np.empty((0, 3)), empty, np.ones((4, 3)))
+
+
+def test_views_into_the_middle_of_memory() -> None:
+    big = torch.full((20, 20), math.nan, dtype=torch.float64)
+    a, b = (big[3:8, 2:6], big[10:14, 7:10])
+    a.copy_(torch.from_numpy(integers(5, 4)))
+    b.copy_(torch.from_numpy(integers(4, 3)))
+    out = np.empty((5, 3))
+    for convert in (lambda x: x, DLPackOnly, lambda x: x.numpy()):
+        multiply(out, convert(a), convert(b))
+        assert np.array_equal(out, integers(5, 4) @ integers(4, 3))
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------------
+
+OK = np.ones((2, 2))
+UNREADABLE: dict[str, tuple[Any, type[Exception], str]] = {
+    "list": ([[1.0]], TypeError, "expected a numpy.ndarray, a torch.Tensor or an array with `__dlpack__`, got list"),
+    "none": (None, TypeError, "expected a numpy.ndarray, a torch.Tensor or an array with `__dlpack__`, got NoneType"),
+    "byte order": (OK.astype(">f8"), ValueError, "the byte order must be native; call `.astype"),
+    "complex": (OK.astype(complex), ValueError, "the dtype must be float32 or float64, got complex128"),
+    "object": (OK.astype(object), ValueError, "the dtype must be float32 or float64, got object"),
+    "bool": (OK.astype(bool), ValueError, "the dtype must be float32 or float64, got bool"),
+    "long double": (OK.astype(np.longdouble), ValueError, "bit float"),
+    "int16": (OK.astype(np.int16), ValueError, "the integer dtype must be int8, uint8, int32 or int64, got 16 bits"),
+    "uint32": (OK.astype(np.uint32), ValueError, "the integer dtype must be int8, uint8, int32 or int64, got 32 bits"),
+    "nine": (np.ones((1,) * 9), ValueError, "at most 8 dimensions are supported, got 9"),
+    "torch nine": (torch.ones((1,) * 9), ValueError, "at most 8 dimensions are supported, got 9"),
+    "dlpack nine": (DLPackOnly(np.ones((1,) * 9)), ValueError, "at most 8 dimensions are supported, got 9"),
+    "meta": (torch.ones(2, 2, device="meta"), ValueError, "the device must be cpu or cuda, got meta"),
+    "torch complex": (torch.ones(2, 2, dtype=torch.complex64), ValueError, "or an integer type, got torch.complex64"),
+    "torch bool": (torch.ones(2, 2, dtype=torch.bool), ValueError, "or an integer type, got torch.bool"),
+    "torch float8": (torch.ones(2, 2).to(torch.float8_e5m2), ValueError, "got torch.float8_e5m2"),
+    "dlpack complex": (DLPackOnly(OK.astype(complex)), ValueError, "must be a floating-point or integer type"),
+    "dlpack bool": (DLPackOnly(torch.ones(2, 2, dtype=torch.bool)), ValueError, "floating-point or integer type"),
+    "no capsule": (type("Odd", (), {"__dlpack__": lambda self, **_: 3})(), TypeError, "returned no usable capsule"),
+    "split": (
+        np.zeros((2, 2), dtype=[("tag", "i1"), ("x", "f8")])["x"],
+        ValueError,
+        "the strides must be whole elements; pass a contiguous copy",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_refuses_to_read(name: str) -> None:
+    array, kind, text = UNREADABLE[name]
+    with pytest.raises(kind) as caught:
+        multiply(np.empty((2, 2)), array, OK)
+    assert str(caught.value).startswith(ARRAY) and text in str(caught.value)
+
+
+@pytest.mark.parametrize("convert", [lambda a: a, DLPackOnly], ids=["numpy", "dlpack"])
+def test_refuses_to_write_what_is_read_only(convert: Callable[[Any], Any]) -> None:
+    out = read_only(np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="array: the output is read-only; pass a writable copy"):
+        multiply(convert(out), OK, OK)
+    assert not out.any()
+
+
+def test_a_broadcast_array_is_read_only() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        multiply(np.broadcast_to(np.zeros(2), (2, 2)), OK, OK)
+
+
+def test_errors_of_the_producer_pass_through() -> None:
+    class Broken:
+        def __dlpack__(self, **options: Any) -> Any:
+            raise OverflowError("no more capsules")
+
+    with pytest.raises(OverflowError, match="no more capsules"):
+        multiply(np.empty((2, 2)), Broken(), OK)
+
+
+# ---- lifetime ------------------------------------------------------------------------------------------------------
+
+
+class Watched(np.ndarray):
+    """An array that can be watched dying."""
+
+
+@pytest.mark.parametrize("convert", [lambda a: a, DLPackOnly, torch.from_numpy], ids=["numpy", "dlpack", "torch"])
+def test_arrays_are_let_go_after_the_call(convert: Callable[[Any], Any]) -> None:
+    """Neither leaked, nor released twice, on success and on refusal."""
+    base = np.ones((2, 2))
+    before = sys.getrefcount(base)
+    for _ in range(100):
+        multiply(np.empty((2, 2)), convert(base), OK)
+        with pytest.raises(ValueError, match="gemm"):
+            multiply(np.empty((2, 3)), convert(base), OK)
+    gc.collect()
+    assert sys.getrefcount(base) == before
+    assert np.array_equal(base, OK)
+
+
+def test_an_output_refused_as_read_only_is_let_go() -> None:
+    out = read_only(np.zeros((2, 2)))
+    before = sys.getrefcount(out)
+    for _ in range(100):
+        with pytest.raises(ValueError, match="read-only"):
+            multiply(DLPackOnly(out), OK, OK)
+    gc.collect()
+    assert sys.getrefcount(out) == before
+
+
+def test_the_owner_lives_as_long_as_the_call() -> None:
+    """The only reference to the array is the capsule that the producer made."""
+    deaths: list[int] = []
+
+    class Ephemeral:
+        def __dlpack__(self, **options: Any) -> Any:
+            array = np.full((300, 300), 2.0).view(Watched)
+            weakref.finalize(array, deaths.append, 1)
+            return array.__dlpack__(**options)
+
+    out = np.empty((300, 300))
+    multiply(out, Ephemeral(), np.eye(300))
+    assert np.array_equal(out, np.full((300, 300), 2.0))
+    gc.collect()
+    assert deaths == [1]
+
+
+def test_results_are_new_memory() -> None:
+    """No output aliases an input, nor a buffer of the kernels that the next call fills again."""
+    a = cases.gaussian(30, 20)
+    first = lowrank_core.rsvd(a, 4)
+    kept = tuple(x.clone() for x in first)
+    lowrank_core.rsvd(2 * a + 1, 4)
+    a.zero_()
+    assert checks.same_bits(tuple(first), kept)

@@ -1,0 +1,30 @@
+"""Optimizers beside torch.compile: around the model, and around the whole training step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from optim_cases import CASES, Zoo, loss_of, same, snapshot, train
+from torch import Tensor
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own
+@pytest.mark.parametrize("what", ["model", "whole step"])
+def test_torch_compile(what: str) -> None:
+    model, reference = Zoo(), Zoo()
+    optimizer, other = CASES[0].make(model.parameters()), CASES[0].make(reference.parameters())
+    if what == "model":
+        losses = train(torch.compile(model, backend="eager", fullgraph=True), optimizer, range(5))
+    else:
+
+        @torch.compile(backend="eager")
+        def one_step(number: int) -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(model, number)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        losses = [one_step(number).item() for number in range(5)]
+    assert losses == train(reference, other, range(5))
+    assert same(snapshot(model, optimizer), snapshot(reference, other))

@@ -1,0 +1,141 @@
+"""The contract that every optimizer of the package keeps about its state: the table of test_contract.py."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from lowrank_core.optim import estimate_state_bytes
+from optim_cases import RANK, Case, Zoo, backward, every_dtype, every_optimizer, same, snapshot, train
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+@every_optimizer
+@every_dtype
+def test_resume_is_bit_for_bit(case: Case, dtype: torch.dtype) -> None:  # traps T1, T2, T7, T9
+    model = Zoo(dtype)
+    optimizer = case.make(model.parameters(), weight_decay=0.1)
+    train(model, optimizer, range(5))  # two steps into the second period
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = Zoo(dtype)
+    resumed.load_state_dict(saved["model"])
+    fresh = case.make(resumed.parameters(), weight_decay=0.1)
+    fresh.load_state_dict(saved["optimizer"])
+    assert len(fresh.state) == len(optimizer.state) > 0
+    assert same(optimizer.state_dict(), fresh.state_dict())
+    assert train(model, optimizer, range(5, 12)) == train(resumed, fresh, range(5, 12))
+    assert same(snapshot(model, optimizer), snapshot(resumed, fresh))
+
+
+@every_optimizer
+@every_dtype
+def test_loading_copies(case: Case, dtype: torch.dtype) -> None:
+    model = Zoo(dtype)
+    optimizer = case.make(model.parameters())
+    train(model, optimizer, range(2))
+    saved = optimizer.state_dict()
+    before = copy.deepcopy(saved)
+    other = case.make(copy.deepcopy(model).parameters())
+    other.load_state_dict(saved)
+    train(model, optimizer, range(2, 4))
+    assert same(other.state_dict()["state"], before["state"])
+
+
+@every_optimizer
+@every_dtype
+def test_state_is_flat_tensors_and_plain_numbers(case: Case, dtype: torch.dtype) -> None:  # trap T9
+    model = Zoo(dtype)
+    optimizer = case.make(model.parameters())
+    train(model, optimizer, range(2))
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    for state in optimizer.state.values():
+        assert state["format"] == 1
+        for key, value in state.items():
+            assert isinstance(key, str) and type(value) in (Tensor, int, float), key
+            if key.startswith("exp_avg"):
+                assert value.dtype == work
+            if key.startswith("proj.basis"):
+                assert value.dtype == (torch.bfloat16 if dtype == torch.bfloat16 else work)
+
+
+@every_optimizer
+def test_state_exports_to_safetensors(case: Case, tmp_path: Path) -> None:
+    model = Zoo()
+    optimizer = case.make(model.parameters())
+    train(model, optimizer, range(4))
+    saved = optimizer.state_dict()
+    tensors = {f"{i}/{k}": v for i, s in saved["state"].items() for k, v in s.items() if isinstance(v, Tensor)}
+    save_file(tensors, tmp_path / "state.safetensors")
+    loaded = load_file(tmp_path / "state.safetensors")
+    state = {i: {k: loaded.get(f"{i}/{k}", v) for k, v in s.items()} for i, s in saved["state"].items()}
+    other = case.make(copy.deepcopy(model).parameters())
+    other.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+    assert same(saved, other.state_dict())
+
+
+@every_optimizer
+@every_dtype
+def test_state_bytes_equal_the_estimate(case: Case, dtype: torch.dtype) -> None:
+    model = Zoo(dtype)
+    del model.unused  # without a gradient it would never have a state
+    optimizer = case.make(model.parameters())
+    assert optimizer.state_bytes() == 0
+    train(model, optimizer, range(4))
+    keys = {key: value for key, value in case.keys.items() if key in ("proj_type", "moments", "projector")}
+    shapes = [p.shape for p in model.parameters()]
+    assert optimizer.state_bytes() == optimizer.planned_state_bytes()
+    assert optimizer.state_bytes() == estimate_state_bytes(shapes, "galore", rank=RANK, dtype=dtype, **keys)
+
+
+@every_optimizer
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_copies_go_on_alike(case: Case, how: str) -> None:
+    model = Zoo()
+    optimizer = case.make(model.parameters())
+    train(model, optimizer, range(4))
+    backward(model, 4)
+    model.gain.grad.fill_(torch.nan)
+    optimizer.step()
+    pair = (model, optimizer)
+    twin, copied = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    assert copied.skipped_steps == 1
+    train(model, optimizer, range(5, 9))
+    train(twin, copied, range(5, 9))
+    assert same(snapshot(model, optimizer), snapshot(twin, copied))
+    assert copied.projections() == optimizer.projections()
+
+
+@every_optimizer
+def test_a_late_group_is_checked_and_trained(case: Case) -> None:
+    model = Zoo()
+    optimizer = case.make([model.up.weight])
+    train(model, optimizer, range(2))
+    optimizer.add_param_group({"params": [model.down.weight, model.down.bias], "lr": 0.5})
+    with pytest.raises(TypeError, match="`ranks` must be one of its keys, got ranks; known keys: betas"):
+        optimizer.add_param_group({"params": [model.gain], "ranks": 3})
+    assert len(optimizer.param_groups) == 2
+    train(model, optimizer, range(2, 4))
+    assert int(optimizer.state[model.down.weight]["step"]) == 2
+    assert optimizer.projections()[1].refreshes == 1
+
+
+@every_optimizer
+def test_projections_report_every_subspace(case: Case) -> None:
+    model = Zoo()
+    optimizer = case.make(model.named_parameters())
+    assert all(p.captured is None and p.refreshes == 0 for p in optimizer.projections())
+    train(model, optimizer, range(8))
+    found = {p.name: p for p in optimizer.projections()}
+    assert found.pop("unused").last_refresh_step is None
+    assert found.keys() == {"embed.weight", "conv.weight", "up.weight", "down.weight", "square.weight"}
+    for projection in found.values():
+        assert 0.0 < projection.captured <= 1.0
+        assert (projection.refreshes, projection.last_refresh_step, projection.rank) == (3, 6, RANK)
