@@ -10,6 +10,10 @@ namespace {
 
 // Elements per unit of work of an elementwise pass: large enough to hide the start of a thread.
 constexpr int64_t kChunk = 1 << 15;
+constexpr int64_t kTransposedRows = 64;  // of a copy that transposes
+
+// Walks along memory: the dimension with the smaller stride of `a` becomes the inner one.
+bool prefers_transpose(const Matrix& a) { return std::abs(a.row_stride) < std::abs(a.col_stride); }
 
 template <class T>
 double load(const T* p) {
@@ -30,18 +34,33 @@ double squared_norm_of_row(const Matrix& a, int64_t i) {
   return sum;
 }
 
+// One line of `count` elements.
 template <class To, class From>
-void copy_rows(const Matrix& to, const Matrix& from, int64_t begin, int64_t end) {
-  using Wide = accumulator_t<From>;
-  for (int64_t i = begin; i < end; ++i) {
+void copy_line(To* to, int64_t to_step, const From* from, int64_t from_step, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[i * to_step] = Store<To>::from(accumulator_t<From>(to_float(from[i * from_step])));
+  }
+}
+
+// Rows [begin, end). A source that is stored by columns is read along them: few enough rows keep their lines in L1.
+template <class To, class From>
+void copy_rows(const Matrix& whole_to, const Matrix& whole_from, int64_t begin, int64_t end) {
+  const Matrix to = whole_to.block(begin, 0, end - begin, whole_to.cols);
+  const Matrix from = whole_from.block(begin, 0, end - begin, whole_to.cols);
+  if (prefers_transpose(from)) {
+    for (int64_t j = 0; j < to.cols; ++j) {
+      copy_line(to.as<To>() + j * to.col_stride, to.row_stride, from.as<From>() + j * from.col_stride, from.row_stride,
+                to.rows);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < to.rows; ++i) {
     To* y = to.as<To>() + i * to.row_stride;
     const From* x = from.as<From>() + i * from.row_stride;
     if (to.col_stride == 1 && from.col_stride == 1) {
-      for (int64_t j = 0; j < to.cols; ++j) y[j] = Store<To>::from(Wide(to_float(x[j])));
+      copy_line(y, 1, x, 1, to.cols);
     } else {
-      for (int64_t j = 0; j < to.cols; ++j) {
-        y[j * to.col_stride] = Store<To>::from(Wide(to_float(x[j * from.col_stride])));
-      }
+      copy_line(y, to.col_stride, x, from.col_stride, to.cols);
     }
   }
 }
@@ -62,9 +81,6 @@ void with_float_type(DType dtype, const F& f) {
       fail(std::string("dense: the dtype must be a floating-point one, got ") + name(dtype));
   }
 }
-
-// Walks along memory: the dimension with the smaller stride of `a` becomes the inner one.
-bool prefers_transpose(const Matrix& a) { return std::abs(a.row_stride) < std::abs(a.col_stride); }
 
 }  // namespace
 
@@ -90,7 +106,8 @@ void copy(const Matrix& to, const Matrix& from) {
   if (prefers_transpose(from) && prefers_transpose(to)) return copy(to.transposed(), from.transposed());
   with_float_type(to.dtype, [&](auto to_tag) {
     with_float_type(from.dtype, [&](auto from_tag) {
-      parallel_chunks(to.rows, std::max<int64_t>(1, kChunk / to.cols), [&](int64_t begin, int64_t end) {
+      const int64_t rows = prefers_transpose(from) ? kTransposedRows : std::max<int64_t>(1, kChunk / to.cols);
+      parallel_chunks(to.rows, rows, [&](int64_t begin, int64_t end) {
         copy_rows<decltype(to_tag), decltype(from_tag)>(to, from, begin, end);
       });
     });

@@ -14,7 +14,9 @@ namespace {
 
 constexpr int64_t kOneThreadEach = 2048 * 2048;  // matrices up to this size get one thread each, if there are several
 
-constexpr int64_t kStrip = 512;  // columns of A that one task sketches: its rows' pieces stay in L1
+// Tiles of A that are sketched at a time: a tile and the rows it is added to stay in L2. A width that is no power of two
+// keeps a copy that transposes from hitting the same cache sets again and again.
+constexpr int64_t kTileRows = 256, kTileCols = 496;
 
 // A on the span of w: w [n, L] orthonormal, image = A w [m, L].
 template <class T>
@@ -22,26 +24,38 @@ struct Span {
   MatrixBuffer<T> w, image;
 };
 
+// The entries of a sketch [rows, cols], row by row.
+std::vector<SketchEntry> sketch_entries(int64_t rows, int64_t cols, uint64_t seed) {
+  const int64_t count = sketch_nonzeros(cols);
+  std::vector<SketchEntry> entries(size_t(rows * count));
+  parallel_chunks(rows, kSketchRows, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t t = 0; t < count; ++t) entries[size_t(i * count + t)] = sketch_entry(seed, 0, cols, i, t);
+    }
+  });
+  return entries;
+}
+
 // z [n, l] <- Aᵀ Omega: every row of A is added to a few rows of zᵀ, one pass over A in all.
 template <class T>
 void sketch_rows(MatrixBuffer<T>& z, const Matrix& a, uint64_t seed) {
   const int64_t m = a.rows, n = a.cols, l = z.cols(), count = sketch_nonzeros(l);
-  std::vector<SketchEntry> omega(size_t(m * count));
-  parallel_chunks(m, kSketchRows, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t t = 0; t < count; ++t) omega[size_t(i * count + t)] = sketch_entry(seed, 0, l, i, t);
-    }
-  });
+  const std::vector<SketchEntry> omega = sketch_entries(m, l, seed);
+  const bool in_place = a.dtype == dtype_of<T>::value && a.col_stride == 1;
   MatrixBuffer<T> zt(l, n);
-  parallel_chunks(n, kStrip, [&](int64_t begin, int64_t end) {
-    T row[kStrip];
-    const Matrix piece = row_major(row, 1, end - begin);
+  parallel_chunks(n, kTileCols, [&](int64_t begin, int64_t end) {
     for (int64_t j = 0; j < l; ++j) std::fill(zt.row(j) + begin, zt.row(j) + end, T(0));
-    for (int64_t i = 0; i < m; ++i) {
-      copy(piece, a.block(i, begin, 1, end - begin));
-      for (int64_t t = 0; t < count; ++t) {
-        const SketchEntry& entry = omega[size_t(i * count + t)];
-        LRC_AT_LEVEL(axpy, zt.row(entry.col) + begin, T(entry.value), row, end - begin);
+    MatrixBuffer<T> tile(in_place ? 0 : kTileRows, end - begin);
+    for (int64_t top = 0; top < m; top += kTileRows) {
+      const int64_t rows = std::min(kTileRows, m - top);
+      const Matrix source = a.block(top, begin, rows, end - begin);
+      if (!in_place) copy(tile.view().block(0, 0, rows, end - begin), source);
+      for (int64_t i = 0; i < rows; ++i) {
+        const T* row = in_place ? source.as<T>() + i * source.row_stride : tile.row(i);
+        for (int64_t t = 0; t < count; ++t) {
+          const SketchEntry& entry = omega[size_t((top + i) * count + t)];
+          LRC_AT_LEVEL(axpy, zt.row(entry.col) + begin, T(entry.value), row, end - begin);
+        }
       }
     }
   });
@@ -180,17 +194,10 @@ void one_matrix(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const
                 const Params& p) {
   const int64_t rank = u.cols, l = sketch_width(a.rows, a.cols, rank, basis ? basis->cols : 0, p.oversample);
   if (l == 0) return;
-  // A sketch adds rows: a matrix that is stored by columns is decomposed as its transpose.
-  const bool flipped = !basis && std::abs(a.row_stride) < std::abs(a.col_stride);
-  Span<T> span = search<T>(flipped ? a.transposed() : a, basis, l, p);
+  Span<T> span = search<T>(a, basis, l, p);
   Ritz<T> found = ritz(span.image, rank);
-  if (flipped) {
-    rotate_basis<T>(u, span.w.view(), found.rotation);
-    if (vh) copy(vh->transposed(), found.vectors.view());
-  } else {
-    copy(u, found.vectors.view());
-    if (vh) rotate_basis<T>(vh->transposed(), span.w.view(), found.rotation);
-  }
+  copy(u, found.vectors.view());
+  if (vh) rotate_basis<T>(vh->transposed(), span.w.view(), found.rotation);
   for (int64_t j = 0; s && j < rank; ++j) s[j * s_stride] = T(found.s[j]);
   fix_signs<T>(u, vh);
 }

@@ -20,7 +20,7 @@ TINY = flags(
     dim=16, layers=1, heads=2, ffn=24, seq_len=16, batch_size=2, steps=24, warmup=3, eval_every=6, eval_batches=2,
     save_every=4, threads=1,
 )  # fmt: skip
-TINY_GALORE = [*TINY, *flags(rank=4, update_proj_gap=5)]
+TINY_GALORE = [*TINY, *flags(rank=4, update_proj_gap=5, lr=0.01)]
 
 
 def wait_for_lines(folder: Path, count: int, process: subprocess.Popen[str]) -> None:

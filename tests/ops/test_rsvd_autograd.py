@@ -180,7 +180,7 @@ def test_a_gap_too_small_is_named() -> None:
     """s[r-1] equal to the first value cut off: the span has no derivative."""
     a = torch.eye(6, 5, dtype=torch.float64).requires_grad_()
     u = lowrank_core.rsvd(a, 2).u
-    with pytest.raises(RuntimeError, match="rsvd: the derivative did not converge.*choose a rank with a gap behind it"):
+    with pytest.raises(RuntimeError, match=r"rsvd: the derivative did not converge.*choose a rank with a gap"):
         (u * cases.gaussian(6, 2)).sum().backward()
 
 

@@ -1,7 +1,7 @@
 """The published error bounds (Halko, Martinsson, Tropp 2011, section 10), numbered B1, B2, B4, B5 as below.
 
-They are proven for Gaussian sketches. Ours are Rademacher, so here they are measured: over 60 seeds on the six spectra that
-the bounds were calibrated on, with singular vectors in general position and along the axes.
+They are proven for Gaussian sketches. Ours are sparse with uniform entries, so here they are measured: over 60 seeds on
+the six spectra that the bounds were calibrated on, with singular vectors in general position and along the axes.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from functools import cache
 import lowrank_core
 import pytest
 import torch
-from testing import cases, tolerance
+from lowrank_core.reference import philox
+from testing import cases, checks, tolerance
 from torch import Tensor
 
 M, N, SEEDS = 120, 80, 60
 # Target rank k and oversampling p.
 SIZES = ((5, 4), (10, 5), (10, 10), (20, 8))
 BASES = ("general", "axes")
+LOW_RANK = pytest.mark.xfail(reason="a block Krylov space of a matrix of low rank is not orthonormal", strict=True)
 SLACK = 1.02  # of a mean over seeds against its expectation; the published calibration reaches 0.96 of B1
 
 
@@ -34,14 +36,11 @@ def matrix(name: str, basis: str) -> Tensor:
 
 @cache
 def errors(name: str, basis: str, width: int, niter: int) -> tuple[Tensor, Tensor]:
-    """‖(1 - QQᵀ) A‖ for each seed, Q [m, width]: Frobenius and spectral."""
+    """‖A - U S Vᵀ‖ for each seed, rank `width` and nothing oversampled: Frobenius and spectral."""
     a = matrix(name, basis)
-    rest = []
-    for seed in range(SEEDS):
-        q = lowrank_core.rsvd(a, width, oversample=0, niter=niter, seed=seed).u
-        rest.append(a - q @ (q.mT @ a))
-    stack = torch.stack(rest)
-    return torch.linalg.matrix_norm(stack), torch.linalg.matrix_norm(stack, ord=2)
+    triplets = [lowrank_core.rsvd(a, width, oversample=0, niter=niter, seed=seed) for seed in range(SEEDS)]
+    rest = torch.stack([a - (u * s) @ vh for u, s, vh in triplets])
+    return torch.linalg.matrix_norm(rest), torch.linalg.matrix_norm(rest, ord=2)
 
 
 def tail(name: str, k: int, power: int = 1) -> tuple[float, float]:
@@ -114,29 +113,57 @@ def test_dominant_subspace_where_there_is_a_gap(decades: float) -> None:
         assert torch.linalg.matrix_norm(exact.mT @ u) ** 2 / k > 0.99
 
 
-def test_turning_the_columns_leaves_the_mean_error() -> None:
-    """A -> A V for an orthogonal V: Gaussian sketches leave the whole distribution of the error alone; of ours the
-    means agree to 6 standard errors."""
+def test_turning_the_rows_leaves_the_mean_error() -> None:
+    """A -> W A for an orthogonal W: with Gaussian sketches of the rows the error keeps its whole distribution; with
+    ours the means agree to 6 standard errors."""
     a = matrix("1/j", "general")
-    turned = a @ cases.orthonormal(N, N, seed=5)
     samples = []
-    for x in (a, turned):
-        rests = [
-            x - q @ (q.mT @ x) for q in (lowrank_core.rsvd(x, 12, oversample=0, niter=0, seed=s).u for s in range(200))
-        ]
-        samples.append(torch.linalg.matrix_norm(torch.stack(rests)))
+    for x in (a, cases.orthonormal(M, M, seed=5) @ a):
+        triplets = [lowrank_core.rsvd(x, 12, oversample=0, niter=0, seed=seed) for seed in range(200)]
+        samples.append(torch.tensor([checks.residual(x, *triplet) for triplet in triplets]))
     error = math.sqrt(sum(float(s.var()) / s.numel() for s in samples))
     assert abs(float(samples[0].mean() - samples[1].mean())) <= 6 * error
 
 
-@pytest.mark.xfail(reason="two rows of a narrow Rademacher sketch coincide with probability 2^(1 - width)", strict=True)
-@pytest.mark.parametrize("niter", [0, 2])
-def test_a_narrow_sketch_of_two_coordinates(niter: int) -> None:
-    """B1 for k = p = 2 and a matrix of rank 2 along two axes: the bound is 0, a Gaussian sketch attains it."""
+@pytest.mark.parametrize("niter", [0, pytest.param(2, marks=LOW_RANK)])
+@pytest.mark.parametrize("count", [2, 3, 8, 20])
+def test_a_matrix_of_a_few_coordinates_is_found(count: int, niter: int) -> None:
+    """B1 where nothing is cut off: its bound is 0. Two spare columns, and few entries of the sketch that matter."""
+    where = torch.arange(count) * 3 + 11
     a = torch.zeros(M, N, dtype=torch.float64)
-    a[50, 50] = a[51, 51] = 1.0
-    worst = max(
-        float(torch.linalg.matrix_norm(a - u * s @ vh))
-        for u, s, vh in (lowrank_core.rsvd(a, 2, oversample=2, niter=niter, seed=seed) for seed in range(SEEDS))
-    )
-    assert worst <= tolerance.singular_values(a, 4, niter)
+    a[where, where] = 1.0
+    for seed in range(2 * SEEDS):
+        triplet = lowrank_core.rsvd(a, count, oversample=2, niter=niter, seed=seed)
+        assert checks.residual(a, *triplet) <= tolerance.singular_values(a, count + 2, niter)
+
+
+@pytest.mark.parametrize("oversample", [0, 10])
+@pytest.mark.parametrize("niter", [1, 2])
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("name", cases.SPECTRA)
+def test_never_worse_than_power_iterations(name: str, basis: str, niter: int, oversample: int) -> None:
+    """The space that is searched contains what as many power iterations from the same sketch find: for every seed."""
+    a, k = matrix(name, basis), 10
+    rounding = tolerance.singular_values(a, 2 * (k + oversample), niter)
+    for seed in range(20):
+        z = a.mT @ torch.from_numpy(philox.sketch(M, k + oversample, seed))
+        for _ in range(niter):
+            z = torch.linalg.qr(a.mT @ torch.linalg.qr(a @ torch.linalg.qr(z).Q).Q).Q
+        best = torch.linalg.svdvals(a @ z)[:k]
+        s = lowrank_core.rsvd(a, k, oversample=oversample, niter=niter, seed=seed).s
+        assert tolerance.norm(s) >= tolerance.norm(best) - rounding
+
+
+@pytest.mark.parametrize("name", ["1/j", "1/j²", "exp(-j/5)", "1/√j"])
+def test_one_iteration_does_the_work_of_two(name: str) -> None:
+    """As documented: within 1 % of the error that two power iterations leave, in the mean."""
+    a, k, p = matrix(name, "general"), 10, 10
+    ours, theirs = [], []
+    for seed in range(SEEDS):
+        ours.append(checks.residual(a, *lowrank_core.rsvd(a, k, oversample=p, niter=1, seed=seed)))
+        q = a @ torch.from_numpy(cases.generator(seed).standard_normal((N, k + p)))
+        for _ in range(2):
+            q = torch.linalg.qr(a @ torch.linalg.qr(a.mT @ torch.linalg.qr(q).Q).Q).Q
+        u, s, vh = torch.linalg.svd(q.mT @ a, full_matrices=False)
+        theirs.append(checks.residual(a, q @ u[:, :k], s[:k], vh[:k]))
+    assert sum(ours) <= 1.01 * sum(theirs)

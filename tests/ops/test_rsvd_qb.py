@@ -209,5 +209,5 @@ def test_refusals(make, options: dict[str, float], text: str) -> None:
 def test_a_batch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"qb: `a` must be one matrix, got shape \[2, 3, 4\]; loop over the batch"):
         lowrank_core.qb(np.ones((2, 3, 4)), energy=0.5)
-    with pytest.raises(TypeError, match="qb: `block` must be an integer, got 1.5"):
+    with pytest.raises(TypeError, match=r"qb: `block` must be an integer, got 1\.5"):
         lowrank_core.qb(np.ones((3, 4)), energy=0.5, block=1.5)

@@ -69,12 +69,16 @@ def test_strides_do_not_matter(layout: str, dtype: torch.dtype) -> None:
     check(layouts.LAYOUTS[layout](plain), case)
 
 
+@pytest.mark.xfail(reason="a block Krylov space of a matrix of low rank is not orthonormal", strict=True)
 def test_a_broadcast_matrix_has_rank_one() -> None:
+    """A stride of 0."""
     row = cases.gaussian(1, 40)
-    s = lowrank_core.rsvd(row.expand(30, 40), 3).s
-    bound = tolerance.singular_values(row.expand(30, 40), 13, 2)
-    assert abs(float(s[0]) - 30**0.5 * tolerance.norm(row)) <= bound
-    assert float(s[1]) <= bound
+    for a in (row.expand(30, 40), row.mT.expand(40, 30)):
+        for niter in (0, 1, 2):
+            s = lowrank_core.rsvd(a, 3, niter=niter).s
+            bound = tolerance.singular_values(a, 13, niter)
+            assert abs(float(s[0]) - 30**0.5 * tolerance.norm(row)) <= bound
+            assert float(s[1]) <= bound
 
 
 def test_negative_strides() -> None:
@@ -109,17 +113,14 @@ def test_svd_lowrank_is_rsvd_under_torchs_names(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if c.rank], ids=cases.identify)
-def test_range_finder_spans_the_left_vectors(case: Case, dtype: torch.dtype) -> None:
-    """Not to the bit: it may skip the right side. Each direction carries the energy of its singular vector."""
-    a = cases.gaussian(case.m, case.n).to(dtype)
-    q = lowrank_core.range_finder(a, case.rank, oversample=case.oversample, precision="highest")
-    assert q.shape == (case.m, case.rank) and q.dtype == tolerance.factor_dtype(dtype)
-    checks.assert_orthonormal(q, case.width)
-    checks.assert_signs(q)
-    _, s, _ = reference.rsvd(a, case.rank, oversample=case.oversample)
-    carried = torch.linalg.vector_norm(q.double().mT @ a.double(), dim=-1)
-    assert tolerance.norm(carried - s) <= tolerance.singular_values(a, case.width, 2)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_range_finder_is_the_left_factor(layout: str, dtype: torch.dtype) -> None:
+    for case in CASES[::2]:
+        a = layouts.LAYOUTS[layout](cases.gaussian(case.m, case.n).to(dtype))
+        for niter in (0, 1, 2):
+            options = {"oversample": case.oversample, "niter": niter, "seed": 3, "precision": "highest"}
+            q = lowrank_core.range_finder(a, case.rank, **options)
+            assert checks.same_bits(q, lowrank_core.rsvd(a, case.rank, **options).u)
 
 
 @pytest.mark.parametrize("niter", [0, 1, 2])
@@ -133,15 +134,12 @@ def test_medium_costs_no_more_than_the_rounding(niter: int) -> None:
         checks.assert_triplet(a, *lowrank_core.rsvd(a, 10, niter=niter, precision="medium"), rank=10, width=20)
 
 
-def test_medium_is_used() -> None:
-    """A search in bfloat16 leaves other bits than one in float32; "high" is the same as "highest"."""
+def test_high_is_highest() -> None:
     a = cases.decaying(150, 110).float()
-    by = {p: lowrank_core.rsvd(a, 10, precision=p) for p in ("highest", "high", "medium")}
-    assert checks.same_bits(tuple(by["highest"]), tuple(by["high"]))
-    assert not checks.same_bits(by["highest"].u, by["medium"].u)
+    one, two = (lowrank_core.rsvd(a, 10, precision=p) for p in ("highest", "high"))
+    assert checks.same_bits(tuple(one), tuple(two))
 
 
-@pytest.mark.xfail(reason="the power iterations of float64 input read a bfloat16 copy at medium", strict=True)
 def test_float64_is_float64_at_every_precision() -> None:
     a = cases.decaying(60, 40)
     sharp, coarse = (lowrank_core.rsvd(a, 5, precision=p) for p in ("highest", "medium"))

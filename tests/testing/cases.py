@@ -11,8 +11,10 @@ from torch import Tensor
 VECTOR = 16  # float32 lanes of the widest level; its half and quarter serve the others
 TILE_ROWS, TILE_COLS = 14, 32  # of the widest micro-kernel
 DEPTH = 256  # of a packed panel, and the rows of a sketch that one task draws
-BLOCK = 128  # signs in one Philox block
-JACOBI = 64  # sketch width from which Jacobi runs in parallel
+NONZEROS = 8  # entries in one row of a sketch
+BLOCK = 128  # half a panel
+STRIP = 512  # columns that one task of a sketched product takes
+JACOBI = 64  # width from which Jacobi runs in parallel
 PRIME = 97
 
 
@@ -38,7 +40,9 @@ CASES = (
     *(Case(BLOCK + d, PRIME, 7) for d in (-1, 0, 1)),
     *(Case(DEPTH + d, BLOCK, 20) for d in (-1, 0, 1)),
     *(Case(PRIME, DEPTH + d, 20) for d in (-1, 0, 1)),
-    *(Case(DEPTH, 3 * PRIME, JACOBI - 10 + d) for d in (-1, 0, 1)),
+    *(Case(DEPTH, 3 * PRIME, JACOBI // 2 - 10 + d) for d in (-1, 0, 1)),
+    *(Case(PRIME, STRIP + d, 4, 4 + d) for d in (-1, 0, 1)),
+    *(Case(BLOCK, BLOCK, 54 + d) for d in (-1, 0, 1)),  # twice the width against the matrix: 126, 128, 128
     Case(PRIME, PRIME, PRIME),
     Case(701, 523, 40),
 )

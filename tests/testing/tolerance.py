@@ -55,8 +55,8 @@ def _stage(m: int, n: int, width: int, dtype: torch.dtype) -> float:
 
 
 def coefficients(a: Tensor, width: int) -> float:
-    """‖Uᵀa - S Vᵀ‖_F of a factorization that came out of Qᵀa: one product, one QR, two rotations of `width`; and the
-    cosines of up to width units at which Jacobi stops in float64."""
+    """‖a V - U S‖_F of a factorization that came out of a W, W of `width` orthonormal columns: one product, one QR, two
+    rotations; and the cosines of up to width units at which Jacobi stops in float64."""
     jacobi = width * UNIT[torch.float64]
     return (2 * _stage(*a.shape[-2:], width, a.dtype) + jacobi) * norm(a)
 

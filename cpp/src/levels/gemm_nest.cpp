@@ -1,7 +1,7 @@
 // The loop nest and the micro-kernel: Goto and van de Geijn, "Anatomy of high-performance matrix multiplication"
 // (ACM TOMS 34, 2008), section 4, with two changes. Where k is the contiguous direction of A, a panel of A is packed
-// right before its only use and stays in L1; and every task packs the part of B that it needs (1 to 2 % of its time),
-// so a product is one parallel region without a shared buffer.
+// right before its only use and stays in L1; and every task packs the part of B that it needs (about 3 % of its time),
+// so a product is one parallel region without a shared buffer. docs/adr/0002-gemm.md has the reasons and the figures.
 #include "lowrank_core/simd/pack.h"
 
 namespace lowrank::LRC_LEVEL {

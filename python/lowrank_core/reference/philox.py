@@ -66,10 +66,8 @@ def sketch(rows: int, cols: int, seed: int, *, step: int = 0, stream: int = SKET
     count = min(cols, SKETCH_NONZEROS)
     for t in range(count):
         begin, end = cols * t // count, cols * (t + 1) // count
-        words = blocks(
-            seed, (row * np.uint64(SKETCH_NONZEROS) + np.uint64(t)) >> np.uint64(1), stream=stream, step=step
-        )
-        place, size = words[2 * (t % 2)], words[2 * (t % 2) + 1]
+        block = (row * np.uint64(SKETCH_NONZEROS) + np.uint64(t)) >> np.uint64(1)
+        place, size = blocks(seed, block, stream=stream, step=step)[2 * (t % 2) :][:2]
         col = begin + ((place * np.uint64(end - begin)) >> np.uint64(32)).astype(np.intp)
         out[row.astype(np.intp), col] = (size.astype(np.uint32).view(np.int32) >> 8) * 2.0**-23
     return out

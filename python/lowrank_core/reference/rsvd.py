@@ -31,28 +31,20 @@ def rsvd(
     Z = orth(aᵀ sketch), or orth(aᵀ [basis, sketch]) in place of the first iteration; each iteration but the last is
     Z = orth(aᵀ orth(a Z)); the last one puts that beside Z instead: W = [Z, orth(aᵀ orth(a Z))].
 
+    `precision` is there for the signature alone: float64 has one.
+
     Source: Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1; Musco, Musco 2015, algorithm 2 for two blocks.
     """
     m, n = a.shape[-2:]
     width = min(max(rank, 0 if basis is None else basis.shape[-1]) + oversample, m, n)
-    if basis is None and abs(a.stride(-2)) < abs(
-        a.stride(-1)
-    ):  # stored by columns: the rows of the transpose are sketched
-        u, s, vh = rsvd(a.mT, rank, oversample=oversample, niter=niter, seed=seed)
-        return _fix_signs(vh.mT, s, u.mT)
-    a = a.double()
-    start = _sketch(a, width, seed) if basis is None else _warm_start(basis.double(), width, seed)
-    z = _orth(a.mT @ start)
-    iterations = niter if basis is None else niter - 1
-    for _ in range(iterations - 1):
-        z = _orth(a.mT @ _orth(a @ z))
-    w = z
-    krylov = min(width, min(m, n) - width)
-    if iterations > 0 and krylov > 0:
-        fresh = a.mT @ _orth(a @ z)[..., :krylov]
-        w = _orth(torch.cat([z, fresh], dim=-1))
-    u, s, vh = torch.linalg.svd(a @ w, full_matrices=False)
-    return _fix_signs(u[..., :rank], s[..., :rank], (vh @ w.mT)[..., :rank, :])
+    exact = a.double()
+    if basis is None:
+        start = torch.from_numpy(sketch(exact.shape[-2], width, seed))
+    else:
+        start = _warm_start(basis.double(), width, seed)
+    space = _search(exact, start, niter if basis is None else niter - 1)
+    u, s, vh = _best_in(space, exact, rank)
+    return _fix_signs(u, s, vh)
 
 
 def svd_lowrank(a: Tensor, q: int = 6, niter: int = 2, *, seed: int = 0) -> Triplet:
@@ -126,7 +118,8 @@ def orthonormalize(y: Tensor, *, method: str = "auto") -> Tensor:
     """The polar factor for "newton_schulz", else the Q of QR with a positive diagonal of R."""
     if method == "newton_schulz":
         u, _, vh = torch.linalg.svd(y.double(), full_matrices=False)
-        return u @ vh
+        polar: Tensor = u @ vh
+        return polar
     q, r = torch.linalg.qr(y.double())
     return q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)
 
@@ -142,11 +135,26 @@ def project_back(r: Tensor, basis: Tensor, *, side: str) -> Tensor:
 
 
 def _orth(y: Tensor) -> Tensor:
-    return torch.linalg.qr(y).Q
+    q: Tensor = torch.linalg.qr(y).Q
+    return q
 
 
-def _sketch(a: Tensor, width: int, seed: int) -> Tensor:
-    return torch.from_numpy(sketch(a.shape[-2], width, seed)).expand(*a.shape[:-1], width)
+def _search(a: Tensor, start: Tensor, iterations: int) -> Tensor:
+    """W [..., n, l] or, if there is an iteration, [..., n, min(2 l, m, n)], with orthonormal columns."""
+    width = start.shape[-1]
+    z = _orth(a.mT @ start)
+    for _ in range(iterations - 1):
+        z = _orth(a.mT @ _orth(a @ z))
+    beside = min(width, min(a.shape[-2:]) - width)
+    if iterations < 1 or beside < 1:
+        return z
+    return _orth(torch.cat([z, a.mT @ _orth(a @ z)[..., :beside]], dim=-1))
+
+
+def _best_in(space: Tensor, a: Tensor, rank: int) -> Triplet:
+    """The leading triplets of a W Wᵀ."""
+    u, s, vh = torch.linalg.svd(a @ space, full_matrices=False)
+    return u[..., :rank], s[..., :rank], vh[..., :rank, :] @ space.mT
 
 
 def _warm_start(basis: Tensor, width: int, seed: int) -> Tensor:
