@@ -16,7 +16,8 @@ BUILD := build/dev
 SOURCES := $(shell find cpp cuda -type f)
 FORMATTED = $(shell find cpp cuda tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help train test bench format lint stubs sanitize aarch64 wheel clean distclean
+.PHONY: help train test bench format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel \
+  clean distclean
 help:  ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*  ## /\1\t/p' Makefile | expand -t 12
 
@@ -56,12 +57,21 @@ format: $(VENV)/.built  ## format Python and C++
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(FORMATTED)
 
-lint: $(VENV)/.built  ## format, types, stubs, layers, families, symbols, sizes, tolerances
+lint: check-format check-types check-stubs check-house  ## check what programs can check; -k goes on after a failure
+
+check-format: $(VENV)/.built
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(FORMATTED)
+
+check-types: $(VENV)/.built
 	$(PY) -m mypy
+	$(PY) -m mypy tools/*.py
+
+check-stubs: $(VENV)/.built
 	$(PY) tools/make_stubs.py --check
+
+check-house: $(VENV)/.built
 	$(PY) tools/check_symbols.py $(BUILD)
 	set -e; for check in families layers sizes tolerances; do $(PY) tools/check_$$check.py; done
 

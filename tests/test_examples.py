@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), 
 
 
 @pytest.fixture(autouse=True)
-def own_random_numbers() -> None:
+def own_random_numbers() -> Iterator[None]:
     """Examples seed torch's global generator; no other test shall see it."""
     with torch.random.fork_rng(devices=[]):
         yield

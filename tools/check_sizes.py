@@ -35,7 +35,7 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body
-            yield node.name, len(code & set(range(body[0].lineno, body[-1].end_lineno + 1))) if body else 0
+            yield node.name, len(code & set(range(body[0].lineno, (node.end_lineno or 0) + 1))) if body else 0
 
 
 def oversized(root: Path) -> Iterator[tuple[str, str]]:

@@ -20,11 +20,12 @@ CPP = re.compile(r"\bCHECK\b.*[<>]=?\s*\d*\.?\d+e-\d+")
 
 
 def literal(node: ast.expr) -> float | None:
-    """The value of a number written out, with its sign; None for anything computed."""
+    """The magnitude of a number written out; None for anything computed."""
     if isinstance(node, ast.UnaryOp):
         return literal(node.operand)
-    number = isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool)
-    return float(node.value) if number else None
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return abs(float(node.value))
+    return None
 
 
 def python_problems(path: Path) -> Iterator[tuple[int, str]]:

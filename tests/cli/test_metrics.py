@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.metrics import MetricsLog, cut_back, read
 
 
@@ -13,6 +16,19 @@ def test_lines_are_json_without_special_numbers(tmp_path):
         log.write(run="a", step=1, loss=0.5, norm=float("inf"))
         log.sync()
     assert path.read_text() == '{"run": "a", "step": 1, "loss": 0.5, "norm": null}\n'
+
+
+def test_half_a_line_on_a_full_disk_is_refused(tmp_path):
+    class AlmostFull:
+        def write(self, data: bytes) -> int:
+            return len(data) - 1
+
+    with MetricsLog(tmp_path / "m.jsonl") as log:
+        log._file.close()
+        log._file = AlmostFull()
+        with pytest.raises(CliError, match="No space left on device"):
+            log.write(run="a", step=1)
+        log._file.close = lambda: None
 
 
 def test_broken_last_line_is_left_out(tmp_path):

@@ -1,6 +1,6 @@
 // The loop nest and the micro-kernel: Goto and van de Geijn, "Anatomy of high-performance matrix multiplication"
 // (ACM TOMS 34, 2008), section 4, with two changes. Where k is the contiguous direction of A, a panel of A is packed
-// right before its only use and stays in L1; and every task packs the part of B that it needs (about 3 % of its time),
+// right before its only use and stays in L1; and every task packs the part of B that it needs (about 5 % of its time),
 // so a product is one parallel region without a shared buffer. docs/adr/0002-gemm.md has the reasons and the figures.
 #include "lowrank_core/simd/pack.h"
 
@@ -116,7 +116,7 @@ Range part(int64_t total, int64_t index, int64_t parts) { return {total * index 
 // How a product is cut into tasks: blocks of rows and of columns, and, where those are few and k is long, slices of k
 // whose partial sums are added in order afterwards. A function of the shape only, so the threads do not matter.
 struct Partition {
-  static constexpr int64_t kRowPanels = 24, kColumnPanels = 16;  // of a block: its parts of A, B and C share an L2
+  static constexpr int64_t kRowPanels = 32, kColumnPanels = 16;  // of a block: its parts of A, B and C share an L2
   static constexpr int64_t kTaskWork = int64_t(1) << 20;         // multiply-adds that are worth a task, about 10 us
   static constexpr int64_t kMostTasks = 8;                       // for work that is less than the blocks ask for
 

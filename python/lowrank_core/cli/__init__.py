@@ -20,9 +20,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = importlib.import_module(f"lowrank_core.cli.{options.command}")
         return int(command.run(options))
-    except CliError as refusal:
-        print(f"lowrank-core {options.command}: {refusal}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"lowrank-core {options.command}: interrupted", file=sys.stderr)
         return 130
@@ -30,3 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (`| head`); the interpreter would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (CliError, OSError) as refusal:
+        print(f"lowrank-core {options.command}: {refusal}", file=sys.stderr)
+        return 2

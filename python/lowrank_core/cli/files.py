@@ -61,12 +61,11 @@ def claimed(folder: Path) -> Iterator[None]:
             f"`--out` must be a folder that can be written, got '{folder}' ({failure.strerror})"
         ) from failure
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as failure:
+            raise CliError(f"another process trains in '{folder}'; wait for it, or choose another `--out`") from failure
         yield
-    except BlockingIOError as failure:
-        raise CliError(
-            f"`--out` must be free, but another process trains in '{folder}'; wait or choose another"
-        ) from failure
     finally:
         os.close(handle)
 

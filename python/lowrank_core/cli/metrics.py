@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -36,7 +37,9 @@ class MetricsLog:
         """Appends one object; numbers that JSON does not know (inf, nan) become null."""
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         with writing(self._path):
-            self._file.write((json.dumps(plain) + "\n").encode())
+            data = (json.dumps(plain) + "\n").encode()
+            if self._file.write(data) != len(data):  # the last bytes of a disk were given, the rest refused
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:
         """Makes the lines durable."""

@@ -1,0 +1,280 @@
+// What every kernel stands on: random bits, half precision, views, fixed-order sums, threads, levels.
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "lowrank_core/buffer.h"
+#include "lowrank_core/half.h"
+#include "lowrank_core/isa.h"
+#include "lowrank_core/parallel.h"
+#include "lowrank_core/philox.h"
+#include "lowrank_core/reduce.h"
+#include "lowrank_core/rsvd.h"
+#include "lowrank_core/view.h"
+
+namespace lowrank {
+namespace {
+
+template <class F>
+std::string refusal(const F& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+// ---- Philox ------------------------------------------------------------------------------------------------------
+
+bool equal(const philox::Block& x, const philox::Block& y) { return std::memcmp(x.v, y.v, sizeof x.v) == 0; }
+
+void philox_gives_the_published_vectors() {
+  // Random123's known answers for philox4x32 with 10 rounds.
+  const uint32_t ones = 0xFFFFFFFFu;
+  CHECK(equal(philox::rounds10({{0, 0, 0, 0}}, 0, 0), {{0x6627E8D5u, 0xE169C58Du, 0xBC57AC4Cu, 0x9B00DBD8u}}));
+  CHECK(equal(philox::rounds10({{ones, ones, ones, ones}}, ones, ones),
+              {{0x408F276Du, 0x41C83B0Eu, 0xA20BC7C6u, 0x6D5451FDu}}));
+  CHECK(equal(philox::rounds10({{0x243F6A88u, 0x85A308D3u, 0x13198A2Eu, 0x03707344u}}, 0xA4093822u, 0x299F31D0u),
+              {{0xD16CFE09u, 0x94FDCCEBu, 0x5001E420u, 0x24126EA1u}}));
+}
+
+void philox_is_addressed_by_position() {
+  const uint64_t seed = 0x299F31D0A4093822u, index = 0x85A308D3243F6A88u;
+  CHECK(equal(philox::block(seed, index, 0x13198A2Eu, 0x03707344u),
+              {{0xD16CFE09u, 0x94FDCCEBu, 0x5001E420u, 0x24126EA1u}}));
+  for (uint64_t element = 0; element < 9; ++element) {
+    const philox::Block block = philox::block(seed, element / 4, 7, 3);
+    CHECK(philox::bits(seed, {element, 7, 3}) == block.v[element % 4]);
+  }
+  std::set<uint32_t> distinct;  // every coordinate of a position counts
+  for (const philox::Position& at : {philox::Position{0, 0, 0}, {1, 0, 0}, {4, 0, 0}, {0, 1, 0}, {0, 0, 1}})
+    distinct.insert(philox::bits(seed, at));
+  distinct.insert(philox::bits(seed + 1, {0, 0, 0}));
+  distinct.insert(philox::bits(seed + (uint64_t(1) << 32), {0, 0, 0}));
+  CHECK(distinct.size() == 7);
+}
+
+void uniform_is_exact() {
+  CHECK(philox::uniform(0) == 0.0f);
+  CHECK(philox::uniform(255) == 0.0f);
+  CHECK(philox::uniform(256) == 0x1p-24f);
+  CHECK(philox::uniform(0xFFFFFFFFu) == 1.0f - 0x1p-24f);
+}
+
+void a_sketch_is_what_its_entries_say() {
+  for (const int64_t cols : {1, 5, 8, 9, 30}) {
+    const int64_t rows = 300;
+    std::vector<float> drawn(size_t(rows * cols), std::numeric_limits<float>::quiet_NaN());
+    View out{.data = drawn.data(), .rank = 2};
+    out.shape = {rows, cols};
+    out.stride = {cols, 1};
+    rsvd::sketch_cpu(out, 11, 2);
+    std::vector<float> expected(drawn.size(), 0.0f);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t t = 0; t < rsvd::sketch_nonzeros(cols); ++t) {
+        const rsvd::SketchEntry entry = rsvd::sketch_entry(11, 2, cols, i, t);
+        CHECK(entry.col >= 0 && entry.col < cols && entry.value >= -1.0f && entry.value < 1.0f);
+        expected[size_t(i * cols + entry.col)] = entry.value;
+      }
+    }
+    CHECK(std::memcmp(drawn.data(), expected.data(), drawn.size() * sizeof(float)) == 0);
+  }
+}
+
+// ---- half precision ----------------------------------------------------------------------------------------------
+
+// Nearest representable value by search in the sorted list of all finite ones, ties to the even pattern.
+template <class Half>
+struct Table {
+  std::vector<std::pair<double, uint16_t>> values;  // non-negative, ascending: the patterns ascend, too
+
+  Table(uint16_t infinity) {
+    for (uint32_t bits = 0; bits < infinity; ++bits)
+      values.push_back({double(to_float(Half{uint16_t(bits)})), uint16_t(bits)});
+    // What would come next if the exponent went on: halfway to it and beyond rounds to infinity.
+    const double step = values[infinity - 1].first - values[infinity - 2].first;
+    values.push_back({values.back().first + step, infinity});
+  }
+
+  uint16_t round(float x) const {
+    const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+    const double size = std::abs(double(x));
+    if (size >= values.back().first) return sign | values.back().second;
+    const auto above = std::upper_bound(values.begin(), values.end(), std::pair<double, uint16_t>(size, 0xFFFF));
+    const auto below = above - 1;
+    const double down = size - below->first, up = above->first - size;
+    const bool take_below = down < up || (down == up && below->second % 2 == 0);
+    return sign | (take_below ? below->second : above->second);
+  }
+};
+
+template <class Half, class Convert>
+void rounding_is_to_nearest_even(uint16_t infinity, const Convert& convert) {
+  const Table<Half> table(infinity);
+  const auto agree = [&](float x) { return convert(x).bits == table.round(x); };
+  bool exact = true, nearest = true;
+  for (size_t i = 0; i < table.values.size(); ++i) {
+    const float value = float(table.values[i].first);
+    if (i + 1 == table.values.size()) break;
+    exact &= convert(value).bits == table.values[i].second && convert(-value).bits == (table.values[i].second | 0x8000);
+    const float middle = float(0.5 * (table.values[i].first + table.values[i + 1].first));
+    for (const float x : {middle, std::nextafter(middle, 0.0f), std::nextafter(middle, INFINITY)})
+      nearest &= agree(x) && agree(-x);
+  }
+  uint32_t state = 1;
+  for (int i = 0; i < 200000; ++i) {  // any finite float
+    state = state * 1664525u + 1013904223u;
+    const float x = bits_float(state);
+    if (std::isfinite(x)) nearest &= agree(x);
+  }
+  CHECK(exact);
+  CHECK(nearest);
+  CHECK(convert(INFINITY).bits == infinity && convert(-INFINITY).bits == (infinity | 0x8000));
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  CHECK(std::isnan(to_float(convert(nan))) && std::isnan(to_float(convert(-nan))));
+  CHECK(std::isnan(to_float(convert(bits_float(0x7F800001u)))));  // a signalling NaN whose payload is cut off
+}
+
+void half_precision() {
+  rounding_is_to_nearest_even<bfloat16>(0x7F80, [](float x) { return to_bfloat16(x); });
+  rounding_is_to_nearest_even<float16>(0x7C00, [](float x) { return to_float16(x); });
+  CHECK(to_float(float16{0x0001}) == 0x1p-24f && to_float(float16{0x8001}) == -0x1p-24f);
+  CHECK(to_float(float16{0x7BFF}) == 65504.0f && to_float(float16{0x3C00}) == 1.0f);
+  CHECK(std::isinf(to_float(float16{0x7C00})) && std::isnan(to_float(float16{0x7C01})));
+  CHECK(to_float(bfloat16{0x3F80}) == 1.0f && to_float(bfloat16{0x0001}) == 0x1p-133f);
+}
+
+// ---- views -------------------------------------------------------------------------------------------------------
+
+void views() {
+  std::vector<double> data(2 * 3 * 4 * 5);
+  View view{.data = data.data(), .dtype = DType::kFloat64, .rank = 4};
+  view.shape = {2, 3, 4, 5};
+  view.stride = {60, 20, 5, 1};
+  CHECK(view.size() == 120 && view.contiguous() && view.batch() == 6);
+  const Matrix m = view.matrix(4);  // [1, 1]
+  CHECK(m.data == data.data() + 80 && m.rows == 4 && m.cols == 5 && m.row_stride == 5 && m.col_stride == 1);
+  const Matrix t = m.transposed();
+  CHECK(t.rows == 5 && t.cols == 4 && t.row_stride == 1 && t.col_stride == 5 && t.data == m.data);
+  const Matrix b = t.block(1, 2, 3, 2);
+  CHECK(b.data == data.data() + 80 + 1 + 10 && b.rows == 3 && b.cols == 2);
+  view.stride = {20, 40, 5, 1};  // the leading dimensions swapped in memory
+  CHECK(!view.contiguous() && view.matrix(1).data == data.data() + 40 && view.matrix(3).data == data.data() + 20);
+  view.shape[0] = 0;
+  CHECK(view.size() == 0 && view.batch() == 0 && view.contiguous());
+  View unit{.data = data.data(), .rank = 2};
+  unit.shape = {1, 3};
+  unit.stride = {-77, 1};
+  CHECK(unit.contiguous());
+  unit.stride = {3, 2};
+  CHECK(!unit.contiguous());
+  unit.rank = 1;
+  CHECK(refusal([&] { unit.matrix(); }) == "view: a matrix needs at least 2 dimensions, got 1");
+  CHECK(item_size(DType::kFloat64) == 8 && item_size(DType::kBFloat16) == 2 && item_size(DType::kUInt8) == 1);
+}
+
+void buffers() {
+  for (const int64_t size : {0, 1, 63, 1000}) {
+    Buffer<float> buffer(size);
+    CHECK(buffer.size() == size && reinterpret_cast<uintptr_t>(buffer.data()) % 64 == 0);
+  }
+  MatrixBuffer<double> m(3, 4);
+  m.at(1, 2) = 7.0;
+  CHECK(m.row(1)[2] == 7.0 && m.view().row_stride == 4 && m.view().dtype == DType::kFloat64);
+  m.reshape(2, 6);
+  CHECK(m.rows() == 2 && m.cols() == 6);
+  CHECK(refusal([&] { m.reshape(4, 4); }) == "buffer: the new shape must fit the memory");
+}
+
+// ---- sums and threads --------------------------------------------------------------------------------------------
+
+void sums() {
+  for (const int64_t count : {0, 1, 2, 3, 31, 32, 33, 1000}) {
+    std::vector<double> x;
+    for (int64_t i = 0; i < count; ++i) x.push_back(double(i + 1));
+    CHECK(tree_sum(x.data(), count) == double(count * (count + 1) / 2));
+  }
+  // A balanced tree errs by its depth, where a running sum would lose every one of these terms.
+  const int64_t count = (int64_t(1) << 20) + 1;
+  std::vector<double> tiny(size_t(count), 0x1p-60);
+  tiny[0] = 1.0;
+  CHECK(std::abs(tree_sum(tiny.data(), count) - (1.0 + 0x1p-40)) <= 21 * 0x1p-53);
+  std::vector<double> results;
+  for (const int threads : {1, 2, 3, 7}) {
+    omp_set_num_threads(threads);
+    results.push_back(
+        ordered_sum(1001, [](int64_t i) { return std::sin(double(i)) * std::pow(10.0, double(i % 30)); }));
+  }
+  for (const double result : results) CHECK(result == results[0]);
+}
+
+void threads() {
+  for (const int count : {1, 3}) {
+    omp_set_num_threads(count);
+    CHECK(max_threads() == count);
+    std::vector<std::atomic<int>> seen(1000);
+    parallel_for(1000, [&](int64_t i) { ++seen[size_t(i)]; });
+    CHECK(std::all_of(seen.begin(), seen.end(), [](const auto& n) { return n == 1; }));
+    parallel_for(-3, [&](int64_t) { CHECK(false); });
+
+    std::atomic<int64_t> covered{0}, nested{0};
+    parallel_chunks(1001, 10, [&](int64_t begin, int64_t end) {
+      covered += end - begin;
+      parallel_for(3, [&](int64_t) { ++nested; });
+    });
+    CHECK(covered == 1001 && nested == 3 * 101);
+
+    std::atomic<int> ended{0};
+    std::string caught;
+    try {
+      parallel_for(50, [&](int64_t i) {
+        ++ended;
+        if (i == 7) throw std::runtime_error("body 7");
+      });
+    } catch (const std::runtime_error& error) {
+      caught = error.what();
+    }
+    CHECK(caught == "body 7" && (count == 1 || ended == 50));
+  }
+}
+
+void levels() {
+  const std::vector<std::string> names = isa_levels();
+  CHECK(!names.empty() && names[0] == "generic" && names.back() == name(detected_isa()));
+  const std::string before = name(isa());
+  for (const std::string& level : names) {
+    set_isa(level);
+    CHECK(name(isa()) == level);
+  }
+  const std::string text = refusal([] { set_isa("sse9"); });
+  CHECK(text.find("isa: the level must be one of generic") == 0 && text.find("got 'sse9'") != std::string::npos);
+  CHECK(name(isa()) == names.back());
+  set_isa(before);
+}
+
+}  // namespace
+}  // namespace lowrank
+
+int main() {
+  lowrank::philox_gives_the_published_vectors();
+  lowrank::philox_is_addressed_by_position();
+  lowrank::uniform_is_exact();
+  lowrank::a_sketch_is_what_its_entries_say();
+  lowrank::half_precision();
+  lowrank::views();
+  lowrank::buffers();
+  lowrank::sums();
+  lowrank::threads();
+  lowrank::levels();
+  return lowrank::testing::finish();
+}
