@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
-
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.metrics import MetricsLog, cut_back, read
 
@@ -18,17 +18,14 @@ def test_lines_are_json_without_special_numbers(tmp_path):
     assert path.read_text() == '{"run": "a", "step": 1, "loss": 0.5, "norm": null}\n'
 
 
-def test_half_a_line_on_a_full_disk_is_refused(tmp_path):
-    class AlmostFull:
+def test_half_a_line_on_a_full_disk_is_refused(tmp_path, monkeypatch):
+    class AlmostFull(io.BytesIO):
         def write(self, data: bytes) -> int:
             return len(data) - 1
 
-    with MetricsLog(tmp_path / "m.jsonl") as log:
-        log._file.close()
-        log._file = AlmostFull()
-        with pytest.raises(CliError, match="No space left on device"):
-            log.write(run="a", step=1)
-        log._file.close = lambda: None
+    monkeypatch.setattr("builtins.open", lambda *arguments, **named: AlmostFull())
+    with MetricsLog(tmp_path / "m.jsonl") as log, pytest.raises(CliError, match="No space left on device"):
+        log.write(run="a", step=1)
 
 
 def test_broken_last_line_is_left_out(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import family
 import lowrank_core
@@ -14,6 +15,7 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PRECISIONS = ("highest", "medium")
+DEPENDENT = pytest.mark.xfail(reason="dependent columns: not orthonormal, of the wrong sign, or NaN", strict=True)
 
 
 def _outer(m: int, n: int) -> Tensor:
@@ -67,8 +69,7 @@ def check_recovered(a: Tensor) -> None:
 
 def named(*broken: str) -> list[object]:
     """The names of DEFECTIVE; `broken` fail today."""
-    mark = pytest.mark.xfail(reason="dependent columns: not orthonormal, of the wrong sign, or NaN", strict=True)
-    return [pytest.param(name, marks=mark) if name in broken else name for name in DEFECTIVE]
+    return [pytest.param(name, marks=DEPENDENT) if name in broken else name for name in DEFECTIVE]
 
 
 @pytest.mark.parametrize("name", named("rank five", "one nonzero", "one nonzero row", "identity", "graded columns"))
@@ -102,12 +103,36 @@ def _graded(seed: int) -> Tensor:
     return sizes[0][:, None] * torch.from_numpy(draw.standard_normal((m, n))) * sizes[1]
 
 
-@pytest.mark.xfail(reason="Householder QR overflows on the tiny rest of a dependent column", strict=True)
+def _sparse(seed: int) -> Tensor:
+    """One entry in ten."""
+    draw = cases.generator(seed)
+    m, n = (int(x) for x in draw.integers(2, 80, 2))
+    return torch.from_numpy(draw.standard_normal((m, n)) * (draw.random((m, n)) < 0.1))
+
+
+def _picked(seed: int) -> Tensor:
+    """Columns out of a set of three."""
+    draw = cases.generator(seed)
+    m, n = (int(x) for x in draw.integers(2, 80, 2))
+    return torch.from_numpy(draw.standard_normal((m, 3))[:, draw.integers(0, 3, n)])
+
+
+def _zero_one(seed: int) -> Tensor:
+    draw = cases.generator(seed)
+    m, n = (int(x) for x in draw.integers(2, 80, 2))
+    return torch.from_numpy(draw.integers(0, 2, (m, n)).astype(float))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_few_rows(dtype: torch.dtype) -> None:
-    for seed in range(20):
-        for niter in (0, 2):
-            check_sound(_row_sparse(seed).to(dtype), niter, "highest")
+@pytest.mark.parametrize(
+    "make",
+    [_zero_one, *(pytest.param(f, marks=DEPENDENT) for f in (_row_sparse, _sparse, _picked))],
+    ids=lambda f: f.__name__[1:],
+)
+def test_structured_matrices(make: Callable[[int], Tensor], dtype: torch.dtype) -> None:
+    """What gradients of embeddings, dead units and counts look like."""
+    for seed in range(100):
+        check_sound(make(seed).to(dtype), seed % 3, "highest")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -13,7 +13,7 @@ TILE_ROWS, TILE_COLS = 14, 32  # of the widest micro-kernel
 DEPTH = 256  # of a packed panel, and the rows of a sketch that one task draws
 NONZEROS = 8  # entries in one row of a sketch
 BLOCK = 128  # half a panel
-STRIP = 512  # columns that one task of a sketched product takes
+STRIP = 496  # columns of a tile that is sketched at a time; DEPTH rows
 JACOBI = 64  # width from which Jacobi runs in parallel
 PRIME = 97
 

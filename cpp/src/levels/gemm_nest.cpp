@@ -118,7 +118,8 @@ Range part(int64_t total, int64_t index, int64_t parts) { return {total * index 
 struct Partition {
   static constexpr int64_t kRowPanels = 32, kColumnPanels = 16;  // of a block: its parts of A, B and C share an L2
   static constexpr int64_t kTaskWork = int64_t(1) << 20;         // multiply-adds that are worth a task, about 10 us
-  static constexpr int64_t kMostTasks = 8;                       // for work that is less than the blocks ask for
+  static constexpr int64_t kShare = 4;                           // parts that 2 and 4 threads share evenly
+  static constexpr int64_t kMostTasks = 8, kEnoughPanels = 8;    // of a product that the blocks alone leave too few
 
   int64_t row_panels, column_panels;
   int64_t row_blocks, column_blocks, slices = 1;
@@ -129,13 +130,15 @@ struct Partition {
         column_panels(ceil_div(product.n, columns)),
         row_blocks(ceil_div(row_panels, kRowPanels)),
         column_blocks(ceil_div(column_panels, kColumnPanels)) {
-    if (row_blocks > 2) row_blocks = ceil_div(row_blocks, 4) * 4;  // an even share for 2 and 4 threads
-    const int64_t blocks = row_blocks * column_blocks;
+    if (row_blocks > 2) row_blocks = ceil_div(row_blocks, kShare) * kShare;
+    // Where the blocks are fewer than tasks are worth their start: more blocks of rows while each has enough of them to
+    // repay its own packing of B, else slices of k, else smaller blocks of rows.
     const int64_t worth = smaller(kMostTasks, product.m * product.n * product.k / kTaskWork);
-    if (blocks < 4 && worth > blocks) {
-      // Slices first: with more blocks of rows B would be packed more often.
-      slices = larger(1, smaller(worth / blocks, product.k / (longest * 3 / 4)));
-      if (slices == 1) row_blocks = smaller(row_panels, smaller(worth, 4));
+    const int64_t wanted = smaller(kShare, worth) / column_blocks;
+    row_blocks = larger(row_blocks, smaller(wanted, row_panels / kEnoughPanels));
+    if (row_blocks < wanted) {
+      slices = larger(1, smaller(worth / (row_blocks * column_blocks), product.k / (longest * 3 / 4)));
+      if (slices == 1) row_blocks = smaller(wanted, row_panels);
     }
     // Nearly equal blocks, of even length for the pairs. Slices are so long that none is left without a block.
     const int64_t per_slice = larger(1, ceil_div(ceil_div(product.k, slices), longest));
