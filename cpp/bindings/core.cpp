@@ -42,6 +42,8 @@ void register_core(py::module_& module) {
       if (p) std::rethrow_exception(p);
     } catch (const Error& error) {
       PyErr_SetString(PyExc_ValueError, error.what());
+    } catch (const NotFinite& error) {
+      PyErr_SetString(PyExc_FloatingPointError, error.what());
     }
   });
   module.def("build_info", &build_info, "Facts of this build: version, compiler, CUDA toolkit or None.");

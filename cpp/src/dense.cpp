@@ -100,6 +100,37 @@ double squared_norm(const Matrix& a) {
   return total;
 }
 
+double largest_magnitude(const Matrix& a) {
+  if (a.empty()) return 0.0;
+  const Matrix m = prefers_transpose(a) ? a.transposed() : a;
+  const int64_t rows = std::max<int64_t>(1, kChunk / m.cols), parts = (m.rows + rows - 1) / rows;
+  Buffer<double> partial(parts);
+  with_float_type(m.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    parallel_for(parts, [&](int64_t part) {
+      double largest = 0.0;
+      for (int64_t i = part * rows; i < std::min(m.rows, (part + 1) * rows); ++i) {
+        const T* x = m.as<T>() + i * m.row_stride;
+        for (int64_t j = 0; j < m.cols; ++j) {
+          const double size = std::abs(load(x + j * m.col_stride));
+          if (!(size <= largest)) largest = size;  // takes a NaN, too
+        }
+      }
+      partial[part] = largest;
+    });
+  });
+  double largest = 0.0;
+  for (int64_t i = 0; i < parts; ++i) {
+    if (!(partial[i] <= largest)) largest = partial[i];
+  }
+  return largest;
+}
+
+double scale_of(const Matrix& a) {
+  const double largest = largest_magnitude(a);
+  return largest > 0.0 && std::isfinite(largest) ? std::ldexp(1.0, std::ilogb(largest)) : 1.0;
+}
+
 void copy(const Matrix& to, const Matrix& from) {
   LRC_CHECK(to.rows == from.rows && to.cols == from.cols, "copy: the shapes must agree");
   if (to.empty()) return;

@@ -11,6 +11,8 @@
 namespace lowrank {
 namespace {
 
+// A column of the scaled matrix no longer than this is dropped: its square would lose bits, and it changes nothing.
+constexpr double kNegligible = 0x1p-500;
 constexpr int kMaxIterations = 60;    // for each eigenvalue; about 2 are usual
 constexpr int64_t kRowsPerTask = 64;  // rows of the matrix that one task updates
 
@@ -23,7 +25,7 @@ void tridiagonalize(double* a, int64_t n, double* diagonal, double* off, double*
     double* v = a + k * n + k + 1;  // by symmetry the column below the diagonal, too
     const double first = v[0], norm = std::sqrt(LRC_AT_LEVEL(dot, v, v, size));
     diagonal[k] = a[k * n + k];
-    beta[k] = make_reflector(v, size);
+    beta[k] = make_reflector(v, size, kNegligible);
     off[k] = beta[k] == 0.0 ? first : -std::copysign(norm, first);
     if (beta[k] == 0.0) continue;
     // A <- A - v wᵀ - w vᵀ with p = beta A v, w = p - (beta/2) (pᵀ v) v.
@@ -52,13 +54,21 @@ void accumulate(const double* a, int64_t n, const double* beta, double* rows) {
   });
 }
 
+// sqrt(f² + g²) without squares that vanish.
+double length(double f, double g) {
+  const double large = std::max(std::abs(f), std::abs(g)), small = std::min(std::abs(f), std::abs(g));
+  if (large == 0.0) return 0.0;
+  const double ratio = small / large;
+  return large * std::sqrt(1.0 + ratio * ratio);
+}
+
 // One QL sweep on the unreduced block [l, m] of the tridiagonal matrix; the rotations go to the rows of `rows`.
 void ql_sweep(double* d, double* e, int64_t l, int64_t m, double* rows, int64_t n) {
   const double g0 = (d[l + 1] - d[l]) / (2.0 * e[l]);
   double g = d[m] - d[l] + e[l] / (g0 + std::copysign(std::hypot(g0, 1.0), g0));
   double s = 1.0, c = 1.0, p = 0.0;
   for (int64_t i = m - 1; i >= l; --i) {
-    const double f = s * e[i], b = c * e[i], r = std::sqrt(f * f + g * g);
+    const double f = s * e[i], b = c * e[i], r = length(f, g);
     e[i + 1] = r;
     if (r == 0.0) {  // an exact split: undo the shift and let the caller look again
       d[i + 1] -= p;
@@ -83,6 +93,8 @@ void ql_sweep(double* d, double* e, int64_t l, int64_t m, double* rows, int64_t 
 
 void symmetric_eigenvectors(double* a, int64_t n, double* rows, double* d) {
   if (n == 0) return;
+  const double scale = scale_of(row_major(a, n, n));
+  for (int64_t i = 0; i < n * n; ++i) a[i] /= scale;
   std::vector<double> e(static_cast<size_t>(n), 0.0), beta(static_cast<size_t>(n), 0.0);
   tridiagonalize(a, n, d, e.data(), beta.data());
   accumulate(a, n, beta.data(), rows);
@@ -94,6 +106,7 @@ void symmetric_eigenvectors(double* a, int64_t n, double* rows, double* d) {
       ql_sweep(d, e.data(), l, m, rows, n);
     }
   }
+  for (int64_t i = 0; i < n; ++i) d[i] *= scale;
 }
 
 }  // namespace lowrank

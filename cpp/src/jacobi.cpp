@@ -86,18 +86,11 @@ void complete_basis(const Columns& x, int64_t first) {
   }
 }
 
-// A power of two near the largest magnitude, so that squares neither overflow nor vanish; 1 for a zero matrix.
-double scale_of(const double* a, int64_t size) {
-  double largest = 0.0;
-  for (int64_t i = 0; i < size; ++i) largest = std::max(largest, std::abs(a[i]));
-  return largest > 0.0 && std::isfinite(largest) ? std::ldexp(1.0, std::ilogb(largest)) : 1.0;
-}
-
 }  // namespace
 
 void jacobi_svd(double* a, int64_t n, double* u, double* s, double* vt, double tol) {
   if (n == 0) return;
-  const double scale = scale_of(a, n * n);
+  const double scale = scale_of(row_major(a, n, n));
   for (int64_t i = 0; i < n * n; ++i) a[i] /= scale;
   const Matrix matrix = row_major(a, n, n);
   MatrixBuffer<double> g(n, n), left(n, n), right(n, n);

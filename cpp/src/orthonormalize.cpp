@@ -15,7 +15,10 @@ namespace {
 // float64 round-offs. The factor 100 leaves the first pass an orthogonality error below 1 % (kappa^2 u), which
 // the second pass repairs.
 constexpr double kPivotFloor = 100.0 * 0x1p-53;
-constexpr int kNewtonSchulzLimit = 100;
+// Iterations of Newton-Schulz: a singular value grows by 3/2 in each, so these reach what is above the rounding of the
+// largest one and no further.
+template <class T>
+constexpr int kNewtonSchulzLimit = sizeof(T) == 4 ? 38 : 84;
 
 // y <- y M.
 template <class T>
@@ -57,20 +60,33 @@ bool cholesky_qr2(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   return cholesky_qr(y, spare) && cholesky_qr(y, spare);
 }
 
-// Householder QR with a positive diagonal of R, as Cholesky's; the columns are stored as rows so that every reflection
-// runs along memory.
+// x <- x / ‖x‖, without overflow on the way; a zero or non-finite column stays.
+template <class T>
+void normalize(T* x, int64_t n) {
+  const double scale = scale_of(row_major(x, 1, n));
+  for (int64_t i = 0; i < n; ++i) x[i] = T(double(x[i]) / scale);
+  const double norm = std::sqrt(LRC_AT_LEVEL(dot, x, x, n));
+  if (norm == 0.0 || !std::isfinite(norm)) return;
+  for (int64_t i = 0; i < n; ++i) x[i] = T(double(x[i]) / norm);
+}
+
+// Householder QR of the unit columns of y with a positive diagonal of R, as Cholesky's. The columns are stored as rows
+// so that every reflection runs along memory. What is left of a column that depends on those before it is rounding: it
+// is not reflected, and an arbitrary orthogonal direction takes its place.
 template <class T>
 void householder(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   const int64_t m = y.rows(), n = y.cols();
+  const double unit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53, dependent = 16.0 * unit * std::sqrt(double(n));
   spare.reshape(n, m);
   copy(spare.view().transposed(), y.view());
+  parallel_for(n, [&](int64_t k) { normalize(spare.row(k), m); });
   std::vector<double> beta(static_cast<size_t>(n));
-  std::vector<T> sign(static_cast<size_t>(n));
+  std::vector<T> sign(static_cast<size_t>(n), T(1));
   for (int64_t k = 0; k < n; ++k) {
     T* v = spare.row(k) + k;
-    const bool flips = v[0] > T(0);  // a reflector maps onto the axis away from the column
-    beta[size_t(k)] = make_reflector(v, m - k);
-    sign[size_t(k)] = flips && beta[size_t(k)] != 0.0 ? T(-1) : T(1);
+    const bool away = v[0] > T(0);  // a reflector maps onto the axis, away from the column
+    beta[size_t(k)] = make_reflector(v, m - k, dependent);
+    if (away && beta[size_t(k)] != 0.0) sign[size_t(k)] = T(-1);
     parallel_for(n - k - 1, [&](int64_t j) { reflect(spare.row(k + 1 + j) + k, v, beta[size_t(k)], m - k); });
   }
   y.reshape(n, m);
@@ -85,6 +101,17 @@ void householder(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   std::swap(y, spare);
 }
 
+// Householder QR of [z, y]: its last columns are orthogonal to z whatever y is.
+template <class T>
+void householder_beside(MatrixBuffer<T>& y, const Matrix& z) {
+  const int64_t m = y.rows(), l = z.cols, k = y.cols();
+  MatrixBuffer<T> both(m, l + k), spare(m, l + k);
+  copy(both.view().block(0, 0, m, l), z);
+  copy(both.view().block(0, l, m, k), y.view());
+  householder(both, spare);
+  copy(y.view(), both.view().block(0, l, m, k));
+}
+
 // X <- X (3 I - XᵀX) / 2 drives every singular value in (0, sqrt 3) to 1. Source: Björck & Bowie, "An iterative
 // algorithm for computing the best estimate of an orthogonal matrix", SIAM J. Numer. Anal. 8 (1971), eq. 3.
 template <class T>
@@ -94,7 +121,7 @@ bool newton_schulz(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   const double tol = 4.0 * unit * std::sqrt(double(y.rows()));
   MatrixBuffer<double> g(n, n);
   double scale = 0.0;
-  for (int iteration = 0; iteration < kNewtonSchulzLimit; ++iteration) {
+  for (int iteration = 0; iteration < kNewtonSchulzLimit<T>; ++iteration) {
     gram(g.view(), y.view());
     if (iteration == 0) {  // the largest row sum bounds the largest eigenvalue of the Gram matrix
       for (int64_t i = 0; i < n; ++i) {
@@ -130,6 +157,17 @@ void orthonormalize(MatrixBuffer<T>& y, MatrixBuffer<T>& spare, OrthPasses passe
 }
 
 template <class T>
+void orthonormalize_beside(MatrixBuffer<T>& y, const Matrix& z, MatrixBuffer<T>& spare) {
+  if (y.size() == 0) return;
+  MatrixBuffer<T> inner(z.cols, y.cols());
+  for (int pass = 0; pass < 2; ++pass) {
+    gemm(inner.view(), z.transposed(), y.view());
+    gemm(y.view(), z, inner.view(), {.alpha = -1.0, .beta = 1.0});
+    if (!cholesky_qr(y, spare) || (pass == 1 && !cholesky_qr(y, spare))) return householder_beside(y, z);
+  }
+}
+
+template <class T>
 bool orthonormalize_by(OrthMethod method, MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   if (y.cols() == 0) return true;
   switch (method) {
@@ -149,6 +187,8 @@ bool orthonormalize_by(OrthMethod method, MatrixBuffer<T>& y, MatrixBuffer<T>& s
 
 template void orthonormalize<float>(MatrixBuffer<float>&, MatrixBuffer<float>&, OrthPasses);
 template void orthonormalize<double>(MatrixBuffer<double>&, MatrixBuffer<double>&, OrthPasses);
+template void orthonormalize_beside<float>(MatrixBuffer<float>&, const Matrix&, MatrixBuffer<float>&);
+template void orthonormalize_beside<double>(MatrixBuffer<double>&, const Matrix&, MatrixBuffer<double>&);
 template bool orthonormalize_by<float>(OrthMethod, MatrixBuffer<float>&, MatrixBuffer<float>&);
 template bool orthonormalize_by<double>(OrthMethod, MatrixBuffer<double>&, MatrixBuffer<double>&);
 

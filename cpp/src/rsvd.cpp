@@ -14,8 +14,8 @@ namespace {
 
 constexpr int64_t kOneThreadEach = 2048 * 2048;  // matrices up to this size get one thread each, if there are several
 
-// Tiles of A that are sketched at a time: a tile and the rows it is added to stay in L2. A width that is no power of two
-// keeps a copy that transposes from hitting the same cache sets again and again.
+// Tiles of A that are sketched at a time: a tile and the rows it is added to stay in L2. A width that is no power of
+// two keeps a copy that transposes from hitting the same cache sets again and again.
 constexpr int64_t kTileRows = 256, kTileCols = 496;
 
 // A on the span of w: w [n, L] orthonormal, image = A w [m, L].
@@ -72,17 +72,6 @@ void warm_start(MatrixBuffer<T>& q, const Matrix& basis, uint64_t seed) {
   copy(q.view().block(0, known, m, fresh), omega.view());
 }
 
-// y <- orth((1 - z zᵀ) y), twice: where y has dependent columns, the first pass may bring back directions of z.
-template <class T>
-void orthonormalize_beside(MatrixBuffer<T>& y, MatrixBuffer<T>& z, MatrixBuffer<T>& spare) {
-  MatrixBuffer<T> inner(z.cols(), y.cols());
-  for (const OrthPasses passes : {OrthPasses::kOne, OrthPasses::kTwo}) {
-    gemm(inner.view(), z.view().transposed(), y.view());
-    gemm(y.view(), z.view(), inner.view(), {.alpha = -1.0, .beta = 1.0});
-    orthonormalize(y, spare, passes);
-  }
-}
-
 // What A's dominant rows span. Only search directions are computed with p.math; images are what they are said to be.
 template <class T>
 Span<T> search(const Matrix& a, const Matrix* basis, int64_t l, const Params& p) {
@@ -118,7 +107,7 @@ Span<T> search(const Matrix& a, const Matrix* basis, int64_t l, const Params& p)
   orthonormalize(q, spare, OrthPasses::kOne);
   MatrixBuffer<T> next(n, krylov);
   gemm(next.view(), a.transposed(), q.view().block(0, 0, m, krylov), {.math = p.math});
-  orthonormalize_beside(next, z, spare);
+  orthonormalize_beside(next, z.view(), spare);
   copy(span.w.view().block(0, l, n, krylov), next.view());
   gemm(span.image.view().block(0, l, m, krylov), a, next.view());
   return span;
@@ -188,6 +177,29 @@ Ritz<double> ritz(MatrixBuffer<double>& image, int64_t rank) {
   return out;
 }
 
+// Whether numbers of this size can be squared, divided by and multiplied with room to spare.
+template <class T>
+bool is_moderate(double largest) {
+  constexpr int exponent = sizeof(T) == 4 ? 60 : 400;
+  return largest > std::ldexp(1.0, -exponent) && largest < std::ldexp(1.0, exponent);
+}
+
+template <class T>
+void one_matrix(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const Matrix& a, const Matrix* basis,
+                const Params& p);
+
+// The same for a matrix of very small or very large numbers, by way of a copy whose largest is near 1.
+template <class T>
+void one_scaled(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const Matrix& a, const Matrix* basis,
+                const Params& p) {
+  const double scale = scale_of(a);
+  MatrixBuffer<T> scaled(a.rows, a.cols);
+  copy(scaled.view(), a);
+  for (int64_t i = 0; i < scaled.size(); ++i) scaled[i] = T(double(scaled[i]) / scale);
+  one_matrix<T>(u, s, s_stride, vh, scaled.view(), basis, p);
+  for (int64_t j = 0; s && j < u.cols; ++j) s[j * s_stride] = T(double(s[j * s_stride]) * scale);
+}
+
 // a [m, n] -> u [m, r], and s [r], vh [r, n] where wanted.
 template <class T>
 void one_matrix(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const Matrix& a, const Matrix* basis,
@@ -195,6 +207,14 @@ void one_matrix(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const
   const int64_t rank = u.cols, l = sketch_width(a.rows, a.cols, rank, basis ? basis->cols : 0, p.oversample);
   if (l == 0) return;
   Span<T> span = search<T>(a, basis, l, p);
+  if (!is_moderate<T>(largest_magnitude(span.image.view()))) {
+    const double largest = largest_magnitude(a);
+    check_finite(largest);
+    if (largest > 0.0 && !is_moderate<T>(largest)) {
+      one_scaled<T>(u, s, s_stride, vh, a, basis, p);
+      return;
+    }
+  }
   Ritz<T> found = ritz(span.image, rank);
   copy(u, found.vectors.view());
   if (vh) rotate_basis<T>(vh->transposed(), span.w.view(), found.rotation);

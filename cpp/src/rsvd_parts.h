@@ -17,7 +17,7 @@ template <class T>
 constexpr double kJacobiTol = sizeof(T) == 4 ? 1e-9 : 0.0;
 
 inline void check_finite(double size) {
-  LRC_CHECK(std::isfinite(size), "rsvd: `a` must be finite, got NaN or infinity");
+  if (!std::isfinite(size)) throw NotFinite();
 }
 
 // out [rows, cols] row-major <- a sketch.

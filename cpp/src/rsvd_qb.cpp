@@ -40,11 +40,7 @@ class Growth {
       residual_times(y.view(), z.view());
       orthonormalize(y, spare, OrthPasses::kOne);
     }
-    // Twice: an orthonormalization of dependent columns may bring back directions that Q holds already.
-    for (int pass = 0; pass < 2; ++pass) {
-      remove_basis(y.view());
-      orthonormalize(y, spare);
-    }
+    orthonormalize_beside(y, basis(), spare);
     const Matrix rows = b_.block(rank_, 0, width, n);
     residual_transposed_times(rows.transposed(), y.view());
     copy(q_.block(0, rank_, m, width), y.view());
@@ -71,21 +67,14 @@ class Growth {
     gemm(z, coefficients().transposed(), inner.view(), {.alpha = -1.0, .beta = 1.0});
   }
 
-  // y <- y - Q Qᵀ y
-  void remove_basis(const Matrix& y) const {
-    if (rank_ == 0) return;
-    MatrixBuffer<T> inner(rank_, y.cols);
-    gemm(inner.view(), basis().transposed(), y);
-    gemm(y, basis(), inner.view(), {.alpha = -1.0, .beta = 1.0});
-  }
-
   Matrix q_, b_, a_;
   int64_t rank_ = 0;
 };
 
-// Rotates Q B so that the rows of B are orthogonal and descend in length, then keeps the fewest that reach `energy`.
+// Rotates Q B so that the rows of B are orthogonal and descend in length, then keeps the fewest that leave
+// `enough` of the energy or less.
 template <class T>
-QbResult truncate(const Growth<T>& grown, double energy, double total) {
+QbResult truncate(const Growth<T>& grown, double enough, double total) {
   const int64_t n = grown.coefficients().cols, l = grown.rank();
   MatrixBuffer<T> bt(n, l), rotated(grown.basis().rows, l);
   copy(bt.view(), grown.coefficients().transposed());
@@ -98,7 +87,7 @@ QbResult truncate(const Growth<T>& grown, double energy, double total) {
   rotate_basis<T>(grown.coefficients().transposed(), bt.view(), svd.right);
   double captured = 0.0;
   int64_t rank = 0;
-  while (rank < l && captured < energy * total) {
+  while (rank < l && total - captured > enough) {
     captured += svd.s[rank] * svd.s[rank];
     ++rank;
   }
@@ -109,7 +98,7 @@ template <class T>
 QbResult decompose(const Matrix& q, const Matrix& b, const Matrix& a, double energy, int64_t block, int64_t niter,
                    uint64_t seed) {
   const double total = squared_norm(a);
-  LRC_CHECK(std::isfinite(total), "qb: `a` must be finite, got NaN or infinity");
+  check_finite(total);
   if (total == 0.0) return {0, 1.0};
   const double enough = std::max(1.0 - energy, kResolution<T>) * total;
   Growth<T> growth(q, b, a);
@@ -117,7 +106,7 @@ QbResult decompose(const Matrix& q, const Matrix& b, const Matrix& a, double ene
   for (uint32_t step = 0; left > enough && growth.rank() < q.cols; ++step) {
     left -= growth.grow(std::min(block, q.cols - growth.rank()), niter, seed, step);
   }
-  return truncate(growth, energy, total);
+  return truncate(growth, enough, total);
 }
 
 }  // namespace

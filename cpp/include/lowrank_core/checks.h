@@ -23,6 +23,12 @@ class Error : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+// An argument holds NaN or infinity. Kernels notice it on the way; the operator says which argument.
+class NotFinite : public std::runtime_error {
+ public:
+  NotFinite() : std::runtime_error("an argument must be finite, got NaN or infinity") {}
+};
+
 [[noreturn]] inline void fail(const std::string& text) { throw Error(text); }
 
 }  // namespace lowrank

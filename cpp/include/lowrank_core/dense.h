@@ -41,18 +41,25 @@ void reflect(T* x, const T* v, double beta, int64_t n) {
   LRC_AT_LEVEL(axpy, x, T(-beta * projection), v, n);
 }
 
-// Turns the column v into the reflector that maps it onto the first axis; returns beta, 0 for a zero column (then
-// the reflection is the identity).
+// Turns the column v into the reflector that maps it onto the first axis; returns beta, or 0 where the column is no
+// longer than `floor`: then the reflection is the identity.
 template <class T>
-double make_reflector(T* v, int64_t n) {
-  const double norm2 = LRC_AT_LEVEL(dot, v, v, n);
-  if (norm2 == 0.0) return 0.0;
-  v[0] += T(std::copysign(std::sqrt(norm2), double(v[0])));
+double make_reflector(T* v, int64_t n, double floor) {
+  const double norm = std::sqrt(LRC_AT_LEVEL(dot, v, v, n));
+  if (!(norm > floor)) return 0.0;
+  v[0] += T(std::copysign(norm, double(v[0])));
   return 2.0 / LRC_AT_LEVEL(dot, v, v, n);
 }
 
-// Eigenvectors of the symmetric n x n matrix a, as the ROWS of `rows`, and eigenvalues, in no particular order. The
-// entries' squares must be representable. Overwrites a.
+// Largest magnitude of all entries; NaN or infinity if one is.
+double largest_magnitude(const Matrix& a);
+
+// The power of two next below the largest magnitude; 1 for a zero matrix, and where that is not finite. Divided by it,
+// numbers have squares that neither overflow nor vanish.
+double scale_of(const Matrix& a);
+
+// Eigenvectors of the symmetric n x n matrix a, as the ROWS of `rows`, and eigenvalues, in no particular order.
+// Overwrites a.
 void symmetric_eigenvectors(double* a, int64_t n, double* rows, double* values);
 
 // SVD of a square n x n row-major matrix: a = u diag(s) vt, s descending, u and vt orthogonal to working precision even

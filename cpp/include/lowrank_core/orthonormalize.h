@@ -20,7 +20,13 @@ enum class OrthPasses : uint8_t { kOne = 1, kTwo = 2 };
 template <class T>
 void orthonormalize(MatrixBuffer<T>& y, MatrixBuffer<T>& spare, OrthPasses passes = OrthPasses::kTwo);
 
-// The same by one method alone. False where it breaks down: Cholesky QR and Newton-Schulz on dependent columns.
+// y [m, k] <- an orthonormal basis of the part of y that is orthogonal to z [m, l], which is orthonormal; l + k <= m.
+// Directions that y does not have beside z are filled in.
+template <class T>
+void orthonormalize_beside(MatrixBuffer<T>& y, const Matrix& z, MatrixBuffer<T>& spare);
+
+// The same as the first by one method alone. False where it breaks down: Cholesky QR and Newton-Schulz on dependent
+// columns.
 template <class T>
 bool orthonormalize_by(OrthMethod method, MatrixBuffer<T>& y, MatrixBuffer<T>& spare);
 

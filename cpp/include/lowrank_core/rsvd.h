@@ -53,9 +53,8 @@ LRC_HD SketchEntry sketch_entry(uint64_t seed, uint32_t step, int64_t cols, int6
 
 // Width of the sketch: rank (or the basis' width, if larger) plus oversampling, at most min(m, n).
 inline int64_t sketch_width(int64_t m, int64_t n, int64_t rank, int64_t basis_cols, int64_t oversample) {
-  const int64_t wanted = (rank > basis_cols ? rank : basis_cols) + oversample;
-  const int64_t limit = m < n ? m : n;
-  return wanted < limit ? wanted : limit;
+  const int64_t known = rank > basis_cols ? rank : basis_cols, limit = m < n ? m : n;
+  return known < limit && oversample < limit - known ? known + oversample : limit;
 }
 
 // out [rows, cols] contiguous float32: a sketch with its zeros. Tier D0.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -91,6 +92,25 @@ def is_symbolic(value: object) -> bool:
     """True for torch's symbolic integer."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.SymInt)
+
+
+def call_finite(
+    op: str, kernel: Callable[..., Any], *args: Any, arrays: dict[str, Array | None], **options: Any
+) -> Any:
+    """`kernel(*args, **options)`; where it meets NaN or infinity, says in which of `arrays` it stands.
+
+    Raises:
+      ValueError: one of `arrays` is not finite.
+    """
+    try:
+        return kernel(*args, **options)
+    except FloatingPointError:
+        name = next((name for name, a in arrays.items() if a is not None and not _is_finite(a)), next(iter(arrays)))
+        raise ValueError(f"{op}: `{name}` must be finite, got NaN or infinity") from None
+
+
+def _is_finite(a: Array) -> bool:
+    return bool(a.isfinite().all()) if is_torch(a) else bool(np.isfinite(a).all())
 
 
 def resolve_precision(op: str, precision: str | None) -> str:

@@ -8,6 +8,7 @@ from lowrank_core import _core
 from lowrank_core.ops.arrays import (
     MAX_SEED,
     Array,
+    call_finite,
     check_array,
     check_int,
     check_same,
@@ -51,8 +52,8 @@ def rsvd(
         and of the first iteration, and need neither be orthonormal nor of full rank; `oversample` fresh random columns
         stand beside it, without which a direction orthogonal to it could never enter. Not differentiable.
       seed: 0 <= seed < 2**63. Every matrix of a batch sees the same sketch, so a batch equals its members.
-      precision: how float32 products are evaluated. "highest" and "high": in float32. "medium": those that only look for
-        directions may multiply bfloat16-rounded operands with float32 accumulation, where the CPU does that faster;
+      precision: how float32 products are evaluated. "highest" and "high": in float32. "medium": those that only look
+        for directions may multiply bfloat16-rounded operands with float32 accumulation, where the CPU does that faster;
         those that decide the answer stay float32. None: torch's setting where torch is loaded, else "highest". float64
         input is always float64.
 
@@ -71,6 +72,8 @@ def rsvd(
     eq. 6) plus fresh columns. docs/adr/0007-randomized-svd.md says why.
     """
     if is_torch(a):
+        # Before torch's schema, which refuses a wrong type in its own words.
+        _check("rsvd", a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
         return RSVD(
             *torch_ops().rsvd(a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
         )
@@ -92,6 +95,7 @@ def svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple
     Raises, numerics, source: as `rsvd`.
     """
     if is_torch(a):
+        _check("svd_lowrank", a, q, None, oversample=0, niter=niter, seed=seed, precision=None)
         u, s, v = torch_ops().svd_lowrank(a, q, niter, seed=seed)
         return u, s, v
     return _svd_lowrank(a, q, niter, seed=seed)
@@ -117,6 +121,7 @@ def range_finder(
     Raises, numerics, source: as `rsvd`; not differentiable.
     """
     if is_torch(a):
+        _check("range_finder", a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
         return torch_ops().range_finder(
             a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision
         )
@@ -126,8 +131,19 @@ def range_finder(
 # ---- contract ------------------------------------------------------------------------------------------------------
 
 
-def _check(op: str, a: Array, rank: int, oversample: int, niter: int, basis: Array | None, seed: int) -> None:
+def _check(
+    op: str,
+    a: Array,
+    rank: int,
+    basis: Array | None,
+    *,
+    oversample: int,
+    niter: int,
+    seed: int,
+    precision: str | None,
+) -> None:
     check_array(op, "a", a)
+    resolve_precision(op, precision)
     m, n = a.shape[-2:]
     check_int(op, "q" if op == "svd_lowrank" else "rank", rank, 0, min(m, n), hint=f" for shape [{m}, {n}]")
     check_int(op, "oversample", oversample, 0)
@@ -164,13 +180,13 @@ def _fake_rsvd(
     seed: int = 0,
     precision: str | None = None,
 ) -> tuple[Array, Array, Array]:
-    _check("rsvd", a, rank, oversample, niter, basis, seed)
+    _check("rsvd", a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
     m, n = a.shape[-2:]
     return triplet(a, tuple(a.shape[:-2]), m, n, rank)
 
 
 def _fake_svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple[Array, Array, Array]:
-    _check("svd_lowrank", a, q, 0, niter, None, seed)
+    _check("svd_lowrank", a, q, None, oversample=0, niter=niter, seed=seed, precision=None)
     m, n = a.shape[-2:]
     batch, dtype = tuple(a.shape[:-2]), factor_dtype(a)
     return empty(a, (*batch, m, q), dtype), empty(a, (*batch, q), dtype), empty(a, (*batch, n, q), dtype)
@@ -186,7 +202,7 @@ def fake_range_finder(
     seed: int = 0,
     precision: str | None = None,
 ) -> Array:
-    _check("range_finder", a, rank, oversample, niter, basis, seed)
+    _check("range_finder", a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
     return empty(a, (*a.shape[:-1], rank), factor_dtype(a))
 
 
@@ -203,10 +219,13 @@ def _rsvd(
     seed: int = 0,
     precision: str | None = None,
 ) -> tuple[Array, Array, Array]:
-    out = _fake_rsvd(a, rank, basis, oversample=oversample, niter=niter, seed=seed)
-    _core.rsvd(
+    out = _fake_rsvd(a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
+    call_finite(
+        "rsvd",
+        _core.rsvd,
         *out,
         a,
+        arrays={"a": a, "basis": basis},
         oversample=oversample,
         niter=niter,
         basis=basis,
@@ -218,11 +237,14 @@ def _rsvd(
 
 def _svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple[Array, Array, Array]:
     u, s, v = _fake_svd_lowrank(a, q, niter, seed=seed)
-    _core.rsvd(
+    call_finite(
+        "svd_lowrank",
+        _core.rsvd,
         u,
         s,
         transpose(v),
         a,
+        arrays={"a": a},
         oversample=0,
         niter=niter,
         seed=seed,
@@ -241,10 +263,13 @@ def _range_finder(
     seed: int = 0,
     precision: str | None = None,
 ) -> Array:
-    out = fake_range_finder(a, rank, basis, oversample=oversample, niter=niter, seed=seed)
-    _core.range_finder(
+    out = fake_range_finder(a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
+    call_finite(
+        "range_finder",
+        _core.range_finder,
         [out],
         [a],
+        arrays={"a": a, "basis": basis},
         oversample=oversample,
         niter=niter,
         basis=[basis],

@@ -146,16 +146,19 @@ def save_factored_svd(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: An
 
 def factored_svd_backward(ctx: Any, du: Tensor | None, ds: Tensor | None, dvh: Tensor | None) -> tuple[Tensor, Tensor]:
     b, a, u, s, vh = ctx.saved_tensors
-    product = b.to(u.dtype) @ a.to(u.dtype)
-    dp = torch_ops().rsvd_backward(product, u, s, vh, _or_zeros(du, u), _or_zeros(ds, s), _or_zeros(dvh, vh))
-    return (dp @ a.to(u.dtype).mT).to(b.dtype), (b.to(u.dtype).mT @ dp).to(a.dtype)
+    left, right = b.to(u.dtype), a.to(u.dtype)
+    with torch.autocast(b.device.type, enabled=False):
+        grads = (_or_zeros(du, u), _or_zeros(ds, s), _or_zeros(dvh, vh))
+        dp = torch_ops().rsvd_backward(left @ right, u, s, vh, *grads)
+        return (dp @ right.mT).to(b.dtype), (left.mT @ dp).to(a.dtype)
 
 
 # ---- rsvd_backward, an operator of its own: a compiled graph holds the derivative as one node ----------------------
 
 
 def run_rsvd_backward(a: Tensor, u: Tensor, s: Tensor, vh: Tensor, du: Tensor, ds: Tensor, dvh: Tensor) -> Tensor:
-    return svd_vjp(a.to(u.dtype), u, s, vh.mT, du, ds, dvh.mT).to(a.dtype)
+    with torch.autocast(a.device.type, enabled=False):
+        return svd_vjp(a.to(u.dtype), u, s, vh.mT, du, ds, dvh.mT).to(a.dtype)
 
 
 def fake_rsvd_backward(a: Tensor, u: Tensor, s: Tensor, vh: Tensor, du: Tensor, ds: Tensor, dvh: Tensor) -> Tensor:
@@ -201,5 +204,6 @@ def project_back_backward(ctx: Any, dg: Tensor) -> tuple[Tensor | None, Tensor |
 
 def _basis_gradient(full: Tensor, low: Tensor, basis: Tensor, side: str) -> Tensor:
     """Both directions pair the full matrix with the low one: <basisᵀ full, low> or <full basis, low>."""
-    db = full @ low.mT if side == "left" else full.mT @ low
+    with torch.autocast(full.device.type, enabled=False):
+        db = full @ low.mT if side == "left" else full.mT @ low
     return _sum_to(db, basis)

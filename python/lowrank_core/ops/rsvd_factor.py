@@ -10,6 +10,7 @@ from lowrank_core import _core
 from lowrank_core.ops.arrays import (
     MAX_SEED,
     Array,
+    call_finite,
     check_array,
     check_int,
     check_same,
@@ -22,8 +23,8 @@ from lowrank_core.ops.arrays import (
 from lowrank_core.ops.declare import Op, torch_ops
 from lowrank_core.ops.rsvd import RSVD, triplet
 
-# Below this relative error the energy left is a difference of equal float32 numbers (docs/numerics.md).
-FLOAT32_RESOLUTION = 2e-3
+# Below these relative errors the energy left is a difference of equal numbers (docs/numerics.md).
+RESOLUTION = {"float32": 2e-3, "float64": 1e-7}
 METHODS = ("auto", "cholqr2", "householder", "newton_schulz")
 
 
@@ -65,7 +66,7 @@ def qb(
       TypeError: not a floating-point array.
 
     Warns:
-      RuntimeWarning: float32 arithmetic cannot tell errors below 2e-3 from rounding, and a smaller one was asked for.
+      RuntimeWarning: an error below 2e-3 in float32, or 1e-7 in float64, was asked for: rounding, maybe.
 
     Numerics: tier D1; the energy left is followed in float64. A plain function: its output shape depends on the data.
     Not differentiable.
@@ -81,16 +82,19 @@ def qb(
     check_int("qb", "block", block, 1)
     check_int("qb", "niter", niter, 0)
     check_int("qb", "seed", seed, 0, MAX_SEED)
-    if factor_dtype(a) == "float32" and 1.0 - energy < FLOAT32_RESOLUTION**2:
+    resolution = RESOLUTION[factor_dtype(a)]
+    if 1.0 - energy < resolution**2:
         warnings.warn(
-            f"qb: a relative error of {math.sqrt(max(0.0, 1.0 - energy)):.1e} is below the resolution of float32, "
-            f"{FLOAT32_RESOLUTION:.0e}; the rank found may be too small by a few; pass float64 to be certain",
+            f"qb: a relative error of {math.sqrt(max(0.0, 1.0 - energy)):.1e} is below the resolution of "
+            f"{factor_dtype(a)}, {resolution:.0e}; the rank found may be too small by a few",
             RuntimeWarning,
             stacklevel=2,
         )
     q = empty(a, (m, cap), factor_dtype(a))
     b = empty(a, (cap, n), factor_dtype(a))
-    rank, captured = _core.qb(q, b, a, energy=energy, block=block, niter=niter, seed=seed)
+    rank, captured = call_finite(
+        "qb", _core.qb, q, b, a, arrays={"a": a}, energy=energy, block=block, niter=niter, seed=seed
+    )
     return QB(compact(q[:, :rank]), compact(b[:rank]), captured)
 
 
@@ -112,6 +116,7 @@ def factored_svd(b: Array, a: Array, *, rank: int | None = None) -> RSVD:
     Source: QR of b, then the SVD of the small factor; the standard product SVD (Golub, Van Loan, 4th ed., 8.6.3).
     """
     if is_torch(b):
+        _check_product(b, a, rank)
         return RSVD(*torch_ops().factored_svd(b, a, rank=rank))
     return RSVD(*_factored_svd(b, a, rank=rank))
 
@@ -136,6 +141,7 @@ def orthonormalize(y: Array, *, method: str = "auto") -> Array:
     Source: Yamamoto et al. 2015 (CholeskyQR2); Björck, Bowie 1971, eq. 3 (Newton-Schulz).
     """
     if is_torch(y):
+        _check_tall(y, method)
         return torch_ops().orthonormalize(y, method=method)
     return _orthonormalize(y, method=method)
 
@@ -178,7 +184,7 @@ def _fake_factored_svd(b: Array, a: Array, *, rank: int | None = None) -> tuple[
     return triplet(b, tuple(b.shape[:-2]), m, n, full if rank is None else rank)
 
 
-def _fake_orthonormalize(y: Array, *, method: str = "auto") -> Array:
+def _check_tall(y: Array, method: str) -> None:
     check_array("orthonormalize", "y", y)
     if method not in METHODS:
         raise ValueError(f"orthonormalize: `method` must be one of {', '.join(METHODS)}, got {method!r}")
@@ -187,6 +193,10 @@ def _fake_orthonormalize(y: Array, *, method: str = "auto") -> Array:
             f"orthonormalize: `y` must have at least as many rows as columns, got shape {list(y.shape)}; "
             "pass its transpose for a basis of the rows"
         )
+
+
+def _fake_orthonormalize(y: Array, *, method: str = "auto") -> Array:
+    _check_tall(y, method)
     return empty(y, tuple(y.shape), factor_dtype(y))
 
 
@@ -195,7 +205,7 @@ def _fake_orthonormalize(y: Array, *, method: str = "auto") -> Array:
 
 def _factored_svd(b: Array, a: Array, *, rank: int | None = None) -> tuple[Array, Array, Array]:
     out = _fake_factored_svd(b, a, rank=rank)
-    _core.factored_svd(*out, b, a)
+    call_finite("factored_svd", _core.factored_svd, *out, b, a, arrays={"b": b, "a": a})
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, resolve_precision
+from lowrank_core.ops.arrays import Array, call_finite, resolve_precision
 from lowrank_core.ops.rsvd import fake_range_finder
 
 
@@ -47,12 +47,16 @@ def range_finder_list(
             f"got {len(arrays)}, {len(ranks)}, {len(bases)} and {len(seeds)}"
         )
     out = [
-        fake_range_finder(a, rank, basis, oversample=oversample, niter=niter, seed=seed)
+        fake_range_finder(a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
         for a, rank, basis, seed in zip(arrays, ranks, bases, seeds, strict=True)
     ]
-    _core.range_finder(
+    named = {f"arrays[{i}]": a for i, a in enumerate(arrays)} | {f"bases[{i}]": b for i, b in enumerate(bases)}
+    call_finite(
+        "range_finder_list",
+        _core.range_finder,
         out,
         list(arrays),
+        arrays=named,
         oversample=oversample,
         niter=niter,
         basis=bases,

@@ -35,6 +35,7 @@ def project(g: Array, basis: Array, *, side: str) -> Array:
     Source: Zhao et al. 2024 (GaLore), arXiv 2403.03507, section 3.
     """
     if is_torch(g):
+        _check("project", g, basis, side, axis=-2)  # before torch's schema, which has its own words
         return torch_ops().project(g, basis, side)
     return _project(g, basis, side)
 
@@ -53,6 +54,7 @@ def project_back(r: Array, basis: Array, *, side: str) -> Array:
     Raises, numerics, source: as `project`.
     """
     if is_torch(r):
+        _check("project_back", r, basis, side, axis=-1)
         return torch_ops().project_back(r, basis, side)
     return _project_back(r, basis, side)
 
