@@ -12,6 +12,7 @@ busy machine disturbs least. Times are wall-clock seconds.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -72,7 +73,10 @@ class Bench:
         self._from = np.ones(max(1, self.evict // 2), dtype=np.uint8)
         self._to = np.zeros_like(self._from)
         self.copy_gb_per_s = copy_bandwidth()
+        self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         print(f"{self.name}: {cpu_model()}, {self.threads or '?'} threads, copy {self.copy_gb_per_s:.1f} GB/s")
+        if self.load is not None and self.load > 1.0:
+            print(f"other work is running (load average {self.load:.1f}): times are too long, ratios uncertain")
         print(
             f"{'case':30} {'rival':22} {'ms':>9} {'quartiles':>17} {'GFLOP/s':>8} {'GB/s':>6}"
             f" {'speed':>6} {'(best)':>6} {'error':>8}"
@@ -141,6 +145,7 @@ class Bench:
             "versions": versions(),
             "threads": self.threads,
             "copy_gb_per_s": round(self.copy_gb_per_s, 2),
+            "load_average_before": self.load,
             **facts,
             "rows": [asdict(row) for row in self.rows],
         }

@@ -2,6 +2,7 @@
 
 Every product runs in three number formats: float32 (torch at "highest" and at "medium", which is true float32 through
 oneDNN), bfloat16, and the float64 Gram matrix of float32 data. The baseline is torch's faster setting for the format.
+At "medium" lowrank_core rounds float32 operands to bfloat16 only on processors that multiply those faster.
 
     python bench/bench_gemm.py [--threads 2] [--rounds 25] [--isa avx512]
 """

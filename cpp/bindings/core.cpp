@@ -4,6 +4,7 @@
 
 #include "caster.h"
 #include "lowrank_core/checks.h"
+#include "lowrank_core/gemm.h"
 #include "lowrank_core/isa.h"
 #include "lowrank_core/parallel.h"
 #include "lowrank_core/philox.h"
@@ -50,6 +51,8 @@ void register_core(py::module_& module) {
   module.def("isa", [] { return std::string(name(isa())); }, "The instruction-set level in use.");
   module.def("isa_levels", &isa_levels, "The levels that this machine and build have, lowest first.");
   module.def("set_isa", &set_isa, py::arg("level"), "Lowers the level; ValueError for one that is not available.");
+  module.def("fast_bfloat16", &has_fast_bfloat16,
+             "Whether bfloat16 products are faster than float32 here, so that precision 'medium' uses them.");
   module.def("num_threads", &max_threads, "Threads that the next kernel may use.");
   module.def(
       "set_num_threads",

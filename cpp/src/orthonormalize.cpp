@@ -15,6 +15,8 @@ namespace {
 // float64 round-offs. The factor 100 leaves the first pass an orthogonality error below 1 % (kappa^2 u), which
 // the second pass repairs.
 constexpr double kPivotFloor = 100.0 * 0x1p-53;
+// Passes of a projection away from another basis. Two are usual; one more where what is left was mostly rounding.
+constexpr int kBesideLimit = 5;
 // Iterations of Newton-Schulz: a singular value grows by 3/2 in each, so these reach what is above the rounding of the
 // largest one and no further.
 template <class T>
@@ -84,9 +86,9 @@ void householder(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   std::vector<T> sign(static_cast<size_t>(n), T(1));
   for (int64_t k = 0; k < n; ++k) {
     T* v = spare.row(k) + k;
-    const bool away = v[0] > T(0);  // a reflector maps onto the axis, away from the column
+    const bool negative = std::signbit(v[0]);  // a reflector maps onto the axis, away from the column
     beta[size_t(k)] = make_reflector(v, m - k, dependent);
-    if (away && beta[size_t(k)] != 0.0) sign[size_t(k)] = T(-1);
+    if (!negative && beta[size_t(k)] != 0.0) sign[size_t(k)] = T(-1);
     parallel_for(n - k - 1, [&](int64_t j) { reflect(spare.row(k + 1 + j) + k, v, beta[size_t(k)], m - k); });
   }
   y.reshape(n, m);
@@ -159,12 +161,18 @@ void orthonormalize(MatrixBuffer<T>& y, MatrixBuffer<T>& spare, OrthPasses passe
 template <class T>
 void orthonormalize_beside(MatrixBuffer<T>& y, const Matrix& z, MatrixBuffer<T>& spare) {
   if (y.size() == 0) return;
+  const double unit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53, clean = 4.0 * unit * std::sqrt(double(y.rows()));
   MatrixBuffer<T> inner(z.cols, y.cols());
-  for (int pass = 0; pass < 2; ++pass) {
+  for (int pass = 0; pass < kBesideLimit; ++pass) {
     gemm(inner.view(), z.transposed(), y.view());
+    if (pass > 0 && largest_magnitude(inner.view()) <= clean) {
+      if (!cholesky_qr(y, spare)) break;
+      return;
+    }
     gemm(y.view(), z, inner.view(), {.alpha = -1.0, .beta = 1.0});
-    if (!cholesky_qr(y, spare) || (pass == 1 && !cholesky_qr(y, spare))) return householder_beside(y, z);
+    if (!cholesky_qr(y, spare)) break;
   }
+  householder_beside(y, z);
 }
 
 template <class T>

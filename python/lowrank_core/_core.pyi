@@ -12,6 +12,7 @@ import numpy.typing
 __all__: list[str] = [
     "build_info",
     "factored_svd",
+    "fast_bfloat16",
     "gemm",
     "isa",
     "isa_levels",
@@ -40,6 +41,11 @@ def factored_svd(
 ) -> None:
     """
     Leading singular triplets of the product b a into u, s, vh.
+    """
+
+def fast_bfloat16() -> bool:
+    """
+    Whether bfloat16 products are faster than float32 here, so that precision 'medium' uses them.
     """
 
 def gemm(

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from lowrank_core import _core
-from testing import cases, checks, layouts
+from testing import capsules, cases, checks, layouts
+from testing.capsules import HandMade
 from testing.layouts import DLPackOnly
 
 ARRAY = "array: "
@@ -185,6 +186,41 @@ def test_errors_of_the_producer_pass_through() -> None:
 
     with pytest.raises(OverflowError, match="no more capsules"):
         multiply(np.empty((2, 2)), Broken(), OK)
+
+
+# ---- capsules that no library exports ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [None, (1, 0), (1, 9)], ids=str)
+def test_byte_offsets_and_missing_strides(version: tuple[int, int] | None) -> None:
+    base = np.arange(40.0)
+    compact = HandMade(base, (2, 3), byte_offset=8 * 5, version=version)
+    reversed_rows = HandMade(base, (3, 2), (-4, 1), byte_offset=8 * 30, version=version)
+    out = np.empty((2, 2))
+    multiply(out, compact, reversed_rows)
+    assert np.array_equal(out, base[5:11].reshape(2, 3) @ np.array([[30.0, 31], [26, 27], [22, 23]]))
+    gc.collect()
+    assert compact.deleted == reversed_rows.deleted == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"version": (2, 0)}, "DLPack version 2 is not supported"),
+        ({"device": capsules.METAL}, "the device must be cpu or cuda, got DLPack device 8"),
+        ({"lanes": 2}, "vector types are not supported"),
+        ({"bits": 8}, "got a 8-bit float"),
+    ],
+    ids=str,
+)
+def test_foreign_capsules_are_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=ARRAY + ".*" + text):
+        multiply(np.empty((2, 2)), HandMade(np.ones(4), (2, 2), **options), OK)
+
+
+def test_memory_of_a_gpu_is_not_read() -> None:
+    with pytest.raises(ValueError, match="must be in host memory, got a CUDA array"):
+        multiply(np.empty((2, 2)), HandMade(np.ones(4), (2, 2), device=capsules.CUDA), OK)
 
 
 # ---- lifetime ------------------------------------------------------------------------------------------------------

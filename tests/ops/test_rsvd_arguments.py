@@ -25,7 +25,6 @@ def test_integers_must_be_integers(value: Any) -> None:
             call()
 
 
-@pytest.mark.xfail(reason="rank + oversample overflows", strict=True)
 def test_the_largest_oversampling_is_the_full_width() -> None:
     """In a process of its own: it may not survive."""
     code = (
@@ -46,7 +45,6 @@ def test_numpy_integers_are_integers() -> None:
         assert (one.s == two.s).all()
 
 
-@pytest.mark.xfail(reason="torch's schema refuses first, in its own words", strict=True)
 @pytest.mark.parametrize(
     ("options", "kind", "text"),
     [

@@ -159,10 +159,7 @@ def _dependent() -> list[Tensor]:
     "method",
     [
         "cholqr2",
-        pytest.param(
-            "newton_schulz",
-            marks=pytest.mark.xfail(reason="100 iterations blow the rounding up to a direction", strict=True),
-        ),
+        "newton_schulz",
     ],
 )
 def test_methods_that_need_independent_columns_say_so(method: str, dtype: torch.dtype) -> None:

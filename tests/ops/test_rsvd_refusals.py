@@ -220,7 +220,6 @@ def test_precision(make: Callable[..., Any]) -> None:
             getattr(lowrank_core, name)(make(ROWS, COLS), 2, precision="low")
 
 
-@pytest.mark.xfail(reason="the fake kernel does not look at `precision`", strict=True)
 def test_precision_is_refused_by_the_fake_kernel() -> None:
     with pytest.raises(ValueError, match="rsvd: `precision` must be"):
         lowrank_core.rsvd(meta_array(ROWS, COLS), 2, precision="low")

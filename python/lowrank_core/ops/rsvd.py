@@ -143,7 +143,8 @@ def _check(
     precision: str | None,
 ) -> None:
     check_array(op, "a", a)
-    resolve_precision(op, precision)
+    if precision is not None:
+        resolve_precision(op, precision)
     m, n = a.shape[-2:]
     check_int(op, "q" if op == "svd_lowrank" else "rank", rank, 0, min(m, n), hint=f" for shape [{m}, {n}]")
     check_int(op, "oversample", oversample, 0)

@@ -83,10 +83,11 @@ def qb(
     check_int("qb", "niter", niter, 0)
     check_int("qb", "seed", seed, 0, MAX_SEED)
     resolution = RESOLUTION[factor_dtype(a)]
-    if 1.0 - energy < resolution**2:
+    error = math.sqrt(1.0 - energy) if tol is None else tol
+    if error < resolution and (error > 0.0 or resolution == RESOLUTION["float32"]):  # float64 has all there is to have
         warnings.warn(
-            f"qb: a relative error of {math.sqrt(max(0.0, 1.0 - energy)):.1e} is below the resolution of "
-            f"{factor_dtype(a)}, {resolution:.0e}; the rank found may be too small by a few",
+            f"qb: a relative error of {error:.1e} is below the resolution of {factor_dtype(a)}, {resolution:.0e}; "
+            "the rank found may be too small by a few",
             RuntimeWarning,
             stacklevel=2,
         )
