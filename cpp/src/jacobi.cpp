@@ -24,10 +24,15 @@ struct Columns {
   double* operator[](int64_t i) const { return data + i * n; }
 };
 
+double square(double x) { return x * x; }
+
 // Makes columns i and j of x orthogonal by a plane rotation, applied to v as well, and keeps their squared norms.
-// False if they were orthogonal to `tol` already.
-bool orthogonalize_pair(const Columns& x, const Columns& v, double* norm2, int64_t i, int64_t j, double tol) {
+// False if they were orthogonal to `tol` already, or one is no longer than the square root of `noise2`: such a column
+// is rounding, whose direction is replaced in the end, and turning it again and again would wear v out.
+bool orthogonalize_pair(const Columns& x, const Columns& v, double* norm2, int64_t i, int64_t j, double tol,
+                        double noise2) {
   const int64_t n = x.n;
+  if (std::min(norm2[i], norm2[j]) <= noise2) return false;
   const double aij = LRC_AT_LEVEL(dot, x[i], x[j], n);
   if (!(std::abs(aij) > tol * std::sqrt(norm2[i]) * std::sqrt(norm2[j]))) return false;
   const double zeta = (norm2[j] - norm2[i]) / (2.0 * aij);
@@ -54,12 +59,14 @@ void jacobi_sweeps(const Columns& x, const Columns& v, double* norm2, double tol
   const int64_t n = x.n, players = n + n % 2, pairs = players / 2;
   for (int64_t j = 0; j < n; ++j) norm2[j] = LRC_AT_LEVEL(dot, x[j], x[j], n);
   for (int sweep = 0; sweep < kMaxSweeps; ++sweep) {
+    const double noise2 = square(double(n) * kUnit) * *std::max_element(norm2, norm2 + n);
     std::atomic<bool> rotated{false};
     for (int64_t round = 0; round + 1 < players; ++round) {
       parallel_chunks(pairs, n < kSerialBelow ? pairs : kPairsPerTask, [&](int64_t begin, int64_t end) {
         for (int64_t p = begin; p < end; ++p) {
           const auto [i, j] = opponents(p, round, players);
-          if (j < n && orthogonalize_pair(x, v, norm2, i, j, tol)) rotated.store(true, std::memory_order_relaxed);
+          if (j < n && orthogonalize_pair(x, v, norm2, i, j, tol, noise2))
+            rotated.store(true, std::memory_order_relaxed);
         }
       });
     }
