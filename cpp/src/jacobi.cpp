@@ -59,7 +59,8 @@ void jacobi_sweeps(const Columns& x, const Columns& v, double* norm2, double tol
   const int64_t n = x.n, players = n + n % 2, pairs = players / 2;
   for (int64_t j = 0; j < n; ++j) norm2[j] = LRC_AT_LEVEL(dot, x[j], x[j], n);
   for (int sweep = 0; sweep < kMaxSweeps; ++sweep) {
-    const double noise2 = square(double(n) * kUnit) * *std::max_element(norm2, norm2 + n);
+    // A quarter of the length below which jacobi_svd replaces a column: whatever stays has been made orthogonal.
+    const double noise2 = square(0.25 * double(n) * kUnit) * *std::max_element(norm2, norm2 + n);
     std::atomic<bool> rotated{false};
     for (int64_t round = 0; round + 1 < players; ++round) {
       parallel_chunks(pairs, n < kSerialBelow ? pairs : kPairsPerTask, [&](int64_t begin, int64_t end) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "lowrank_core/dense.h"
@@ -15,8 +16,9 @@ namespace {
 // float64 round-offs. The factor 100 leaves the first pass an orthogonality error below 1 % (kappa^2 u), which
 // the second pass repairs.
 constexpr double kPivotFloor = 100.0 * 0x1p-53;
-// Passes of a projection away from another basis. Two are usual; one more where what is left was mostly rounding.
-constexpr int kBesideLimit = 5;
+constexpr int kPassLimit = 5;
+// Sum of the cosines beside one column: the Gram matrix is then well conditioned, and Cholesky QR as good as exact.
+constexpr double kNearlyOrthogonal = 0.5;
 // Iterations of Newton-Schulz: a singular value grows by 3/2 in each, so these reach what is above the rounding of the
 // largest one and no further.
 template <class T>
@@ -33,33 +35,46 @@ void multiply_right(MatrixBuffer<T>& y, MatrixBuffer<T>& spare, const double* m)
   std::swap(y, spare);
 }
 
-// One pass y <- y R⁻¹ with the Cholesky factor of the Gram matrix; y is left alone where it breaks down.
+// One pass y <- y R⁻¹ with the Cholesky factor of the Gram matrix of unit columns. Returns the largest cosine between
+// two columns before the pass, or infinity where it breaks down; then y is left alone.
 template <class T>
-bool cholesky_qr(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
+double cholesky_qr(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
+  constexpr double failed = std::numeric_limits<double>::infinity();
   const int64_t n = y.cols();
   MatrixBuffer<double> g(n, n);
   gram(g.view(), y.view());
   std::vector<double> scale(static_cast<size_t>(n));
   for (int64_t j = 0; j < n; ++j) {
     const double norm2 = g.at(j, j);
-    if (!(norm2 > 0.0) || !std::isfinite(norm2)) return false;
+    if (!(norm2 > 0.0) || !std::isfinite(norm2)) return failed;
     scale[size_t(j)] = 1.0 / std::sqrt(norm2);
   }
+  double cosine = 0.0;
   for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < n; ++j) g.at(i, j) *= scale[size_t(i)] * scale[size_t(j)];
+    for (int64_t j = 0; j < n; ++j) {
+      g.at(i, j) *= scale[size_t(i)] * scale[size_t(j)];
+      if (i != j) cosine = std::max(cosine, std::abs(g.at(i, j)));
+    }
   }
-  if (!cholesky_upper(g.data(), n, kPivotFloor * double(n))) return false;
+  if (!cholesky_upper(g.data(), n, kPivotFloor * double(n))) return failed;
   invert_upper(g.data(), n);
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < n; ++j) g.at(i, j) *= scale[size_t(i)];
   }
   multiply_right(y, spare, g.data());
-  return true;
+  return cosine;
 }
 
+// Passes until one has started from nearly orthogonal columns: what that one leaves is rounding. Two are usual. False,
+// with y as the last pass left it, where a pass breaks down.
 template <class T>
 bool cholesky_qr2(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
-  return cholesky_qr(y, spare) && cholesky_qr(y, spare);
+  for (int pass = 0; pass < kPassLimit; ++pass) {
+    const double cosine = cholesky_qr(y, spare);
+    if (std::isinf(cosine)) return false;
+    if (cosine * double(y.cols()) <= kNearlyOrthogonal) return true;
+  }
+  return false;
 }
 
 // x <- x / ‖x‖, without overflow on the way; a zero or non-finite column stays.
@@ -153,9 +168,8 @@ bool newton_schulz(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
 template <class T>
 void orthonormalize(MatrixBuffer<T>& y, MatrixBuffer<T>& spare, OrthPasses passes) {
   if (y.size() == 0 || y.cols() == 0) return;
-  for (int pass = 0; pass < int(passes); ++pass) {
-    if (!cholesky_qr(y, spare)) return householder(y, spare);
-  }
+  const bool sound = passes == OrthPasses::kOne ? !std::isinf(cholesky_qr(y, spare)) : cholesky_qr2(y, spare);
+  if (!sound) householder(y, spare);
 }
 
 template <class T>
@@ -163,14 +177,14 @@ void orthonormalize_beside(MatrixBuffer<T>& y, const Matrix& z, MatrixBuffer<T>&
   if (y.size() == 0) return;
   const double unit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53, clean = 4.0 * unit * std::sqrt(double(y.rows()));
   MatrixBuffer<T> inner(z.cols, y.cols());
-  for (int pass = 0; pass < kBesideLimit; ++pass) {
+  // Two passes are usual; one more where what was left beside z was mostly rounding.
+  for (int pass = 0; pass < kPassLimit; ++pass) {
     gemm(inner.view(), z.transposed(), y.view());
-    if (pass > 0 && largest_magnitude(inner.view()) <= clean) {
-      if (!cholesky_qr(y, spare)) break;
-      return;
-    }
-    gemm(y.view(), z, inner.view(), {.alpha = -1.0, .beta = 1.0});
-    if (!cholesky_qr(y, spare)) break;
+    const bool apart = pass > 0 && largest_magnitude(inner.view()) <= clean;
+    if (!apart) gemm(y.view(), z, inner.view(), {.alpha = -1.0, .beta = 1.0});
+    const double cosine = cholesky_qr(y, spare);
+    if (std::isinf(cosine)) break;
+    if (apart && cosine * double(y.cols()) <= kNearlyOrthogonal) return;
   }
   householder_beside(y, z);
 }

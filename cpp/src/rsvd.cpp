@@ -157,9 +157,10 @@ Ritz<float> ritz(MatrixBuffer<float>& image, int64_t rank) {
   for (int64_t j = 0; j < rank; ++j) {
     const int64_t from = order[size_t(j)];
     out.s[j] = std::sqrt(std::max(0.0, values[from]));
+    const double length = std::max(out.s[j], 0x1p-40 * out.s[0]);  // shorter ones are rounding, and stay representable
     for (int64_t i = 0; i < l; ++i) {
       out.rotation.at(i, j) = rows.at(from, i);
-      scaled.at(i, j) = out.s[j] > 0.0 ? float(rows.at(from, i) / out.s[j]) : 0.0f;
+      scaled.at(i, j) = length > 0.0 ? float(rows.at(from, i) / length) : 0.0f;
     }
   }
   gemm(out.vectors.view(), image.view(), scaled.view());

@@ -10,6 +10,7 @@ import lowrank_core
 import numpy as np
 import pytest
 import torch
+from lowrank_core.reference import rsvd as reference
 from testing import cases, checks, tolerance
 from torch import Tensor
 
@@ -205,7 +206,7 @@ def test_any_usual_scale(dtype: type, exponents: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "exponent"),
-    [(np.float64, e) for e in (-1000, -560, -520, 520, 1000)] + [(np.float32, -126)],
+    [(np.float64, e) for e in (-1000, -560, -520, 520, 1000)] + [(np.float32, e) for e in (-126, 120)],
     ids=str,
 )
 def test_any_finite_scale(dtype: type, exponent: int) -> None:
@@ -213,6 +214,20 @@ def test_any_finite_scale(dtype: type, exponent: int) -> None:
     a = _scaled(exponent, dtype)
     assert np.isfinite(a).all()
     scaled = lowrank_core.rsvd(a, 5)
-    exact = np.ldexp(a.astype(np.float64), -exponent)  # with the rounding that subnormal numbers have had
-    u, s, vh = (torch.from_numpy(x.astype(np.float64)) for x in scaled)
-    checks.assert_triplet(torch.from_numpy(exact), u, torch.ldexp(s, torch.tensor(-exponent)), vh, rank=5, width=15)
+    usual = torch.from_numpy(np.ldexp(a, -exponent))  # with the rounding that subnormal numbers have had
+    u, s, vh = (torch.from_numpy(x) for x in scaled)
+    checks.assert_triplet(usual, u, torch.from_numpy(np.ldexp(s.numpy(), -exponent)), vh, rank=5, width=15)
+
+
+def test_subnormal_elements() -> None:
+    """Values that are multiples of 2^-149 are read as such; s is rounded to one."""
+    a = torch.from_numpy(_scaled(-140, np.float32))
+    u, s, vh = lowrank_core.rsvd(a, 5)
+    checks.assert_orthonormal(u)
+    checks.assert_orthonormal(vh.mT)
+    exact = reference.rsvd(torch.ldexp(a.double(), torch.tensor(140)), 5)[1]
+    rounding = 5**0.5 * 2.0 ** (140 - 150)
+    ours = torch.ldexp(s.double(), torch.tensor(140))
+    assert tolerance.norm(ours - exact) <= rounding + tolerance.singular_values(
+        torch.ldexp(a, torch.tensor(140)), 15, 2
+    )

@@ -48,7 +48,7 @@ def rsvd(
       niter: q >= 0 (>= 1 with `basis`), iterations with aᵀ and a, each half-step re-orthonormalized. The last one
         searches the block Krylov space of what it starts from and what it finds: never worse than q power iterations,
         and q = 1 is within 1 % of what two of them leave.
-      basis: [..., m, k], k >= 1, a guess of the column space (the last refresh's, say). It takes the place of the sketch
+      basis: [..., m, k], k >= 1, a guess of the column space (say, the last refresh's). It replaces the sketch
         and of the first iteration, and need neither be orthonormal nor of full rank; `oversample` fresh random columns
         stand beside it, without which a direction orthogonal to it could never enter. Not differentiable.
       seed: 0 <= seed < 2**63. Every matrix of a batch sees the same sketch, so a batch equals its members.
