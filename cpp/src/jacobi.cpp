@@ -14,6 +14,7 @@ namespace {
 
 constexpr double kUnit = 0x1p-53;
 constexpr int kMaxSweeps = 40;         // quadratic convergence from a good start: 1 to 3 are usual
+constexpr int kPatience = 5;           // sweeps that even a column of rounding size takes part in
 constexpr int64_t kPairsPerTask = 32;  // pairs of columns that one task looks at
 constexpr int64_t kSerialBelow = 64;   // smaller problems cost less than the threads' start
 
@@ -59,8 +60,10 @@ void jacobi_sweeps(const Columns& x, const Columns& v, double* norm2, double tol
   const int64_t n = x.n, players = n + n % 2, pairs = players / 2;
   for (int64_t j = 0; j < n; ++j) norm2[j] = LRC_AT_LEVEL(dot, x[j], x[j], n);
   for (int sweep = 0; sweep < kMaxSweeps; ++sweep) {
-    // A quarter of the length below which jacobi_svd replaces a column: whatever stays has been made orthogonal.
-    const double noise2 = square(0.25 * double(n) * kUnit) * *std::max_element(norm2, norm2 + n);
+    // Graded columns converge at once, whatever their length; those of rounding never do, and are let go of. A quarter
+    // of the length below which jacobi_svd replaces a column: whatever stays has been made orthogonal.
+    const double largest2 = *std::max_element(norm2, norm2 + n);
+    const double noise2 = sweep < kPatience ? 0.0 : square(0.25 * double(n) * kUnit) * largest2;
     std::atomic<bool> rotated{false};
     for (int64_t round = 0; round + 1 < players; ++round) {
       parallel_chunks(pairs, n < kSerialBelow ? pairs : kPairsPerTask, [&](int64_t begin, int64_t end) {

@@ -40,11 +40,12 @@ def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 
 def orthonormality(dtype: torch.dtype, width: int) -> float:
     """Largest entry of QᵀQ - I where `width` columns were orthonormalized: 5e-6 in float32, as documented. In float64
-    the same number of units, and what Jacobi leaves: it stops at cosines of width units."""
+    the same number of units; what Jacobi leaves, which stops at cosines of width units; the rounding of its rotations
+    and of the product with them."""
     if factor_dtype(dtype) == torch.float32:
         return 5e-6
     unit = UNIT[torch.float64]
-    return 5e-6 / UNIT[torch.float32] * unit + width * unit + gamma(width, dtype)
+    return 5e-6 / UNIT[torch.float32] * unit + width * unit + 2 * gamma(width, dtype)
 
 
 def _stage(m: int, n: int, width: int, dtype: torch.dtype) -> float:

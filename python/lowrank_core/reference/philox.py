@@ -52,7 +52,8 @@ def bits(seed: int, element: Words, *, stream: int, step: int = 0) -> Words:
     """[...]: 32 random bits for each element; four consecutive elements share a block."""
     element = np.asarray(element, dtype=np.uint64)
     words = blocks(seed, element >> np.uint64(2), stream=stream, step=step)
-    return np.take_along_axis(words, (element & np.uint64(3)).astype(np.intp)[None], axis=0)[0]
+    picked: Words = np.take_along_axis(words, (element & np.uint64(3)).astype(np.intp)[None], axis=0)[0]
+    return picked
 
 
 def sketch(rows: int, cols: int, seed: int, *, step: int = 0, stream: int = SKETCH_STREAM) -> NDArray[np.float64]:

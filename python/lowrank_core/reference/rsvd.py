@@ -121,7 +121,8 @@ def orthonormalize(y: Tensor, *, method: str = "auto") -> Tensor:
         polar: Tensor = u @ vh
         return polar
     q, r = torch.linalg.qr(y.double())
-    return q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)
+    positive: Tensor = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)
+    return positive
 
 
 def project(g: Tensor, basis: Tensor, *, side: str) -> Tensor:
