@@ -14,7 +14,7 @@ namespace {
 
 constexpr double kUnit = 0x1p-53;
 constexpr int kMaxSweeps = 40;         // quadratic convergence from a good start: 1 to 3 are usual
-constexpr int kPatience = 5;           // sweeps that even a column of rounding size takes part in
+constexpr int kPatience = 2;           // sweeps that even a column of rounding size takes part in
 constexpr int64_t kPairsPerTask = 32;  // pairs of columns that one task looks at
 constexpr int64_t kSerialBelow = 64;   // smaller problems cost less than the threads' start
 
