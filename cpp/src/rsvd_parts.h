@@ -66,4 +66,15 @@ void rotate_basis(const Matrix& out, const Matrix& basis, MatrixBuffer<double>& 
   gemm(out, basis, leading.view());
 }
 
+// A on the span of w: w [n, L] orthonormal, image = A w [m, L].
+template <class T>
+struct Span {
+  MatrixBuffer<T> w, image;
+};
+
+// What A's dominant rows span, by the search that rsvd.h describes; `basis` [m, k] or null. Only search directions are
+// computed with p.math; images are what they are said to be. Defined for float and double.
+template <class T>
+Span<T> search(const Matrix& a, const Matrix* basis, int64_t l, const Params& p);
+
 }  // namespace lowrank::rsvd

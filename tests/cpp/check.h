@@ -15,11 +15,11 @@ inline int finish() {
 
 }  // namespace lowrank::testing
 
-#define CHECK(condition)                                                          \
-  do {                                                                            \
-    ++lowrank::testing::checks;                                                   \
-    if (!(condition)) {                                                           \
-      ++lowrank::testing::failures;                                               \
-      std::printf("%s:%d: CHECK(%s) failed\n", __FILE__, __LINE__, #condition);   \
-    }                                                                             \
+#define CHECK(condition)                                                        \
+  do {                                                                          \
+    ++lowrank::testing::checks;                                                 \
+    if (!(condition)) {                                                         \
+      ++lowrank::testing::failures;                                             \
+      std::printf("%s:%d: CHECK(%s) failed\n", __FILE__, __LINE__, #condition); \
+    }                                                                           \
   } while (false)
