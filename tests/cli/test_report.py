@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import sys
 
 from cli_cases import TINY
 from lowrank_core.cli.plots import plot
@@ -40,7 +41,7 @@ def test_table_and_summary_agree(finished_runs, cli):
     assert adamw["ratio"] == 1 and galore["ratio"] == galore["state_bytes"] / adamw["state_bytes"]
     for row in (galore, adamw):
         assert row["best_val_loss"] <= row["val_loss"] < 5.6
-        assert abs(row["seconds"] - 24 * row["seconds_per_step"]) < 1e-9
+        assert abs(row["seconds"] - 24 * row["seconds_per_step"]) <= 4 * sys.float_info.epsilon * row["seconds"]
         line = next(line for line in outcome.out.splitlines() if re.match(rf"{row['optimizer']} +\d\.", line))
         assert line.split()[1] == f"{row['val_loss']:.4f}"
     assert summary["config"]["rank"] == 4 and {"versions", "machine", "date"} <= set(summary)

@@ -182,6 +182,11 @@ void orthonormal_columns() {
     orthonormalize(q, spare);
     CHECK(defect(q) <= bound && outside(q, y) <= 8 * std::sqrt(double(m)) * unit<T>());
     CHECK(orthonormalize_by(OrthMethod::kCholQR2, cholesky, spare) == (n == 1));
+    // One column again and again, along an axis: what is left of it shrinks to nothing, and its sign is kept.
+    for (int64_t i = 0; i < m * n; ++i) y[i] = i / n == m / 2 ? T(3) : T(0);
+    q = clone(y);
+    orthonormalize(q, spare);
+    CHECK(defect(q) <= bound && outside(q, y) <= 8 * unit<T>() && q.at(m / 2, 0) > T(0));
     MatrixBuffer<T> zero(m, n);
     std::fill(zero.data(), zero.data() + m * n, T(0));
     orthonormalize(zero, spare);
@@ -235,6 +240,11 @@ void singular_values() {
     check_svd(a);
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t j = 0; j < n; ++j) a.at(i, j) *= std::pow(0.5, double(j));  // graded columns
+    }
+    check_svd(a);
+    for (int64_t i = 0; i < n; ++i) {  // and rows, too: over 32 decades in all
+      for (int64_t j = 0; j < n; ++j)
+        a.at(i, j) = draw() * std::pow(10.0, 16 * draw()) * std::pow(10.0, double(-i % 17));
     }
     check_svd(a);
     MatrixBuffer<double> half = random<double>(n, (n + 1) / 2, draw), low(n, n);
