@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import pytest
 from lowrank_core.cli.errors import CliError
@@ -55,7 +56,11 @@ def test_a_run_logs_what_it_promises(finished_runs):
         assert all(set(line) >= {"train_loss", "lr", "grad_norm", "seconds", "tokens_per_s"} for line in train)
         assert train[-1]["train_loss"] < train[0]["train_loss"]
     rates = [line["lr"] for line in lines if line["event"] == "train" and line["run"] == "galore"]
-    assert rates[2] == max(rates) == 1e-2 and rates[-1] == min(rates[3:]) and abs(rates[-1] - 1e-3) < 1e-12
+    assert (
+        rates[2] == max(rates) == 1e-2
+        and rates[-1] == min(rates[3:])
+        and abs(rates[-1] - 1e-3) <= 4 * sys.float_info.epsilon
+    )
     refreshes = [line for line in lines if line["event"] == "refresh"]
     assert {line["run"] for line in refreshes} == {"galore"}
     assert all(0 < line["captured_min"] <= line["captured"] <= line["captured_max"] <= 1 for line in refreshes)
