@@ -1,8 +1,8 @@
 """Times rivals on the same work, side by side, and keeps what was measured.
 
-Every answer is checked before anything is timed. Rivals take turns within a round, so a busy machine slows them alike,
-and they are compared twice: by the median over rounds of the ratio within one round, and by their best rounds, which a
-busy machine disturbs least. Times are wall-clock seconds.
+Every answer is checked before anything is timed. Rivals take turns within a round, in random order and each after a
+pause, so a busy machine slows them alike, and they are compared twice: by the median over rounds of the ratio within
+one round, and by their best rounds, which a busy machine disturbs least. Times are wall-clock seconds.
 
     bench = Bench("gemm", rounds=25)
     bench.compare("4096x4096x128", {"torch": f, "ours": g}, baseline="torch", error=distance, limit=1e-5, flops=4.3e9)
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+SPIN = 0.05  # seconds for which the idle threads of a rival's pool may still turn: OpenBLAS's do so for 2^26 cycles
 VERSIONS_OF = ("lowrank_core", "numpy", "torch", "scipy", "scikit-learn")
 
 
@@ -155,13 +157,14 @@ class Bench:
 
     def _time(self, rivals: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
         seconds: dict[str, list[float]] = {rival: [] for rival in rivals}
-        order = list(rivals)
+        order, shuffle = list(rivals), random.Random(0).shuffle
         started = time.perf_counter()
         for number in range(self.rounds):
             if number >= 5 and time.perf_counter() - started > self.seconds:
                 break
-            order.append(order.pop(0))  # so that nobody always runs after the same rival
+            shuffle(order)  # so that nobody always runs after the same rival
             for rival in order:
+                time.sleep(SPIN)
                 np.copyto(self._to, self._from)
                 before = time.perf_counter()
                 rivals[rival]()

@@ -1,5 +1,6 @@
 #include "lowrank_core/dense.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -146,16 +147,14 @@ void copy(const Matrix& to, const Matrix& from) {
 }
 
 bool cholesky_upper(double* g, int64_t n, double floor) {
-  for (int64_t k = 0; k < n; ++k) {
-    double* pivot_row = g + k * n;
-    const double pivot = pivot_row[k];
+  for (int64_t i = 0; i < n; ++i) {
+    double* row = g + i * n;
+    std::fill(row, row + i, 0.0);
+    LRC_AT_LEVEL(subtract_rows, row + i, g + i, n, g + i, n, i, n - i);
+    const double pivot = row[i];
     if (!(pivot > floor)) return false;  // also refuses a NaN
     const double root = std::sqrt(pivot);
-    for (int64_t j = k; j < n; ++j) pivot_row[j] /= root;
-    for (int64_t i = k + 1; i < n; ++i) {
-      LRC_AT_LEVEL(axpy, g + i * n + i, -pivot_row[i], pivot_row + i, n - i);
-      g[i * n + k] = 0.0;
-    }
+    for (int64_t j = i; j < n; ++j) row[j] /= root;
   }
   return true;
 }
@@ -165,10 +164,11 @@ void invert_upper(double* r, int64_t n) {
   Buffer<double> row(n);
   for (int64_t i = n - 1; i >= 0; --i) {
     double* target = r + i * n;
+    const int64_t below = n - i - 1;
     std::memcpy(row.data() + i, target + i, sizeof(double) * size_t(n - i));
     std::memset(target + i, 0, sizeof(double) * size_t(n - i));
     target[i] = 1.0;
-    for (int64_t j = i + 1; j < n; ++j) LRC_AT_LEVEL(axpy, target + j, -row[j], r + j * n + j, n - j);
+    LRC_AT_LEVEL(subtract_rows, target + i + 1, row.data() + i + 1, 1, target + n + i + 1, n, below, below);
     const double inverse = 1.0 / row[i];
     for (int64_t j = i; j < n; ++j) target[j] *= inverse;
   }

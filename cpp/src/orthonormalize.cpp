@@ -18,6 +18,7 @@ namespace {
 constexpr double kPivotFloor = 100.0 * 0x1p-53;
 constexpr int kPassLimit = 5;
 // Sum of the cosines beside one column: the Gram matrix is then well conditioned, and Cholesky QR as good as exact.
+// What a pass removes from nearly orthogonal columns, or from columns nearly orthogonal to others, leaves rounding.
 constexpr double kNearlyOrthogonal = 0.5;
 // Iterations of Newton-Schulz: a singular value grows by 3/2 in each, so these reach what is above the rounding of the
 // largest one and no further.
@@ -175,16 +176,15 @@ void orthonormalize(MatrixBuffer<T>& y, MatrixBuffer<T>& spare, OrthPasses passe
 template <class T>
 void orthonormalize_beside(MatrixBuffer<T>& y, const Matrix& z, MatrixBuffer<T>& spare) {
   if (y.size() == 0) return;
-  const double unit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53, clean = 4.0 * unit * std::sqrt(double(y.rows()));
   MatrixBuffer<T> inner(z.cols, y.cols());
-  // Two passes are usual; one more where what was left beside z was mostly rounding.
+  // Two passes are usual; one more where what the first one left beside z was mostly rounding.
   for (int pass = 0; pass < kPassLimit; ++pass) {
     gemm(inner.view(), z.transposed(), y.view());
-    const bool apart = pass > 0 && largest_magnitude(inner.view()) <= clean;
-    if (!apart) gemm(y.view(), z, inner.view(), {.alpha = -1.0, .beta = 1.0});
+    const double overlap = pass == 0 ? 1.0 : largest_magnitude(inner.view());
+    gemm(y.view(), z, inner.view(), {.alpha = -1.0, .beta = 1.0});
     const double cosine = cholesky_qr(y, spare);
     if (std::isinf(cosine)) break;
-    if (apart && cosine * double(y.cols()) <= kNearlyOrthogonal) return;
+    if (std::max(overlap, cosine) * double(y.cols()) <= kNearlyOrthogonal) return;
   }
   householder_beside(y, z);
 }

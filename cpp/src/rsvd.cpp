@@ -17,32 +17,37 @@ constexpr int64_t kOneThreadEach = 2048 * 2048;  // matrices up to this size get
 // Largest-magnitude entry of each column of u positive, the first one on ties; vh follows if there is one.
 template <class T>
 void fix_signs(const Matrix& u, const Matrix* vh) {
-  for (int64_t j = 0; j < u.cols; ++j) {
-    T* column = u.as<T>() + j * u.col_stride;
-    T largest = 0;
-    for (int64_t i = 0; i < u.rows; ++i) {
-      const T value = column[i * u.row_stride];
-      if (std::abs(value) > std::abs(largest)) largest = value;
+  std::vector<T> largest(size_t(u.cols), T(0));
+  for (int64_t i = 0; i < u.rows; ++i) {
+    const T* row = u.as<T>() + i * u.row_stride;
+    for (int64_t j = 0; j < u.cols; ++j) {
+      const T value = row[j * u.col_stride], kept = largest[size_t(j)];
+      largest[size_t(j)] = std::abs(value) > std::abs(kept) ? value : kept;
     }
-    if (!(largest < 0)) continue;
-    for (int64_t i = 0; i < u.rows; ++i) column[i * u.row_stride] = -column[i * u.row_stride];
-    if (!vh) continue;
-    T* row = vh->as<T>() + j * vh->row_stride;
-    for (int64_t i = 0; i < vh->cols; ++i) row[i * vh->col_stride] = -row[i * vh->col_stride];
   }
+  std::vector<T> sign;
+  for (const T value : largest) sign.push_back(value < 0 ? T(-1) : T(1));
+  const auto flip = [&](const Matrix& vectors) {
+    for (int64_t i = 0; i < vectors.rows; ++i) {
+      T* row = vectors.as<T>() + i * vectors.row_stride;
+      for (int64_t j = 0; j < vectors.cols; ++j) row[j * vectors.col_stride] *= sign[size_t(j)];
+    }
+  };
+  flip(u);
+  if (vh) flip(vh->transposed());
 }
 
-// The leading `rank` triplets of image = vectors diag(s) rotationᵀ.
+// The leading `rank` singular values of an image and its right vectors; the left ones where they are wanted.
 template <class T>
 struct Ritz {
-  MatrixBuffer<T> vectors;        // [m, rank]
+  MatrixBuffer<T> vectors;        // [m, rank] or empty
   Buffer<double> s;               // [rank]
   MatrixBuffer<double> rotation;  // [L, rank]
 };
 
 // float32: by the eigenvectors of the Gram matrix in float64. What squaring loses lies below the rounding of the image;
 // directions that small come out of the orthonormalization, which keeps the order and the sign of all others.
-Ritz<float> ritz(MatrixBuffer<float>& image, int64_t rank) {
+Ritz<float> ritz(MatrixBuffer<float>& image, int64_t rank, bool with_vectors) {
   const int64_t m = image.rows(), l = image.cols();
   MatrixBuffer<double> g(l, l), rows(l, l);
   Buffer<double> values(l);
@@ -53,27 +58,29 @@ Ritz<float> ritz(MatrixBuffer<float>& image, int64_t rank) {
   std::iota(order.begin(), order.end(), int64_t{0});
   std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) { return values[i] > values[j]; });
 
-  Ritz<float> out{MatrixBuffer<float>(m, rank), Buffer<double>(rank), MatrixBuffer<double>(l, rank)};
-  MatrixBuffer<float> scaled(l, rank), spare(m, rank);
+  Ritz<float> out{MatrixBuffer<float>(with_vectors ? m : 0, rank), Buffer<double>(rank), MatrixBuffer<double>(l, rank)};
   for (int64_t j = 0; j < rank; ++j) {
     const int64_t from = order[size_t(j)];
     out.s[j] = std::sqrt(std::max(0.0, values[from]));
+    for (int64_t i = 0; i < l; ++i) out.rotation.at(i, j) = rows.at(from, i);
+  }
+  if (!with_vectors) return out;
+  MatrixBuffer<float> scaled(l, rank), spare(m, rank);
+  for (int64_t j = 0; j < rank; ++j) {
     const double length = std::max(out.s[j], 0x1p-40 * out.s[0]);  // shorter ones are rounding, and stay representable
-    for (int64_t i = 0; i < l; ++i) {
-      out.rotation.at(i, j) = rows.at(from, i);
-      scaled.at(i, j) = length > 0.0 ? float(rows.at(from, i) / length) : 0.0f;
-    }
+    for (int64_t i = 0; i < l; ++i) scaled.at(i, j) = length > 0.0 ? float(out.rotation.at(i, j) / length) : 0.0f;
   }
   gemm(out.vectors.view(), image.view(), scaled.view());
   orthonormalize(out.vectors, spare);
   return out;
 }
 
-Ritz<double> ritz(MatrixBuffer<double>& image, int64_t rank) {
+Ritz<double> ritz(MatrixBuffer<double>& image, int64_t rank, bool with_vectors) {
   const int64_t m = image.rows(), l = image.cols();
   SmallSvd svd = small_svd(image);  // image becomes an orthonormal basis of itself
-  Ritz<double> out{MatrixBuffer<double>(m, rank), Buffer<double>(rank), MatrixBuffer<double>(l, rank)};
-  rotate_basis<double>(out.vectors.view(), image.view(), svd.right);
+  Ritz<double> out{MatrixBuffer<double>(with_vectors ? m : 0, rank), Buffer<double>(rank),
+                   MatrixBuffer<double>(l, rank)};
+  if (with_vectors) rotate_basis<double>(out.vectors.view(), image.view(), svd.right);
   std::copy(svd.s.data(), svd.s.data() + rank, out.s.data());
   copy(out.rotation.view(), svd.left.view().block(0, 0, l, rank));
   return out;
@@ -117,9 +124,14 @@ void one_matrix(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const
       return;
     }
   }
-  Ritz<T> found = ritz(span.image, rank);
-  copy(u, found.vectors.view());
-  if (vh) rotate_basis<T>(vh->transposed(), span.w.view(), found.rotation);
+  Ritz<T> found = ritz(span.image, rank, vh || span.of_rows);
+  if (span.of_rows) {
+    copy(u, found.vectors.view());
+    if (vh) rotate_basis<T>(vh->transposed(), span.w.view(), found.rotation);
+  } else {
+    rotate_basis<T>(u, span.w.view(), found.rotation);
+    if (vh) copy(vh->transposed(), found.vectors.view());
+  }
   for (int64_t j = 0; s && j < rank; ++j) s[j * s_stride] = T(found.s[j]);
   fix_signs<T>(u, vh);
 }
@@ -173,10 +185,13 @@ void rsvd_cpu(const View& u, const View& s, const View& vh, const View& a, const
 }
 
 void range_finder_cpu(const std::vector<RangeJob>& jobs, const Params& params) {
-  int64_t largest = 0;
-  for (const RangeJob& job : jobs) largest = std::max(largest, job.a.rows * job.a.cols);
-  for_each_matrix(int64_t(jobs.size()), largest, [&](int64_t i) {
-    const RangeJob& job = jobs[size_t(i)];
+  std::vector<const RangeJob*> order;
+  for (const RangeJob& job : jobs) order.push_back(&job);
+  const auto size = [](const RangeJob* job) { return job->a.rows * job->a.cols; };
+  // Large ones first, so that no thread is left alone with one at the end.
+  std::stable_sort(order.begin(), order.end(), [&](auto* left, auto* right) { return size(left) > size(right); });
+  for_each_matrix(int64_t(jobs.size()), jobs.empty() ? 0 : size(order[0]), [&](int64_t i) {
+    const RangeJob& job = *order[size_t(i)];
     Params own = params;
     own.seed = job.seed;
     with_work_type(job.a.dtype, [&](auto tag) {

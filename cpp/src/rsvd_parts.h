@@ -66,14 +66,16 @@ void rotate_basis(const Matrix& out, const Matrix& basis, MatrixBuffer<double>& 
   gemm(out, basis, leading.view());
 }
 
-// A on the span of w: w [n, L] orthonormal, image = A w [m, L].
+// A on the span of w, which is orthonormal: of rows of A, w [n, L] and image = A w [m, L], or of columns, w [m, L] and
+// image = Aᵀ w [n, L].
 template <class T>
 struct Span {
   MatrixBuffer<T> w, image;
+  bool of_rows;
 };
 
-// What A's dominant rows span, by the search that rsvd.h describes; `basis` [m, k] or null. Only search directions are
-// computed with p.math; images are what they are said to be. Defined for float and double.
+// What A's dominant rows or columns span, by the search that rsvd.h describes; `basis` [m, k] or null. Only search
+// directions are computed with p.math; images are what they are said to be. Defined for float and double.
 template <class T>
 Span<T> search(const Matrix& a, const Matrix* basis, int64_t l, const Params& p);
 

@@ -13,25 +13,46 @@ namespace {
 
 // Tiles of A that are sketched at a time: a tile and the rows it is added to stay in L2. A width that is no power of
 // two keeps a copy that transposes from hitting the same cache sets again and again.
-constexpr int64_t kTileRows = 256, kTileCols = 496;
+constexpr int64_t kTileRows = 256, kTileCols = 368;
 
-// The entries of a sketch [rows, cols], row by row.
-std::vector<SketchEntry> sketch_entries(int64_t rows, int64_t cols, uint64_t seed) {
-  const int64_t count = sketch_nonzeros(cols);
-  std::vector<SketchEntry> entries(size_t(rows * count));
-  parallel_chunks(rows, kSketchRows, [&](int64_t begin, int64_t end) {
+// The entries of a sketch [rows, cols], sorted so that those of one tile of rows and one column are neighbours, in the
+// order of their rows.
+struct SortedSketch {
+  std::vector<int64_t> begin;  // of the entries of column j in tile t: begin[t * cols + j]
+  std::vector<int64_t> row;    // within the tile
+  std::vector<float> value;
+};
+
+SortedSketch sort_sketch(int64_t rows, int64_t cols, uint64_t seed) {
+  const int64_t count = sketch_nonzeros(cols), tiles = (rows + kTileRows - 1) / kTileRows;
+  SortedSketch sorted{std::vector<int64_t>(size_t(tiles * cols + 1)), std::vector<int64_t>(size_t(rows * count)),
+                      std::vector<float>(size_t(rows * count))};
+  parallel_chunks(rows, kTileRows, [&](int64_t begin, int64_t end) {
+    std::vector<SketchEntry> entries;
+    std::vector<int64_t> place(size_t(cols + 1), 0);
     for (int64_t i = begin; i < end; ++i) {
-      for (int64_t t = 0; t < count; ++t) entries[size_t(i * count + t)] = sketch_entry(seed, 0, cols, i, t);
+      for (int64_t t = 0; t < count; ++t) entries.push_back(sketch_entry(seed, 0, cols, i, t));
+    }
+    for (const SketchEntry& entry : entries) ++place[size_t(entry.col + 1)];
+    for (int64_t j = 0; j < cols; ++j) {
+      place[size_t(j + 1)] += place[size_t(j)];
+      sorted.begin[size_t(begin / kTileRows * cols + j)] = begin * count + place[size_t(j)];
+    }
+    for (size_t e = 0; e < entries.size(); ++e) {
+      const auto to = size_t(begin * count + place[size_t(entries[e].col)]++);
+      sorted.row[to] = int64_t(e) / count;
+      sorted.value[to] = entries[e].value;
     }
   });
-  return entries;
+  sorted.begin.back() = rows * count;
+  return sorted;
 }
 
 // z [n, l] <- Aᵀ Omega: every row of A is added to a few rows of zᵀ, one pass over A in all.
 template <class T>
 void sketch_rows(MatrixBuffer<T>& z, const Matrix& a, uint64_t seed) {
-  const int64_t m = a.rows, n = a.cols, l = z.cols(), count = sketch_nonzeros(l);
-  const std::vector<SketchEntry> omega = sketch_entries(m, l, seed);
+  const int64_t m = a.rows, n = a.cols, l = z.cols();
+  const SortedSketch omega = sort_sketch(m, l, seed);
   const bool in_place = a.dtype == dtype_of<T>::value && a.col_stride == 1;
   MatrixBuffer<T> zt(l, n);
   parallel_chunks(n, kTileCols, [&](int64_t begin, int64_t end) {
@@ -41,12 +62,13 @@ void sketch_rows(MatrixBuffer<T>& z, const Matrix& a, uint64_t seed) {
       const int64_t rows = std::min(kTileRows, m - top);
       const Matrix source = a.block(top, begin, rows, end - begin);
       if (!in_place) copy(tile.view().block(0, 0, rows, end - begin), source);
-      for (int64_t i = 0; i < rows; ++i) {
-        const T* row = in_place ? source.as<T>() + i * source.row_stride : tile.row(i);
-        for (int64_t t = 0; t < count; ++t) {
-          const SketchEntry& entry = omega[size_t((top + i) * count + t)];
-          LRC_AT_LEVEL(axpy, zt.row(entry.col) + begin, T(entry.value), row, end - begin);
-        }
+      const T* from = in_place ? source.as<T>() : tile.data();
+      const int64_t stride = in_place ? source.row_stride : tile.cols();
+      for (int64_t j = 0; j < l; ++j) {
+        const int64_t first = omega.begin[size_t(top / kTileRows * l + j)];
+        const int64_t last = omega.begin[size_t(top / kTileRows * l + j + 1)];
+        LRC_AT_LEVEL(add_rows, zt.row(j) + begin, omega.value.data() + first, omega.row.data() + first, from, stride,
+                     last - first, end - begin);
       }
     }
   });
@@ -63,46 +85,85 @@ void warm_start(MatrixBuffer<T>& q, const Matrix& basis, uint64_t seed) {
   copy(q.view().block(0, known, m, fresh), omega.view());
 }
 
+// A block of directions that crosses from the rows of A to its columns and back: by one product and one
+// orthonormalization each way.
+template <class T>
+class Walk {
+ public:
+  Walk(const Matrix& a, int64_t l, Math math)
+      : x_(longest(a), l), y_(longest(a), l), spare_(longest(a), l), math_(math) {}
+
+  // Starts on the columns of A, from a basis of them.
+  void start(const Matrix& a, const Matrix& basis, uint64_t seed) {
+    ahead_ = a.transposed();
+    on_rows_ = false;
+    x_.reshape(a.rows, x_.cols());
+    warm_start(x_, basis, seed);
+  }
+
+  // Starts on the rows, behind one product.
+  void start(const Matrix& a, uint64_t seed, OrthPasses passes) {
+    ahead_ = a;
+    on_rows_ = true;
+    x_.reshape(a.cols, x_.cols());
+    sketch_rows(x_, a, seed);
+    orthonormalize(x_, spare_, passes);
+  }
+
+  void cross(OrthPasses passes) {
+    y_.reshape(ahead_.rows, x_.cols());
+    gemm(y_.view(), ahead_, x_.view(), {.math = math_});
+    std::swap(x_, y_);
+    ahead_ = ahead_.transposed();
+    on_rows_ = !on_rows_;
+    orthonormalize(x_, spare_, passes);
+  }
+
+  // The span of the block and, beside it, of `krylov` columns of what it would be two crossings further.
+  Span<T> span(int64_t krylov) {
+    const int64_t here = x_.rows(), there = ahead_.rows, l = x_.cols();
+    Span<T> out{MatrixBuffer<T>(here, l + krylov), MatrixBuffer<T>(there, l + krylov), on_rows_};
+    const Matrix image = out.image.view().block(0, 0, there, l);
+    copy(out.w.view().block(0, 0, here, l), x_.view());
+    gemm(image, ahead_, x_.view());
+    if (krylov == 0) return out;
+    y_.reshape(there, l);
+    copy(y_.view(), image);
+    orthonormalize(y_, spare_, OrthPasses::kOne);
+    MatrixBuffer<T> next(here, krylov);
+    gemm(next.view(), ahead_.transposed(), y_.view().block(0, 0, there, krylov), {.math = math_});
+    orthonormalize_beside(next, x_.view(), spare_);
+    copy(out.w.view().block(0, l, here, krylov), next.view());
+    gemm(out.image.view().block(0, l, there, krylov), ahead_, next.view());
+    return out;
+  }
+
+ private:
+  static int64_t longest(const Matrix& a) { return std::max(a.rows, a.cols); }
+
+  MatrixBuffer<T> x_, y_, spare_;
+  Matrix ahead_;  // what the next crossing multiplies by: A or its transpose
+  bool on_rows_ = true;
+  Math math_;
+};
+
 }  // namespace
 
 template <class T>
 Span<T> search(const Matrix& a, const Matrix* basis, int64_t l, const Params& p) {
-  const int64_t m = a.rows, n = a.cols, longest = std::max(m, n);
   const int64_t iterations = p.niter - (basis ? 1 : 0);
-  const int64_t krylov = iterations > 0 ? std::min(l, std::min(m, n) - l) : 0;
-  MatrixBuffer<T> q(longest, l), z(longest, l), spare(longest, l);
-  Span<T> span{MatrixBuffer<T>(n, l + krylov), MatrixBuffer<T>(m, l + krylov)};
-  z.reshape(n, l);
+  const bool deep = iterations > 0 && krylov_pays(a.rows, a.cols, l);
+  const int64_t crossings = deep ? std::max<int64_t>(1, 2 * iterations - 2) : 2 * iterations + 1;
+  const auto passes = [&](int64_t at) { return at == crossings ? OrthPasses::kTwo : OrthPasses::kOne; };
+  Walk<T> walk(a, l, p.math);
   if (basis) {
-    q.reshape(m, l);
-    warm_start(q, *basis, p.seed);
-    gemm(z.view(), a.transposed(), q.view(), {.math = p.math});
+    walk.start(a, *basis, p.seed);
+    walk.cross(passes(1));
   } else {
-    sketch_rows(z, a, p.seed);
+    walk.start(a, p.seed, passes(1));
   }
-  orthonormalize(z, spare, iterations <= 1 ? OrthPasses::kTwo : OrthPasses::kOne);
-  for (int64_t i = 1; i < iterations; ++i) {
-    q.reshape(m, l);
-    gemm(q.view(), a, z.view(), {.math = p.math});
-    orthonormalize(q, spare, OrthPasses::kOne);
-    z.reshape(n, l);
-    gemm(z.view(), a.transposed(), q.view(), {.math = p.math});
-    orthonormalize(z, spare, i + 1 == iterations ? OrthPasses::kTwo : OrthPasses::kOne);
-  }
-  const Matrix image = span.image.view().block(0, 0, m, l);
-  copy(span.w.view().block(0, 0, n, l), z.view());
-  gemm(image, a, z.view());
-  if (krylov == 0) return span;
-
-  q.reshape(m, l);
-  copy(q.view(), image);
-  orthonormalize(q, spare, OrthPasses::kOne);
-  MatrixBuffer<T> next(n, krylov);
-  gemm(next.view(), a.transposed(), q.view().block(0, 0, m, krylov), {.math = p.math});
-  orthonormalize_beside(next, z.view(), spare);
-  copy(span.w.view().block(0, l, n, krylov), next.view());
-  gemm(span.image.view().block(0, l, m, krylov), a, next.view());
-  return span;
+  for (int64_t at = 2; at <= crossings; ++at) walk.cross(passes(at));
+  return walk.span(deep ? l : 0);
 }
 
 template Span<float> search<float>(const Matrix&, const Matrix*, int64_t, const Params&);

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lowrank_core.reference import rsvd as reference
 from testing import cases, checks, tolerance
 from torch import Tensor
 
@@ -33,7 +34,7 @@ def problems(draw: st.DrawFn, *, max_rank_share: float = 1.0) -> tuple[Tensor, i
 
 @given(problems())
 def test_every_triplet_is_sound(problem: tuple[Tensor, int, int, int, int]) -> None:
-    """Shapes, orthonormality, order, signs, a V = U S; interlacing: no value exceeds the exact one."""
+    """Shapes, orthonormality, order, signs, a V = U S or aᵀ U = V S; interlacing: no value exceeds the exact one."""
     a, rank, oversample, niter, seed = problem
     triplet = lowrank_core.rsvd(a, rank, oversample=oversample, niter=niter, seed=seed, precision="highest")
     width = min(rank + oversample, *a.shape)
@@ -94,14 +95,16 @@ def test_range_finder_is_the_left_factor(problem: tuple[Tensor, int, int, int, i
     assert checks.same_bits(lowrank_core.range_finder(a, rank, **options), lowrank_core.rsvd(a, rank, **options).u)
 
 
-@given(problems())
-def test_two_blocks_of_full_width_are_exact(problem: tuple[Tensor, int, int, int, int]) -> None:
-    """The block Krylov space then holds every row of a."""
-    a, rank, _, niter, seed = problem
-    half = (min(a.shape) + 1) // 2
-    out = lowrank_core.rsvd(a, rank, oversample=max(0, half - rank), niter=niter + 1, seed=seed, precision="highest")
-    exact = torch.linalg.svdvals(a.double())[:rank]
-    assert tolerance.norm(out.s.double() - exact) <= tolerance.singular_values(a, 2 * half, niter + 1)
+@given(st.integers(1, 4), st.integers(1, 3), st.booleans(), st.sampled_from(DTYPES), st.integers(0, 99))
+def test_two_blocks_of_full_width_are_exact(half: int, niter: int, tall: bool, dtype: torch.dtype, seed: int) -> None:
+    """The block Krylov space then holds every row, or column, of a."""
+    thin, long = 2 * half, 150 * half
+    a = cases.with_spectrum(long, thin, torch.logspace(0, -2, thin, dtype=torch.float64), seed=seed).to(dtype)
+    a = a if tall else a.mT
+    assert reference.krylov_pays(*a.shape, half)
+    out = lowrank_core.rsvd(a, half, oversample=0, niter=niter, seed=seed, precision="highest")
+    exact = torch.linalg.svdvals(a.double())[:half]
+    assert tolerance.norm(out.s.double() - exact) <= tolerance.singular_values(a, thin, niter)
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.bfloat16, torch.float16), ids=str)

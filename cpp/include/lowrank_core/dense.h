@@ -11,6 +11,13 @@
 
 namespace lowrank {
 
+// A plane rotation of rows i and i + 1: (x, y) <- (c x - s y, s x + c y).
+struct Rotation {
+  int64_t i;
+  double c, s;
+};
+constexpr int64_t kStrip = 32;  // columns of a strip of rows that `rotate_strip` turns
+
 LRC_DECLARE_AT_LEVELS(
     // Sums in float64 whatever the storage type; fixed order for a given level.
     double dot(const double* x, const double* y, int64_t n); double dot(const float* x, const float* y, int64_t n);
@@ -18,8 +25,18 @@ LRC_DECLARE_AT_LEVELS(
     void axpy(double* y, double a, const double* x, int64_t n); void axpy(float* y, float a, const float* x, int64_t n);
     // y += a x + b z
     void axpy2(double* y, double a, const double* x, double b, const double* z, int64_t n);
+    // y -= sum over k < count of c[k stride] x[k], in this order; row k of x begins at x + k x_stride
+    void subtract_rows(double* y, const double* c, int64_t stride, const double* x, int64_t x_stride, int64_t count,
+                       int64_t n);
+    // y += sum over k < count of c[k] x[row[k]], in this order; a row of x begins every x_stride
+    void add_rows(float* y, const float* c, const int64_t* row, const float* x, int64_t x_stride, int64_t count,
+                  int64_t n);
+    void add_rows(double* y, const float* c, const int64_t* row, const double* x, int64_t x_stride, int64_t count,
+                  int64_t n);
     // (x, y) <- (c x - s y, s x + c y)
-    void rotate(double* x, double* y, double c, double s, int64_t n))
+    void rotate(double* x, double* y, double c, double s, int64_t n);
+    // `count` rotations, one after the other, of the rows of strip [n, kStrip]
+    void rotate_strip(double* strip, const Rotation* turns, int64_t count))
 
 // Sum of the squares of all entries, in float64, any storage type and strides.
 double squared_norm(const Matrix& a);

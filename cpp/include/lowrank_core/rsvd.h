@@ -1,17 +1,20 @@
 // rsvd: randomized singular value decomposition and the range finder under every refresh.
 //
-//   Z = orth(Aᵀ Omega), then niter - 1 times Z = orth(Aᵀ orth(A Z));      a search direction block, [n, l]
-//   W = [Z, orth(Aᵀ orth(A Z))];  A W = U diag(s) Rᵀ;  V = W R            the best of the block Krylov space
+//   X = orth(Aᵀ Omega), then X = orth(A X), X = orth(Aᵀ X) and so on;      a block of directions, one crossing each
+//   W = X after 2 niter + 1 crossings;  image of W = U diag(s) Rᵀ;  W R    the best answer within the span of W
 //
-// One block Krylov step at the end, in place of the last power iteration, costs one product more than nothing and is
-// worth about one power iteration more than it replaces, since W still holds Z. Omega [m, l] is sparse: a few entries
-// a row, so that its product costs one pass over A. A basis P of A's columns makes the warm start Z = orth(Aᵀ [P,
-// fresh random columns]), which counts as the first iteration; without the fresh columns a direction orthogonal to P
-// could never enter. float64 input is computed in float64, everything else in float32.
-// Source: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011), algorithms 4.4 and 5.1;
-// Musco & Musco, "Randomized block Krylov methods for stronger and faster approximate SVD", NeurIPS 2015, algorithm 2.
+// Where A is so large that a product with it costs more than a small problem of twice the width, the last crossings are
+// a block Krylov step instead: W = [X, orth(Aᵀ orth(A X))] from X after max(1, 2 niter - 2) crossings. That is two
+// crossings less, and more exact, since W still holds X: see docs/adr/0007-randomized-svd.md for figures.
+// Omega [m, l] is sparse: a few entries a row, so that its product costs one pass over A. A basis P of A's columns
+// makes the warm start X = orth(Aᵀ [P, fresh random columns]), which counts as the first iteration; without the fresh
+// columns a direction orthogonal to P could never enter. float64 input is computed in float64, everything else in
+// float32. Source: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011), algorithms 4.4
+// and 5.1; Musco & Musco, "Randomized block Krylov methods for stronger and faster approximate SVD", NeurIPS 2015,
+// algorithm 2.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -25,6 +28,7 @@ namespace lowrank::rsvd {
 
 constexpr uint32_t kSketchStream = 1;  // docs/numerics.md
 constexpr int64_t kSketchNonzeros = 8;
+constexpr int64_t kKrylovPays = 256;  // measured: a product of m n l against an eigenproblem of (2 l)^3
 
 struct Params {
   int64_t oversample = 10;
@@ -55,6 +59,11 @@ LRC_HD SketchEntry sketch_entry(uint64_t seed, uint32_t step, int64_t cols, int6
 inline int64_t sketch_width(int64_t m, int64_t n, int64_t rank, int64_t basis_cols, int64_t oversample) {
   const int64_t known = rank > basis_cols ? rank : basis_cols, limit = m < n ? m : n;
   return known < limit && oversample < limit - known ? known + oversample : limit;
+}
+
+// Whether a block Krylov step is cheaper than the crossings that it saves.
+inline bool krylov_pays(int64_t m, int64_t n, int64_t l) {
+  return m * n >= kKrylovPays * l * l && 2 * l <= std::min(m, n);
 }
 
 // out [rows, cols] contiguous float32: a sketch with its zeros. Tier D0.

@@ -2,13 +2,15 @@
 // the additions; their number is part of the result, so it is the same at every level.
 #include "lowrank_core/dense.h"
 
+#include "lowrank_core/simd/vec.h"
+
 namespace lowrank::LRC_LEVEL {
 namespace {
 
-constexpr int64_t kLanes = 32;
+constexpr int64_t kSums = 32;
 
 LRC_HD double fold(double* lane) {
-  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+  for (int64_t width = kSums / 2; width > 0; width /= 2) {
     for (int64_t i = 0; i < width; ++i) lane[i] += lane[i + width];
   }
   return lane[0];
@@ -16,13 +18,40 @@ LRC_HD double fold(double* lane) {
 
 template <class T>
 LRC_HD double dot_lanes(const T* x, const T* y, int64_t n) {
-  double lane[kLanes] = {};
+  double lane[kSums] = {};
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lane[j] += double(x[i + j]) * double(y[i + j]);
+  for (; i + kSums <= n; i += kSums) {
+    for (int64_t j = 0; j < kSums; ++j) lane[j] += double(x[i + j]) * double(y[i + j]);
   }
   for (int64_t j = 0; i < n; ++i, ++j) lane[j] += double(x[i]) * double(y[i]);
   return fold(lane);
+}
+
+template <class T>
+struct Term {
+  T factor;
+  const T* row;
+};
+
+// y += sum over k of factor * row, in order; a strip of y stays in registers meanwhile.
+template <class T, class Terms>
+LRC_HD void combine(T* y, int64_t n, int64_t count, const Terms& term) {
+  constexpr int vectors = 4, width = vectors * kLanes<T>;
+  int64_t j = 0;
+  for (; j + width <= n; j += width) {
+    Vec<T> sum[vectors];
+    for (int v = 0; v < vectors; ++v) sum[v] = load<T>(y + j + v * kLanes<T>);
+    for (int64_t k = 0; k < count; ++k) {
+      const Term<T> t = term(k);
+      const Vec<T> factor = broadcast(t.factor);
+      for (int v = 0; v < vectors; ++v) sum[v] += factor * load<T>(t.row + j + v * kLanes<T>);
+    }
+    for (int v = 0; v < vectors; ++v) store_bits(y + j + v * kLanes<T>, sum[v]);
+  }
+  for (int64_t k = 0; j < n && k < count; ++k) {
+    const Term<T> t = term(k);
+    for (int64_t i = j; i < n; ++i) y[i] += t.factor * t.row[i];
+  }
 }
 
 }  // namespace
@@ -41,12 +70,51 @@ void axpy2(double* y, double a, const double* x, double b, const double* z, int6
   for (int64_t i = 0; i < n; ++i) y[i] += a * x[i] + b * z[i];
 }
 
+void subtract_rows(double* y, const double* c, int64_t stride, const double* x, int64_t x_stride, int64_t count,
+                   int64_t n) {
+  combine(y, n, count, [&](int64_t k) { return Term<double>{-c[k * stride], x + k * x_stride}; });
+}
+
+void add_rows(float* y, const float* c, const int64_t* row, const float* x, int64_t x_stride, int64_t count,
+              int64_t n) {
+  combine(y, n, count, [&](int64_t k) { return Term<float>{c[k], x + row[k] * x_stride}; });
+}
+void add_rows(double* y, const float* c, const int64_t* row, const double* x, int64_t x_stride, int64_t count,
+              int64_t n) {
+  combine(y, n, count, [&](int64_t k) { return Term<double>{double(c[k]), x + row[k] * x_stride}; });
+}
+
 void rotate(double* x, double* y, double c, double s, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const double xi = x[i], yi = y[i];
     x[i] = c * xi - s * yi;
     y[i] = s * xi + c * yi;
   }
+}
+
+void rotate_strip(double* strip, const Rotation* turns, int64_t count) {
+  constexpr int vectors = int(kStrip) / kLanes<double>;
+  Vec<double> held[vectors];  // row `at`: what one rotation leaves in its upper row is mostly the next one's lower row
+  int64_t at = -1;
+  const auto put_back = [&] {
+    for (int j = 0; j < vectors && at >= 0; ++j) store_bits(strip + at * kStrip + j * kLanes<double>, held[j]);
+  };
+  for (int64_t t = 0; t < count; ++t) {
+    const int64_t i = turns[t].i;
+    double* const upper = strip + i * kStrip;
+    if (at != i + 1) {
+      put_back();
+      for (int j = 0; j < vectors; ++j) held[j] = load<double>(upper + kStrip + j * kLanes<double>);
+    }
+    const Vec<double> c = broadcast(turns[t].c), s = broadcast(turns[t].s);
+    for (int j = 0; j < vectors; ++j) {
+      const Vec<double> x = load<double>(upper + j * kLanes<double>), y = held[j];
+      store_bits(upper + kStrip + j * kLanes<double>, s * x + c * y);
+      held[j] = c * x - s * y;
+    }
+    at = i;
+  }
+  put_back();
 }
 
 }  // namespace lowrank::LRC_LEVEL

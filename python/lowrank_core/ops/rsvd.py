@@ -45,9 +45,9 @@ def rsvd(
       a: [..., m, n], float32, float64, bfloat16 or float16 (NumPy: float32, float64), finite. Any strides.
       rank: r, 0 <= r <= min(m, n).
       oversample: p >= 0, columns drawn beyond `rank` (at most min(m, n) in all).
-      niter: q >= 0 (>= 1 with `basis`), iterations with aᵀ and a, each half-step re-orthonormalized. The last one
-        searches the block Krylov space of what it starts from and what it finds: never worse than q power iterations,
-        and q = 1 is within 1 % of what two of them leave.
+      niter: q >= 0 (>= 1 with `basis`), power iterations with aᵀ and a, each half of one re-orthonormalized. Where `a`
+        is large for its rank (m n >= 256 (rank + oversample)²) the last two products are a block Krylov step instead,
+        which is faster and more exact.
       basis: [..., m, k], k >= 1, a guess of the column space (say, the last refresh's). It replaces the sketch
         and of the first iteration, and need neither be orthonormal nor of full rank; `oversample` fresh random columns
         stand beside it, without which a direction orthogonal to it could never enter. Not differentiable.
@@ -68,7 +68,7 @@ def rsvd(
     Numerics: tier D1 (same bits for any thread count on one instruction-set level). Differentiable twice where the
     singular values are distinct and s[r-1] exceeds the first value cut off.
     Source: Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1, with a sparse sketch of the rows (8 entries in each);
-    Musco, Musco 2015, algorithm 2 with two blocks, for the last iteration; warm start as in COAP (arXiv 2412.00071,
+    Musco, Musco 2015, algorithm 2 with two blocks, for the last step; warm start as in COAP (arXiv 2412.00071,
     eq. 6) plus fresh columns. docs/adr/0007-randomized-svd.md says why.
     """
     if is_torch(a):

@@ -26,10 +26,12 @@ def rsvd(
     seed: int = 0,
     precision: str | None = None,
 ) -> Triplet:
-    """u [..., m, r], s [..., r], vh [..., r, n]: the best rank r for `a` in the row space W that the search finds.
+    """u [..., m, r], s [..., r], vh [..., r, n]: the best rank r for `a` in the space W of its rows, or of its columns,
+    that the search finds.
 
-    Z = orth(aᵀ sketch), or orth(aᵀ [basis, sketch]) in place of the first iteration; each iteration but the last is
-    Z = orth(aᵀ orth(a Z)); the last one puts that beside Z instead: W = [Z, orth(aᵀ orth(a Z))].
+    X = orth(aᵀ sketch), or orth(aᵀ [basis, sketch]) in place of the first iteration; then X = orth(a X), orth(aᵀ X)
+    and so on. W is X after 2 niter + 1 such crossings, or, where `krylov_pays` says so, X after max(1, 2 niter - 2)
+    of them beside the X of two crossings more.
 
     `precision` is there for the signature alone: float64 has one.
 
@@ -42,9 +44,11 @@ def rsvd(
         start = torch.from_numpy(sketch(exact.shape[-2], width, seed))
     else:
         start = _warm_start(basis.double(), width, seed)
-    space = _search(exact, start, niter if basis is None else niter - 1)
-    u, s, vh = _best_in(space, exact, rank)
-    return _fix_signs(u, s, vh)
+    space, of_rows = _search(exact, start, niter if basis is None else niter - 1)
+    if of_rows:
+        return _fix_signs(*_best_in(space, exact, rank))
+    v, s, uh = _best_in(space, exact.mT, rank)
+    return _fix_signs(uh.mT, s, v.mT)
 
 
 def svd_lowrank(a: Tensor, q: int = 6, niter: int = 2, *, seed: int = 0) -> Triplet:
@@ -140,16 +144,23 @@ def _orth(y: Tensor) -> Tensor:
     return q
 
 
-def _search(a: Tensor, start: Tensor, iterations: int) -> Tensor:
-    """W [..., n, l] or, if there is an iteration, [..., n, min(2 l, m, n)], with orthonormal columns."""
-    width = start.shape[-1]
-    z = _orth(a.mT @ start)
-    for _ in range(iterations - 1):
-        z = _orth(a.mT @ _orth(a @ z))
-    beside = min(width, min(a.shape[-2:]) - width)
-    if iterations < 1 or beside < 1:
-        return z
-    return _orth(torch.cat([z, a.mT @ _orth(a @ z)[..., :beside]], dim=-1))
+def krylov_pays(m: int, n: int, width: int) -> bool:
+    """Whether the last crossings are a block Krylov step: a choice of cost, measured."""
+    return m * n >= 256 * width**2 and 2 * width <= min(m, n)
+
+
+def _search(a: Tensor, start: Tensor, iterations: int) -> tuple[Tensor, bool]:
+    """W with orthonormal columns, and whether it is [..., n, l or 2 l] (of rows) or [..., m, 2 l] (of columns)."""
+    deep = iterations > 0 and krylov_pays(*a.shape[-2:], start.shape[-1])
+    crossings = max(1, 2 * iterations - 2) if deep else 2 * iterations + 1
+    x = start
+    for at in range(crossings):
+        x = _orth((a if at % 2 else a.mT) @ x)
+    of_rows = crossings % 2 == 1
+    if deep:
+        ahead = a if of_rows else a.mT
+        x = _orth(torch.cat([x, ahead.mT @ _orth(ahead @ x)], dim=-1))
+    return x, of_rows
 
 
 def _best_in(space: Tensor, a: Tensor, rank: int) -> Triplet:
