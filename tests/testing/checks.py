@@ -33,8 +33,8 @@ def assert_signs(u: Tensor) -> None:
 
 
 def image_defect(a: Tensor, u: Tensor, s: Tensor, vh: Tensor) -> float:
-    """‖a V - U S‖_F or ‖aᵀ U - V S‖_F: the triplets are those of a W Wᵀ or W Wᵀ a, for the space W of rows or of columns
-    that was searched."""
+    """‖a V - U S‖_F or ‖aᵀ U - V S‖_F: the triplets are those of a W Wᵀ or W Wᵀ a, for the space W of rows or of
+    columns that was searched."""
     left, right, values = u.double(), vh.double().mT, s.double().unsqueeze(-2)
     return min(
         tolerance.norm(a.double() @ right - left * values), tolerance.norm(a.double().mT @ left - right * values)

@@ -151,7 +151,8 @@ def krylov_pays(m: int, n: int, width: int) -> bool:
 
 def _search(a: Tensor, start: Tensor, iterations: int) -> tuple[Tensor, bool]:
     """W with orthonormal columns, and whether it is [..., n, l or 2 l] (of rows) or [..., m, 2 l] (of columns)."""
-    deep = iterations > 0 and krylov_pays(*a.shape[-2:], start.shape[-1])
+    m, n = a.shape[-2:]
+    deep = iterations > 0 and krylov_pays(m, n, start.shape[-1])
     crossings = max(1, 2 * iterations - 2) if deep else 2 * iterations + 1
     x = start
     for at in range(crossings):
