@@ -6,4 +6,5 @@ PYBIND11_MODULE(_core, module) {
   lowrank::register_core(module);
   lowrank::register_gemm(module);
   lowrank::register_rsvd(module);
+  lowrank::register_subspace_step(module);
 }

@@ -8,5 +8,6 @@ namespace lowrank {
 void register_core(pybind11::module_& module);
 void register_gemm(pybind11::module_& module);
 void register_rsvd(pybind11::module_& module);
+void register_subspace_step(pybind11::module_& module);
 
 }  // namespace lowrank

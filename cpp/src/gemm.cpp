@@ -30,12 +30,6 @@ void check(const Matrix& c, const Matrix& a, const Matrix& b) {
             "gemm: the shapes must be [m, n] = [m, k] [k, n], got " + shape(c) + " = " + shape(a) + " " + shape(b));
 }
 
-Arithmetic arithmetic_for(DType c, Math math) {
-  if (c == DType::kFloat64) return Arithmetic::kFloat64;
-  if (math == Math::kFloat32) return Arithmetic::kFloat32;
-  return has_fast_bfloat16() ? Arithmetic::kPairs : Arithmetic::kRounded;
-}
-
 // Whether Cᵀ = Bᵀ Aᵀ is the better product. The nest cuts a tile to as few as 2 rows but never below one vector of
 // columns, so a thin side belongs on the rows. Otherwise it reads the left operand once and the right one once per
 // block of rows, so the long side does; and it writes along the rows of C.
@@ -58,6 +52,12 @@ bool has_fast_bfloat16() {
 #else
   return false;
 #endif
+}
+
+Arithmetic arithmetic_for(DType c, Math math) {
+  if (c == DType::kFloat64) return Arithmetic::kFloat64;
+  if (math == Math::kFloat32) return Arithmetic::kFloat32;
+  return has_fast_bfloat16() ? Arithmetic::kPairs : Arithmetic::kRounded;
 }
 
 void gemm(const Matrix& c, const Matrix& a, const Matrix& b, const GemmOptions& options) {

@@ -13,6 +13,7 @@ from lowrank_core.ops import (
     qb,
     range_finder,
     rsvd,
+    subspace_step_,
     svd_lowrank,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "qb",
     "range_finder",
     "rsvd",
+    "subspace_step_",
     "svd_lowrank",
 ]

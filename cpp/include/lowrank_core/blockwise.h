@@ -74,6 +74,17 @@ struct Nearest {
   }
 };
 
+struct Drawn {
+  const uint32_t* words;  // of the block's elements
+
+  template <class Map>
+  LRC_HD void encode(typename Map::Code* codes, const float* values, int64_t count, rounding::Divider divide) const {
+    for (int64_t i = 0; i < count; ++i) {
+      codes[i] = Map::stochastic(Map::place(divide(Map::spread(values[i]))), philox::uniform(words[i]));
+    }
+  }
+};
+
 struct Stochastic {
   uint64_t seed;
   philox::Position first;  // of the block's first element
@@ -82,9 +93,7 @@ struct Stochastic {
   LRC_HD void encode(typename Map::Code* codes, const float* values, int64_t count, rounding::Divider divide) const {
     uint32_t words[kBlock];
     rounding::draw(words, count, seed, first);
-    for (int64_t i = 0; i < count; ++i) {
-      codes[i] = Map::stochastic(Map::place(divide(Map::spread(values[i]))), philox::uniform(words[i]));
-    }
+    Drawn{words}.template encode<Map>(codes, values, count, divide);
   }
 };
 

@@ -38,6 +38,15 @@ LRC_HD bfloat16 to_bfloat16(float x) {
   return {uint16_t((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16)};
 }
 
+// Stochastic: of the two neighbours of x the one away from zero with the probability that makes x the mean, by 16
+// random bits; a bfloat16 never moves, and what is finite stays finite.
+LRC_HD bfloat16 to_bfloat16(float x, uint32_t random) {
+  const uint32_t u = float_bits(x), infinity = 0x7F800000u;
+  if ((u & 0x7FFFFFFFu) >= infinity) return to_bfloat16(x);
+  const uint32_t raised = u + (random >> 16);
+  return {uint16_t(((raised & 0x7FFFFFFFu) >= infinity ? u : raised) >> 16)};
+}
+
 LRC_HD float to_float(float16 x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
   const uint32_t exponent = (x.bits >> 10) & 0x1Fu;

@@ -21,14 +21,17 @@ struct Position {
   uint32_t step;
 };
 
+constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
+constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;  // the golden ratio and sqrt(3) - 1
+
 LRC_HD Block rounds10(Block counter, uint32_t key0, uint32_t key1) {
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t(0xD2511F53u) * counter.v[0];
-    const uint64_t p1 = uint64_t(0xCD9E8D57u) * counter.v[2];
+    const uint64_t p0 = uint64_t(kMultiplier0) * counter.v[0];
+    const uint64_t p1 = uint64_t(kMultiplier1) * counter.v[2];
     counter = {{uint32_t(p1 >> 32) ^ counter.v[1] ^ key0, uint32_t(p1), uint32_t(p0 >> 32) ^ counter.v[3] ^ key1,
                 uint32_t(p0)}};
-    key0 += 0x9E3779B9u;  // the golden ratio, as a Weyl sequence
-    key1 += 0xBB67AE85u;  // sqrt(3) - 1
+    key0 += kWeyl0;
+    key1 += kWeyl1;
   }
   return counter;
 }

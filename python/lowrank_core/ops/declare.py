@@ -18,7 +18,7 @@ class Op:
 
     `run` computes, `fake` only checks and allocates; both call the family's one check. A function of a module
     that needs torch is named "module:function" and imported when the operator is registered. An operator without
-    `backward` is declared not differentiable.
+    `backward` is declared not differentiable; one that `mutates` its arguments belongs under no_grad.
     """
 
     schema: str
@@ -26,6 +26,7 @@ class Op:
     fake: Callable[..., Any] | str
     backward: str | None = None
     setup_context: str | None = None
+    mutates: bool = False
 
     @property
     def name(self) -> str:

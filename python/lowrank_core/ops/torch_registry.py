@@ -12,8 +12,9 @@ from lowrank_core.ops.declare import NAMESPACE, Op
 from lowrank_core.ops.rsvd import OPS as RSVD
 from lowrank_core.ops.rsvd_factor import OPS as RSVD_FACTOR
 from lowrank_core.ops.rsvd_project import OPS as RSVD_PROJECT
+from lowrank_core.ops.subspace_step import OPS as SUBSPACE_STEP
 
-FAMILIES: tuple[tuple[Op, ...], ...] = (RSVD, RSVD_FACTOR, RSVD_PROJECT)
+FAMILIES: tuple[tuple[Op, ...], ...] = (RSVD, RSVD_FACTOR, RSVD_PROJECT, SUBSPACE_STEP)
 
 _library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 
@@ -39,6 +40,8 @@ def _register(op: Op) -> None:
         _library.impl(op.name, _resolve(op.run), key)
     qualified = f"{NAMESPACE}::{op.name}"
     torch.library.register_fake(qualified, _resolve(op.fake), lib=_library)
+    if op.mutates:  # torch has no derivative rules for these
+        return
     backward = _resolve(op.backward) if op.backward else _not_differentiable(op.name)
     setup = _resolve(op.setup_context) if op.setup_context else None
     torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)

@@ -1,6 +1,7 @@
 // gemm_dense: what cpp/src/gemm.cpp asks of a level.
 #pragma once
 
+#include "lowrank_core/gemm.h"
 #include "lowrank_core/isa.h"
 #include "lowrank_core/simd/nest.h"
 #include "lowrank_core/view.h"
@@ -15,6 +16,9 @@ struct DenseProduct {
   Arithmetic arithmetic;
   bool symmetric;
 };
+
+// How products into a matrix of dtype `c` are multiplied.
+Arithmetic arithmetic_for(DType c, Math math);
 
 LRC_DECLARE_AT_LEVELS(void gemm_dense(const DenseProduct& product))
 

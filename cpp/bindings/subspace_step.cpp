@@ -1,0 +1,205 @@
+#include "lowrank_core/subspace_step.h"
+
+#include <pybind11/stl.h>
+
+#include "caster.h"
+#include "precision.h"
+#include "register.h"
+
+namespace py = pybind11;
+
+namespace lowrank {
+namespace {
+
+using subspace::Job;
+using subspace::Moment;
+using subspace::Params;
+using subspace::Residual;
+using subspace::Rule;
+using subspace::Storage;
+
+using Reads = std::vector<ReadArray>;
+using Writes = std::vector<WriteArray>;
+
+// Memory safety only: the operators have checked the contract and worded the refusals.
+[[noreturn]] void misfit(const char* argument) {
+  fail(std::string("subspace_step_: `") + argument + "` has the wrong shape, dtype, strides or length");
+}
+
+void expect(bool fits, const char* argument) {
+  if (!fits) misfit(argument);
+}
+
+bool is_float(DType dtype) {
+  return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kBFloat16 || dtype == DType::kFloat16;
+}
+
+Matrix matrix_of(const View& view, bool turned, const char* argument) {
+  require_cpu(view, argument);
+  expect(view.rank == 2 && is_float(view.dtype), argument);
+  return turned ? view.matrix().transposed() : view.matrix();
+}
+
+// What both halves of a step need.
+Job job_of(const View& low, const View& g, const View& basis, bool right) {
+  Job job{};
+  job.g = matrix_of(g, right, "grads");
+  job.basis = matrix_of(basis, false, "bases");
+  job.low = matrix_of(low, right, "low");
+  const DType work = job.low.dtype;
+  expect(low.contiguous() && (work == DType::kFloat32 || work == DType::kFloat64), "low");
+  expect(job.low.rows == job.basis.cols && job.low.cols == job.g.cols, "low");
+  expect(job.basis.rows == job.g.rows, "bases");
+  job.transposed = right;
+  return job;
+}
+
+Moment moment_of(const View& values, const WriteArray* scales, const Matrix& low, bool second, const char* argument) {
+  require_cpu(values, argument);
+  expect(values.contiguous() && values.size() == low.rows * low.cols, argument);
+  Moment moment{Storage::kWork, values.data, nullptr};
+  if (values.dtype == low.dtype) return moment;
+  expect(low.dtype == DType::kFloat32, argument);
+  if (values.dtype == DType::kBFloat16) {
+    moment.storage = Storage::kBFloat16;
+    return moment;
+  }
+  expect(values.dtype == (second ? DType::kUInt8 : DType::kInt8) && scales, argument);
+  require_cpu(scales->view, argument);
+  expect(scales->view.contiguous() && scales->view.dtype == DType::kFloat32 &&
+             scales->view.size() == blockwise::blocks(values.size()),
+         argument);
+  moment.storage = Storage::kBlocks;
+  moment.scales = static_cast<float*>(scales->view.data);
+  return moment;
+}
+
+Rule rule_of(const std::string& rule) {
+  if (rule == "adam") return Rule::kAdam;
+  if (rule == "lion") return Rule::kLion;
+  expect(rule == "momentum", "rule");
+  return Rule::kMomentum;
+}
+
+Residual residual_of(const std::string& residual) {
+  if (residual == "drop") return Residual::kDrop;
+  if (residual == "scaled") return Residual::kScaled;
+  if (residual == "sign") return Residual::kSign;
+  expect(residual == "channel", "residual");
+  return Residual::kChannel;
+}
+
+bool bind_project(const Writes& low, const Reads& grads, const Reads& bases, const std::vector<bool>& right,
+                  bool maximize, const std::string& precision) {
+  expect(low.size() == grads.size() && bases.size() == grads.size() && right.size() == grads.size(), "grads");
+  std::vector<Job> jobs;
+  for (size_t i = 0; i < grads.size(); ++i) {
+    jobs.push_back(job_of(low[i].view, grads[i].view, bases[i].view, right[i]));
+  }
+  Params params;
+  params.maximize = maximize;
+  params.math = math_of(precision);
+  return subspace::project_cpu(jobs, params);
+}
+
+// Moments by lists: of a rule that has no second one, `second` is empty; scales are empty but for 8-bit codes.
+struct Moments {
+  const Writes &first, &first_scales, &second, &second_scales;
+
+  Moment of_first(size_t i, const Matrix& low) const {
+    return moment_of(first[i].view, first_scales.empty() ? nullptr : &first_scales[i], low, false, "exp_avg");
+  }
+  Moment of_second(size_t i, const Matrix& low) const {
+    if (second.empty()) return {};
+    return moment_of(second[i].view, second_scales.empty() ? nullptr : &second_scales[i], low, true, "exp_avg_sq");
+  }
+  void check(size_t count, Rule rule) const {
+    const auto fits = [&](const Writes& list) { return list.empty() || list.size() == count; };
+    expect(first.size() == count && fits(first_scales), "exp_avg");
+    expect(fits(second) && fits(second_scales) && (rule != Rule::kAdam || second.size() == count), "exp_avg_sq");
+  }
+};
+
+void bind_update(const Writes& params, const Reads& grads, const Reads& bases, const Writes& low, const Writes& first,
+                 const Writes& first_scales, const Writes& second, const Writes& second_scales, const Writes& limits,
+                 const std::vector<bool>& right, const std::vector<int64_t>& steps, const std::vector<uint64_t>& seeds,
+                 const std::string& rule, std::pair<double, double> betas, double eps, double lr, double weight_decay,
+                 double scale, const std::string& residual, double residual_scale, double growth, bool maximize,
+                 bool stochastic, const std::string& precision) {
+  const size_t count = params.size();
+  expect(grads.size() == count && bases.size() == count && low.size() == count && right.size() == count, "params");
+  expect(steps.size() == count && seeds.size() == count && (limits.empty() || limits.size() == count), "steps");
+  const Params p{rule_of(rule),         betas.first,    betas.second, eps,      lr,         weight_decay,      scale,
+                 residual_of(residual), residual_scale, growth,       maximize, stochastic, math_of(precision)};
+  const Moments moments{first, first_scales, second, second_scales};
+  moments.check(count, p.rule);
+  std::vector<Job> jobs;
+  for (size_t i = 0; i < count; ++i) {
+    Job job = job_of(low[i].view, grads[i].view, bases[i].view, right[i]);
+    job.w = matrix_of(params[i].view, right[i], "params");
+    expect(job.w.rows == job.g.rows && job.w.cols == job.g.cols, "params");
+    expect((job.w.dtype == DType::kFloat64) == (job.low.dtype == DType::kFloat64), "params");
+    job.first = moments.of_first(i, job.low);
+    job.second = moments.of_second(i, job.low);
+    job.step = steps[i];
+    job.seed = seeds[i];
+    if (!limits.empty()) {
+      require_cpu(limits[i].view, "limits");
+      expect(limits[i].view.size() == 1 && limits[i].view.dtype == DType::kFloat32, "limits");
+      job.limit = static_cast<float*>(limits[i].view.data);
+    }
+    jobs.push_back(job);
+  }
+  subspace::update_cpu(jobs, p);
+}
+
+void bind_round(const WriteArray& to, const ReadArray& from, uint64_t seed, int64_t step) {
+  const Matrix target = matrix_of(to.view, false, "to"), source = matrix_of(from.view, false, "from");
+  expect(target.rows == source.rows && target.cols == source.cols, "from");
+  subspace::round_cpu(target, source, seed, step);
+}
+
+Matrix values_of(const View& values) {
+  require_cpu(values, "values");
+  expect(values.contiguous() && values.dtype == DType::kFloat32, "values");
+  return row_major(static_cast<float*>(values.data), 1, values.size());
+}
+
+void bind_encode(const WriteArray& codes, const std::optional<WriteArray>& scales, const ReadArray& values, bool second,
+                 uint64_t seed, int64_t step) {
+  const Matrix from = values_of(values.view);
+  const Moment to = moment_of(codes.view, scales ? &*scales : nullptr, from, second, "codes");
+  expect(to.storage != Storage::kWork, "codes");
+  subspace::encode_cpu(to, from.as<float>(), from.cols, second, seed, step);
+}
+
+void bind_decode(const WriteArray& values, const WriteArray& codes, const std::optional<WriteArray>& scales,
+                 bool second) {
+  const Matrix to = values_of(values.view);
+  const Moment from = moment_of(codes.view, scales ? &*scales : nullptr, to, second, "codes");
+  expect(from.storage != Storage::kWork, "codes");
+  subspace::decode_cpu(to.as<float>(), from, to.cols, second);
+}
+
+}  // namespace
+
+void register_subspace_step(py::module_& module) {
+  using namespace py::literals;
+  using Release = py::call_guard<py::gil_scoped_release>;
+  module.def("subspace_project", &bind_project, "low"_a, "grads"_a, "bases"_a, "right"_a, py::kw_only(),
+             "maximize"_a = false, "precision"_a = "highest", Release(),
+             "Low-rank gradients of a list; false if one of them is not finite.");
+  module.def("subspace_update", &bind_update, "params"_a, "grads"_a, "bases"_a, "low"_a, "exp_avg"_a,
+             "exp_avg_scales"_a, "exp_avg_sq"_a, "exp_avg_sq_scales"_a, "limits"_a, "right"_a, "steps"_a, "seeds"_a,
+             py::kw_only(), "rule"_a, "betas"_a, "eps"_a, "lr"_a, "weight_decay"_a, "scale"_a, "residual"_a,
+             "residual_scale"_a, "growth"_a, "maximize"_a, "stochastic"_a, "precision"_a = "highest", Release(),
+             "Moments and weights of a list, from the low-rank gradients, which it overwrites.");
+  module.def("round_stochastic", &bind_round, "to"_a, "from_"_a, py::kw_only(), "seed"_a, "step"_a, Release(),
+             "Rounds a matrix as a step rounds the weights: bfloat16 stochastically, other dtypes to nearest.");
+  module.def("encode_moment", &bind_encode, "codes"_a, "scales"_a, "values"_a, py::kw_only(), "second"_a, "seed"_a,
+             "step"_a, Release(), "Stores a float32 moment as a step does: in bfloat16 or 8-bit blocks.");
+  module.def("decode_moment", &bind_decode, "values"_a, "codes"_a, "scales"_a, py::kw_only(), "second"_a, Release(),
+             "The float32 values of a stored moment.");
+}
+
+}  // namespace lowrank

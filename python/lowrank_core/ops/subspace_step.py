@@ -1,0 +1,184 @@
+"""The fused step of a list of weights whose moments live in a subspace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lowrank_core import _core
+from lowrank_core.ops.arrays import Array, empty, is_torch, resolve_precision
+from lowrank_core.ops.declare import Op, torch_ops
+from lowrank_core.ops.subspace_step_check import (
+    OP,
+    ROUNDINGS,
+    Stored,
+    check_lists,
+    check_numbers,
+    low_dtype,
+    low_shape,
+    parted,
+    rights,
+)
+
+
+def subspace_step_(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    bases: Sequence[Array],
+    exp_avg: Sequence[Stored],
+    exp_avg_sq: Sequence[Stored] | None = None,
+    *,
+    sides: Sequence[str],
+    steps: Sequence[int],
+    lr: float,
+    rule: str = "adam",
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    scale: float = 1.0,
+    residual: str = "drop",
+    residual_scale: float = 1.0,
+    limits: Sequence[Array] | None = None,
+    growth: float = 1.01,
+    rounding: str = "nearest",
+    seeds: Sequence[int] | None = None,
+    maximize: bool = False,
+    precision: str | None = None,
+) -> bool:
+    """One optimizer step in place, for a list of weights, without a temporary of any weight's size.
+
+    With R = Pᵀ G (left; right: the same of the transposed matrices) and N what the rule makes of R:
+
+        W <- (1 - lr weight_decay) W - lr (scale P N + S)
+
+        residual   S                                                       method
+        "drop"     0                                                       GaLore
+        "scaled"   c phi_j (G - residual_scale P R)_j, phi_j = |N_j|/|R_j|  Fira; residual_scale=scale: its code
+        "sign"     residual_scale sign(G - P R), 0 for rounding noise      FRUGAL
+        "channel"  c scale phi_j G_j in place of scale P N                 APOLLO
+
+    j is a column (left) or a row (right). Nothing is changed where a low-rank gradient is not finite.
+
+    Args:
+      params: W [m, n] each, float32, bfloat16 or float16, or all float64; any strides. Changed.
+      grads: G [m, n] each, any floating dtype and strides.
+      bases: P [m, r] (left) or [n, r] (right) each.
+      exp_avg: first moments [r, n] (left) or [m, r] (right), contiguous: float32 (float64 for float64 weights),
+        bfloat16, rounded stochastically, or a pair (int8 codes of that shape, float32 scales, one for each 256
+        consecutive elements), rounded stochastically. Changed.
+      exp_avg_sq: second moments of "adam", the same; codes are uint8. None for the other rules.
+      sides: "left" or "right" each.
+      steps: number of this step for each weight, from 1: for the bias correction and the draws.
+      lr: >= 0, change of a weight per step for |N| = 1 and scale = 1.
+      rule: "adam" (eps outside the bias correction), "lion" or "momentum" (heavy ball, no dampening).
+      betas: decays per step of the moments; "momentum" uses the first one.
+      eps: in units of R.
+      weight_decay: decoupled; a weight loses lr * weight_decay of itself per step, first.
+      scale: factor on P N.
+      residual, residual_scale: what becomes of the rest of the gradient, above.
+      limits: for "scaled" and "channel", one float32 array of one element for each weight: the norm of its last S,
+        0 at first. c <= 1 then keeps |S| below `growth` times that. Changed. None: c = 1.
+      growth: >= 1.
+      rounding: "nearest" or "stochastic" (unbiased), of bfloat16 weights. Other dtypes are rounded to nearest.
+      seeds: of the draws, one for each weight; None: 0.
+      maximize: climb instead of descend.
+      precision: of float32 products; None follows torch's setting, as in `rsvd`.
+
+    Returns:
+      True if the step was taken; False if a gradient is not finite.
+
+    Raises:
+      ValueError: lists of different lengths, a shape or value that does not fit. TypeError: a wrong dtype or library.
+
+    Numerics: tier D1; draws are D0: Philox by (seed, step, element). Not differentiable; call it under no_grad.
+    Source: Zhao et al. 2024 (arXiv 2403.03507), Chen et al. 2024 (2410.01623), Zmushko et al. 2024 (2411.07837), Zhu et
+    al. 2024 (2412.05270). Deviations: torch's form of Adam; the limiter forgets a norm of rounding size; the sign of
+    what is below 8 u sqrt(r) max|G| is 0.
+    """
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"{OP}: `rounding` must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    lists = (
+        list(params), list(grads), list(bases), *parted("exp_avg", exp_avg), *parted("exp_avg_sq", exp_avg_sq or ()),
+        list(limits or ()), rights(sides), list(steps), [0] * len(params) if seeds is None else list(seeds),
+    )  # fmt: skip
+    options = {
+        "rule": rule, "betas": tuple(betas), "eps": eps, "lr": float(lr), "weight_decay": weight_decay, "scale": scale,
+        "residual": residual, "residual_scale": residual_scale, "growth": growth, "maximize": maximize,
+        "stochastic": rounding == "stochastic", "precision": resolve_precision(OP, precision),
+    }  # fmt: skip
+    _check(*lists, **options)
+    if not any(is_torch(param) for param in params):
+        return step_list(*lists, **options)
+    return bool(torch_ops().subspace_step_(*lists, **{**options, "betas": list(betas)}))
+
+
+def project_list(
+    params: list[Array], grads: list[Array], bases: list[Array], right: list[bool], *, maximize: bool, precision: str
+) -> tuple[list[Array], bool]:
+    """Low-rank gradients in the dtype that each weight is stepped in, and whether all of them are finite. Unchecked."""
+    low = [
+        empty(g, low_shape(g, p, turned), low_dtype(w))
+        for w, g, p, turned in zip(params, grads, bases, right, strict=True)
+    ]
+    return low, _core.subspace_project(low, grads, bases, right, maximize=maximize, precision=precision)
+
+
+def step_list(
+    params: list[Array],
+    grads: list[Array],
+    bases: list[Array],
+    exp_avg: list[Array],
+    exp_avg_scales: list[Array],
+    exp_avg_sq: list[Array],
+    exp_avg_sq_scales: list[Array],
+    limits: list[Array],
+    right: list[bool],
+    steps: list[int],
+    seeds: list[int],
+    *,
+    low: list[Array] | None = None,
+    **options: Any,
+) -> bool:
+    """`subspace_step_` without its checks; `low`: what `project_list` found, which is overwritten."""
+    if low is None:
+        shared = {key: options[key] for key in ("maximize", "precision")}
+        low, finite = project_list(params, grads, bases, right, **shared)
+        if not finite:
+            return False
+    moments = (exp_avg, exp_avg_scales, exp_avg_sq, exp_avg_sq_scales)
+    _core.subspace_update(params, grads, bases, low, *moments, limits, right, steps, seeds, **options)
+    return True
+
+
+def _check(*lists: Any, **options: Any) -> None:
+    check_numbers(**options)
+    check_lists(*lists, rule=options["rule"], residual=options["residual"])
+
+
+def _step(*lists: Any, betas: list[float], **options: Any) -> Any:
+    import torch
+
+    _check(*lists, betas=tuple(betas), **options)
+    taken = step_list(*lists, betas=(betas[0], betas[1]), **options)
+    return torch.tensor(taken)
+
+
+def _fake_step(*lists: Any, betas: list[float], **options: Any) -> Any:
+    import torch
+
+    _check(*lists, betas=tuple(betas), **options)
+    return torch.empty((), dtype=torch.bool)
+
+
+OPS = (
+    Op(
+        "subspace_step_(Tensor(a!)[] params, Tensor[] grads, Tensor[] bases, Tensor(b!)[] exp_avg, "
+        "Tensor(c!)[] exp_avg_scales, Tensor(d!)[] exp_avg_sq, Tensor(e!)[] exp_avg_sq_scales, Tensor(f!)[] limits, "
+        "bool[] right, int[] steps, int[] seeds, *, str rule, float[] betas, float eps, float lr, "
+        "float weight_decay, float scale, str residual, float residual_scale, float growth, bool maximize, "
+        "bool stochastic, str precision) -> Tensor",
+        run=_step,
+        fake=_fake_step,
+        mutates=True,
+    ),
+)

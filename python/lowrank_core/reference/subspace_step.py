@@ -1,0 +1,122 @@
+"""Family `subspace_step` in float64: the oracle of its tests and benches.
+
+One weight at a time, out of place; nothing is checked and nothing is rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Stepped(NamedTuple):
+    """What a step makes of one weight, its moments and the norm that its limiter remembers."""
+
+    param: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor | None
+    limit: float | None
+
+
+def subspace_step(
+    param: Tensor,
+    grad: Tensor,
+    basis: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor | None = None,
+    *,
+    side: str,
+    step: int,
+    lr: float,
+    rule: str = "adam",
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    scale: float = 1.0,
+    residual: str = "drop",
+    residual_scale: float = 1.0,
+    limit: float | None = None,
+    growth: float = 1.01,
+    maximize: bool = False,
+    unit: float = 2.0**-24,
+) -> Stepped:
+    """W <- (1 - lr weight_decay) W - lr (scale P N + S); `unit`: round-off of the dtype that a sign is judged in."""
+    w, g, p = (x.double() for x in (param, grad, basis))
+    g = -g if maximize else g
+    if side == "right":
+        options = dict(rule=rule, betas=betas, eps=eps, step=step, scale=scale, residual=residual)
+        second = None if exp_avg_sq is None else exp_avg_sq.double().mT
+        w, m, v, limit = _left(
+            w.mT, g.mT, p, exp_avg.double().mT, second, lr, weight_decay, residual_scale, limit, growth, unit, **options
+        )
+        return Stepped(w.mT, m.mT, None if v is None else v.mT, limit)
+    second = None if exp_avg_sq is None else exp_avg_sq.double()
+    return Stepped(
+        *_left(
+            w, g, p, exp_avg.double(), second, lr, weight_decay, residual_scale, limit, growth, unit,
+            rule=rule, betas=betas, eps=eps, step=step, scale=scale, residual=residual,
+        )
+    )  # fmt: skip
+
+
+def _left(
+    w: Tensor,
+    g: Tensor,
+    p: Tensor,
+    m: Tensor,
+    v: Tensor | None,
+    lr: float,
+    weight_decay: float,
+    residual_scale: float,
+    limit: float | None,
+    growth: float,
+    unit: float,
+    *,
+    rule: str,
+    betas: tuple[float, float],
+    eps: float,
+    step: int,
+    scale: float,
+    residual: str,
+) -> tuple[Tensor, Tensor, Tensor | None, float | None]:
+    r = p.mT @ g
+    n, m, v = advance(r, m, v, rule=rule, betas=betas, eps=eps, step=step)
+    update = scale * (p @ n)
+    phi = n.norm(dim=0) / (r.norm(dim=0) + 1e-8)
+    if residual == "scaled":
+        rest, limit = _limited(phi * (g - residual_scale * (p @ r)), limit, growth)
+        update = update + rest
+    elif residual == "channel":
+        update, limit = _limited(scale * phi * g, limit, growth)
+    elif residual == "sign":
+        rest = g - p @ r
+        threshold = 8 * unit * math.sqrt(r.shape[0]) * float(g.abs().max())
+        update = update + residual_scale * torch.where(rest.abs() > threshold, rest.sign(), 0.0)
+    return (1 - lr * weight_decay) * w - lr * update, m, v, limit
+
+
+def advance(
+    r: Tensor, m: Tensor, v: Tensor | None, *, rule: str, betas: tuple[float, float], eps: float, step: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Direction and moments of a rule."""
+    beta1, beta2 = betas
+    if rule == "lion":
+        return (beta1 * m + (1 - beta1) * r).sign(), beta2 * m + (1 - beta2) * r, None
+    if rule == "momentum":
+        return beta1 * m + r, beta1 * m + r, None
+    assert v is not None
+    m, v = beta1 * m + (1 - beta1) * r, beta2 * v + (1 - beta2) * r.square()
+    return m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt() + eps), m, v
+
+
+def _limited(rest: Tensor, previous: float | None, growth: float) -> tuple[Tensor, float | None]:
+    """`rest` at most `growth` times as long as the previous one, and its norm; a norm of rounding size is none."""
+    if previous is None:
+        return rest, None
+    norm = float(rest.norm())
+    if previous > 1e-12 * math.sqrt(rest.numel()) and norm > growth * previous:
+        return rest * (growth * previous / norm), growth * previous
+    return rest, norm
