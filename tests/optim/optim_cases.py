@@ -36,6 +36,8 @@ CASES = [
     Case("galore-rotate", GaLoreAdamW, {"moments": "rotate"}),
     Case("galore-reverse", GaLoreAdamW, {"proj_type": "reverse_std"}),
     Case("galore-full", GaLoreAdamW, {"proj_type": "full"}),
+    Case("galore-int8", GaLoreAdamW, {"moment_dtype": "int8"}),
+    Case("galore-stochastic", GaLoreAdamW, {"moment_dtype": "bfloat16", "rounding": "stochastic"}),
 ]
 
 every_optimizer = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -79,7 +79,7 @@ def test_steps_between_refreshes_read_nothing(case: Case) -> None:
 @every_optimizer
 def test_it_equals_the_path_of_the_host(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     models = [Zoo(torch.float64), Zoo(torch.float64)]
-    optimizers = [case.make(model.parameters()) for model in models]
+    optimizers = [case.make(model.parameters(), moment_dtype="float32") for model in models]  # codes are for the host
     for number in range(8):
         for model, optimizer, there in zip(models, optimizers, (True, False), strict=True):
             monkeypatch.setattr(guard, "deferred", lambda device, there=there: there)

@@ -10,8 +10,8 @@ from lowrank_core.optim import GaLoreAdamW, LowRankOptimizer
 from torch import nn
 
 KNOWN = (
-    "betas, eps, force_projection, lr, maximize, moments, niter, nonfinite, oversample, proj_type, projector, rank, "
-    "scale, seed, update_proj_gap, weight_decay"
+    "betas, eps, force_projection, lr, maximize, moment_dtype, moments, niter, nonfinite, oversample, proj_type, "
+    "projector, rank, rounding, scale, seed, update_proj_gap, weight_decay"
 )
 
 
@@ -42,6 +42,8 @@ def test_an_unknown_key_of_a_group_is_refused_by_name_with_the_known_ones() -> N
         ("betas", (0.9, 1.0), r"be two numbers in \[0, 1\)"),
         ("betas", 0.9, "be two numbers"),
         ("eps", -1e-8, "be a number >= 0"),
+        ("moment_dtype", "float16", "be one of float32, bfloat16, int8"),
+        ("rounding", "up", "be one of nearest, stochastic"),
         ("weight_decay", -1, "be a number >= 0"),
         ("rank", 0, "be an int >= 1 or None"),
         ("rank", 2.0, "be an int >= 1 or None"),

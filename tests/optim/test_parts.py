@@ -75,7 +75,7 @@ def test_states_of_other_parts_are_refused() -> None:
     model = Zoo()
     optimizer = SmallMoments(model.parameters(), rank=4)
     train(model, optimizer, [0])
-    with pytest.raises(ValueError, match=r"`exp_avg` of `parameter 0` must be \(\) torch.float32, got .*bfloat16"):
+    with pytest.raises(ValueError, match=r"`exp_avg` of `parameter 3` must be \(16, 4\) torch.float32, got .*bfloat16"):
         GaLoreAdamW(model.parameters(), rank=4).load_state_dict(optimizer.state_dict())
 
 

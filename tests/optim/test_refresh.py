@@ -126,7 +126,7 @@ def test_rotation_keeps_what_the_new_basis_can_hold_of_the_momentum() -> None:
         (bucket,), state = optimizer._gather(), optimizer.state[w]
         before = state["exp_avg"] @ state["proj.basis"].mT
         w.grad = draw(20, 10, seed=7)
-        adopt(bucket.slots[0], state, bucket.parts, find(bucket.slots, [state], bucket.parts, seed=0)[0])
+        adopt(bucket, bucket.slots[0], state, find(bucket.slots, [state], bucket.parts, seed=0)[0])
         basis = state["proj.basis"]
         best = before @ basis @ basis.mT
         lifted[moments] = state["exp_avg"] @ basis.mT

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from math import prod
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from lowrank_core.ops.subspace_step_check import BLOCK
+from lowrank_core.ops.subspace_step_codecs import decode_moment, encode_moment
 
 State = dict[str, Any]  # of one parameter: flat keys, tensors and plain numbers
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # state key -> shape and dtype of its tensor
@@ -15,6 +19,16 @@ Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # state key -> shape an
 def work_dtype(weight: torch.dtype) -> torch.dtype:
     """The dtype that a weight's update is computed in: float64 for float64, else float32."""
     return torch.float64 if weight == torch.float64 else torch.float32
+
+
+class Draw(NamedTuple):
+    """Keys the random words of one parameter in one step."""
+
+    seed: int
+    step: int
+
+
+NO_DRAW = Draw(0, 0)  # for codecs that draw nothing
 
 
 class Codec(Protocol):
@@ -28,7 +42,7 @@ class Codec(Protocol):
         """The stored value in dtype `work`; writing into it may or may not write into the state."""
         ...
 
-    def encode(self, state: State, name: str, value: Tensor) -> None:
+    def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
         """Stores `value`, in place where the entry has its shape; never keeps the storage of `value`."""
         ...
 
@@ -44,7 +58,7 @@ class Float32:
         value: Tensor = state[name]
         return value
 
-    def encode(self, state: State, name: str, value: Tensor) -> None:
+    def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
         _hold(state, name, value, value.dtype)
 
 
@@ -63,8 +77,61 @@ class BFloat16:
         value: Tensor = state[name]
         return value.to(work)
 
-    def encode(self, state: State, name: str, value: Tensor) -> None:
+    def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
         _hold(state, name, value, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class StochasticBFloat16:
+    """Stores a moment in bfloat16, rounded without bias: rounded to nearest, a second moment would never decay.
+
+    On the CPU only, in this version. Determinism: D0.
+    """
+
+    def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:
+        return {name: (shape, torch.bfloat16)}
+
+    def decode(self, state: State, name: str, work: torch.dtype) -> Tensor:
+        value: Tensor = state[name]
+        return value.to(work)
+
+    def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
+        _require_cpu(value)
+        codes = _room(state, name, value.shape, torch.bfloat16)
+        encode_moment(codes, None, value.float().contiguous(), second=_is_second(name), seed=draw.seed, step=draw.step)
+
+
+@dataclass(frozen=True)
+class Blocks8:
+    """Stores a moment in 8-bit codes with a float32 scale for each 256 elements, rounded without bias.
+
+    A second moment (`exp_avg_sq`) has codes even in its root, so that small values survive beside large ones. On the
+    CPU only, in this version. Determinism: D0. Source: Dettmers et al. 2021 (arXiv:2110.02861) for the blocks.
+    """
+
+    def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:
+        codes, blocks = torch.uint8 if _is_second(name) else torch.int8, -(-prod(shape) // BLOCK)
+        return {f"{name}.codes": (shape, codes), f"{name}.scales": ((blocks,), torch.float32)}
+
+    def decode(self, state: State, name: str, work: torch.dtype) -> Tensor:
+        codes: Tensor = state[f"{name}.codes"]
+        value = torch.empty(codes.shape, dtype=torch.float32)
+        decode_moment(value, codes, state[f"{name}.scales"], second=_is_second(name))
+        return value.to(work)
+
+    def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
+        _require_cpu(value)
+        entries = self.layout(name, tuple(value.shape), value.dtype)
+        codes, scales = (_room(state, key, torch.Size(shape), dtype) for key, (shape, dtype) in entries.items())
+        second = _is_second(name)
+        encode_moment(codes, scales, value.float().contiguous(), second=second, seed=draw.seed, step=draw.step)
+
+
+MOMENT_CODECS: dict[str, Float32 | StochasticBFloat16 | Blocks8] = {
+    "float32": Float32(),
+    "bfloat16": StochasticBFloat16(),
+    "int8": Blocks8(),
+}
 
 
 def basis_codec(weight: torch.dtype) -> Float32 | BFloat16:
@@ -73,10 +140,27 @@ def basis_codec(weight: torch.dtype) -> Float32 | BFloat16:
 
 
 def _hold(state: State, name: str, value: Tensor, dtype: torch.dtype) -> None:
-    held = state.get(name)
-    if held is value:  # written in place by whoever decoded it
-        return
-    if held is None or held.shape != value.shape:
-        # A copy of its own: a basis may arrive as a view that would keep a whole SVD factor alive.
-        held = state[name] = torch.empty(value.shape, dtype=dtype, device=value.device)
-    held.copy_(value)
+    if state.get(name) is not value:  # else written in place by whoever decoded it
+        _room(state, name, value.shape, dtype, value.device).copy_(value)
+
+
+def _room(
+    state: State, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
+    """The entry `name`, or a new one where it has another shape."""
+    held: Tensor | None = state.get(name)
+    if held is None or held.shape != shape:
+        # Of its own: a basis may arrive as a view that would keep a whole SVD factor alive.
+        held = state[name] = torch.empty(shape, dtype=dtype, device=device)
+    return held
+
+
+def _is_second(name: str) -> bool:
+    return name == "exp_avg_sq"
+
+
+def _require_cpu(value: Tensor) -> None:
+    if value.device.type != "cpu":
+        raise NotImplementedError(
+            f"step: `moment_dtype` must be 'float32' for weights on {value.device} in this version, got another one"
+        )

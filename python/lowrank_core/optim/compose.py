@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lowrank_core.optim.codecs import State
+from lowrank_core.ops.subspace_step_codecs import round_stochastic
+from lowrank_core.optim.codecs import NO_DRAW, State
 from lowrank_core.optim.geometry import Geometry
 from lowrank_core.optim.guard import only_if
 from lowrank_core.optim.parts import FORMAT, Bucket, Parts, Slot
@@ -30,7 +31,7 @@ def compose(bucket: Bucket, states: list[State], gate: Tensor | None) -> None:
             state["step"] += 1
             # On the host the count is a number; behind a gate it stays where it is, in double for the powers.
             step = state["step"].item() if gate is None else state["step"].double()
-            _write(slot, bucket, _direction(slot, state, bucket, step))
+            _write(slot, bucket, _direction(slot, state, bucket, step), step)
 
 
 def _direction(slot: Slot, state: State, bucket: Bucket, step: float | Tensor) -> Direction | None:
@@ -45,11 +46,11 @@ def _direction(slot: Slot, state: State, bucket: Bucket, step: float | Tensor) -
     low = space.down(grad, bases)
     moments = parts.moments(slot, state)
     direction = parts.rule.update(low, moments, step)
-    parts.hold_moments(state, moments)
+    parts.hold_moments(slot, state, moments, bucket.draw(slot, step))
     return bucket.residual.complete(grad, low, direction, lambda d: space.up(d, bases), state)
 
 
-def _write(slot: Slot, bucket: Bucket, direction: Direction | None) -> None:
+def _write(slot: Slot, bucket: Bucket, direction: Direction | None, step: float | Tensor) -> None:
     """W <- (1 - lr weight_decay) W - lr direction, in the working precision and rounded once.
 
     The only place where a weight changes or decays.
@@ -63,7 +64,20 @@ def _write(slot: Slot, bucket: Bucket, direction: Direction | None) -> None:
             direction = direction.reshaped(param.shape)
         direction.subtract_from_(weight, bucket.lr)
     if weight is not param:
-        param.copy_(weight)
+        param.copy_(_rounded(weight, slot, bucket, step))
+
+
+def _rounded(weight: Tensor, slot: Slot, bucket: Bucket, step: float | Tensor) -> Tensor:
+    """What a half-precision parameter takes over: `weight` itself, to be rounded to nearest, or rounded without bias."""
+    if bucket.rounding == "nearest" or slot.param.dtype != torch.bfloat16:
+        return weight
+    if weight.device.type != "cpu":
+        raise NotImplementedError(
+            f"step: `rounding` must be 'nearest' for weights on {weight.device} in this version, got 'stochastic'"
+        )
+    draw, rounded = bucket.draw(slot, step), torch.empty(weight.shape, dtype=torch.bfloat16)
+    round_stochastic(rounded.view(1, -1), weight.reshape(1, -1), seed=draw.seed, step=draw.step)
+    return rounded
 
 
 def open_state(slot: Slot, parts: Parts) -> State:
@@ -71,7 +85,7 @@ def open_state(slot: Slot, parts: Parts) -> State:
     step = torch.zeros((), dtype=torch.float32, device=slot.param.device)
     state: State = {"format": FORMAT, "step": step}
     if slot.geometry is None:
-        parts.hold_moments(state, _zero_moments(slot, parts))
+        parts.hold_moments(slot, state, _zero_moments(slot, parts), NO_DRAW)
     return state
 
 
@@ -102,16 +116,17 @@ def _query(slot: Slot, state: State, parts: Parts, seed: int) -> Query:
     return Query(slot.matrix(), cast(Geometry, slot.geometry), parts.bases(slot, state), position)
 
 
-def adopt(slot: Slot, state: State, parts: Parts, found: Bases) -> None:
+def adopt(bucket: Bucket, slot: Slot, state: State, found: Bases) -> None:
     """Puts the bases `found` in the place of those held and carries the moments over."""
-    geometry = cast(Geometry, slot.geometry)
+    parts, geometry = bucket.parts, cast(Geometry, slot.geometry)
     held, step = parts.bases(slot, state), int(state["step"])
     if held:
-        turn = parts.projector.turn(held, found)
-        moments = parts.transport.carry(parts.moments(slot, state), turn, parts.rule, step)
+        kept = parts.moments(slot, state)
+        moments = parts.transport.carry(kept, parts.projector.turn(held, found), parts.rule, step)
     else:
-        moments = _zero_moments(slot, parts)
-    parts.hold_moments(state, moments)
+        kept, moments = {}, _zero_moments(slot, parts)
+    if moments is not kept:
+        parts.hold_moments(slot, state, moments, bucket.draw(slot, step))
     for key, side, _ in geometry.bases():
         parts.basis_codec.encode(state, key, found[side])
     state["proj.side"], state["proj.rank"] = int(geometry.side), geometry.rank

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lowrank_core.optim.checks import require_choice
-from lowrank_core.optim.codecs import Float32, basis_codec
+from lowrank_core.optim.codecs import MOMENT_CODECS, basis_codec
 from lowrank_core.optim.loop import LowRankOptimizer, Params
 from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.projectors import ExactSVD, RandomizedSVD
@@ -51,7 +51,11 @@ class GaLoreAdamW(LowRankOptimizer):
       projector: "rsvd" (randomized, started from the basis held) or "svd" (exact).
       oversample, niter: of the randomized search; a warm one takes one power iteration.
       moments: at a refresh: "keep" (read in the new basis, signs aligned) or "rotate" (expressed in it).
-      seed: any int. With the parameter's position and the refresh number it decides every draw.
+      moment_dtype: how the moments of projected weights are stored: "float32" (float64 for float64 weights),
+        "bfloat16" or "int8" (codes with a scale for each 256 elements), both rounded without bias and on the CPU only;
+        those on the plain path are never coded.
+      rounding: of bfloat16 weights, "nearest" or "stochastic" (without bias, CPU only); other dtypes: to nearest.
+      seed: any int. With the parameter's position and the refresh or step number it decides every draw.
       nonfinite: what a gradient with inf or nan does: "skip" the whole step (counted in `skipped_steps`,
         nothing changes) or "raise" RuntimeError (nothing changes either). The group of the gradient decides;
         on an accelerator "raise" waits for the device at every step.
@@ -66,7 +70,7 @@ class GaLoreAdamW(LowRankOptimizer):
     Source: Zhao et al. 2024 (arXiv:2403.03507), in torch's Adam form (arXiv:1711.05101 for the decay): decay
       comes first, eps acts outside the bias correction and defaults to 1e-8, where GaLore's code decays last
       and has 1e-6. Other deviations: signs are aligned at a refresh, a gradient of zeros does not refresh,
-      the basis of a float32 weight is float32, moments are float32, and refreshes are randomized by default.
+      the basis of a float32 weight is float32, moments are float32 by default, and refreshes are randomized by default.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class GaLoreAdamW(LowRankOptimizer):
         oversample: int = 10,
         niter: int = 2,
         moments: str = "keep",
+        moment_dtype: str = "float32",
+        rounding: str = "nearest",
         seed: int = 0,
         nonfinite: str = "skip",
         force_projection: bool = False,
@@ -104,6 +110,8 @@ class GaLoreAdamW(LowRankOptimizer):
             "oversample": oversample,
             "niter": niter,
             "moments": moments,
+            "moment_dtype": moment_dtype,
+            "rounding": rounding,
             "seed": seed,
             "nonfinite": nonfinite,
             "force_projection": force_projection,
@@ -115,6 +123,7 @@ class GaLoreAdamW(LowRankOptimizer):
     def parts(cls, group: dict[str, Any], weight: torch.dtype) -> Parts:
         require_choice(cls.__name__, "projector", group["projector"], ("rsvd", "svd"))
         require_choice(cls.__name__, "moments", group["moments"], _TRANSPORTS)
+        require_choice(cls.__name__, "moment_dtype", group["moment_dtype"], MOMENT_CODECS)
         randomized, scale = group["projector"] == "rsvd", group["scale"]
         return Parts(
             projector=RandomizedSVD(scale, group["oversample"], group["niter"]) if randomized else ExactSVD(scale),
@@ -122,6 +131,6 @@ class GaLoreAdamW(LowRankOptimizer):
             rule=Adam(group["betas"], group["eps"]),
             schedule=FixedGap(group["update_proj_gap"]),
             transport=_TRANSPORTS[group["moments"]](),
-            moment_codec=Float32(),
+            moment_codec=MOMENT_CODECS[group["moment_dtype"]],
             basis_codec=basis_codec(weight),
         )

@@ -14,8 +14,8 @@ from torch._compile import _disable_dynamo
 from lowrank_core.optim import guard
 from lowrank_core.optim.checkpoint import check_geometry, restore, vet
 from lowrank_core.optim.codecs import State
-from lowrank_core.optim.compose import adopt, find, open_state
-from lowrank_core.optim.fused import step_of
+from lowrank_core.optim.compose import adopt, compose, find, open_state
+from lowrank_core.optim.fused import Draft, fused
 from lowrank_core.optim.options import check_values, refuse_unknown
 from lowrank_core.optim.parts import Bucket, Parts, Slot, slots
 from lowrank_core.optim.plan import PlanRow, format_plan, plan_row
@@ -121,14 +121,27 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """One step with the gradients as they are."""
         buckets = self._gather()
         due = [(bucket, slot) for bucket in buckets for slot in bucket.slots if self._due(bucket, slot)]
-        go, gate = self._judge(buckets, wait=bool(due))
+        drafts = {} if due else {bucket: draft for bucket in buckets if (draft := self._draft(bucket))}
+        go, gate = self._judge(buckets, drafts, wait=bool(due))
         if go:
             self._refresh(due)
             for bucket in buckets:
-                step_of(bucket)(bucket, [self._state(bucket, slot) for slot in bucket.slots], gate)
-                for slot in bucket.slots:
-                    if slot.param in self._bounds:
-                        self._bounds[slot.param] += 1
+                self._step(bucket, drafts.get(bucket), gate)
+
+    def _draft(self, bucket: Bucket) -> Draft | None:
+        """What the kernel of `bucket` reads before anything is changed; None where there is no kernel."""
+        kernel = fused(bucket)
+        return kernel.draft(bucket, [self.state.get(slot.param) or {} for slot in bucket.slots]) if kernel else None
+
+    def _step(self, bucket: Bucket, draft: Draft | None, gate: Tensor | None) -> None:
+        kernel, states = fused(bucket), [self._state(bucket, slot) for slot in bucket.slots]
+        if kernel is None:
+            compose(bucket, states, gate)
+        else:
+            kernel.finish(bucket, draft or kernel.draft(bucket, states), states)
+        for slot in bucket.slots:
+            if slot.param in self._bounds:
+                self._bounds[slot.param] += 1
 
     def plan(self) -> list[PlanRow]:
         """How each parameter is treated, and why: one row each, in order."""
@@ -230,10 +243,10 @@ class LowRankOptimizer(torch.optim.Optimizer):
             buckets[key].slots.append(slot)
         return list(buckets.values())
 
-    def _judge(self, buckets: list[Bucket], wait: bool) -> tuple[bool, Tensor | None]:
+    def _judge(self, buckets: list[Bucket], drafts: dict[Bucket, Draft], wait: bool) -> tuple[bool, Tensor | None]:
         """Whether to go on, and the gate that decides it where the host does not know.
 
-        Where all gradients are on one accelerator it is not waited for, unless `wait` or a group that raises
+        A low-rank gradient is finite only if all of the gradient is, so what was drafted is not read again. Where all gradients are on one accelerator it is not waited for, unless `wait` or a group that raises
         ask for it: the answer is then to go on behind a 0-d bool that stays there.
         """
         entries = [(bucket, slot) for bucket in buckets for slot in bucket.slots]
@@ -247,7 +260,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 return True, gate
             if gate:
                 return True, None
-        bad = [entry for entry, grad in zip(entries, grads, strict=True) if not guard.is_finite(grad)]
+        known = {slot for draft in drafts.values() if draft.finite for slot in draft.slots}
+        bad = [entry for entry in entries if entry[1] not in known and not guard.is_finite(entry[1].grad)]
         for bucket, slot in bad:
             if bucket.nonfinite == "raise":
                 raise RuntimeError(
@@ -285,7 +299,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             for slot, state in zip(batch, states, strict=True):
                 bases = found.pop(slot)
                 if bases:
-                    adopt(slot, state, bucket.parts, bases)
+                    adopt(bucket, slot, state, bases)
 
 
 def _batches(due: list[tuple[Bucket, Slot]], size: int) -> Iterator[tuple[Bucket, list[Slot]]]:

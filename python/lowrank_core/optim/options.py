@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lowrank_core.ops.subspace_step_check import ROUNDINGS
 from lowrank_core.optim.checks import is_count, is_number, require, require_choice
 from lowrank_core.optim.geometry import PROJ_TYPES
 
@@ -31,5 +32,6 @@ def check_values(op: str, group: dict[str, Any]) -> None:
     require(isinstance(group["seed"], int), op, "seed", "be an int", group["seed"])
     require_choice(op, "proj_type", group["proj_type"], PROJ_TYPES)
     require_choice(op, "nonfinite", group["nonfinite"], ("skip", "raise"))
+    require_choice(op, "rounding", group["rounding"], ROUNDINGS)
     for key in ("maximize", "force_projection"):
         require(isinstance(group[key], bool), op, key, "be True or False", group[key])

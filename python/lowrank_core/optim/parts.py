@@ -9,12 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lowrank_core.optim.codecs import Codec, Layout, State, work_dtype
+from lowrank_core.optim.codecs import Codec, Draw, Float32, Layout, State, work_dtype
 from lowrank_core.optim.geometry import Geometry, place
 from lowrank_core.optim.projectors import Bases, NoProjection, Projector, Space
 from lowrank_core.optim.residuals import Drop, Residual
 from lowrank_core.optim.rules import Moments, Rule
 from lowrank_core.optim.schedules import Schedule
+from lowrank_core.optim.seeds import mix_seed
 from lowrank_core.optim.transports import Transport
 
 FORMAT = 1  # of the state of one parameter; goes up when a key or its meaning changes
@@ -42,7 +43,7 @@ class Parts:
                 entries |= self.basis_codec.layout(key, shape, weight)
             entries |= self.residual.layout(geometry, weight)
         for name in self.rule.moments:
-            entries |= self.moment_codec.layout(name, slot.low_shape, weight)
+            entries |= self.codec_of(slot).layout(name, slot.low_shape, weight)
         return entries
 
     def bases(self, slot: Slot, state: State) -> Bases:
@@ -54,12 +55,16 @@ class Parts:
 
     def moments(self, slot: Slot, state: State) -> Moments:
         """The moments held in `state`, decoded."""
-        return {name: self.moment_codec.decode(state, name, slot.work) for name in self.rule.moments}
+        return {name: self.codec_of(slot).decode(state, name, slot.work) for name in self.rule.moments}
 
-    def hold_moments(self, state: State, moments: Moments) -> None:
+    def hold_moments(self, slot: Slot, state: State, moments: Moments, draw: Draw) -> None:
         """Stores `moments` in `state`."""
         for name, value in moments.items():
-            self.moment_codec.encode(state, name, value)
+            self.codec_of(slot).encode(state, name, value, draw)
+
+    def codec_of(self, slot: Slot) -> Codec:
+        """How the moments of `slot` are stored: in the working precision on the plain path."""
+        return Float32() if slot.geometry is None else self.moment_codec
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +117,7 @@ class Bucket:
     lr: float
     weight_decay: float
     maximize: bool
+    rounding: str
     seed: int
     nonfinite: str
     slots: list[Slot] = field(default_factory=list)
@@ -126,9 +132,15 @@ class Bucket:
             lr=float(group["lr"]),
             weight_decay=group["weight_decay"],
             maximize=group["maximize"],
+            rounding=group["rounding"],
             seed=group["seed"],
             nonfinite=group["nonfinite"],
         )
+
+
+    def draw(self, slot: Slot, step: float | Tensor) -> Draw:
+        """Keys the random words of `slot` in step number `step`; 0 for one that is not on the host."""
+        return Draw(mix_seed(self.seed, slot.index), 0 if isinstance(step, Tensor) else int(step))
 
 
 Step = Callable[[Bucket, list[State], Tensor | None], None]
