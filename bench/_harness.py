@@ -1,8 +1,8 @@
 """Times rivals on the same work, side by side, and keeps what was measured.
 
-Every answer is checked before anything is timed. Rivals take turns within a round, in random order and each after a
-pause, so a busy machine slows them alike, and they are compared twice: by the median over rounds of the ratio within
-one round, and by their best rounds, which a busy machine disturbs least. Times are wall-clock seconds.
+Every answer is checked before anything is timed. Rivals take turns within a round, in random order, so a busy
+machine slows them alike, and they are compared twice: by the median over rounds of the ratio within one round, and by
+their best rounds, which a busy machine disturbs least. Times are wall-clock seconds.
 
     bench = Bench("gemm", rounds=25)
     bench.compare("4096x4096x128", {"torch": f, "ours": g}, baseline="torch", error=distance, limit=1e-5, flops=4.3e9)
@@ -11,6 +11,8 @@ one round, and by their best rounds, which a busy machine disturbs least. Times 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import platform
@@ -19,24 +21,26 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-SPIN = 0.05  # seconds for which the idle threads of a rival's pool may still turn: OpenBLAS's do so for 2^26 cycles
-VERSIONS_OF = ("lowrank_core", "numpy", "torch", "scipy", "scikit-learn")
+VERSIONS_OF = ("lowrank_core", "numpy", "torch", "scipy", "scikit-learn", "galore-torch", "q-galore-torch")
 
 
 @dataclass
 class Row:
     """One rival on one case: seconds, the error of its answer, and its speed as a multiple of the baseline's.
 
-    GFLOP/s and GB/s are those of the median time.
+    GFLOP/s and GB/s are those of the median time. `roofline` is the share of the speed that the measured rates
+    allow for so many operations and bytes, whichever takes longer (Williams, Waterman, Patterson 2009).
     """
 
     case: str
@@ -50,6 +54,7 @@ class Row:
     error: float
     gflop_per_s: float | None = None
     gb_per_s: float | None = None
+    roofline: float | None = None
 
 
 @dataclass
@@ -61,6 +66,7 @@ class Bench:
       rounds: timed rounds per case, fewer where `seconds` is reached first, but at least 5.
       seconds: time that one case may take.
       threads: what the rivals were told to use; recorded only.
+      pause: seconds before each call, where a rival's idle threads may still turn: OpenBLAS's do so for 2^26 cycles.
       evict: bytes that are copied before each call, so that no rival finds its operands in this core's L2; 0: none.
     """
 
@@ -68,20 +74,24 @@ class Bench:
     rounds: int = 25
     seconds: float = 20.0
     threads: int | None = None
+    pause: float = 0.0
     evict: int = 16 << 20
     rows: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._from = np.ones(max(1, self.evict // 2), dtype=np.uint8)
         self._to = np.zeros_like(self._from)
-        self.copy_gb_per_s = copy_bandwidth()
+        self.copy_gb_per_s, self.product_gflop_per_s = copy_rate(self.threads), product_rate(self.threads)
         self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        print(f"{self.name}: {cpu_model()}, {self.threads or '?'} threads, copy {self.copy_gb_per_s:.1f} GB/s")
+        print(
+            f"{self.name}: {cpu_model()}, {self.threads or '?'} threads, copy {self.copy_gb_per_s:.1f} GB/s, "
+            f"float32 product {self.product_gflop_per_s:.0f} GFLOP/s"
+        )
         if self.load is not None and self.load > 1.0:
             print(f"other work is running (load average {self.load:.1f}): times are too long, ratios uncertain")
         print(
             f"{'case':30} {'rival':22} {'ms':>9} {'quartiles':>17} {'GFLOP/s':>8} {'GB/s':>6}"
-            f" {'speed':>6} {'(best)':>6} {'error':>8}"
+            f" {'roof':>5} {'speed':>6} {'(best)':>6} {'error':>8}"
         )
 
     def compare(
@@ -90,7 +100,7 @@ class Bench:
         rivals: Mapping[str, Callable[[], object]],
         *,
         baseline: str,
-        error: Callable[[object], float],
+        error: Callable[[object], float] | Mapping[str, Callable[[object], float]],
         limit: float | Mapping[str, float],
         flops: float | None = None,
         nbytes: float | None = None,
@@ -98,7 +108,7 @@ class Bench:
         """Checks and times `rivals`, each a call that returns its answer; the row of each by name.
 
         Args:
-          error: of an answer; must not exceed `limit`, one for all or one per rival.
+          error: of an answer, which must not exceed `limit`; either is one for all or one per rival.
           flops: operations of one call, for GFLOP/s.
           nbytes: bytes that one call has to move, for GB/s.
 
@@ -107,7 +117,10 @@ class Bench:
         """
         if baseline not in rivals:
             raise ValueError(f"compare: `baseline` must be one of {', '.join(rivals)}, got {baseline!r}")
-        errors = {rival: float(error(call())) for rival, call in rivals.items()}
+        errors = {
+            rival: float((error[rival] if isinstance(error, Mapping) else error)(call()))
+            for rival, call in rivals.items()
+        }
         for rival, value in errors.items():
             allowed = limit if isinstance(limit, float) else limit[rival]
             if not value <= allowed:
@@ -129,6 +142,7 @@ class Bench:
                 error=errors[rival],
                 gflop_per_s=None if flops is None else flops / median / 1e9,
                 gb_per_s=None if nbytes is None else nbytes / median / 1e9,
+                roofline=self._least(flops, nbytes) / median if flops or nbytes else None,
             )
             self._print(found[rival])
         self.rows += found.values()
@@ -147,6 +161,7 @@ class Bench:
             "versions": versions(),
             "threads": self.threads,
             "copy_gb_per_s": round(self.copy_gb_per_s, 2),
+            "product_gflop_per_s": round(self.product_gflop_per_s, 1),
             "load_average_before": self.load,
             **facts,
             "rows": [asdict(row) for row in self.rows],
@@ -154,6 +169,10 @@ class Bench:
         path.write_text(json.dumps(record, indent=1) + "\n")
         print(f"wrote {path.relative_to(ROOT)}")
         return path
+
+    def _least(self, flops: float | None, nbytes: float | None) -> float:
+        """Seconds that the measured rates leave as the least."""
+        return max((flops or 0.0) / self.product_gflop_per_s, (nbytes or 0.0) / self.copy_gb_per_s) / 1e9
 
     def _time(self, rivals: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
         seconds: dict[str, list[float]] = {rival: [] for rival in rivals}
@@ -164,7 +183,7 @@ class Bench:
                 break
             shuffle(order)  # so that nobody always runs after the same rival
             for rival in order:
-                time.sleep(SPIN)
+                time.sleep(self.pause)
                 np.copyto(self._to, self._from)
                 before = time.perf_counter()
                 rivals[rival]()
@@ -175,23 +194,59 @@ class Bench:
         low, high = (1e3 * s for s in row.quartiles_s)
         gflop = f"{row.gflop_per_s:8.0f}" if row.gflop_per_s is not None else f"{'':8}"
         gb = f"{row.gb_per_s:6.1f}" if row.gb_per_s is not None else f"{'':6}"
+        roof = f"{row.roofline:5.2f}" if row.roofline is not None else f"{'':5}"
         print(
-            f"{row.case:30} {row.rival:22} {1e3 * row.median_s:9.3f} {low:8.3f}-{high:8.3f} {gflop} {gb}"
+            f"{row.case:30} {row.rival:22} {1e3 * row.median_s:9.3f} {low:8.3f}-{high:8.3f} {gflop} {gb} {roof}"
             f" {row.speed_vs_baseline:6.2f} {row.best_speed_vs_baseline:6.2f} {row.error:8.1e}",
             flush=True,
         )
 
 
-def copy_bandwidth(nbytes: int = 128 << 20, rounds: int = 7) -> float:
-    """GB/s of one thread copying memory, read and write counted, best of `rounds`."""
-    source = np.ones(nbytes // 2, dtype=np.uint8)
-    target = np.empty_like(source)
+def peer(module: str) -> Any:
+    """A peer's module, or None where it is not installed: then it takes no part, and that is said."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return import_module(module)
+    except ImportError as error:
+        print(f"without {module}: {error}")
+        return None
+
+
+def copy_rate(threads: int | None, nbytes: int = 256 << 20, rounds: int = 7) -> float:
+    """GB/s of torch copying float32 to float32 with `threads`, read and write counted, best of `rounds`."""
+    with torch_threads(threads):
+        source = torch.ones(nbytes // 8)
+        target = torch.empty_like(source)
+        return nbytes / best_of(lambda: target.copy_(source), rounds) / 1e9
+
+
+def product_rate(threads: int | None, size: int = 2048, rounds: int = 7) -> float:
+    """GFLOP/s of torch multiplying float32 matrices [size, size] at "medium", its fastest setting here."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    with torch_threads(threads):
+        a, out = torch.ones(size, size), torch.empty(size, size)
+        seconds = best_of(lambda: torch.mm(a, a, out=out), rounds)
+    torch.set_float32_matmul_precision(precision)
+    return 2 * size**3 / seconds / 1e9
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    yield
+    torch.set_num_threads(before)
+
+
+def best_of(call: Callable[[], object], rounds: int) -> float:
+    """Seconds of the fastest of `rounds` calls."""
     best = float("inf")
     for _ in range(rounds):
         before = time.perf_counter()
-        np.copyto(target, source)
+        call()
         best = min(best, time.perf_counter() - before)
-    return nbytes / best / 1e9
+    return best
 
 
 def cpu_model() -> str:

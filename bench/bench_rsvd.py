@@ -24,6 +24,7 @@ RANK, OVERSAMPLE = 128, 10
 SIZE = 4096
 LAYER = [(768, 768)] * 4 + [(2048, 768)] * 2 + [(768, 2048)]  # attention, then gate, up and down of Llama-130M
 MOVED = 0.02  # relative size of what a matrix changes by between two refreshes
+SPIN = 0.05  # seconds for which scikit-learn's thread pool turns on after a call
 USABLE = 0.05  # no answer may be further from the optimum
 
 # Largest share of the baseline's time.
@@ -146,7 +147,7 @@ def main() -> None:
     if options.isa:
         _core.set_isa(options.isa)
 
-    bench = Bench("bench_rsvd", rounds=options.rounds, threads=options.threads)
+    bench = Bench("bench_rsvd", rounds=options.rounds, threads=options.threads, pause=SPIN)
     a, optimum = matrix(SIZE, SIZE, seed=0)
     shares = {}
     for precision in ("medium", "highest"):

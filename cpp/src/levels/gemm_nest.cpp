@@ -15,11 +15,17 @@ class Prefetcher {
  public:
   static constexpr int kEvery = 4;  // steps along k from one line to the next: a panel of A takes 224 lines
 
-  explicit Prefetcher(const Ahead& ahead)
-      : next_(ahead.data), end_(ahead.data + ahead.bytes), ahead_(ahead), left_(ahead.runs) {}
+  // `then`: what follows when this one has come to its end.
+  explicit Prefetcher(const Ahead& ahead, Prefetcher* then = nullptr)
+      : next_(ahead.data), end_(ahead.data + ahead.bytes), ahead_(ahead), left_(ahead.runs), then_(then) {}
 
   LRC_HD void one_line() {
-    if (left_ <= 0) return;
+    if (left_ > 0) return step();
+    if (then_ && then_->left_ > 0) then_->step();
+  }
+
+ private:
+  LRC_HD void step() {
     __builtin_prefetch(next_);
     next_ += 64;
     if (next_ < end_) return;
@@ -28,10 +34,10 @@ class Prefetcher {
     --left_;
   }
 
- private:
   const char *next_, *end_;
   const Ahead ahead_;
   int64_t left_;
+  Prefetcher* const then_;
 };
 
 // ---- the micro-kernel --------------------------------------------------------------------------------------------
@@ -200,16 +206,18 @@ class Nest {
 
   void multiply_group(const Task& t, int64_t slice, int64_t first, int64_t d) const {
     pack_a(slab_a(first, t.group, d), t.a);
-    Prefetcher prefetcher(next_group(t, first, d));
+    Prefetcher operands(next_group(t, first, d));
+    const bool last = d + 1 == t.d.end && !partial_;
     const int64_t packed = ceil_div(length(d), P::kPerPacked);
     for (int64_t i = first; i < first + t.group; ++i) {
       for (int64_t j = t.j.begin; j < t.j.end; ++j) {
         if (!wanted(i, j)) continue;
         Acc* const sums = partial_ ? partial(slice, i, j) : t.tile(i, j);
+        Prefetcher prefetcher(last ? next_tile(t, i, j) : Ahead{}, &operands);
         const auto kernel = kernel_for<P>(rows(i), columns(j), product_.a.depth_major);
         kernel(packed, t.a + (i - first) * Size::kSizeA, t.b + (j - t.j.begin) * Size::kSizeB, sums, d > t.d.begin,
                prefetcher);
-        if (!partial_ && d + 1 == t.d.end) finish(i, j, sums);
+        if (last) finish(i, j, sums);
       }
     }
   }
@@ -250,6 +258,13 @@ class Nest {
     if (next < t.i.end) return product_.a.ahead(product_.a.load, slab_a(next, t.group, d));
     if (d + 1 < t.d.end) return product_.a.ahead(product_.a.load, slab_a(t.i.begin, t.group, d + 1));
     return {};
+  }
+
+  Ahead next_tile(const Task& t, int64_t i, int64_t j) const {
+    const Epilogue& epilogue = product_.epilogue;
+    if (!epilogue.ahead) return {};
+    if (++j == t.j.end) j = t.j.begin, ++i;
+    return i < t.i.end ? epilogue.ahead(epilogue.self, i * kRows, j * Size::kColumns, rows(i), columns(j)) : Ahead{};
   }
 
   int rows(int64_t i) const { return int(smaller(kRows, product_.m - i * kRows)); }

@@ -194,15 +194,22 @@ void finish_sign(const void* self, const void* finished) {
   }
 }
 
+Ahead ahead(const void* self, int64_t row, int64_t col, int rows, int cols) {
+  const Matrix& w = static_cast<const Lift*>(self)->w;
+  const int64_t item = item_size(w.dtype);
+  if (w.col_stride != 1) return {};
+  return {static_cast<const char*>(w.data) + (row * w.row_stride + col) * item, rows, cols * item, w.row_stride * item};
+}
+
 template <class T, class Acc>
 Epilogue epilogue(const Lift& p) {
   switch (p.residual) {
     case Residual::kDrop:
-      return {&p, finish<T, Acc, Residual::kDrop>, nullptr};
+      return {&p, finish<T, Acc, Residual::kDrop>, nullptr, ahead};
     case Residual::kSign:
-      return {&p, finish_sign<T, Acc>, nullptr};
+      return {&p, finish_sign<T, Acc>};
     default:
-      return {&p, finish<T, Acc, Residual::kScaled>, nullptr};
+      return {&p, finish<T, Acc, Residual::kScaled>, nullptr, ahead};
   }
 }
 

@@ -144,9 +144,7 @@ def _hold(state: State, name: str, value: Tensor, dtype: torch.dtype) -> None:
         _room(state, name, value.shape, dtype, value.device).copy_(value)
 
 
-def _room(
-    state: State, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> Tensor:
+def _room(state: State, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """The entry `name`, or a new one where it has another shape."""
     held: Tensor | None = state.get(name)
     if held is None or held.shape != shape:

@@ -68,7 +68,7 @@ def _write(slot: Slot, bucket: Bucket, direction: Direction | None, step: float 
 
 
 def _rounded(weight: Tensor, slot: Slot, bucket: Bucket, step: float | Tensor) -> Tensor:
-    """What a half-precision parameter takes over: `weight` itself, to be rounded to nearest, or rounded without bias."""
+    """What a half-precision parameter takes over: `weight`, to be rounded to nearest, or rounded without bias."""
     if bucket.rounding == "nearest" or slot.param.dtype != torch.bfloat16:
         return weight
     if weight.device.type != "cpu":

@@ -85,7 +85,7 @@ class SubspaceAdam:
         rule, space = cast(Adam, bucket.parts.rule), cast(RandomizedSVD | ExactSVD, bucket.space)
         step_list(
             draft.params, draft.grads, draft.bases, *_stored(held, "exp_avg"), *_stored(held, "exp_avg_sq"), [],
-            draft.right, [int(count) for count in counts], [bucket.draw(slot, 0).seed for slot in draft.slots],
+            draft.right, [int(count) for count in counts], _seeds(bucket, draft),
             low=draft.low, rule="adam", betas=rule.betas, eps=rule.eps, lr=bucket.lr,
             weight_decay=bucket.weight_decay, scale=space.scale, residual="drop", residual_scale=0.0, growth=1.0,
             maximize=bucket.maximize, stochastic=bucket.rounding == "stochastic",
@@ -102,6 +102,13 @@ def _matrix_of(slot: Slot, state: State, bucket: Bucket) -> Tensor | None:
     if slot.param.ndim == 2:
         return slot.param
     return slot.param.view(geometry.rows, geometry.cols) if slot.param.is_contiguous() else None
+
+
+def _seeds(bucket: Bucket, draft: Draft) -> list[int]:
+    """Of the draws of each weight; zeros where nothing is drawn."""
+    if bucket.rounding == "nearest" and isinstance(bucket.parts.moment_codec, Float32):
+        return [0] * len(draft.slots)
+    return [bucket.draw(slot, 0).seed for slot in draft.slots]
 
 
 def _stored(states: list[State], name: str) -> tuple[list[Tensor], list[Tensor]]:

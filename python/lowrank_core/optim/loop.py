@@ -246,8 +246,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def _judge(self, buckets: list[Bucket], drafts: dict[Bucket, Draft], wait: bool) -> tuple[bool, Tensor | None]:
         """Whether to go on, and the gate that decides it where the host does not know.
 
-        A low-rank gradient is finite only if all of the gradient is, so what was drafted is not read again. Where all gradients are on one accelerator it is not waited for, unless `wait` or a group that raises
-        ask for it: the answer is then to go on behind a 0-d bool that stays there.
+        A low-rank gradient is finite only if all of the gradient is, so what was drafted is not read again. Where
+        all gradients are on one accelerator it is not waited for, unless `wait` or a group that raises ask for it:
+        the answer is then to go on behind a 0-d bool that stays there.
         """
         entries = [(bucket, slot) for bucket in buckets for slot in bucket.slots]
         grads = [slot.grad for _, slot in entries]

@@ -93,8 +93,8 @@ class Slot:
 
     def matrix(self) -> Tensor:
         """The gradient as the matrix that is projected, or as it is on the plain path."""
-        where = self.geometry
-        return self.grad if where is None else self.grad.reshape(where.rows, where.cols)
+        where, grad = self.geometry, self.grad
+        return grad if where is None or grad.ndim == 2 else grad.reshape(where.rows, where.cols)
 
 
 def slots(group: dict[str, Any], start: int) -> Iterator[Slot]:
@@ -136,7 +136,6 @@ class Bucket:
             seed=group["seed"],
             nonfinite=group["nonfinite"],
         )
-
 
     def draw(self, slot: Slot, step: float | Tensor) -> Draw:
         """Keys the random words of `slot` in step number `step`; 0 for one that is not on the host."""

@@ -62,6 +62,8 @@ struct Epilogue {
   void (*finish)(const void* self, const void* tile) = nullptr;  // a Tile<float>, for kFloat64 a Tile<double>
   // Whether any of the `cols` columns from (row, col) on is wanted; null: all are.
   bool (*wanted)(const void* self, int64_t row, int64_t col, int cols) = nullptr;
+  // The memory that `finish` will change for the tile at (row, col); null: none that is worth a prefetch.
+  Ahead (*ahead)(const void* self, int64_t row, int64_t col, int rows, int cols) = nullptr;
 };
 
 struct Product {
