@@ -11,6 +11,8 @@ import numpy.typing
 
 __all__: list[str] = [
     "build_info",
+    "decode_moment",
+    "encode_moment",
     "factored_svd",
     "fast_bfloat16",
     "gemm",
@@ -21,15 +23,42 @@ __all__: list[str] = [
     "philox_bits",
     "qb",
     "range_finder",
+    "round_stochastic",
     "rsvd",
     "set_isa",
     "set_num_threads",
     "sketch",
+    "subspace_project",
+    "subspace_update",
 ]
 
 def build_info() -> dict[str, typing.Any]:
     """
     Facts of this build: version, compiler, CUDA toolkit or None.
+    """
+
+def decode_moment(
+    values: numpy.typing.ArrayLike,
+    codes: numpy.typing.ArrayLike,
+    scales: numpy.typing.ArrayLike | None,
+    *,
+    second: bool,
+) -> None:
+    """
+    The float32 values of a stored moment.
+    """
+
+def encode_moment(
+    codes: numpy.typing.ArrayLike,
+    scales: numpy.typing.ArrayLike | None,
+    values: numpy.typing.ArrayLike,
+    *,
+    second: bool,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """
+    Stores a float32 moment as a step does: in bfloat16 or 8-bit blocks.
     """
 
 def factored_svd(
@@ -120,6 +149,17 @@ def range_finder(
     Leading left singular vectors of each array of the list `a` into its partner in q.
     """
 
+def round_stochastic(
+    to: numpy.typing.ArrayLike,
+    from_: numpy.typing.ArrayLike,
+    *,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """
+    Rounds a matrix as a step rounds the weights: bfloat16 stochastically, other dtypes to nearest.
+    """
+
 def rsvd(
     u: numpy.typing.ArrayLike,
     s: numpy.typing.ArrayLike,
@@ -155,4 +195,48 @@ def sketch(
 ) -> None:
     """
     Fills `out` with the random signs that a sketch of its shape has.
+    """
+
+def subspace_project(
+    low: collections.abc.Sequence[numpy.typing.ArrayLike],
+    grads: collections.abc.Sequence[numpy.typing.ArrayLike],
+    bases: collections.abc.Sequence[numpy.typing.ArrayLike],
+    right: collections.abc.Sequence[bool],
+    *,
+    maximize: bool = False,
+    precision: str = "highest",
+) -> bool:
+    """
+    Low-rank gradients of a list; false if one of them is not finite.
+    """
+
+def subspace_update(
+    params: collections.abc.Sequence[numpy.typing.ArrayLike],
+    grads: collections.abc.Sequence[numpy.typing.ArrayLike],
+    bases: collections.abc.Sequence[numpy.typing.ArrayLike],
+    low: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg_scales: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg_sq: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg_sq_scales: collections.abc.Sequence[numpy.typing.ArrayLike],
+    limits: collections.abc.Sequence[numpy.typing.ArrayLike],
+    right: collections.abc.Sequence[bool],
+    steps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    seeds: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    *,
+    rule: str,
+    betas: tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex],
+    eps: typing.SupportsFloat | typing.SupportsIndex,
+    lr: typing.SupportsFloat | typing.SupportsIndex,
+    weight_decay: typing.SupportsFloat | typing.SupportsIndex,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    residual: str,
+    residual_scale: typing.SupportsFloat | typing.SupportsIndex,
+    growth: typing.SupportsFloat | typing.SupportsIndex,
+    maximize: bool,
+    stochastic: bool,
+    precision: str = "highest",
+) -> None:
+    """
+    Moments and weights of a list, from the low-rank gradients, which it overwrites.
     """

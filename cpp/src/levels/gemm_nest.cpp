@@ -15,7 +15,6 @@ class Prefetcher {
  public:
   static constexpr int kEvery = 4;  // steps along k from one line to the next: a panel of A takes 224 lines
 
-  // `then`: what follows when this one has come to its end.
   explicit Prefetcher(const Ahead& ahead, Prefetcher* then = nullptr)
       : next_(ahead.data), end_(ahead.data + ahead.bytes), ahead_(ahead), left_(ahead.runs), then_(then) {}
 
@@ -37,7 +36,7 @@ class Prefetcher {
   const char *next_, *end_;
   const Ahead ahead_;
   int64_t left_;
-  Prefetcher* const then_;
+  Prefetcher* const then_;  // follows when this one has come to its end
 };
 
 // ---- the micro-kernel --------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ GALORE: dict[str, Any] = {
     "proj_type": "std",
     "projector": "rsvd",
     "moments": "keep",
+    "moment_dtype": "float32",
+    "rounding": "nearest",
 }
 _TUNED = "tuned per optimizer"
 
@@ -61,6 +63,10 @@ class TrainConfig:
                                    choices=("rsvd", "svd"))
     moments: str | None = option("galore", None, "what a refresh does to the moments", shown=GALORE["moments"],
                                  choices=("keep", "rotate"))
+    moment_dtype: str | None = option("galore", None, "storage of projected moments", shown=GALORE["moment_dtype"],
+                                      choices=("float32", "bfloat16", "int8"))
+    rounding: str | None = option("galore", None, "of bfloat16 weights", shown=GALORE["rounding"],
+                                  choices=("nearest", "stochastic"))
 
     steps: int = option("schedule", 500, "optimizer steps", type=whole(1))
     batch_size: int = option("schedule", 8, "windows in one forward pass", type=whole(1))

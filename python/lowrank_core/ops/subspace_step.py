@@ -101,7 +101,7 @@ def subspace_step_(
         list(params), list(grads), list(bases), *parted("exp_avg", exp_avg), *parted("exp_avg_sq", exp_avg_sq or ()),
         list(limits or ()), rights(sides), list(steps), [0] * len(params) if seeds is None else list(seeds),
     )  # fmt: skip
-    options = {
+    options: dict[str, Any] = {
         "rule": rule, "betas": tuple(betas), "eps": eps, "lr": float(lr), "weight_decay": weight_decay, "scale": scale,
         "residual": residual, "residual_scale": residual_scale, "growth": growth, "maximize": maximize,
         "stochastic": rounding == "stochastic", "precision": resolve_precision(OP, precision),

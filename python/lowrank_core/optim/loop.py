@@ -17,7 +17,7 @@ from lowrank_core.optim.codecs import State
 from lowrank_core.optim.compose import adopt, compose, find, open_state
 from lowrank_core.optim.fused import Draft, fused
 from lowrank_core.optim.options import check_values, refuse_unknown
-from lowrank_core.optim.parts import Bucket, Parts, Slot, slots
+from lowrank_core.optim.parts import Bucket, Parts, Slot, batches, slots
 from lowrank_core.optim.plan import PlanRow, format_plan, plan_row
 from lowrank_core.optim.projectors import Bases
 from lowrank_core.telemetry import Projection
@@ -130,8 +130,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     def _draft(self, bucket: Bucket) -> Draft | None:
         """What the kernel of `bucket` reads before anything is changed; None where there is no kernel."""
-        kernel = fused(bucket)
-        return kernel.draft(bucket, [self.state.get(slot.param) or {} for slot in bucket.slots]) if kernel else None
+        kernel, states = fused(bucket), [self.state.get(slot.param) or {} for slot in bucket.slots]
+        return kernel.draft(bucket, states) if kernel else None
 
     def _step(self, bucket: Bucket, draft: Draft | None, gate: Tensor | None) -> None:
         kernel, states = fused(bucket), [self._state(bucket, slot) for slot in bucket.slots]
@@ -293,7 +293,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         for bucket, slot in due:
             if bucket.parts.projector.may_fail:  # one by one: an error then names the parameter
                 found[slot] = find([slot], [self.state.get(slot.param) or {}], bucket.parts, bucket.seed)[0]
-        for bucket, batch in _batches(due, _REFRESHED_TOGETHER):
+        for bucket, batch in batches(due, _REFRESHED_TOGETHER):
             states = [self._state(bucket, slot) for slot in batch]
             if not bucket.parts.projector.may_fail:
                 found |= zip(batch, find(batch, states, bucket.parts, bucket.seed), strict=True)
@@ -301,13 +301,3 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 bases = found.pop(slot)
                 if bases:
                     adopt(bucket, slot, state, bases)
-
-
-def _batches(due: list[tuple[Bucket, Slot]], size: int) -> Iterator[tuple[Bucket, list[Slot]]]:
-    """The slots of each bucket, at most `size` at a time."""
-    by_bucket: dict[Bucket, list[Slot]] = {}
-    for bucket, slot in due:
-        by_bucket.setdefault(bucket, []).append(slot)
-    for bucket, members in by_bucket.items():
-        for start in range(0, len(members), size):
-            yield bucket, members[start : start + size]

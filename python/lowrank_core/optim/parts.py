@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -142,4 +142,11 @@ class Bucket:
         return Draw(mix_seed(self.seed, slot.index), 0 if isinstance(step, Tensor) else int(step))
 
 
-Step = Callable[[Bucket, list[State], Tensor | None], None]
+def batches(due: list[tuple[Bucket, Slot]], size: int) -> Iterator[tuple[Bucket, list[Slot]]]:
+    """The slots of each bucket, at most `size` at a time."""
+    by_bucket: dict[Bucket, list[Slot]] = {}
+    for bucket, slot in due:
+        by_bucket.setdefault(bucket, []).append(slot)
+    for bucket, members in by_bucket.items():
+        for start in range(0, len(members), size):
+            yield bucket, members[start : start + size]
