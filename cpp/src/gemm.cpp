@@ -36,17 +36,6 @@ Arithmetic arithmetic_for(DType c, Math math) {
   return has_fast_bfloat16() ? Arithmetic::kPairs : Arithmetic::kRounded;
 }
 
-// Whether Cᵀ = Bᵀ Aᵀ is the better product. The nest cuts a tile to as few as 2 rows but never below one vector of
-// columns, so a thin side belongs on the rows. Otherwise it reads the left operand once and the right one once per
-// block of rows, so the long side does; and it writes along the rows of C.
-bool better_transposed(const Matrix& c) {
-  constexpr int64_t thin = 8, much = 4;
-  if (c.rows <= thin || c.cols <= thin) return c.cols < c.rows;
-  if (c.cols >= much * c.rows) return true;
-  if (c.rows >= much * c.cols) return false;
-  return std::abs(c.row_stride) < std::abs(c.col_stride);
-}
-
 }  // namespace
 
 bool has_fast_bfloat16() {
@@ -58,6 +47,17 @@ bool has_fast_bfloat16() {
 #else
   return false;
 #endif
+}
+
+// The nest cuts a tile to as few as 2 rows but never below one vector of
+// columns, so a thin side belongs on the rows. Otherwise it reads the left operand once and the right one once per
+// block of rows, so the long side does; and it writes along the rows of C.
+bool better_transposed(const Matrix& c) {
+  constexpr int64_t thin = 8, much = 4;
+  if (c.rows <= thin || c.cols <= thin) return c.cols < c.rows;
+  if (c.cols >= much * c.rows) return true;
+  if (c.rows >= much * c.cols) return false;
+  return std::abs(c.row_stride) < std::abs(c.col_stride);
 }
 
 void gemm(const Matrix& c, const Matrix& a, const Matrix& b, const GemmOptions& options) {

@@ -11,15 +11,18 @@ import numpy.typing
 
 __all__: list[str] = [
     "build_info",
+    "dequantize_int4",
     "factored_svd",
     "fast_bfloat16",
     "gemm",
+    "int4_project",
     "isa",
     "isa_levels",
     "num_threads",
     "orthonormalize",
     "philox_bits",
     "qb",
+    "quantize_int4",
     "range_finder",
     "rsvd",
     "set_isa",
@@ -30,6 +33,20 @@ __all__: list[str] = [
 def build_info() -> dict[str, typing.Any]:
     """
     Facts of this build: version, compiler, CUDA toolkit or None.
+    """
+
+def dequantize_int4(
+    out: numpy.typing.ArrayLike,
+    packed: numpy.typing.ArrayLike,
+    scales: numpy.typing.ArrayLike,
+    offsets: numpy.typing.ArrayLike | None,
+    *,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    group_size: typing.SupportsInt | typing.SupportsIndex,
+    scheme: str,
+) -> None:
+    """
+    Decodes into `out`.
     """
 
 def factored_svd(
@@ -59,6 +76,24 @@ def gemm(
 ) -> None:
     """
     c <- alpha a b + beta c for (batches of) matrices of any strides.
+    """
+
+def int4_project(
+    out: numpy.typing.ArrayLike,
+    packed: numpy.typing.ArrayLike,
+    scales: numpy.typing.ArrayLike,
+    offsets: numpy.typing.ArrayLike | None,
+    x: numpy.typing.ArrayLike,
+    *,
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    cols: typing.SupportsInt | typing.SupportsIndex,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    group_size: typing.SupportsInt | typing.SupportsIndex,
+    scheme: str,
+    back: bool = False,
+) -> None:
+    """
+    out <- Pᵀ x, or P x with `back`, for the packed matrix P [rows, cols].
     """
 
 def isa() -> str:
@@ -104,6 +139,21 @@ def qb(
 ) -> tuple[int, float]:
     """
     Grows q b until it captures `energy`; returns (rank, captured).
+    """
+
+def quantize_int4(
+    packed: numpy.typing.ArrayLike,
+    scales: numpy.typing.ArrayLike,
+    offsets: numpy.typing.ArrayLike | None,
+    x: numpy.typing.ArrayLike,
+    *,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    group_size: typing.SupportsInt | typing.SupportsIndex,
+    scheme: str,
+    seed: typing.SupportsInt | typing.SupportsIndex | None = None,
+) -> None:
+    """
+    Codes of `x` into packed, scales and offsets; with a seed rounded stochastically.
     """
 
 def range_finder(
