@@ -45,30 +45,43 @@ void write(const View& view, int64_t at, bfloat16 value) {
   }
 }
 
-// One group of each line of a bundle.
+// Some lines, and of each of them the groups [first, last).
 struct Bundle {
-  int64_t group, begin, count;  // of each line: elements [begin, begin + count)
   int lines;
+  int64_t first, last;
   Place at[kBundle];
-  float values[kBundle][kLargestGroup];
 };
 
-// Calls body(bundle) for every group of every line, bundles in parallel. A line keeps its place in memory close to
-// those of its bundle, so what is strided along the lines is contiguous across them.
+// Elements [begin, begin + count) of every line of a bundle, as floats.
+struct Values {
+  int64_t begin, count;
+  float of[kBundle][kLargestGroup];
+};
+
+// Calls body(bundle) for all lines and groups, in parallel: bundles of `together` lines and as many groups as make a
+// task.
 template <class Body>
-void for_each_bundle(const Lines& lines, const Format& format, const Body& body) {
-  const int64_t groups = format.groups(lines.length), bundles = (lines.count + kBundle - 1) / kBundle;
-  const int64_t run = std::max<int64_t>(1, kTask / (kBundle * format.group)), runs = (groups + run - 1) / run;
+void for_each_bundle(const Lines& lines, const Format& format, int64_t together, const Body& body) {
+  const int64_t groups = format.groups(lines.length), bundles = (lines.count + together - 1) / together;
+  const int64_t run = std::max<int64_t>(1, kTask / (together * format.group)), runs = (groups + run - 1) / run;
   parallel_for(bundles * runs, [&](int64_t task) {
-    Bundle bundle;
-    const int64_t first = task / runs * kBundle;
-    bundle.lines = int(std::min<int64_t>(kBundle, lines.count - first));
-    for (int w = 0; w < bundle.lines; ++w) bundle.at[w] = lines.at(first + w);
-    for (int64_t g = task % runs * run; g < std::min(groups, (task % runs + 1) * run); ++g) {
-      bundle.group = g;
-      bundle.begin = g * format.group;
-      bundle.count = std::min(format.group, lines.length - bundle.begin);
-      body(bundle);
+    const int64_t line = task / runs * together, first = task % runs * run;
+    Bundle bundle{int(std::min(together, lines.count - line)), first, std::min(groups, first + run), {}};
+    for (int w = 0; w < bundle.lines; ++w) bundle.at[w] = lines.at(line + w);
+    body(bundle);
+  });
+}
+
+// body(bundle, group, values) for every group, `values` with its bounds set. Neighbouring lines are close in memory, so
+// what is strided along the lines is contiguous across them.
+template <class Body>
+void for_each_group(const Lines& lines, const Format& format, const Body& body) {
+  for_each_bundle(lines, format, kBundle, [&](const Bundle& bundle) {
+    Values values;
+    for (int64_t g = bundle.first; g < bundle.last; ++g) {
+      values.begin = g * format.group;
+      values.count = std::min(format.group, lines.length - values.begin);
+      body(bundle, g, values);
     }
   });
 }
@@ -76,26 +89,18 @@ void for_each_bundle(const Lines& lines, const Format& format, const Body& body)
 // ---- quantization ------------------------------------------------------------------------------------------------
 
 template <class T>
-void gather(Bundle& b, const T* x, int64_t step) {
+void gather(Values& v, const Bundle& b, const T* x, int64_t step) {
   if (step == 1) {
     for (int w = 0; w < b.lines; ++w) {
-      const T* from = x + b.at[w].array + b.begin;
-      for (int64_t i = 0; i < b.count; ++i) b.values[w][i] = Store<float>::from(to_float(from[i]));
+      const T* from = x + b.at[w].array + v.begin;
+      for (int64_t i = 0; i < v.count; ++i) v.of[w][i] = Store<float>::from(to_float(from[i]));
     }
     return;
   }
-  for (int64_t i = 0; i < b.count; ++i) {
+  for (int64_t i = 0; i < v.count; ++i) {
     for (int w = 0; w < b.lines; ++w) {
-      b.values[w][i] = Store<float>::from(to_float(x[b.at[w].array + (b.begin + i) * step]));
+      v.of[w][i] = Store<float>::from(to_float(x[b.at[w].array + (v.begin + i) * step]));
     }
-  }
-}
-
-void draw(uint32_t* words, const Place& at, const Lines& lines, int64_t begin, int64_t count, uint64_t seed) {
-  const uint64_t first = uint64_t(at.element + begin * lines.element_step);
-  if (lines.element_step == 1) return rounding::draw(words, count, seed, {first, kStream, 0});
-  for (int64_t i = 0; i < count; ++i) {
-    words[i] = philox::bits(seed, {first + uint64_t(i * lines.element_step), kStream, 0});
   }
 }
 
@@ -111,45 +116,55 @@ class Quantizer {
       : codes_(codes), x_(x), format_(format), seed_(seed), lines_(x, format) {}
 
   void run() {
-    if (x_.dtype == DType::kFloat32 && lines_.array_step == 1) {
-      return for_each_bundle(lines_, format_, [&](Bundle& b) {
-        for (int w = 0; w < b.lines; ++w) encode(b, w, static_cast<const float*>(x_.data) + b.at[w].array + b.begin);
-      });
-    }
+    if (x_.dtype == DType::kFloat32 && lines_.array_step == 1) return run_in_place();
     with_float_type(x_.dtype, [&](auto tag) {
-      for_each_bundle(lines_, format_, [&](Bundle& b) {
-        gather(b, static_cast<const decltype(tag)*>(x_.data), lines_.array_step);
-        for (int w = 0; w < b.lines; ++w) encode(b, w, b.values[w]);
+      for_each_group(lines_, format_, [&](const Bundle& b, int64_t group, Values& values) {
+        gather(values, b, static_cast<const decltype(tag)*>(x_.data), lines_.array_step);
+        for (int w = 0; w < b.lines; ++w) encode(b.at[w], group, values.of[w], values.count);
       });
     });
   }
 
  private:
-  void encode(const Bundle& b, int w, const float* x) const {
-    const Extremes range = LRC_AT_LEVEL(int4_extremes, x, b.count);
-    if (!range.representable()) refuse(range);
-    const Stored stored = fit(format_.scheme, range, seed_.has_value());
-    const int64_t at = b.at[w].group + b.group * lines_.group_step;
-    write(codes_.scales, at, stored.scale);
-    if (codes_.offsets) write(*codes_.offsets, at, stored.offset);
-    uint32_t words[kLargestGroup];
-    if (seed_) draw(words, b.at[w], lines_, b.begin, b.count, *seed_);
-    const Placement place = placement(format_.scheme, to_float(stored.scale), to_float(stored.offset));
-    put(b, w, x, place, seed_ ? words : nullptr);
+  void run_in_place() {
+    // Whole lines one after the other where they are short, so that memory is read in long runs.
+    const int64_t together = std::clamp<int64_t>(kTask / std::max<int64_t>(1, lines_.length), 1, kBundle);
+    for_each_bundle(lines_, format_, together, [&](const Bundle& b) {
+      const int64_t step = lines_.byte_step == 1 ? b.last - b.first : 1;
+      for (int w = 0; w < b.lines; ++w) {
+        const float* const line = static_cast<const float*>(x_.data) + b.at[w].array;
+        for (int64_t g = b.first; g < b.last; g += step) {
+          const int64_t begin = g * format_.group, end = std::min((g + step) * format_.group, lines_.length);
+          encode(b.at[w], g, line + begin, end - begin);
+        }
+      }
+    });
   }
 
-  void put(const Bundle& b, int w, const float* x, const Placement& place, const uint32_t* words) const {
-    const bool nf4 = format_.scheme == Scheme::kNf4;
-    const int64_t half = format_.group / 2, used = (b.count + 1) / 2, step = lines_.byte_step;
-    uint8_t* const to = static_cast<uint8_t*>(codes_.packed.data) + b.at[w].byte + b.group * half * step;
-    if (step == 1) {
-      LRC_AT_LEVEL(int4_encode, to, x, b.count, place, nf4, words);
-      std::memset(to + used, 0, size_t(half - used));
-      return;
+  // `length` elements from the beginning of a group on: those of a task, or where bytes are strided of one group.
+  void encode(const Place& at, int64_t group, const float* x, int64_t length) const {
+    const int64_t half = format_.group / 2, groups = format_.groups(length);
+    const int64_t element = at.element + group * format_.group * lines_.element_step;
+    const Int4Run run{x,
+                      length,
+                      format_.group,
+                      format_.scheme,
+                      seed_.has_value(),
+                      seed_.value_or(0),
+                      uint64_t(element),
+                      lines_.element_step};
+    uint8_t* const to = static_cast<uint8_t*>(codes_.packed.data) + at.byte + group * half * lines_.byte_step;
+    uint8_t own[kLargestGroup / 2];
+    const bool strided = lines_.byte_step != 1;
+    Stored stored[kTask / kGroupMultiple];
+    Extremes refused;
+    if (!LRC_AT_LEVEL(int4_encode, strided ? own : to, stored, &refused, run)) refuse(refused);
+    for (int64_t i = 0; strided && i < half; ++i) to[i * lines_.byte_step] = own[i];
+    for (int64_t i = 0; i < groups; ++i) {
+      const int64_t place = at.group + (group + i) * lines_.group_step;
+      write(codes_.scales, place, stored[i].scale);
+      if (codes_.offsets) write(*codes_.offsets, place, stored[i].offset);
     }
-    uint8_t bytes[kLargestGroup / 2] = {};
-    LRC_AT_LEVEL(int4_encode, bytes, x, b.count, place, nf4, words);
-    for (int64_t i = 0; i < half; ++i) to[i * step] = bytes[i];
   }
 
   const Codes& codes_;
@@ -162,32 +177,31 @@ class Quantizer {
 // ---- dequantization ----------------------------------------------------------------------------------------------
 
 template <class T>
-void scatter(const Bundle& b, T* out, int64_t step) {
+void scatter(const Values& v, const Bundle& b, T* out, int64_t step) {
   if (step == 1) {
     for (int w = 0; w < b.lines; ++w) {
-      T* const to = out + b.at[w].array + b.begin;
-      for (int64_t i = 0; i < b.count; ++i) to[i] = Store<T>::from(b.values[w][i]);
+      T* const to = out + b.at[w].array + v.begin;
+      for (int64_t i = 0; i < v.count; ++i) to[i] = Store<T>::from(v.of[w][i]);
     }
     return;
   }
-  for (int64_t i = 0; i < b.count; ++i) {
-    for (int w = 0; w < b.lines; ++w) out[b.at[w].array + (b.begin + i) * step] = Store<T>::from(b.values[w][i]);
+  for (int64_t i = 0; i < v.count; ++i) {
+    for (int w = 0; w < b.lines; ++w) out[b.at[w].array + (v.begin + i) * step] = Store<T>::from(v.of[w][i]);
   }
 }
 
-void decode_bundle(Bundle& b, const Codes& codes, const Lines& lines, const Format& format) {
-  const int64_t half = format.group / 2, used = (b.count + 1) / 2, step = lines.byte_step;
-  for (int w = 0; w < b.lines; ++w) {
-    const int64_t at = b.at[w].group + b.group * lines.group_step;
-    const Grid g = grid(format.scheme, read(codes.scales, at), codes.offsets ? read(*codes.offsets, at) : 0.0f);
-    const uint8_t* from = static_cast<const uint8_t*>(codes.packed.data) + b.at[w].byte + b.group * half * step;
-    uint8_t bytes[kLargestGroup / 2];
-    if (step != 1) {
-      for (int64_t i = 0; i < used; ++i) bytes[i] = from[i * step];
-      from = bytes;
-    }
-    LRC_AT_LEVEL(int4_decode, b.values[w], from, b.count, g, format.scheme == Scheme::kNf4);
+void decode(float* to, const Place& at, int64_t group, int64_t count, const Codes& codes, const Lines& lines,
+            const Format& format) {
+  const int64_t half = format.group / 2, used = (count + 1) / 2, step = lines.byte_step;
+  const int64_t place = at.group + group * lines.group_step;
+  const Grid g = grid(format.scheme, read(codes.scales, place), codes.offsets ? read(*codes.offsets, place) : 0.0f);
+  const uint8_t* from = static_cast<const uint8_t*>(codes.packed.data) + at.byte + group * half * step;
+  uint8_t own[kLargestGroup / 2];
+  if (step != 1) {
+    for (int64_t i = 0; i < used; ++i) own[i] = from[i * step];
+    from = own;
   }
+  LRC_AT_LEVEL(int4_decode, to, from, count, g, format.scheme == Scheme::kNf4);
 }
 
 }  // namespace
@@ -199,10 +213,15 @@ void quantize_cpu(const Codes& codes, const View& x, const Format& format, std::
 void dequantize_cpu(const View& out, const Codes& codes, const Format& format) {
   if (out.size() == 0) return;
   const Lines lines(out, format);
+  const bool in_place = out.dtype == DType::kFloat32 && lines.array_step == 1;
   with_float_type(out.dtype, [&](auto tag) {
-    for_each_bundle(lines, format, [&](Bundle& b) {
-      decode_bundle(b, codes, lines, format);
-      scatter(b, static_cast<decltype(tag)*>(out.data), lines.array_step);
+    auto* const data = static_cast<decltype(tag)*>(out.data);
+    for_each_group(lines, format, [&](const Bundle& b, int64_t group, Values& values) {
+      for (int w = 0; w < b.lines; ++w) {
+        float* const to = in_place ? static_cast<float*>(out.data) + b.at[w].array + values.begin : values.of[w];
+        decode(to, b.at[w], group, values.count, codes, lines, format);
+      }
+      if (!in_place) scatter(values, b, data, lines.array_step);
     });
   });
 }

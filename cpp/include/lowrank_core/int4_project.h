@@ -18,6 +18,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <utility>
 
 #include "lowrank_core/rounding.h"
 #include "lowrank_core/view.h"
@@ -30,23 +31,27 @@ constexpr float kLargestValue = 0x1p127f;  // of a magnitude and of a group's ra
 
 enum class Scheme : uint8_t { kAffine, kAffineZp, kSymmetric, kNf4 };
 
+constexpr float kNf4[16] = {-1.0f,
+                            -0.6961928009986877f,
+                            -0.5250730514526367f,
+                            -0.39491748809814453f,
+                            -0.28444138169288635f,
+                            -0.18477343022833334f,
+                            -0.09105003625154495f,
+                            0.0f,
+                            0.07958029955625534f,
+                            0.16093020141124725f,
+                            0.24611230194568634f,
+                            0.33791524171829224f,
+                            0.44070982933044434f,
+                            0.5626170039176941f,
+                            0.7229568362236023f,
+                            1.0f};
+
+// A copy of the table, which device code can index.
 LRC_HD float nf4_level(int code) {
-  constexpr float levels[16] = {-1.0f,
-                                -0.6961928009986877f,
-                                -0.5250730514526367f,
-                                -0.39491748809814453f,
-                                -0.28444138169288635f,
-                                -0.18477343022823334f,
-                                -0.09105003625154495f,
-                                0.0f,
-                                0.07958029955625534f,
-                                0.16093020141124725f,
-                                0.24611230194568634f,
-                                0.33791524171829224f,
-                                0.44070982933044434f,
-                                0.5626170039176941f,
-                                0.7229568362236023f,
-                                1.0f};
+  constexpr float levels[16] = {kNf4[0], kNf4[1], kNf4[2],  kNf4[3],  kNf4[4],  kNf4[5],  kNf4[6],  kNf4[7],
+                                kNf4[8], kNf4[9], kNf4[10], kNf4[11], kNf4[12], kNf4[13], kNf4[14], kNf4[15]};
   return levels[code];
 }
 
@@ -159,18 +164,21 @@ LRC_HD int stochastic_even_code(float place, int shift, float uniform) {
   return rounding::stochastic(place, uniform) + shift;
 }
 
-// The number of midpoints between neighbouring levels that are not above.
-LRC_HD int nearest_nf4_code(float place) {
-  int code = 0;
-  for (int k = 0; k < 15; ++k) code += place >= 0.5f * nf4_level(k) + 0.5f * nf4_level(k + 1);
-  return code;
+// The number of midpoints between neighbouring levels that are not above. Sums over all K are written as folds:
+// compilers then turn a loop over places into vector instructions.
+template <size_t... K>
+LRC_HD int midpoints_below(float place, std::index_sequence<K...>) {
+  return (0 + ... + int(place >= 0.5f * kNf4[K] + 0.5f * kNf4[K + 1]));
 }
+LRC_HD int nearest_nf4_code(float place) { return midpoints_below(place, std::make_index_sequence<15>()); }
 
 // The lower of the two levels around, or the upper one with the probability that makes the place the mean.
+template <size_t... K>
+LRC_HD int levels_passed(float place, float uniform, std::index_sequence<K...>) {
+  return (0 + ... + int(uniform * (kNf4[K + 1] - kNf4[K]) < place - kNf4[K]));
+}
 LRC_HD int stochastic_nf4_code(float place, float uniform) {
-  int code = 0;
-  for (int k = 0; k < 15; ++k) code += uniform * (nf4_level(k + 1) - nf4_level(k)) < place - nf4_level(k);
-  return code;
+  return levels_passed(place, uniform, std::make_index_sequence<15>());
 }
 
 // ---- entry points ------------------------------------------------------------------------------------------------

@@ -37,11 +37,26 @@ LRC_HD Vector<float, N> numbers(Vector<int32_t, N> codes) {
   return __builtin_convertvector(codes, Vector<float, N>);
 }
 
+// GCC 12 takes a portable conversion of bytes apart.
+template <int N>
+LRC_HD Vector<int32_t, N> widen_bytes(const uint8_t* bytes) {
+#if defined(__AVX512F__)
+  if constexpr (N == 16) {
+    return bits_as<Vector<int32_t, N>>(_mm512_maskz_cvtepu8_epi32(0xFFFF, load_bits<__m128i>(bytes)));
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (N == 8)
+    return bits_as<Vector<int32_t, N>>(_mm256_cvtepu8_epi32(_mm_set_epi64x(0, load_bits<int64_t>(bytes))));
+#endif
+  return __builtin_convertvector(load_bits<Vector<uint8_t, N>>(bytes), Vector<int32_t, N>);
+}
+
 // N neighbours in one row of bytes, the codes of row i.
 template <int N>
 LRC_HD Vector<int32_t, N> codes_across(const uint8_t* bytes, int64_t i) {
-  const auto pairs = __builtin_convertvector(load_bits<Vector<uint8_t, N>>(bytes), Vector<int32_t, N>);
-  return pairs >> int(i % 2 * 4) & 15;
+  const Vector<int32_t, N> pairs = widen_bytes<N>(bytes);
+  return i % 2 == 0 ? pairs & 15 : pairs >> 4;
 }
 
 // The N codes of N / 2 consecutive bytes.
@@ -67,7 +82,10 @@ struct PackedLoad {
   Int4Matrix p;
   bool depth_major;
 
-  explicit PackedLoad(const Int4Matrix& packed) : p(packed), depth_major(kOfRows == (packed.across == 1)) {}
+  explicit PackedLoad(const Int4Matrix& packed)
+      : p(packed),
+        depth_major(kOfRows == (packed.across == 1)),
+        inverse_((kOne + packed.group / kUnit - 1) / (packed.group / kUnit)) {}
 
   template <class A, bool kChecked>
   LRC_HD Vec<A> outer(int64_t o, int64_t k) const {
@@ -87,18 +105,25 @@ struct PackedLoad {
   Ahead ahead(const Slab&) const { return {}; }  // an eighth of the traffic of floats
 
  private:
+  static constexpr int64_t kUnit = int4::kGroupMultiple, kOne = int64_t(1) << 32;
+
+  // i / group, exact for i < 2^34, without the division, which would take longer than the rest of a vector: with d the
+  // group in units and n < 2^29 of them, n (d ceil(2^32 / d) - 2^32) < 2^32.
+  LRC_HD int64_t group_of(int64_t i) const { return i / kUnit * inverse_ >> 32; }
+  LRC_HD int64_t grid_of(int64_t i, int64_t j) const { return group_of(i) * p.group_along + j * p.group_across; }
+
   // Elements from (i, j) on, along i (kAlong) or j.
   template <class A, bool kChecked, bool kAlong>
   LRC_HD Vec<A> vector(int64_t i, int64_t j) const {
     constexpr int N = kLanes<A>;
     if constexpr (!kChecked && !kAlong) {
-      const int64_t at = i / p.group * p.group_along + j * p.group_across;
+      const int64_t at = grid_of(i, j);
       const auto scale = load_bits<Vector<float, N>>(p.scale + at), base = load_bits<Vector<float, N>>(p.base + at);
       return decoded<A>(scale, base, codes_across<N>(byte(i, j), i));
     }
     if constexpr (!kChecked && kAlong) {
-      if (i % p.group + N <= p.group) {
-        const int64_t at = i / p.group * p.group_along + j * p.group_across;
+      if (group_of(i) == group_of(i + N - 1)) {
+        const int64_t at = grid_of(i, j);
         const Vector<float, N> zero{}, scale = p.scale[at] - zero, base = p.base[at] - zero;
         return decoded<A>(scale, base, codes_along<N>(byte(i, j)));
       }
@@ -116,7 +141,7 @@ struct PackedLoad {
 
   LRC_HD float element(int64_t i, int64_t j) const {
     if (i >= p.rows || j >= p.cols) return 0.0f;
-    const int64_t at = i / p.group * p.group_along + j * p.group_across;
+    const int64_t at = grid_of(i, j);
     const int code = int4::code_of(*byte(i, j), i);
     return int4::decode({p.scale[at], p.base[at]}, kNf4 ? int4::nf4_level(code) : float(code));
   }
@@ -129,6 +154,8 @@ struct PackedLoad {
   }
 
   LRC_HD const uint8_t* byte(int64_t i, int64_t j) const { return p.bytes + i / 2 * p.along + j * p.across; }
+
+  const int64_t inverse_;
 };
 
 // ---- operands and result -----------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def _grouped(x: Tensor, dim: int, group_size: int) -> Tensor:
     missing = -lines.shape[-1] % group_size
     if missing:
         lines = torch.cat([lines, lines[..., -1:].expand(*lines.shape[:-1], missing)], dim=-1)
-    return lines.unflatten(-1, (-1, group_size))
+    return lines.reshape(*lines.shape[:-1], -1, group_size)
 
 
 def _fit(low: Tensor, high: Tensor, scheme: str, rounding: str) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ def dequantize_int4(
 ) -> Tensor:
     """The array in float64, differentiable in scales and offsets."""
     bytes_ = packed.movedim(dim, -1).long()
-    codes = torch.stack([bytes_ % 16, bytes_ // 16], dim=-1).flatten(-2).unflatten(-1, (-1, group_size))
+    codes = torch.stack([bytes_ % 16, bytes_ // 16], dim=-1).view(*scales.movedim(dim, -1).shape, group_size)
     scale = scales.double().movedim(dim, -1)[..., None]
     offset = torch.zeros_like(scale) if offsets is None else offsets.double().movedim(dim, -1)[..., None]
     number = levels(scheme)[codes]

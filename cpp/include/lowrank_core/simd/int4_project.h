@@ -26,13 +26,22 @@ struct Int4Product {
   bool of_rows, transposed;
 };
 
+// Consecutive groups of one line of floats, all full but the last. Element i of the run is rounded by the random word
+// of element + i * element_step, if `stochastic`.
+struct Int4Run {
+  const float* x;
+  int64_t length, group;
+  int4::Scheme scheme;
+  bool stochastic;
+  uint64_t seed, element;
+  int64_t element_step;
+};
+
 LRC_DECLARE_AT_LEVELS(
-    // Of n >= 1 elements; NaN and infinity come through.
-    int4::Extremes int4_extremes(const float* x, int64_t n);
-    // n <= kLargestGroup elements of one group to ceil(n / 2) bytes; `words` of the elements, or null to round to
-    // nearest.
-    void int4_encode(uint8_t* bytes, const float* x, int64_t n, const int4::Placement& place, bool nf4,
-                     const uint32_t* words);
+    // Every group to group / 2 bytes, the last one padded with codes 0, and one of `stored`. False, with the extremes
+    // in `refused`, at the first group that cannot be represented.
+    bool int4_encode(uint8_t* bytes, int4::Stored* stored, int4::Extremes* refused, const Int4Run& run);
+    // n <= kLargestGroup elements of one group.
     void int4_decode(float* x, const uint8_t* bytes, int64_t n, int4::Grid grid, bool nf4);
     void int4_product(const Int4Product& product))
 
