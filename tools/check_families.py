@@ -27,7 +27,7 @@ PLACES = (
 # Layers that hold families and, besides, only these.
 SHARED = {
     "cuda/*.cu": (),
-    "cpp/bindings/*.cpp": ("caster", "core", "gemm", "module"),
+    "cpp/bindings/*.cpp": ("blockwise", "caster", "core", "gemm", "module"),
     "python/lowrank_core/ops/*.py": ("__init__", "arrays", "declare", "torch_registry"),
     "python/lowrank_core/reference/*.py": ("__init__", "philox"),
 }

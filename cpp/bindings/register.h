@@ -5,6 +5,7 @@
 
 namespace lowrank {
 
+void register_blockwise(pybind11::module_& module);
 void register_core(pybind11::module_& module);
 void register_gemm(pybind11::module_& module);
 void register_int4_project(pybind11::module_& module);

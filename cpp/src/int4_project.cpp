@@ -13,7 +13,8 @@
 namespace lowrank::int4 {
 namespace {
 
-constexpr int kBundle = 16;                  // lines that are read and written together: neighbours in a cache line
+constexpr int kBundle = 64;     // lines that are read and written together: neighbours in a cache line
+constexpr int64_t kAhead = 16;  // steps along a line: what a processor does not prefetch where they are far apart
 constexpr int64_t kTask = int64_t(1) << 15;  // elements, about 10 us
 
 template <class F>
@@ -52,16 +53,20 @@ struct Bundle {
   Place at[kBundle];
 };
 
-// Elements [begin, begin + count) of every line of a bundle, as floats.
-struct Values {
-  int64_t begin, count;
-  float of[kBundle][kLargestGroup];
+// One group of every line of a bundle: elements [begin, begin + count) as floats, and their bytes. The odd ends keep
+// the lines apart in the cache.
+struct Part {
+  int64_t group, begin, count;
+  float values[kBundle][kLargestGroup + 16];
+  uint8_t bytes[kBundle][kLargestGroup / 2 + 16];
 };
 
-// Calls body(bundle) for all lines and groups, in parallel: bundles of `together` lines and as many groups as make a
-// task.
+// Calls body(bundle) for all lines and groups, in parallel, a task at a time. Along contiguous lines memory is read in
+// long runs; else many lines go together, whose neighbours lie next to each other.
 template <class Body>
-void for_each_bundle(const Lines& lines, const Format& format, int64_t together, const Body& body) {
+void for_each_bundle(const Lines& lines, const Format& format, const Body& body) {
+  const int64_t fitting = std::clamp<int64_t>(kTask / std::max<int64_t>(1, lines.length), 1, kBundle);
+  const int64_t together = lines.array_step == 1 ? fitting : kBundle;
   const int64_t groups = format.groups(lines.length), bundles = (lines.count + together - 1) / together;
   const int64_t run = std::max<int64_t>(1, kTask / (together * format.group)), runs = (groups + run - 1) / run;
   parallel_for(bundles * runs, [&](int64_t task) {
@@ -72,37 +77,34 @@ void for_each_bundle(const Lines& lines, const Format& format, int64_t together,
   });
 }
 
-// body(bundle, group, values) for every group, `values` with its bounds set. Neighbouring lines are close in memory, so
-// what is strided along the lines is contiguous across them.
+// body(bundle, part) for every group.
 template <class Body>
-void for_each_group(const Lines& lines, const Format& format, const Body& body) {
-  for_each_bundle(lines, format, kBundle, [&](const Bundle& bundle) {
-    Values values;
-    for (int64_t g = bundle.first; g < bundle.last; ++g) {
-      values.begin = g * format.group;
-      values.count = std::min(format.group, lines.length - values.begin);
-      body(bundle, g, values);
+void for_each_part(const Lines& lines, const Format& format, const Body& body) {
+  for_each_bundle(lines, format, [&](const Bundle& bundle) {
+    Part part;
+    for (part.group = bundle.first; part.group < bundle.last; ++part.group) {
+      part.begin = part.group * format.group;
+      part.count = std::min(format.group, lines.length - part.begin);
+      body(bundle, part);
     }
   });
 }
 
-// ---- quantization ------------------------------------------------------------------------------------------------
-
-template <class T>
-void gather(Values& v, const Bundle& b, const T* x, int64_t step) {
+// f(w, i) for element i < count of every line w, in the order of memory.
+template <class F>
+void walk(const Bundle& b, int64_t count, int64_t step, const F& f) {
   if (step == 1) {
     for (int w = 0; w < b.lines; ++w) {
-      const T* from = x + b.at[w].array + v.begin;
-      for (int64_t i = 0; i < v.count; ++i) v.of[w][i] = Store<float>::from(to_float(from[i]));
+      for (int64_t i = 0; i < count; ++i) f(w, i);
     }
-    return;
-  }
-  for (int64_t i = 0; i < v.count; ++i) {
-    for (int w = 0; w < b.lines; ++w) {
-      v.of[w][i] = Store<float>::from(to_float(x[b.at[w].array + (v.begin + i) * step]));
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      for (int w = 0; w < b.lines; ++w) f(w, i);
     }
   }
 }
+
+// ---- quantization ------------------------------------------------------------------------------------------------
 
 [[noreturn]] void refuse(Extremes x) {
   if (!rounding::finite(x.low) || !rounding::finite(x.high)) throw NotFinite();
@@ -116,34 +118,38 @@ class Quantizer {
       : codes_(codes), x_(x), format_(format), seed_(seed), lines_(x, format) {}
 
   void run() {
-    if (x_.dtype == DType::kFloat32 && lines_.array_step == 1) return run_in_place();
+    if (x_.dtype == DType::kFloat32 && lines_.array_step == 1 && lines_.byte_step == 1) return run_in_place();
     with_float_type(x_.dtype, [&](auto tag) {
-      for_each_group(lines_, format_, [&](const Bundle& b, int64_t group, Values& values) {
-        gather(values, b, static_cast<const decltype(tag)*>(x_.data), lines_.array_step);
-        for (int w = 0; w < b.lines; ++w) encode(b.at[w], group, values.of[w], values.count);
+      const auto* const x = static_cast<const decltype(tag)*>(x_.data);
+      auto* const packed = static_cast<uint8_t*>(codes_.packed.data);
+      const int64_t step = lines_.array_step, byte_step = lines_.byte_step, half = format_.group / 2;
+      for_each_part(lines_, format_, [&](const Bundle& b, Part& part) {
+        walk(b, part.count, step, [&](int w, int64_t i) {
+          const auto* const from = x + b.at[w].array + (part.begin + i) * step;
+          if (w % 16 == 0) __builtin_prefetch(from + kAhead * step);
+          part.values[w][i] = Store<float>::from(to_float(*from));
+        });
+        for (int w = 0; w < b.lines; ++w) encode(part.bytes[w], b.at[w], part.group, part.values[w], part.count);
+        walk(b, half, byte_step,
+             [&](int w, int64_t i) { packed[b.at[w].byte + (part.group * half + i) * byte_step] = part.bytes[w][i]; });
       });
     });
   }
 
  private:
   void run_in_place() {
-    // Whole lines one after the other where they are short, so that memory is read in long runs.
-    const int64_t together = std::clamp<int64_t>(kTask / std::max<int64_t>(1, lines_.length), 1, kBundle);
-    for_each_bundle(lines_, format_, together, [&](const Bundle& b) {
-      const int64_t step = lines_.byte_step == 1 ? b.last - b.first : 1;
+    for_each_bundle(lines_, format_, [&](const Bundle& b) {
+      const int64_t begin = b.first * format_.group, end = std::min(b.last * format_.group, lines_.length);
       for (int w = 0; w < b.lines; ++w) {
-        const float* const line = static_cast<const float*>(x_.data) + b.at[w].array;
-        for (int64_t g = b.first; g < b.last; g += step) {
-          const int64_t begin = g * format_.group, end = std::min((g + step) * format_.group, lines_.length);
-          encode(b.at[w], g, line + begin, end - begin);
-        }
+        uint8_t* const to = static_cast<uint8_t*>(codes_.packed.data) + b.at[w].byte + begin / 2;
+        encode(to, b.at[w], b.first, static_cast<const float*>(x_.data) + b.at[w].array + begin, end - begin);
       }
     });
   }
 
-  // `length` elements from the beginning of a group on: those of a task, or where bytes are strided of one group.
-  void encode(const Place& at, int64_t group, const float* x, int64_t length) const {
-    const int64_t half = format_.group / 2, groups = format_.groups(length);
+  // `length` elements of a line from the beginning of `group` on, at most those of a task.
+  void encode(uint8_t* bytes, const Place& at, int64_t group, const float* x, int64_t length) const {
+    const int64_t groups = format_.groups(length);
     const int64_t element = at.element + group * format_.group * lines_.element_step;
     const Int4Run run{x,
                       length,
@@ -153,13 +159,9 @@ class Quantizer {
                       seed_.value_or(0),
                       uint64_t(element),
                       lines_.element_step};
-    uint8_t* const to = static_cast<uint8_t*>(codes_.packed.data) + at.byte + group * half * lines_.byte_step;
-    uint8_t own[kLargestGroup / 2];
-    const bool strided = lines_.byte_step != 1;
     Stored stored[kTask / kGroupMultiple];
     Extremes refused;
-    if (!LRC_AT_LEVEL(int4_encode, strided ? own : to, stored, &refused, run)) refuse(refused);
-    for (int64_t i = 0; strided && i < half; ++i) to[i * lines_.byte_step] = own[i];
+    if (!LRC_AT_LEVEL(int4_encode, bytes, stored, &refused, run)) refuse(refused);
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t place = at.group + (group + i) * lines_.group_step;
       write(codes_.scales, place, stored[i].scale);
@@ -176,32 +178,25 @@ class Quantizer {
 
 // ---- dequantization ----------------------------------------------------------------------------------------------
 
-template <class T>
-void scatter(const Values& v, const Bundle& b, T* out, int64_t step) {
-  if (step == 1) {
-    for (int w = 0; w < b.lines; ++w) {
-      T* const to = out + b.at[w].array + v.begin;
-      for (int64_t i = 0; i < v.count; ++i) to[i] = Store<T>::from(v.of[w][i]);
-    }
-    return;
-  }
-  for (int64_t i = 0; i < v.count; ++i) {
-    for (int w = 0; w < b.lines; ++w) out[b.at[w].array + (v.begin + i) * step] = Store<T>::from(v.of[w][i]);
-  }
+Grid grid_at(const Codes& codes, const Format& format, int64_t at) {
+  return grid(format.scheme, read(codes.scales, at), codes.offsets ? read(*codes.offsets, at) : 0.0f);
 }
 
-void decode(float* to, const Place& at, int64_t group, int64_t count, const Codes& codes, const Lines& lines,
-            const Format& format) {
-  const int64_t half = format.group / 2, used = (count + 1) / 2, step = lines.byte_step;
-  const int64_t place = at.group + group * lines.group_step;
-  const Grid g = grid(format.scheme, read(codes.scales, place), codes.offsets ? read(*codes.offsets, place) : 0.0f);
-  const uint8_t* from = static_cast<const uint8_t*>(codes.packed.data) + at.byte + group * half * step;
-  uint8_t own[kLargestGroup / 2];
+// One group of every line to part.values, or where memory allows it to `in_place`.
+void decode(Part& part, const Bundle& b, const Codes& codes, const Lines& lines, const Format& format,
+            float* in_place) {
+  const auto* const packed = static_cast<const uint8_t*>(codes.packed.data);
+  const int64_t half = format.group / 2, step = lines.byte_step, first = part.group * half * step;
   if (step != 1) {
-    for (int64_t i = 0; i < used; ++i) own[i] = from[i * step];
-    from = own;
+    walk(b, (part.count + 1) / 2, step,
+         [&](int w, int64_t i) { part.bytes[w][i] = packed[b.at[w].byte + first + i * step]; });
   }
-  LRC_AT_LEVEL(int4_decode, to, from, count, g, format.scheme == Scheme::kNf4);
+  for (int w = 0; w < b.lines; ++w) {
+    const uint8_t* const from = step == 1 ? packed + b.at[w].byte + first : part.bytes[w];
+    float* const to = in_place ? in_place + b.at[w].array + part.begin : part.values[w];
+    const Grid g = grid_at(codes, format, b.at[w].group + part.group * lines.group_step);
+    LRC_AT_LEVEL(int4_decode, to, from, part.count, g, format.scheme == Scheme::kNf4);
+  }
 }
 
 }  // namespace
@@ -213,15 +208,16 @@ void quantize_cpu(const Codes& codes, const View& x, const Format& format, std::
 void dequantize_cpu(const View& out, const Codes& codes, const Format& format) {
   if (out.size() == 0) return;
   const Lines lines(out, format);
-  const bool in_place = out.dtype == DType::kFloat32 && lines.array_step == 1;
+  const int64_t step = lines.array_step;
+  float* const in_place = out.dtype == DType::kFloat32 && step == 1 ? static_cast<float*>(out.data) : nullptr;
   with_float_type(out.dtype, [&](auto tag) {
-    auto* const data = static_cast<decltype(tag)*>(out.data);
-    for_each_group(lines, format, [&](const Bundle& b, int64_t group, Values& values) {
-      for (int w = 0; w < b.lines; ++w) {
-        float* const to = in_place ? static_cast<float*>(out.data) + b.at[w].array + values.begin : values.of[w];
-        decode(to, b.at[w], group, values.count, codes, lines, format);
-      }
-      if (!in_place) scatter(values, b, data, lines.array_step);
+    using T = decltype(tag);
+    for_each_part(lines, format, [&](const Bundle& b, Part& part) {
+      decode(part, b, codes, lines, format, in_place);
+      if (in_place) return;
+      walk(b, part.count, step, [&](int w, int64_t i) {
+        static_cast<T*>(out.data)[b.at[w].array + (part.begin + i) * step] = Store<T>::from(part.values[w][i]);
+      });
     });
   });
 }
@@ -232,8 +228,7 @@ void project_cpu(const View& out, const Basis& basis, const View& x, const Forma
   // The grids as float32, laid out like the scales: a hundredth of the codes' size.
   Buffer<float> scale(groups * others), base(groups * others);
   for (int64_t i = 0; i < groups * others; ++i) {
-    const float offset = basis.codes.offsets ? read(*basis.codes.offsets, i) : 0.0f;
-    const Grid g = grid(format.scheme, read(basis.codes.scales, i), offset);
+    const Grid g = grid_at(basis.codes, format, i);
     scale[i] = g.scale;
     base[i] = g.base;
   }

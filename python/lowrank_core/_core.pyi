@@ -10,6 +10,8 @@ import typing
 import numpy.typing
 
 __all__: list[str] = [
+    "blockwise_decode",
+    "blockwise_encode",
     "build_info",
     "dequantize_int4",
     "factored_svd",
@@ -29,6 +31,27 @@ __all__: list[str] = [
     "set_num_threads",
     "sketch",
 ]
+
+def blockwise_decode(
+    values: numpy.typing.ArrayLike, codes: numpy.typing.ArrayLike, scales: numpy.typing.ArrayLike, *, map: str
+) -> None:
+    """
+    Decodes into `values`.
+    """
+
+def blockwise_encode(
+    codes: numpy.typing.ArrayLike,
+    scales: numpy.typing.ArrayLike,
+    values: numpy.typing.ArrayLike,
+    *,
+    map: str,
+    seed: typing.SupportsInt | typing.SupportsIndex | None = None,
+    stream: typing.SupportsInt | typing.SupportsIndex = 3,
+    step: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> None:
+    """
+    8-bit codes of float32 `values` in blocks of 256; with a seed rounded stochastically.
+    """
 
 def build_info() -> dict[str, typing.Any]:
     """

@@ -22,7 +22,10 @@
 // biases them. Sources: Dettmers et al. 2021 (arXiv 2110.02861) for blocks, with even instead of dynamic maps.
 #pragma once
 
+#include <optional>
+
 #include "lowrank_core/rounding.h"
+#include "lowrank_core/view.h"
 
 namespace lowrank::blockwise {
 
@@ -111,5 +114,20 @@ template <class Map>
 LRC_HD void decode_block(float* values, const typename Map::Code* codes, float scale, int64_t count) {
   for (int64_t i = 0; i < count; ++i) values[i] = Map::value(codes[i], scale);
 }
+
+// ---- whole arrays, on the CPU ------------------------------------------------------------------------------------
+
+enum class MapKind : uint8_t { kSigned, kRoot };
+
+// Where the random words of an array's elements stand; its first one is element 0.
+struct Draws {
+  uint64_t seed;
+  uint32_t stream, step;
+};
+
+// values float32, codes int8 (signed) or uint8 (root), of one size; scales float32, one for each block. All contiguous;
+// blocks follow the row-major order, the last may be short. Without `draws` to nearest.
+void encode_cpu(const View& codes, const View& scales, const View& values, MapKind map, std::optional<Draws> draws);
+void decode_cpu(const View& values, const View& codes, const View& scales, MapKind map);
 
 }  // namespace lowrank::blockwise
