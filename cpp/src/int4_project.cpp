@@ -199,6 +199,14 @@ void decode(Part& part, const Bundle& b, const Codes& codes, const Lines& lines,
   }
 }
 
+// Whether the product is computed as cᵀ. A short c takes the basis from the left although its other side is longer: all
+// its rows are one block, so both operands are still read once, and c is written along its rows.
+bool from_the_right(const Matrix& c) {
+  constexpr int64_t thin = 8, block = 256;
+  const bool is_short = c.rows > thin && c.rows <= block && c.cols >= c.rows && c.col_stride == 1;
+  return !is_short && better_transposed(c);
+}
+
 }  // namespace
 
 void quantize_cpu(const Codes& codes, const View& x, const Format& format, std::optional<uint64_t> seed) {
@@ -252,7 +260,7 @@ void project_cpu(const View& out, const Basis& basis, const View& x, const Forma
   for (int64_t i = 0; i < out.batch(); ++i) {
     const Matrix c = out.matrix(i);
     if (c.empty()) continue;
-    const Int4Product product{c, packed, x.matrix(i), back == along_rows, better_transposed(c)};
+    const Int4Product product{c, packed, x.matrix(i), back == along_rows, from_the_right(c)};
     LRC_AT_LEVEL(int4_product, product);
   }
 }
