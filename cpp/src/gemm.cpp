@@ -30,17 +30,6 @@ void check(const Matrix& c, const Matrix& a, const Matrix& b) {
             "gemm: the shapes must be [m, n] = [m, k] [k, n], got " + shape(c) + " = " + shape(a) + " " + shape(b));
 }
 
-// Whether Cᵀ = Bᵀ Aᵀ is the better product. The nest cuts a tile to as few as 2 rows but never below one vector of
-// columns, so a thin side belongs on the rows. Otherwise it reads the left operand once and the right one once per
-// block of rows, so the long side does; and it writes along the rows of C.
-bool better_transposed(const Matrix& c) {
-  constexpr int64_t thin = 8, much = 4;
-  if (c.rows <= thin || c.cols <= thin) return c.cols < c.rows;
-  if (c.cols >= much * c.rows) return true;
-  if (c.rows >= much * c.cols) return false;
-  return std::abs(c.row_stride) < std::abs(c.col_stride);
-}
-
 }  // namespace
 
 bool has_fast_bfloat16() {
@@ -58,6 +47,17 @@ Arithmetic arithmetic_for(DType c, Math math) {
   if (c == DType::kFloat64) return Arithmetic::kFloat64;
   if (math == Math::kFloat32) return Arithmetic::kFloat32;
   return has_fast_bfloat16() ? Arithmetic::kPairs : Arithmetic::kRounded;
+}
+
+// The nest cuts a tile to as few as 2 rows but never below one vector of columns, so a thin side belongs on the rows.
+// Otherwise it reads the left operand once and the right one once per block of rows, so the long side does; and it
+// writes along the rows of C.
+bool better_transposed(const Matrix& c) {
+  constexpr int64_t thin = 8, much = 4;
+  if (c.rows <= thin || c.cols <= thin) return c.cols < c.rows;
+  if (c.cols >= much * c.rows) return true;
+  if (c.rows >= much * c.cols) return false;
+  return std::abs(c.row_stride) < std::abs(c.col_stride);
 }
 
 void gemm(const Matrix& c, const Matrix& a, const Matrix& b, const GemmOptions& options) {

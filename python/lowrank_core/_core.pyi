@@ -12,16 +12,19 @@ import numpy.typing
 __all__: list[str] = [
     "build_info",
     "decode_moment",
+    "dequantize_int4",
     "encode_moment",
     "factored_svd",
     "fast_bfloat16",
     "gemm",
+    "int4_project",
     "isa",
     "isa_levels",
     "num_threads",
     "orthonormalize",
     "philox_bits",
     "qb",
+    "quantize_int4",
     "range_finder",
     "round_stochastic",
     "rsvd",
@@ -46,6 +49,20 @@ def decode_moment(
 ) -> None:
     """
     The float32 values of a stored moment.
+    """
+
+def dequantize_int4(
+    out: numpy.typing.ArrayLike,
+    packed: numpy.typing.ArrayLike,
+    scales: numpy.typing.ArrayLike,
+    offsets: numpy.typing.ArrayLike | None,
+    *,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    group_size: typing.SupportsInt | typing.SupportsIndex,
+    scheme: str,
+) -> None:
+    """
+    Decodes into `out`.
     """
 
 def encode_moment(
@@ -88,6 +105,24 @@ def gemm(
 ) -> None:
     """
     c <- alpha a b + beta c for (batches of) matrices of any strides.
+    """
+
+def int4_project(
+    out: numpy.typing.ArrayLike,
+    packed: numpy.typing.ArrayLike,
+    scales: numpy.typing.ArrayLike,
+    offsets: numpy.typing.ArrayLike | None,
+    x: numpy.typing.ArrayLike,
+    *,
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    cols: typing.SupportsInt | typing.SupportsIndex,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    group_size: typing.SupportsInt | typing.SupportsIndex,
+    scheme: str,
+    back: bool = False,
+) -> None:
+    """
+    out <- Pᵀ x, or P x with `back`, for the packed matrix P [rows, cols].
     """
 
 def isa() -> str:
@@ -133,6 +168,21 @@ def qb(
 ) -> tuple[int, float]:
     """
     Grows q b until it captures `energy`; returns (rank, captured).
+    """
+
+def quantize_int4(
+    packed: numpy.typing.ArrayLike,
+    scales: numpy.typing.ArrayLike,
+    offsets: numpy.typing.ArrayLike | None,
+    x: numpy.typing.ArrayLike,
+    *,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    group_size: typing.SupportsInt | typing.SupportsIndex,
+    scheme: str,
+    seed: typing.SupportsInt | typing.SupportsIndex | None = None,
+) -> None:
+    """
+    Codes of `x` into packed, scales and offsets; with a seed rounded stochastically.
     """
 
 def range_finder(

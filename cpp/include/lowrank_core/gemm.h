@@ -26,6 +26,9 @@ struct GemmOptions {
 // the memory traffic of operands that are stored in bfloat16.
 bool has_fast_bfloat16();
 
+// Whether Cᵀ = Bᵀ Aᵀ is the better product.
+bool better_transposed(const Matrix& c);
+
 void gemm(const Matrix& c, const Matrix& a, const Matrix& b, const GemmOptions& options = {});
 
 // G <- alpha Yᵀ Y + beta G, both triangles written, symmetric to the bit; of G only the upper triangle is read.

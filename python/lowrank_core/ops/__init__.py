@@ -1,5 +1,8 @@
 """The public functions of every kernel family."""
 
+from lowrank_core.ops.int4_project import int4_project, int4_project_back
+from lowrank_core.ops.int4_project_codes import dequantize_int4, quantize_int4
+from lowrank_core.ops.int4_project_matrix import Int4Matrix
 from lowrank_core.ops.rsvd import RSVD, range_finder, rsvd, svd_lowrank
 from lowrank_core.ops.rsvd_factor import QB, factored_svd, orthonormalize, qb
 from lowrank_core.ops.rsvd_list import range_finder_list
@@ -9,11 +12,16 @@ from lowrank_core.ops.subspace_step import subspace_step_
 __all__ = [
     "QB",
     "RSVD",
+    "Int4Matrix",
+    "dequantize_int4",
     "factored_svd",
+    "int4_project",
+    "int4_project_back",
     "orthonormalize",
     "project",
     "project_back",
     "qb",
+    "quantize_int4",
     "range_finder",
     "range_finder_list",
     "rsvd",

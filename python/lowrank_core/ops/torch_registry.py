@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from lowrank_core.ops.declare import NAMESPACE, Op
+from lowrank_core.ops.int4_project import OPS as INT4_PROJECT
 from lowrank_core.ops.rsvd import OPS as RSVD
 from lowrank_core.ops.rsvd_factor import OPS as RSVD_FACTOR
 from lowrank_core.ops.rsvd_project import OPS as RSVD_PROJECT
 from lowrank_core.ops.subspace_step import OPS as SUBSPACE_STEP
 
-FAMILIES: tuple[tuple[Op, ...], ...] = (RSVD, RSVD_FACTOR, RSVD_PROJECT, SUBSPACE_STEP)
+FAMILIES: tuple[tuple[Op, ...], ...] = (RSVD, RSVD_FACTOR, RSVD_PROJECT, INT4_PROJECT, SUBSPACE_STEP)
 
 _library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 

@@ -1,0 +1,119 @@
+#include "lowrank_core/int4_project.h"
+
+#include <pybind11/stl.h>
+
+#include "caster.h"
+#include "register.h"
+
+namespace py = pybind11;
+
+namespace lowrank {
+namespace {
+
+using int4::Codes;
+using int4::Format;
+using int4::Scheme;
+
+Scheme scheme_of(const std::string& scheme) {
+  if (scheme == "affine") return Scheme::kAffine;
+  if (scheme == "affine_zp") return Scheme::kAffineZp;
+  if (scheme == "symmetric") return Scheme::kSymmetric;
+  LRC_CHECK(scheme == "nf4",
+            "int4: `scheme` must be 'affine', 'affine_zp', 'symmetric' or 'nf4', got '" + scheme + "'");
+  return Scheme::kNf4;
+}
+
+bool has_offsets(Scheme scheme) { return scheme == Scheme::kAffine || scheme == Scheme::kAffineZp; }
+
+Format format_of(int rank, int dim, int64_t group_size, const std::string& scheme) {
+  LRC_CHECK(dim >= 0 && dim < rank, "int4: `dim` must be a dimension of the array");
+  LRC_CHECK(group_size > 0 && group_size % int4::kGroupMultiple == 0 && group_size <= int4::kLargestGroup,
+            "int4: `group_size` must be a multiple of 32 up to 256, got " + std::to_string(group_size));
+  return {dim, group_size, scheme_of(scheme)};
+}
+
+// Memory safety only: the operators have checked the contract and worded the refusals.
+void expect(const View& view, const char* argument, const View& like, const Format& format, int64_t along) {
+  require_cpu(view, argument);
+  bool fits = view.rank == like.rank && view.contiguous();
+  for (int i = 0; fits && i < like.rank; ++i) {
+    fits = view.shape[size_t(i)] == (i == format.dim ? along : like.shape[size_t(i)]);
+  }
+  LRC_CHECK(fits, std::string("int4: `") + argument + "` must be contiguous and fit the shape");
+}
+
+void expect_codes(const Codes& codes, const View& like, const Format& format) {
+  const int64_t groups = format.groups(like.shape[size_t(format.dim)]);
+  expect(codes.packed, "packed", like, format, groups * format.group / 2);
+  LRC_CHECK(codes.packed.dtype == DType::kUInt8, "int4: `packed` must be uint8");
+  LRC_CHECK(codes.offsets.has_value() == has_offsets(format.scheme),
+            "int4: `offsets` must be given for affine schemes");
+  const View* grids[] = {&codes.scales, codes.offsets ? &*codes.offsets : nullptr};
+  for (const View* view : grids) {
+    if (!view) continue;
+    expect(*view, "scales and offsets", like, format, groups);
+    LRC_CHECK(view->dtype == DType::kBFloat16 || view->dtype == DType::kFloat32,
+              "int4: `scales` and `offsets` must be bfloat16 or float32");
+  }
+}
+
+template <class Array>
+Codes codes_of(const Array& packed, const Array& scales, const std::optional<Array>& offsets) {
+  return {packed.view, scales.view, offsets ? std::optional<View>(offsets->view) : std::nullopt};
+}
+
+void bind_quantize(const WriteArray& packed, const WriteArray& scales, const std::optional<WriteArray>& offsets,
+                   const ReadArray& x, int dim, int64_t group_size, const std::string& scheme,
+                   std::optional<uint64_t> seed) {
+  require_cpu(x.view, "x");
+  const Format format = format_of(x.view.rank, dim, group_size, scheme);
+  const Codes codes = codes_of(packed, scales, offsets);
+  expect_codes(codes, x.view, format);
+  int4::quantize_cpu(codes, x.view, format, seed);
+}
+
+void bind_dequantize(const WriteArray& out, const ReadArray& packed, const ReadArray& scales,
+                     const std::optional<ReadArray>& offsets, int dim, int64_t group_size, const std::string& scheme) {
+  require_cpu(out.view, "out");
+  const Format format = format_of(out.view.rank, dim, group_size, scheme);
+  const Codes codes = codes_of(packed, scales, offsets);
+  expect_codes(codes, out.view, format);
+  int4::dequantize_cpu(out.view, codes, format);
+}
+
+void bind_project(const WriteArray& out, const ReadArray& packed, const ReadArray& scales,
+                  const std::optional<ReadArray>& offsets, const ReadArray& x, int64_t rows, int64_t cols, int dim,
+                  int64_t group_size, const std::string& scheme, bool back) {
+  for (const View* view : {&out.view, &x.view}) {
+    require_cpu(*view, "out and x");
+    LRC_CHECK(view->rank >= 2 && view->batch() == out.view.batch(),
+              "int4_project: `out` and `x` must be batches alike");
+  }
+  const Format format = format_of(2, dim, group_size, scheme);
+  View shape{.rank = 2};
+  shape.shape = {rows, cols};
+  const Codes codes = codes_of(packed, scales, offsets);
+  expect_codes(codes, shape, format);
+  if (out.view.size() == 0) return;
+  const Matrix c = out.view.matrix(), dense = x.view.matrix();
+  LRC_CHECK(c.cols == dense.cols && c.rows == (back ? rows : cols) && dense.rows == (back ? cols : rows),
+            "int4_project: the shapes must be those of a product");
+  int4::project_cpu(out.view, {codes, rows, cols}, x.view, format, back);
+}
+
+}  // namespace
+
+void register_int4_project(py::module_& module) {
+  using namespace py::literals;
+  using Release = py::call_guard<py::gil_scoped_release>;
+  module.def("quantize_int4", &bind_quantize, "packed"_a, "scales"_a, "offsets"_a, "x"_a, py::kw_only(), "dim"_a,
+             "group_size"_a, "scheme"_a, "seed"_a = py::none(), Release(),
+             "Codes of `x` into packed, scales and offsets; with a seed rounded stochastically.");
+  module.def("dequantize_int4", &bind_dequantize, "out"_a, "packed"_a, "scales"_a, "offsets"_a, py::kw_only(), "dim"_a,
+             "group_size"_a, "scheme"_a, Release(), "Decodes into `out`.");
+  module.def("int4_project", &bind_project, "out"_a, "packed"_a, "scales"_a, "offsets"_a, "x"_a, py::kw_only(),
+             "rows"_a, "cols"_a, "dim"_a, "group_size"_a, "scheme"_a, "back"_a = false, Release(),
+             "out <- Pᵀ x, or P x with `back`, for the packed matrix P [rows, cols].");
+}
+
+}  // namespace lowrank
