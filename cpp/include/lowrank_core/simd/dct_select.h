@@ -1,0 +1,44 @@
+// dct_select: what cpp/src/dct_select.cpp asks of a level: some rows through a transform, and what becomes of them.
+#pragma once
+
+#include "lowrank_core/dct_select.h"
+#include "lowrank_core/isa.h"
+
+namespace lowrank {
+namespace dct {
+
+// A transform of n numbers that the level files can read.
+template <class T>
+struct Transform {
+  Basis basis;
+  int64_t n;
+  int64_t length;               // points of a tile
+  const fft::Plan<T>* plan;     // of the cosine bases
+  const T* turns;               // [n / 2 + 1] of cos, sin: makhoul_turn
+  const int64_t* place_before;  // [n]: where number i of a row has to stand in a tile; null: at i
+  const int64_t* place_after;   // [n]: where coordinate k is found; null: at k
+};
+
+// Rows [begin, end) of `in`, times `scale`, through the transform; then, where asked for, in this order: `residual`
+// added and overwritten with the sum; sums of squares and of magnitudes per coordinate; chosen coordinates, times
+// `scale_out`, to the same rows of `out`.
+template <class T>
+struct RowJob {
+  const Transform<T>* transform;
+  Matrix in;
+  const int64_t* in_columns = nullptr;  // [in.cols]: which of the n numbers are given, the others are 0; null: all
+  double scale = 1.0;
+  Matrix residual;                       // data null: none
+  double* squares = nullptr;             // [n]
+  double* magnitudes = nullptr;          // [n], not without squares
+  Matrix out;                            // data null: none
+  const int64_t* out_columns = nullptr;  // [out.cols]; null: all
+  double scale_out = 1.0;
+  int64_t begin = 0, end = 0;
+};
+
+}  // namespace dct
+
+LRC_DECLARE_AT_LEVELS(void dct_rows(const dct::RowJob<float>& job); void dct_rows(const dct::RowJob<double>& job))
+
+}  // namespace lowrank
