@@ -49,22 +49,36 @@ void hadamard(T* z, int64_t n) {
   for (int64_t part = 0; part < 4; ++part) hadamard(z + part * (n / 4) * kPoint<T>, n / 4);
 }
 
-// Fourier coefficients at their places -> cosine coefficients at the same places.
+// Cosine coefficients k and n - k from the Fourier coefficients at their places; the same one twice where k = n - k.
 template <class T>
-void turn(const Transform<T>& t, T* z) {
-  const int64_t* const place = t.place_after;
-  const T first = T(__builtin_sqrt(1.0 / double(t.n)));
-  store_point(z + place[0] * kPoint<T>, [&] {
-    const Complex<T> x = load_point(z + place[0] * kPoint<T>);
-    return Complex<T>{x.re * first, x.im * first};
-  }());
-  for (int64_t k = 1, m = t.n - 1; k <= m; ++k, --m) {
-    T *const at_k = z + place[k] * kPoint<T>, *const at_m = z + place[m] * kPoint<T>;
-    const Complex<T> zk = load_point(at_k), zm = load_point(at_m);
-    const Vec<T> c = broadcast(t.turns[2 * k]), s = broadcast(t.turns[2 * k + 1]);
-    const dct::Pair<Vec<T>> y = dct::turn_pair(zk.re, zk.im, zm.re, zm.im, c, s);
-    if (k < m) store_point(at_m, Complex<T>{y.a_m, y.b_m});
-    store_point(at_k, Complex<T>{y.a_k, y.b_k});
+struct Turned {
+  Complex<T> k, m;
+};
+template <class T>
+LRC_HD Turned<T> turned(const Transform<T>& t, const T* z, int64_t k) {
+  const Complex<T> zk = load_point(z + t.place_after[k] * kPoint<T>);
+  const Complex<T> zm = load_point(z + t.place_after[t.n - k] * kPoint<T>);
+  const Vec<T> c = broadcast(t.turns[2 * k]), s = broadcast(t.turns[2 * k + 1]);
+  const dct::Pair<Vec<T>> y = dct::turn_pair(zk.re, zk.im, zm.re, zm.im, c, s);
+  if (2 * k == t.n) return {{y.a_k, y.b_k}, {y.a_k, y.b_k}};
+  return {{y.a_k, y.b_k}, {y.a_m, y.b_m}};
+}
+
+// Coefficient 0: the mean, times sqrt n.
+template <class T>
+LRC_HD Complex<T> turned_first(const Transform<T>& t, const T* z) {
+  const Vec<T> amplitude = broadcast(T(__builtin_sqrt(1.0 / double(t.n))));
+  const Complex<T> x = load_point(z + t.place_after[0] * kPoint<T>);
+  return {x.re * amplitude, x.im * amplitude};
+}
+
+template <class T>
+void turn_all(const Transform<T>& t, T* z) {
+  store_point(z + t.place_after[0] * kPoint<T>, turned_first(t, z));
+  for (int64_t k = 1; 2 * k <= t.n; ++k) {
+    const Turned<T> y = turned(t, z, k);
+    store_point(z + t.place_after[t.n - k] * kPoint<T>, y.m);
+    store_point(z + t.place_after[k] * kPoint<T>, y.k);
   }
 }
 
@@ -73,11 +87,9 @@ void turn(const Transform<T>& t, T* z) {
 template <class T>
 void turn_back(const Transform<T>& t, T* z) {
   const int64_t* const place = t.place_before;
-  const T first = T(__builtin_sqrt(1.0 / double(t.n)));
-  store_point(z + place[0] * kPoint<T>, [&] {
-    const Complex<T> x = load_point(z + place[0] * kPoint<T>);
-    return Complex<T>{x.im * first, x.re * first};
-  }());
+  const Vec<T> amplitude = broadcast(T(__builtin_sqrt(1.0 / double(t.n))));
+  const Complex<T> first = load_point(z + place[0] * kPoint<T>);
+  store_point(z + place[0] * kPoint<T>, Complex<T>{first.im * amplitude, first.re * amplitude});
   for (int64_t k = 1, m = t.n - 1; k <= m; ++k, --m) {
     T *const at_k = z + place[k] * kPoint<T>, *const at_m = z + place[m] * kPoint<T>;
     const Complex<T> yk = load_point(at_k), ym = load_point(at_m);
@@ -92,6 +104,7 @@ void turn_back(const Transform<T>& t, T* z) {
   }
 }
 
+// All but the last step of "dct2", which is left to whoever reads the coordinates: often few of them, or once.
 template <class T>
 void transform_tile(const Transform<T>& t, T* z) {
   switch (t.basis) {
@@ -100,8 +113,7 @@ void transform_tile(const Transform<T>& t, T* z) {
     case Basis::kHadamard:
       return hadamard(z, t.n);
     case Basis::kDct2:
-      transform_to_places(*t.plan, z);
-      return turn(t, z);
+      return transform_to_places(*t.plan, z);
     case Basis::kDct3:
       turn_back(t, z);
       return transform_from_places(*t.plan, z);
@@ -130,7 +142,12 @@ class Rows {
       for (int half = 0; half < 2; ++half) {
         Vec<T> block[kLane];
         read(first_ + half * kLane, j, block);
-        for (int i = 0; i < kLane && j + i < cols_; ++i) f(j + i, half, block[i]);
+        if (j + kLane <= cols_) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kLane; ++i) f(j + i, half, block[i]);
+        } else {
+          for (int i = 0; j + i < cols_; ++i) f(j + i, half, block[i]);
+        }
       }
     }
   }
@@ -141,7 +158,12 @@ class Rows {
     for (int64_t j = 0; j < cols_; j += kLane) {
       for (int half = 0; half < 2; ++half) {
         Vec<T> block[kLane];
-        for (int i = 0; i < kLane; ++i) block[i] = j + i < cols_ ? f(j + i, half) : Vec<T>{};
+        if (j + kLane <= cols_) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kLane; ++i) block[i] = f(j + i, half);
+        } else {
+          for (int i = 0; i < kLane; ++i) block[i] = j + i < cols_ ? f(j + i, half) : Vec<T>{};
+        }
         put(first_ + half * kLane, j, block);
       }
     }
@@ -158,6 +180,7 @@ class Rows {
   // block[i]: column j + i.
   LRC_HD void read(int64_t row, int64_t j, Vec<T> (&block)[kLane]) const {
     if (row + kLane <= load_.outer_size && j + kLane <= cols_) {
+#pragma GCC unroll 16
       for (int i = 0; i < kLane; ++i) block[i] = load_.template depth<T, false>(row + i, j);
     } else {
       for (int i = 0; i < kLane; ++i) block[i] = load_.template depth<T, true>(row + i, j);
@@ -171,6 +194,11 @@ class Rows {
     S* const to = const_cast<S*>(load_.at(row, j));
     if (load_.depth_stride == 1) {
       transpose(block);
+      if (rows == kLane) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLane; ++i) put_line(to + i * load_.outer_stride, 1, block[i], cols);
+        return;
+      }
       for (int64_t i = 0; i < rows; ++i) put_line(to + i * load_.outer_stride, 1, block[i], cols);
     } else {
       for (int64_t i = 0; i < cols; ++i) put_line(to + i * load_.depth_stride, load_.outer_stride, block[i], rows);
@@ -225,6 +253,11 @@ class Worker {
     for (int64_t row = job_.begin; row < job_.end; row += kPoint<T>) {
       load(row);
       transform_tile(t_, z_);
+      to_turn_ = t_.basis == Basis::kDct2;
+      if (to_turn_ && (job_.residual.data || (job_.out.data && !job_.out_columns))) {
+        turn_all(t_, z_);
+        to_turn_ = false;
+      }
       if (job_.residual.data) add_residual(row);
       if (job_.squares) add_squares();
       if (job_.magnitudes) add_magnitudes();
@@ -267,21 +300,40 @@ class Worker {
     const Vec<T> scale = broadcast(T(job_.scale_out));
     with_type(job_.out.dtype, [&](auto tag) {
       Rows<T, decltype(tag)>(job_.out, row, job_.end).write([&](int64_t j, int half) {
-        return load_bits<Vec<T>>(after(through(job_.out_columns, j), half)) * scale;
+        const int64_t k = through(job_.out_columns, j);
+        return (to_turn_ ? turned_half(k, half) : load_bits<Vec<T>>(after(k, half))) * scale;
       });
     });
+  }
+
+  LRC_HD Vec<T> turned_half(int64_t k, int half) const {
+    const Turned<T> y = k > 0 ? turned(t_, z_, smaller(k, t_.n - k)) : Turned<T>{turned_first(t_, z_), {}};
+    const Complex<T>& x = 2 * k <= t_.n ? y.k : y.m;
+    return half == 0 ? x.re : x.im;
   }
 
   // Adds f of all numbers of each coordinate, as float64 vectors.
   template <class F>
   LRC_HD void accumulate(double* sums, const F& f) {
-    for (int64_t k = 0; k < t_.n; ++k) {
-      const T* const at = z_ + through(t_.place_after, k) * kPoint<T>;
+    const auto add = [&](int64_t k, const Complex<T>& x) {
+      T numbers[kPoint<T>];
+      store_point(numbers, x);
       auto sum = load_bits<Vec<double>>(sums + k * kSum);
+#pragma GCC unroll 4
       for (int64_t i = 0; i < kPoint<T>; i += kSum) {
-        sum = f(sum, __builtin_convertvector(load_bits<Vector<T, kSum>>(at + i), Vec<double>));
+        sum = f(sum, __builtin_convertvector(load_bits<Vector<T, kSum>>(numbers + i), Vec<double>));
       }
       store_bits(sums + k * kSum, sum);
+    };
+    if (!to_turn_) {
+      for (int64_t k = 0; k < t_.n; ++k) add(k, load_point(z_ + through(t_.place_after, k) * kPoint<T>));
+      return;
+    }
+    add(0, turned_first(t_, z_));
+    for (int64_t k = 1; 2 * k <= t_.n; ++k) {
+      const Turned<T> y = turned(t_, z_, k);
+      add(k, y.k);
+      if (2 * k < t_.n) add(t_.n - k, y.m);
     }
   }
 
@@ -306,6 +358,7 @@ class Worker {
   const RowJob<T>& job_;
   const Transform<T>& t_;
   const bool halves_swapped_;
+  bool to_turn_ = false;  // the coordinates are still Fourier coefficients
   T* z_;
   double *squares_, *magnitudes_;
 };
