@@ -40,16 +40,33 @@ class Cache {
 template <class T>
 Prepared<T> prepare(int64_t n) {
   Prepared<T> made;
+  const bool odd = n % 2 != 0;
+  const int64_t half = n / 2;
   made.n = n;
-  made.plan = fft::make_plan<T>(n);
-  made.turns = Buffer<T>(2 * (n / 2 + 1));
-  for (int64_t k = 0; k <= n / 2; ++k) {
-    const CirclePoint point = makhoul_turn(n, k);
-    made.turns[2 * k] = T(point.cos);
-    made.turns[2 * k + 1] = T(point.sin);
+  made.plan = fft::make_plan<T>(odd ? n : half);
+  made.turns = Buffer<T>(4 * (half + 1));
+  for (int64_t k = 0; k <= half; ++k) {
+    const Turn turn = turn_of(n, k);
+    T* const to = made.turns.data() + 4 * k;
+    to[0] = T(turn.cos);
+    to[1] = T(turn.sin);
+    to[2] = T(turn.root_cos);
+    to[3] = T(turn.root_sin);
   }
-  made.makhoul = Buffer<int64_t>(n);
-  for (int64_t i = 0; i < n; ++i) made.makhoul[i] = makhoul_place(n, i);
+  made.time = Buffer<int64_t>(n);
+  made.exchanged = Buffer<int64_t>(n);
+  made.frequency = Buffer<int64_t>(n);
+  for (int64_t i = 0; i < n; ++i) {
+    made.time[i] = makhoul_place(n, i) * (odd ? 2 : 1);  // an odd row has no imaginary parts
+    made.exchanged[i] = made.time[i] ^ 1;
+  }
+  const int64_t* const place = made.plan.place;
+  made.frequency[0] = 2 * place[0];
+  if (!odd) made.frequency[half] = 2 * place[0] + 1;
+  for (int64_t k = 1; k < n - k; ++k) {
+    made.frequency[k] = 2 * place[k];
+    made.frequency[n - k] = 2 * place[k] + 1;
+  }
   return made;
 }
 
@@ -131,11 +148,11 @@ Engine<T>::Engine(Basis basis, int64_t n) : transform_{basis, n, n, nullptr, nul
   if (basis == Basis::kIdentity || basis == Basis::kHadamard) return;
   prepared_ = prepared<T>(n);
   transform_.plan = &prepared_->plan;
-  transform_.length = prepared_->plan.length;
+  transform_.vectors = 2 * prepared_->plan.length;
   transform_.turns = prepared_->turns.data();
-  const int64_t *const time = prepared_->makhoul.data(), *const frequency = prepared_->plan.place;
-  transform_.place_before = basis == Basis::kDct2 ? time : frequency;
-  transform_.place_after = basis == Basis::kDct2 ? frequency : time;
+  const int64_t* const frequency = prepared_->frequency.data();
+  transform_.place_before = basis == Basis::kDct2 ? prepared_->time.data() : frequency;
+  transform_.place_after = basis == Basis::kDct2 ? frequency : prepared_->exchanged.data();
 }
 
 template <class T>

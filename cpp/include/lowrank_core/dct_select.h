@@ -6,7 +6,8 @@
 // of the Sylvester-Hadamard matrix over sqrt n ("hadamard"), or an array. The spectrum is never written: a first pass
 // transforms a few rows at a time and keeps sums of squares, a second one transforms them again and keeps the chosen
 // coefficients. A fast transform costs less than to write and read what it gives.
-// Two real rows travel as the real and the imaginary part of one complex transform of the same length.
+// A row of even length is one complex transform of half of it, so no row sees another: rows of zeros stay zeros, and
+// small rows beside large ones keep their digits.
 // Source: Makhoul, "A fast cosine transform in one and two dimensions", IEEE Trans. Acoust. Speech Signal Process. 28
 // (1980), for the even-odd order; Modoranu et al., arXiv 2505.17967, algorithm 1, for the selection, with energies
 // (p = 2) as the default, for which the choice is optimal, and ties to the lower index.
@@ -36,34 +37,50 @@ constexpr Basis inverse(Basis basis) {
 // Where sample i of n stands in Makhoul's order: even ones ascending, then odd ones descending.
 LRC_HD int64_t makhoul_place(int64_t n, int64_t i) { return i % 2 == 0 ? i / 2 : n - (i + 1) / 2; }
 
-// The turn of frequency k after the Fourier transform in Makhoul's order: exp(-i pi k / 2n), times the amplitude of a
-// pair, half of sqrt(2/n), because the two rows of a pair are told apart by sums of two terms.
-LRC_HD CirclePoint makhoul_turn(int64_t n, int64_t k) {
-  const CirclePoint point = circle_point(k, 4 * n);
+// What becomes of the Fourier coefficients of a row v in Makhoul's order: y_k = s Re(V_k exp(-i pi k / 2n)) and
+// y_(n-k) = -s Im of the same, s² = 2/n. For an even n the complex row v_2j + i v_(2j+1) of h = n/2 points has the
+// coefficients Z, and with E = (Z_k + conj Z_(h-k)) / 2, O = (Z_k - conj Z_(h-k)) / 2i, w = exp(-2 pi i k / n),
+// V_k = E + w O and V_(h-k) = conj(E - w O).
+struct Turn {
+  double cos, sin;            // of pi k / 2n, times s / 2: the sums below are twice E and O
+  double root_cos, root_sin;  // of 2 pi k / n
+};
+LRC_HD Turn turn_of(int64_t n, int64_t k) {
+  const CirclePoint half = circle_point(k, 4 * n), root = circle_point(k, n);
   const double amplitude = 0.5 * ::sqrt(2.0 / double(n));
-  return {amplitude * point.cos, amplitude * point.sin};
+  return {amplitude * half.cos, amplitude * half.sin, root.cos, root.sin};
 }
 
-// Frequencies k and n - k of two real rows from Z_k = zk and Z_(n-k) = zm of row A + i row B, and the transposed map.
 // V: a number or a vector.
 template <class V>
-struct Pair {
-  V a_k, a_m, b_k, b_m;
+struct Couple {
+  V first, second;
 };
 template <class V>
-LRC_HD Pair<V> turn_pair(V zk_re, V zk_im, V zm_re, V zm_im, V c, V s) {
-  const V p = zk_re + zm_re, q = zk_im - zm_im, u = zk_re - zm_re, w = zk_im + zm_im;
-  return {p * c + q * s, p * s - q * c, w * c - u * s, w * s + u * c};
+struct Quad {
+  Couple<V> k, m;  // two coefficients that share their input: of k and of h - k
+};
+
+// (y_k, y_(n-k)) from V_k, and the transposed map.
+template <class V>
+LRC_HD Couple<V> turned(const Couple<V>& v, V c, V s) {
+  return {v.first * c + v.second * s, v.first * s - v.second * c};
+}
+
+// (V_k, V_(h-k)) times 2 from (Z_k, Z_(h-k)), and the transposed map.
+template <class V>
+LRC_HD Quad<V> unpacked(const Quad<V>& z, V root_cos, V root_sin) {
+  const V e_re = z.k.first + z.m.first, e_im = z.k.second - z.m.second;
+  const V o_re = z.k.second + z.m.second, o_im = z.m.first - z.k.first;
+  const V r_re = o_re * root_cos + o_im * root_sin, r_im = o_im * root_cos - o_re * root_sin;
+  return {{e_re + r_re, e_im + r_im}, {e_re - r_re, r_im - e_im}};
 }
 template <class V>
-struct Spectrum {
-  V zk_re, zk_im, zm_re, zm_im;
-};
-template <class V>
-LRC_HD Spectrum<V> turn_pair_back(const Pair<V>& y, V c, V s) {
-  const V p = y.a_k * c + y.a_m * s, q = y.a_k * s - y.a_m * c;
-  const V w = y.b_k * c + y.b_m * s, u = y.b_m * c - y.b_k * s;
-  return {p + u, q + w, p - u, w - q};
+LRC_HD Quad<V> packed(const Quad<V>& v, V root_cos, V root_sin) {
+  const V e_re = v.k.first + v.m.first, e_im = v.k.second - v.m.second;
+  const V r_re = v.k.first - v.m.first, r_im = v.k.second + v.m.second;
+  const V o_re = r_re * root_cos - r_im * root_sin, o_im = r_re * root_sin + r_im * root_cos;
+  return {{e_re - o_im, e_im + o_re}, {e_re + o_im, o_re - e_im}};
 }
 
 // Entry (k, i) of the Sylvester-Hadamard matrix: -1 to the number of bits that k and i share.
@@ -91,8 +108,9 @@ void transform_cpu(const View& out, const View& x, Basis basis, Method method);
 
 struct Selection {
   Basis basis = Basis::kDct2;
-  std::optional<Matrix> atoms;  // [n, n], in place of `basis`; the caller vouches for its orthonormal columns
-  int norm_ord = 2;             // 1 or 2
+  std::optional<Matrix> atoms =
+      std::nullopt;  // [n, n], in place of `basis`; the caller vouches for its orthonormal columns
+  int norm_ord = 2;  // 1 or 2
 };
 
 // g [m, n] -> indices [r] int64, coeffs [m, r]; returns the share of the squares captured, in [0, 1], 1 for a zero

@@ -7,16 +7,17 @@
 namespace lowrank {
 namespace dct {
 
-// A transform of n numbers that the level files can read.
+// A transform of n numbers that the level files can read. A tile is [vectors][lanes], one row in each lane; the cosine
+// bases see it as complex points, two vectors each.
 template <class T>
 struct Transform {
   Basis basis;
   int64_t n;
-  int64_t length;               // points of a tile
-  const fft::Plan<T>* plan;     // of the cosine bases
-  const T* turns;               // [n / 2 + 1] of cos, sin: makhoul_turn
-  const int64_t* place_before;  // [n]: where number i of a row has to stand in a tile; null: at i
-  const int64_t* place_after;   // [n]: where coordinate k is found; null: at k
+  int64_t vectors;              // of a tile, at least n
+  const fft::Plan<T>* plan;     // of the cosine bases: n / 2 points, or n if n is odd
+  const T* turns;               // [n / 2 + 1][4]: turn_of
+  const int64_t* place_before;  // [n]: the vector where number i of a row has to stand; null: i
+  const int64_t* place_after;   // [n]: the vector where coordinate k is found; null: k
 };
 
 // Rows [begin, end) of `in`, times `scale`, through the transform; then, where asked for, in this order: `residual`
@@ -28,10 +29,10 @@ struct RowJob {
   Matrix in;
   const int64_t* in_columns = nullptr;  // [in.cols]: which of the n numbers are given, the others are 0; null: all
   double scale = 1.0;
-  Matrix residual;                       // data null: none
+  Matrix residual{};                     // data null: none
   double* squares = nullptr;             // [n]
   double* magnitudes = nullptr;          // [n], not without squares
-  Matrix out;                            // data null: none
+  Matrix out{};                          // data null: none
   const int64_t* out_columns = nullptr;  // [out.cols]; null: all
   double scale_out = 1.0;
   int64_t begin = 0, end = 0;
