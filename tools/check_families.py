@@ -11,8 +11,8 @@ from pathlib import Path
 
 from report import finish, root_argument
 
-FAMILIES = ("rsvd",)
-WITHOUT_CUDA: tuple[str, ...] = ()  # families whose .cu is still to come
+FAMILIES = ("rsvd", "dct_select")
+WITHOUT_CUDA: tuple[str, ...] = ("dct_select",)  # families whose .cu is still to come
 
 PLACES = (
     "cpp/include/lowrank_core/{}.h",

@@ -60,13 +60,14 @@ int64_t* indices_of(const View& view, int64_t batch, int64_t count, const char* 
   return static_cast<int64_t*>(view.data);
 }
 
-void expect_ascending(const char* op, const char* argument, const int64_t* indices, int64_t count, int64_t n) {
+// n < 0: of a basis whose width is not known here.
+void expect_ascending(const std::string& argument, const int64_t* indices, int64_t count, int64_t n) {
   int64_t least = 0;
   for (int64_t i = 0; i < count; ++i) {
-    if (indices[i] < least || indices[i] >= n) {
-      fail(std::string(op) + ": `" + argument + "` must be ascending without repeats and between 0 and " +
-           std::to_string(n - 1) + ", got " + std::to_string(indices[i]) + " at position " + std::to_string(i) +
-           "; pass the indices that dct_select returned");
+    if (indices[i] < least || (n >= 0 && indices[i] >= n)) {
+      const std::string range = n < 0 ? ">= 0" : "between 0 and " + std::to_string(n - 1);
+      fail(argument + " must ascend without repeats and be " + range + ", got " + std::to_string(indices[i]) +
+           " at position " + std::to_string(i) + "; pass what dct_select returned");
     }
     least = indices[i] + 1;
   }
@@ -156,7 +157,7 @@ void bind_project_back(const WriteArray& out, const ReadArray& coeffs, const Rea
   const int64_t* const list = indices_of(indices.view, out.view.batch(), rank, "indices");
   const dct::Selection selection = selection_of(basis, atoms, n, 2);
   for (int64_t i = 0; i < out.view.batch(); ++i)
-    expect_ascending("dct_project_back", "indices", list + i * rank, rank, n);
+    expect_ascending("dct_project_back: `indices`", list + i * rank, rank, n);
   for (int64_t i = 0; i < out.view.batch(); ++i) {
     dct::project_back_cpu(oriented(out.view, i, left), oriented(coeffs.view, i, left), list + i * rank, selection);
   }
@@ -177,10 +178,9 @@ void bind_rotate(const WriteArray& m_out, const WriteArray& v_out, const ReadArr
   const int64_t batch = m.view.batch(), before = m.view.shape[last], after = m_out.view.shape[last];
   const int64_t* const from = indices_of(old_indices.view, batch, before, "old_indices");
   const int64_t* const to = indices_of(new_indices.view, batch, after, "new_indices");
-  const int64_t any = int64_t(1) << 62;  // the width of the basis is not known here
   for (int64_t i = 0; i < batch; ++i) {
-    expect_ascending("rotate_moments", "old_indices", from + i * before, before, any);
-    expect_ascending("rotate_moments", "new_indices", to + i * after, after, any);
+    expect_ascending("rotate_moments: `old_indices`", from + i * before, before, -1);
+    expect_ascending("rotate_moments: `new_indices`", to + i * after, after, -1);
   }
   for (int64_t i = 0; i < batch; ++i) {
     dct::rotate_cpu(oriented(m_out.view, i, left), oriented(m.view, i, left), from + i * before, to + i * after);

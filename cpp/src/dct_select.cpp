@@ -228,7 +228,9 @@ double select_cpu(int64_t* indices, const Matrix& coeffs, const Matrix& g, const
 double feedback_cpu(int64_t* indices, const Matrix& coeffs, const Matrix& residual, const Matrix& g, double keep,
                     const Selection& selection) {
   if (g.cols == 0) return 1.0;
-  if (!std::isfinite(largest_magnitude(g)) || !std::isfinite(largest_magnitude(residual))) throw NotFinite();
+  const bool finite = std::isfinite(largest_magnitude(g)) && std::isfinite(largest_magnitude(residual)) &&
+                      (!selection.atoms || std::isfinite(largest_magnitude(*selection.atoms)));
+  if (!finite) throw NotFinite();  // before anything is written
   return in_work_type(g.dtype, [&](auto tag) {
     using T = decltype(tag);
     Sums sums(g.cols, selection.norm_ord);

@@ -118,7 +118,8 @@ struct Selection {
 double select_cpu(int64_t* indices, const Matrix& coeffs, const Matrix& g, const Selection& selection);
 
 // The same of S = coordinates of g + residual, with error feedback in coordinates: residual [m, n] <- S, with the
-// chosen columns multiplied by `keep`. Nothing is written where S is not finite.
+// chosen columns multiplied by `keep`. NaN and infinity are refused before anything is
+// written.
 double feedback_cpu(int64_t* indices, const Matrix& coeffs, const Matrix& residual, const Matrix& g, double keep,
                     const Selection& selection);
 

@@ -31,6 +31,11 @@ class Op:
     def name(self) -> str:
         return self.schema.partition("(")[0]
 
+    @property
+    def mutates(self) -> bool:
+        """Whether it writes to an argument, which its schema says by a `!`."""
+        return "!" in self.schema
+
 
 def torch_ops() -> Any:
     """`torch.ops.lowrank_core`, with every operator registered."""

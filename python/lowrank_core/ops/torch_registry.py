@@ -8,12 +8,26 @@ from typing import Any
 
 import torch
 
+from lowrank_core.ops.dct_select import OPS as DCT_SELECT
+from lowrank_core.ops.dct_select_back import OPS as DCT_SELECT_BACK
+from lowrank_core.ops.dct_select_feedback import OPS as DCT_SELECT_FEEDBACK
+from lowrank_core.ops.dct_select_moments import OPS as DCT_SELECT_MOMENTS
+from lowrank_core.ops.dct_select_transform import OPS as DCT_SELECT_TRANSFORM
 from lowrank_core.ops.declare import NAMESPACE, Op
 from lowrank_core.ops.rsvd import OPS as RSVD
 from lowrank_core.ops.rsvd_factor import OPS as RSVD_FACTOR
 from lowrank_core.ops.rsvd_project import OPS as RSVD_PROJECT
 
-FAMILIES: tuple[tuple[Op, ...], ...] = (RSVD, RSVD_FACTOR, RSVD_PROJECT)
+FAMILIES: tuple[tuple[Op, ...], ...] = (
+    RSVD,
+    RSVD_FACTOR,
+    RSVD_PROJECT,
+    DCT_SELECT,
+    DCT_SELECT_BACK,
+    DCT_SELECT_FEEDBACK,
+    DCT_SELECT_MOMENTS,
+    DCT_SELECT_TRANSFORM,
+)
 
 _library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 
@@ -39,6 +53,8 @@ def _register(op: Op) -> None:
         _library.impl(op.name, _resolve(op.run), key)
     qualified = f"{NAMESPACE}::{op.name}"
     torch.library.register_fake(qualified, _resolve(op.fake), lib=_library)
+    if op.mutates:
+        return  # torch takes no derivative for an operator that writes to its arguments, and refuses one by itself
     backward = _resolve(op.backward) if op.backward else _not_differentiable(op.name)
     setup = _resolve(op.setup_context) if op.setup_context else None
     torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
