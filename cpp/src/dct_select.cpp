@@ -245,6 +245,8 @@ double feedback_cpu(int64_t* indices, const Matrix& coeffs, const Matrix& residu
 
 void project_back_cpu(const Matrix& out, const Matrix& coeffs, const int64_t* indices, const Selection& selection) {
   if (out.empty()) return;
+  static constexpr int64_t none = 0;  // an empty list may have no address, which would mean all coordinates
+  if (coeffs.cols == 0) indices = &none;
   in_work_type(out.dtype, [&](auto tag) { Analysis<decltype(tag)>(selection, out.cols).back(out, coeffs, indices); });
 }
 
