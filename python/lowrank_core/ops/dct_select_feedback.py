@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from lowrank_core import _core
 from lowrank_core.ops.arrays import Array, call_finite, check_array, check_same, is_torch
 from lowrank_core.ops.dct_select import SETTINGS, Selection, Triplet, check_select, outputs, resolve
@@ -35,11 +37,12 @@ def dct_select_feedback_(
     Returns:
       As `dct_select`, of S. Where it raises, `residual` is as it was.
 
-    Raises, numerics, source: as `dct_select`; the coordinate form of its error feedback is exact, because the basis is
-    orthogonal.
+    Raises, numerics, source: as `dct_select`; RuntimeError where torch would record a derivative. Feedback in
+    coordinates equals feedback in the weights' space, because the basis is orthogonal.
     """
     name, atoms, where = resolve(_OP, g, basis, side)
     if is_torch(g):
+        _check_no_gradient(residual, g)
         _check(residual, g, rank, atoms, keep, name, where, norm_ord)
         run = torch_ops().dct_select_feedback_
         out = run(residual, g, rank, atoms, keep=keep, basis=name, side=where, norm_ord=norm_ord)
@@ -47,6 +50,15 @@ def dct_select_feedback_(
         out = _run(residual, g, rank, atoms, keep=keep, basis=name, side=where, norm_ord=norm_ord)
     indices, coeffs, captured = out
     return Selection(indices, coeffs, captured, where)
+
+
+def _check_no_gradient(residual: Array, g: Array) -> None:
+    """An operator that writes to its argument has no derivative; torch would only warn, in the backward pass."""
+    for name, array in (("residual", residual), ("g", g)):
+        if getattr(array, "requires_grad", False) and sys.modules["torch"].is_grad_enabled():
+            raise RuntimeError(
+                f"{_OP}: `{name}` must not require a gradient, got one that does; detach it, or use torch.no_grad()"
+            )
 
 
 def _check(
