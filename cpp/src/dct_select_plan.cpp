@@ -10,8 +10,15 @@
 namespace lowrank::dct {
 namespace {
 
-constexpr size_t kKept = 8;               // plans of one kind: a model has a handful of widths
-constexpr int64_t kLongestProduct = 192;  // awkward lengths up to here are multiplied by their matrix
+constexpr size_t kKept = 8;  // plans of one kind: a model has a handful of widths
+
+// Lengths up to which the product was faster on two cores with AVX-512: odd rows are complex ones of full length, and
+// convolutions cost several transforms.
+int64_t longest_product(int64_t n) {
+  const bool odd = n % 2 != 0, chirped = fft::largest_prime(n) > fft::kLargestRadix;
+  if (odd) return chirped ? 320 : 80;
+  return chirped ? 112 : 24;
+}
 
 // The last few values by their number, built outside any parallel region; the caller holds what it uses.
 template <class Value>
@@ -139,7 +146,7 @@ std::shared_ptr<const MatrixBuffer<T>> dct2_atoms(int64_t n) {
 bool prefers_product(Basis basis, int64_t n, Method method) {
   if (basis == Basis::kIdentity || basis == Basis::kHadamard) return false;
   if (method != Method::kAuto) return method == Method::kGemm;
-  return n <= kLongestProduct && fft::largest_prime(n) > fft::kLargestRadix;
+  return n <= longest_product(n);
 }
 
 template <class T>
