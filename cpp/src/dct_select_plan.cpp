@@ -150,12 +150,13 @@ bool prefers_product(Basis basis, int64_t n, Method method) {
 }
 
 template <class T>
-Engine<T>::Engine(Basis basis, int64_t n) : transform_{basis, n, n, nullptr, nullptr, nullptr, nullptr} {
+Engine<T>::Engine(Basis basis, int64_t n) : transform_{basis, n, n, nullptr, nullptr, nullptr, nullptr, nullptr} {
   LRC_CHECK(basis != Basis::kHadamard || (n & (n - 1)) == 0, "dct_select: `basis` hadamard needs a power of two");
   if (basis == Basis::kIdentity || basis == Basis::kHadamard) return;
   prepared_ = prepared<T>(n);
   transform_.plan = &prepared_->plan;
   transform_.vectors = 2 * prepared_->plan.length;
+  transform_.points = prepared_->plan.place;
   transform_.turns = prepared_->turns.data();
   const int64_t* const frequency = prepared_->frequency.data();
   transform_.place_before = basis == Basis::kDct2 ? prepared_->time.data() : frequency;

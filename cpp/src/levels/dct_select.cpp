@@ -47,9 +47,11 @@ class Worker {
     const bool all_written = !job_.in_columns && t_.vectors == t_.n;
     if (!all_written) memset(z_, 0, size_t(t_.vectors * kLanes<T>) * sizeof(T));
     const Vec<T> scale = broadcast(T(job_.scale));
+    const int64_t *const columns = job_.in_columns, *const place = t_.place_before;
+    T* const z = z_;
     with_type(job_.in.dtype, [&](auto tag) {
-      Rows<T, decltype(tag)>(job_.in, row, job_.end).for_each([&](int64_t j, const Vec<T>& v) {
-        set_number(z_, through(t_.place_before, through(job_.in_columns, j)), v * scale);
+      Rows<T, decltype(tag)>(job_.in, row, job_.end).for_each([=](int64_t j, const Vec<T>& v) {
+        set_number(z, through(place, through(columns, j)), v * scale);
       });
     });
   }
@@ -64,10 +66,14 @@ class Worker {
 
   void store(int64_t row) {
     const Vec<T> scale = broadcast(T(job_.scale_out));
+    const Transform<T> transform = t_;
+    const int64_t* const columns = job_.out_columns;
+    const T* const z = z_;
+    const bool to_turn = to_turn_;
     with_type(job_.out.dtype, [&](auto tag) {
-      Rows<T, decltype(tag)>(job_.out, row, job_.end).write([&](int64_t j) {
-        const int64_t k = through(job_.out_columns, j);
-        return (to_turn_ ? turned_one(t_, z_, k) : load_bits<Vec<T>>(after(k))) * scale;
+      Rows<T, decltype(tag)>(job_.out, row, job_.end).write([=](int64_t j) {
+        const int64_t k = through(columns, j);
+        return (to_turn ? turned_one(transform, z, k) : number(z, through(transform.place_after, k))) * scale;
       });
     });
   }
@@ -75,7 +81,7 @@ class Worker {
   // Adds f of all numbers of each coordinate, as float64 vectors.
   template <class F>
   LRC_HD void accumulate(double* sums, const F& f) {
-    const auto add = [&](int64_t k, const Vec<T>& x) {
+    const auto add = [=](int64_t k, const Vec<T>& x) {
       T numbers[kLanes<T>];
       store_bits(numbers, x);
       auto sum = load_bits<Vec<double>>(sums + k * kSum);
@@ -85,19 +91,21 @@ class Worker {
       }
       store_bits(sums + k * kSum, sum);
     };
+    const Transform<T> t = t_;
+    const T* const z = z_;
     if (!to_turn_) {
-      for (int64_t k = 0; k < t_.n; ++k) add(k, load_bits<Vec<T>>(after(k)));
+      for (int64_t k = 0; k < t.n; ++k) add(k, number(z, through(t.place_after, k)));
       return;
     }
-    const bool even = t_.n % 2 == 0;
-    const int64_t half = t_.n / 2;
-    const Numbers<T> first = turned_first(t_, z_);
+    const bool even = t.n % 2 == 0;
+    const int64_t half = t.n / 2;
+    const Numbers<T> first = turned_first(t, z);
     add(0, first.first);
     if (even) add(half, first.second);
-    for (int64_t k = 1; k <= quads(t_); ++k) {
-      const Quad<T> y = turned(t_, z_, k);
+    for (int64_t k = 1; k <= quads(t); ++k) {
+      const Quad<T> y = turned(t, z, k);
       add(k, y.k.first);
-      add(t_.n - k, y.k.second);
+      add(t.n - k, y.k.second);
       if (!even || 2 * k == half) continue;
       add(half - k, y.m.first);
       add(half + k, y.m.second);

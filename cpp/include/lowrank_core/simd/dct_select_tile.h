@@ -46,6 +46,7 @@ void hadamard(T* z, int64_t n) {
 }
 
 // ---- the last step of "dct2", and the first one of "dct3" ---------------------------------------------------------
+// Loops copy the transform that they read, so that their stores cannot change it for all that the compiler knows.
 // Coordinates k and n - k stand where the two parts of Fourier coefficient k do; 0 and n / 2 share coefficient 0.
 
 template <class T>
@@ -61,12 +62,12 @@ LRC_HD int64_t quads(const Transform<T>& t) {
 
 template <class T>
 LRC_HD Numbers<T> point(const Transform<T>& t, const T* z, int64_t k) {
-  const T* const at = z + t.plan->place[k] * kPoint<T>;
+  const T* const at = z + t.points[k] * kPoint<T>;
   return {load_bits<Vec<T>>(at), load_bits<Vec<T>>(at + kLanes<T>)};
 }
 template <class T>
 LRC_HD void set_point(const Transform<T>& t, T* z, int64_t k, const Vec<T>& re, const Vec<T>& im) {
-  store_point(z + t.plan->place[k] * kPoint<T>, Complex<T>{re, im});
+  store_point(z + t.points[k] * kPoint<T>, Complex<T>{re, im});
 }
 
 template <class T>
@@ -97,7 +98,8 @@ LRC_HD Quad<T> turned(const Transform<T>& t, const T* z, int64_t k) {
 }
 
 template <class T>
-void turn_all(const Transform<T>& t, T* z) {
+void turn_all(const Transform<T>& transform, T* z) {
+  const Transform<T> t = transform;
   const Numbers<T> first = turned_first(t, z);
   set_point(t, z, 0, first.first, first.second);
   for (int64_t k = 1; k <= quads(t); ++k) {
@@ -122,7 +124,8 @@ LRC_HD Vec<T> turned_one(const Transform<T>& t, const T* z, int64_t k) {
 // The transposed maps, with the parts in each other's place: what follows is a forward transform, and its result is
 // that of the inverse one with the parts still exchanged.
 template <class T>
-void turn_back(const Transform<T>& t, T* z) {
+void turn_back(const Transform<T>& transform, T* z) {
+  const Transform<T> t = transform;
   const bool odd = t.n % 2 != 0;
   const Vec<T> amplitude = first_amplitude(t);
   const Numbers<T> first = point(t, z, 0);

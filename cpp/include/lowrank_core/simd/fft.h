@@ -117,7 +117,8 @@ void radix_pass(const fft::Stage<T>& stage, T* z, int64_t blocks) {
     for (int64_t j = 0; j < sub; ++j, w += 2 * (radix - 1)) {
       T* const at = z + b * radix * step + j * kPoint<T>;
       Complex<T> x[most];
-      for (int64_t q = 0; q < radix; ++q) x[q] = load_point(at + q * step);
+      x[0] = load_point(at);
+      for (int64_t q = 1; q < radix; ++q) x[q] = load_point(at + q * step);
       if (kTime && sub > 1) {
         for (int64_t q = 1; q < radix; ++q) x[q] = times(x[q], w + 2 * (q - 1));
       }
