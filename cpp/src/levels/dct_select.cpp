@@ -14,9 +14,10 @@ class Worker {
  public:
   explicit Worker(const RowJob<T>& job) : job_(job), t_(*job.transform) {
     z_ = static_cast<T*>(workspace(Workspace::kTiles, size_t(t_.vectors * kLanes<T>) * sizeof(T)));
-    const int64_t sums = job.magnitudes ? 2 : job.squares ? 1 : 0;
-    squares_ = static_cast<double*>(workspace(Workspace::kPartial, size_t(sums * t_.n * kSum) * sizeof(double)));
-    memset(squares_, 0, size_t(sums * t_.n * kSum) * sizeof(double));
+    const int64_t sums = (job.magnitudes ? 2 : job.squares ? 1 : 0) * t_.n * kSum;
+    if (sums == 0) return;
+    squares_ = static_cast<double*>(workspace(Workspace::kPartial, size_t(sums) * sizeof(double)));
+    memset(squares_, 0, size_t(sums) * sizeof(double));
     magnitudes_ = squares_ + t_.n * kSum;
   }
 
@@ -134,7 +135,7 @@ class Worker {
   const Transform<T>& t_;
   bool to_turn_ = false;  // the coordinates are still Fourier coefficients
   T* z_;
-  double *squares_, *magnitudes_;
+  double *squares_ = nullptr, *magnitudes_ = nullptr;
 };
 
 }  // namespace
