@@ -11,8 +11,8 @@ namespace {
 void bind(const WriteArray& out, const ReadArray& x) {
   for (const View* view : {&out.view, &x.view}) {
     require_cpu(*view, "out and x");
-    LRC_CHECK(view->dtype == DType::kFloat32 && view->contiguous(),
-              "newfamily: `x` and `out` must be contiguous float32");
+    LRC_CHECK(view->dtype == DType::kFloat32, "newfamily: the arrays must be float32");
+    LRC_CHECK(view->contiguous(), "newfamily: the arrays must be contiguous");
   }
   LRC_CHECK(out.view.size() == x.view.size(), "newfamily: `out` must have the size of `x`");
   newfamily::newfamily_cpu(out.view, x.view);
