@@ -6,6 +6,7 @@
 namespace lowrank {
 
 void register_core(pybind11::module_& module);
+void register_dct_select(pybind11::module_& module);
 void register_gemm(pybind11::module_& module);
 void register_int4_project(pybind11::module_& module);
 void register_rsvd(pybind11::module_& module);

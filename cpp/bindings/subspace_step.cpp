@@ -141,6 +141,7 @@ void bind_update(const Writes& params, const Reads& grads, const Reads& bases, c
     expect((job.w.dtype == DType::kFloat64) == (job.low.dtype == DType::kFloat64), "params");
     job.first = moments.of_first(i, job.low);
     job.second = moments.of_second(i, job.low);
+    expect(second.empty() || job.second.storage == job.first.storage, "exp_avg_sq");
     job.step = steps[i];
     job.seed = seeds[i];
     if (!limits.empty()) {

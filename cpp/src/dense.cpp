@@ -114,7 +114,7 @@ double largest_magnitude(const Matrix& a) {
         const T* x = m.as<T>() + i * m.row_stride;
         for (int64_t j = 0; j < m.cols; ++j) {
           const double size = std::abs(load(x + j * m.col_stride));
-          if (!(size <= largest)) largest = size;  // takes a NaN, too
+          if (size > largest || size != size) largest = size;  // takes a NaN, which then stays
         }
       }
       partial[part] = largest;
@@ -122,7 +122,7 @@ double largest_magnitude(const Matrix& a) {
   });
   double largest = 0.0;
   for (int64_t i = 0; i < parts; ++i) {
-    if (!(partial[i] <= largest)) largest = partial[i];
+    if (partial[i] > largest || partial[i] != partial[i]) largest = partial[i];
   }
   return largest;
 }

@@ -190,6 +190,7 @@ template <class T>
 void update(const Job& job, const Params& p) {
   if (p.residual == Residual::kDrop) {
     advance(job, p, job.low);
+    if (job.w.empty()) return;
     const Lift lift = along_memory(plain_lift(job, p, job.low));
     LRC_AT_LEVEL(subspace_lift, lift);
     return;
@@ -199,6 +200,7 @@ void update(const Job& job, const Params& p) {
   Matrix n = job.low;
   n.data = memory.data();
   advance(job, p, n);
+  if (job.w.empty()) return;
   if (p.residual == Residual::kSign) return lift_sign<T>(job, p, n, job.low);
   lift_scaled<T>(job, p, n, job.low);
 }
@@ -208,7 +210,10 @@ void update(const Job& job, const Params& p) {
 bool project_cpu(const std::vector<Job>& jobs, const Params& params) {
   std::atomic<bool> sound{true};
   for_each_job(jobs, [&](const Job& job) {
-    if (job.low.empty()) return;
+    if (job.low.empty()) {  // nothing that a gradient could show in
+      if (!std::isfinite(largest_magnitude(job.g))) sound = false;
+      return;
+    }
     gemm(job.low, job.basis.transposed(), job.g, {.alpha = params.maximize ? -1.0 : 1.0, .math = params.math});
     const bool good = job.low.dtype == DType::kFloat64 ? finite<double>(job.low) : finite<float>(job.low);
     if (!good) sound = false;
@@ -218,7 +223,6 @@ bool project_cpu(const std::vector<Job>& jobs, const Params& params) {
 
 void update_cpu(const std::vector<Job>& jobs, const Params& params) {
   for_each_job(jobs, [&](const Job& job) {
-    if (job.w.empty()) return;
     job.low.dtype == DType::kFloat64 ? update<double>(job, params) : update<float>(job, params);
   });
 }

@@ -11,6 +11,10 @@ import numpy.typing
 
 __all__: list[str] = [
     "build_info",
+    "dct_project_back",
+    "dct_select",
+    "dct_select_feedback",
+    "dct_transform",
     "decode_moment",
     "dequantize_int4",
     "encode_moment",
@@ -26,6 +30,7 @@ __all__: list[str] = [
     "qb",
     "quantize_int4",
     "range_finder",
+    "rotate_moments",
     "round_stochastic",
     "rsvd",
     "set_isa",
@@ -38,6 +43,58 @@ __all__: list[str] = [
 def build_info() -> dict[str, typing.Any]:
     """
     Facts of this build: version, compiler, CUDA toolkit or None.
+    """
+
+def dct_project_back(
+    out: numpy.typing.ArrayLike,
+    coeffs: numpy.typing.ArrayLike,
+    indices: numpy.typing.ArrayLike,
+    *,
+    basis: str,
+    atoms: numpy.typing.ArrayLike | None = None,
+    side: str,
+) -> None:
+    """
+    The matrix that has these coordinates into out.
+    """
+
+def dct_select(
+    indices: numpy.typing.ArrayLike,
+    coeffs: numpy.typing.ArrayLike,
+    captured: numpy.typing.ArrayLike,
+    g: numpy.typing.ArrayLike,
+    *,
+    basis: str,
+    atoms: numpy.typing.ArrayLike | None = None,
+    side: str,
+    norm_ord: typing.SupportsInt | typing.SupportsIndex = 2,
+) -> None:
+    """
+    The best atoms for `g`: their numbers, coordinates, and the share of the squares that they capture.
+    """
+
+def dct_select_feedback(
+    indices: numpy.typing.ArrayLike,
+    coeffs: numpy.typing.ArrayLike,
+    captured: numpy.typing.ArrayLike,
+    residual: numpy.typing.ArrayLike,
+    g: numpy.typing.ArrayLike,
+    *,
+    keep: typing.SupportsFloat | typing.SupportsIndex,
+    basis: str,
+    atoms: numpy.typing.ArrayLike | None = None,
+    side: str,
+    norm_ord: typing.SupportsInt | typing.SupportsIndex = 2,
+) -> None:
+    """
+    The same for coordinates of `g` plus `residual`, which becomes what was not chosen.
+    """
+
+def dct_transform(
+    out: numpy.typing.ArrayLike, x: numpy.typing.ArrayLike, *, basis: str = "dct2", method: str = "auto"
+) -> None:
+    """
+    Coordinates of `x` along its last dimension into out; dct3 is the inverse of dct2.
     """
 
 def decode_moment(
@@ -197,6 +254,20 @@ def range_finder(
 ) -> None:
     """
     Leading left singular vectors of each array of the list `a` into its partner in q.
+    """
+
+def rotate_moments(
+    m_out: numpy.typing.ArrayLike,
+    v_out: numpy.typing.ArrayLike,
+    m: numpy.typing.ArrayLike,
+    v: numpy.typing.ArrayLike,
+    old_indices: numpy.typing.ArrayLike,
+    new_indices: numpy.typing.ArrayLike,
+    *,
+    side: str,
+) -> None:
+    """
+    Both moments moved to where their atom is in the new list.
     """
 
 def round_stochastic(

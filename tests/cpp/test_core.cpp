@@ -13,6 +13,7 @@
 
 #include "check.h"
 #include "lowrank_core/buffer.h"
+#include "lowrank_core/dense.h"
 #include "lowrank_core/half.h"
 #include "lowrank_core/isa.h"
 #include "lowrank_core/parallel.h"
@@ -262,6 +263,19 @@ void levels() {
   set_isa(before);
 }
 
+// ---- magnitudes --------------------------------------------------------------------------------------------------
+
+// Wherever it stands: numbers after it must not push it out.
+void the_largest_magnitude_keeps_a_nan() {
+  for (const int64_t at : {0, 5, 11, 40000}) {
+    MatrixBuffer<float> a(4, 20000);
+    for (int64_t i = 0; i < a.size(); ++i) a[i] = float(i % 7) - 3.0f;
+    CHECK(largest_magnitude(a.view()) == 3.0);
+    a[at] = std::nanf("");
+    CHECK(std::isnan(largest_magnitude(a.view())) && scale_of(a.view()) == 1.0);
+  }
+}
+
 }  // namespace
 }  // namespace lowrank
 
@@ -276,5 +290,6 @@ int main() {
   lowrank::sums();
   lowrank::threads();
   lowrank::levels();
+  lowrank::the_largest_magnitude_keeps_a_nan();
   return lowrank::testing::finish();
 }

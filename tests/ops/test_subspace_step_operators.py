@@ -112,7 +112,7 @@ def test_fake_kernels_refuse_with_the_same_sentence() -> None:
     for name, value, text in (
         ("exp_avg", torch.ones(7, 3), r"`exp_avg\[0\]` must have shape \[3, 7\], got \[7, 3\]"),
         ("grad", torch.ones(7, 9), r"`grads\[0\]` must have the shape \[9, 7\] of its weight, got \[7, 9\]"),
-        ("step", 0, r"`steps\[0\]` must be >= 1, got 0"),
+        ("step", 0, r"`steps\[0\]` must be between 1 and 4294967295, got 0"),
     ):
         broken = w.clone()
         setattr(broken, name, value)

@@ -127,7 +127,7 @@ ARRAYS: dict[str, Refused] = {
 }  # fmt: skip
 NUMBERS: dict[str, Refused] = {
     "side": (put("side", "top"), {}, ValueError, "`sides` must be 'left' or 'right', got 'top'"),
-    "step": (put("step", 0), {}, ValueError, "`steps[0]` must be >= 1, got 0"),
+    "step": (put("step", 0), {}, ValueError, "`steps[0]` must be between 1 and 4294967295, got 0"),
     "step of a wrong type": (put("step", 1.0), {}, TypeError, "`steps[0]` must be an integer, got 1.0"),
     "step that is a truth": (put("step", True), {}, TypeError, "`steps[0]` must be an integer, got True"),
     "seed": (put("seed", -1), {}, ValueError, f"`seeds[0]` must be between 0 and {MAX}, got -1"),

@@ -14,7 +14,6 @@ from optim_cases import RANK, Case, Zoo, backward, every_dtype, every_optimizer,
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-
 CODED = {"bfloat16": (torch.bfloat16,), "int8": (torch.int8, torch.uint8, torch.float32)}
 
 

@@ -49,8 +49,8 @@ def both(case: Case, dtype: torch.dtype, numbers: Any, **keys: Any) -> tuple[Zoo
 def step_error(dtype: torch.dtype, lr: float) -> float:
     """How far apart two evaluations of STEPS steps may leave a weight of size 1.
 
-    R is a sum of at most 36 products, so an entry is off by gamma(36) of R's norm, up to sqrt(36) of its root mean square
-    and more of a small one; 36 times gamma(36) covers all but entries 1 / 6 of that mean. P N sums at most 12 of them.
+    R is a sum of at most 36 products, so an entry is off by gamma(36) of R's norm, up to sqrt(36) of its root mean
+    square and more of a small one; 36 times gamma(36) covers all but entries 1 / 6 of that mean. P N sums at most 12.
     """
     work = tolerance.factor_dtype(dtype)
     return STEPS * (lr * 12 * 36 * tolerance.gamma(36, work) + 4 * tolerance.UNIT[work])

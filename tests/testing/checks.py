@@ -67,7 +67,7 @@ def residual(a: Tensor, u: Tensor, s: Tensor, vh: Tensor) -> float:
 
 
 def _bytes(a: Tensor) -> bytes:
-    return a.detach().contiguous().view(torch.uint8).numpy().tobytes() if a.numel() else b""
+    return a.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes() if a.numel() else b""
 
 
 def same_bits(x: object, y: object) -> bool:

@@ -18,7 +18,8 @@ class Op:
 
     `run` computes, `fake` only checks and allocates; both call the family's one check. A function of a module
     that needs torch is named "module:function" and imported when the operator is registered. An operator without
-    `backward` is declared not differentiable; one that `mutates` its arguments belongs under no_grad.
+    `backward` is declared not differentiable; one that `mutates` its arguments belongs under
+    no_grad.
     """
 
     schema: str
@@ -26,11 +27,15 @@ class Op:
     fake: Callable[..., Any] | str
     backward: str | None = None
     setup_context: str | None = None
-    mutates: bool = False
 
     @property
     def name(self) -> str:
         return self.schema.partition("(")[0]
+
+    @property
+    def mutates(self) -> bool:
+        """Whether it writes to an argument, which its schema says by a `!`."""
+        return "!" in self.schema
 
 
 def torch_ops() -> Any:

@@ -179,6 +179,5 @@ OPS = (
         "bool stochastic, str precision) -> Tensor",
         run=_step,
         fake=_fake_step,
-        mutates=True,
     ),
 )

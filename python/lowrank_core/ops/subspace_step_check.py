@@ -10,6 +10,7 @@ from lowrank_core.ops.arrays import MAX_SEED, Array, check_array, check_int, che
 
 OP = "subspace_step_"
 BLOCK = 256  # elements that share a scale
+MAX_STEP = 2**32 - 1  # the draws of a step are keyed by 32 bits of its number
 RULES = ("adam", "lion", "momentum")
 RESIDUALS = ("drop", "scaled", "sign", "channel")
 LIMITED = ("scaled", "channel")
@@ -84,9 +85,10 @@ def check_lists(
         _check_moment("exp_avg", exp_avg[i], exp_avg_scales[i : i + 1], shape, work, "int8", params[i], i)
         if exp_avg_sq:
             _check_moment("exp_avg_sq", exp_avg_sq[i], exp_avg_sq_scales[i : i + 1], shape, work, "uint8", params[i], i)
+            _check_alike(exp_avg[i], exp_avg_sq[i], i)
         if limits:
             _check_stored(f"limits[{i}]", limits[i], 1, ("float32",), params[i])
-        check_int(OP, f"steps[{i}]", steps[i], 1)
+        check_int(OP, f"steps[{i}]", steps[i], 1, MAX_STEP)
         check_int(OP, f"seeds[{i}]", seeds[i], 0, MAX_SEED)
 
 
@@ -124,6 +126,12 @@ def _check_weight(param: Array, grad: Array, basis: Array, right: bool, i: int) 
         check_same(OP, f"{name}[{i}]", a, param)
         if a.ndim != 2:
             raise ValueError(f"{OP}: `{name}[{i}]` must be a matrix, got shape {list(a.shape)}")
+    strides = param.stride() if is_torch(param) else param.strides
+    overlaps = any(stride == 0 and length > 1 for stride, length in zip(strides, param.shape, strict=True))
+    if overlaps and math.prod(param.shape) > 0:
+        raise ValueError(
+            f"{OP}: `params[{i}]` must not overlap itself in memory, got strides {tuple(strides)}; clone it"
+        )
     if tuple(grad.shape) != tuple(param.shape):
         raise ValueError(
             f"{OP}: `grads[{i}]` must have the shape {list(param.shape)} of its weight, got {list(grad.shape)}"
@@ -149,6 +157,13 @@ def _check_moment(
         if work != "float32":
             raise TypeError(f"{OP}: `{argument}` must be float64 for a float64 weight, got 8-bit codes")
         _check_stored(f"{argument} scales", scale, -(-shape[0] * shape[1] // BLOCK), ("float32",), param)
+
+
+def _check_alike(first: Array, second: Array, i: int) -> None:
+    codes = ("int8", "uint8")
+    one, other = dtype_name(first), dtype_name(second)
+    if one != other and not (one in codes and other in codes):
+        raise TypeError(f"{OP}: `exp_avg_sq[{i}]` must be stored as `exp_avg[{i}]`, in {one}, got {other}")
 
 
 def _check_stored(argument: str, a: Array, size: int, allowed: tuple[str, ...], param: Array) -> None:

@@ -8,6 +8,11 @@ from typing import Any
 
 import torch
 
+from lowrank_core.ops.dct_select import OPS as DCT_SELECT
+from lowrank_core.ops.dct_select_back import OPS as DCT_SELECT_BACK
+from lowrank_core.ops.dct_select_feedback import OPS as DCT_SELECT_FEEDBACK
+from lowrank_core.ops.dct_select_moments import OPS as DCT_SELECT_MOMENTS
+from lowrank_core.ops.dct_select_transform import OPS as DCT_SELECT_TRANSFORM
 from lowrank_core.ops.declare import NAMESPACE, Op
 from lowrank_core.ops.int4_project import OPS as INT4_PROJECT
 from lowrank_core.ops.rsvd import OPS as RSVD
@@ -15,7 +20,12 @@ from lowrank_core.ops.rsvd_factor import OPS as RSVD_FACTOR
 from lowrank_core.ops.rsvd_project import OPS as RSVD_PROJECT
 from lowrank_core.ops.subspace_step import OPS as SUBSPACE_STEP
 
-FAMILIES: tuple[tuple[Op, ...], ...] = (RSVD, RSVD_FACTOR, RSVD_PROJECT, INT4_PROJECT, SUBSPACE_STEP)
+FAMILIES: tuple[tuple[Op, ...], ...] = (
+    *(RSVD, RSVD_FACTOR, RSVD_PROJECT),
+    *(DCT_SELECT, DCT_SELECT_BACK, DCT_SELECT_FEEDBACK, DCT_SELECT_MOMENTS, DCT_SELECT_TRANSFORM),
+    INT4_PROJECT,
+    SUBSPACE_STEP,
+)
 
 _library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 
@@ -30,19 +40,36 @@ def _resolve(name: Callable[..., Any] | str) -> Callable[..., Any]:
 
 def _not_differentiable(name: str) -> Callable[..., Any]:
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise NotImplementedError(f"{name}: has no derivative; detach its input or use rsvd")
+        raise NotImplementedError(f"{name}: has no derivative; detach its input")
 
     return backward
 
 
+def _counting(run: Callable[..., Any], written: list[int]) -> Callable[..., Any]:
+    """`run`, after which autograd knows that the arguments at the positions `written` have changed."""
+
+    def counted(*args: Any, **options: Any) -> Any:
+        result = run(*args, **options)
+        for position in written:
+            changed = args[position]
+            torch.autograd.graph.increment_version(changed if isinstance(changed, list) else [changed])
+        return result
+
+    return counted
+
+
 def _register(op: Op) -> None:
     _library.define(op.schema)
+    run = _resolve(op.run)
+    if op.mutates:
+        arguments = op.schema.partition("(")[2].split(", ")
+        run = _counting(run, [i for i, argument in enumerate(arguments) if "!" in argument])
     for key in ("CPU", "CUDA"):
-        _library.impl(op.name, _resolve(op.run), key)
+        _library.impl(op.name, run, key)
     qualified = f"{NAMESPACE}::{op.name}"
     torch.library.register_fake(qualified, _resolve(op.fake), lib=_library)
-    if op.mutates:  # torch has no derivative rules for these
-        return
+    if op.mutates:
+        return  # torch takes no derivative for an operator that writes to its arguments, and refuses one by itself
     backward = _resolve(op.backward) if op.backward else _not_differentiable(op.name)
     setup = _resolve(op.setup_context) if op.setup_context else None
     torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)

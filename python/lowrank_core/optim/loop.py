@@ -129,7 +129,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 self._step(bucket, drafts.get(bucket), gate)
 
     def _draft(self, bucket: Bucket) -> Draft | None:
-        """What the kernel of `bucket` reads before anything is changed; None where there is no kernel."""
+        """What the kernel of `bucket`, if there is one, reads before anything is changed."""
         kernel, states = fused(bucket), [self.state.get(slot.param) or {} for slot in bucket.slots]
         return kernel.draft(bucket, states) if kernel else None
 

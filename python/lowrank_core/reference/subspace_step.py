@@ -47,11 +47,11 @@ def subspace_step(
     w, g, p = (x.double() for x in (param, grad, basis))
     g = -g if maximize else g
     if side == "right":
-        options = dict(rule=rule, betas=betas, eps=eps, step=step, scale=scale, residual=residual)
         second = None if exp_avg_sq is None else exp_avg_sq.double().mT
         w, m, v, limit = _left(
-            w.mT, g.mT, p, exp_avg.double().mT, second, lr, weight_decay, residual_scale, limit, growth, unit, **options
-        )
+            w.mT, g.mT, p, exp_avg.double().mT, second, lr, weight_decay, residual_scale, limit, growth, unit,
+            rule=rule, betas=betas, eps=eps, step=step, scale=scale, residual=residual,
+        )  # fmt: skip
         return Stepped(w.mT, m.mT, None if v is None else v.mT, limit)
     second = None if exp_avg_sq is None else exp_avg_sq.double()
     return Stepped(
@@ -93,7 +93,8 @@ def _left(
         update, limit = _limited(scale * phi * g, limit, growth)
     elif residual == "sign":
         rest = g - p @ r
-        threshold = 8 * unit * math.sqrt(r.shape[0]) * float(g.abs().max())
+        largest = float(g.abs().max()) if g.numel() else 0.0
+        threshold = 8 * unit * math.sqrt(r.shape[0]) * largest
         update = update + residual_scale * torch.where(rest.abs() > threshold, rest.sign(), 0.0)
     return (1 - lr * weight_decay) * w - lr * update, m, v, limit
 

@@ -1,0 +1,210 @@
+#include "lowrank_core/dct_select.h"
+
+#include <pybind11/stl.h>
+
+#include <type_traits>
+
+#include "caster.h"
+#include "register.h"
+
+namespace py = pybind11;
+
+namespace lowrank {
+namespace {
+
+using OptionalArray = std::optional<ReadArray>;
+
+dct::Basis basis_of(const std::string& name) {
+  if (name == "dct2") return dct::Basis::kDct2;
+  if (name == "dct3") return dct::Basis::kDct3;
+  if (name == "hadamard") return dct::Basis::kHadamard;
+  LRC_CHECK(name == "identity" || name == "custom",
+            "dct_select: `basis` must be 'dct2', 'dct3', 'identity' or 'hadamard', got '" + name + "'");
+  return dct::Basis::kIdentity;
+}
+
+dct::Method method_of(const std::string& name) {
+  if (name == "auto") return dct::Method::kAuto;
+  if (name == "fft") return dct::Method::kFft;
+  LRC_CHECK(name == "gemm", "dct: `method` must be 'auto', 'fft' or 'gemm', got '" + name + "'");
+  return dct::Method::kGemm;
+}
+
+bool is_left(const std::string& side) {
+  LRC_CHECK(side == "left" || side == "right", "dct_select: `side` must be 'left' or 'right', got '" + side + "'");
+  return side == "left";
+}
+
+// Memory safety only: the operators have checked the contract and worded the refusals.
+void expect(bool fits, const char* argument) {
+  LRC_CHECK(fits, std::string("dct_select: `") + argument + "` has the wrong shape or dtype");
+}
+
+void expect_float(const View& view, const char* argument, int least_rank) {
+  require_cpu(view, argument);
+  const bool is_float = view.dtype == DType::kFloat32 || view.dtype == DType::kFloat64 ||
+                        view.dtype == DType::kBFloat16 || view.dtype == DType::kFloat16;
+  expect(is_float && view.rank >= least_rank, argument);
+}
+
+void expect_like(const View& view, const View& like, const char* argument) {
+  expect_float(view, argument, like.rank);
+  expect(view.rank == like.rank && view.shape == like.shape, argument);
+}
+
+// [..., r] int64, contiguous, one list for each matrix.
+int64_t* indices_of(const View& view, int64_t batch, int64_t count, const char* argument) {
+  require_cpu(view, argument);
+  expect(view.rank >= 1 && view.dtype == DType::kInt64 && view.contiguous(), argument);
+  expect(view.shape[size_t(view.rank - 1)] == count && view.size() == batch * count, argument);
+  return static_cast<int64_t*>(view.data);
+}
+
+// n < 0: of a basis whose width is not known here.
+void expect_ascending(const std::string& argument, const int64_t* indices, int64_t count, int64_t n) {
+  int64_t least = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (indices[i] < least || (n >= 0 && indices[i] >= n)) {
+      const std::string range = n < 0 ? ">= 0" : "between 0 and " + std::to_string(n - 1);
+      fail(argument + " must ascend without repeats and be " + range + ", got " + std::to_string(indices[i]) +
+           " at position " + std::to_string(i) + "; pass what dct_select returned");
+    }
+    least = indices[i] + 1;
+  }
+}
+
+Matrix oriented(const View& view, int64_t index, bool left) {
+  const Matrix m = view.matrix(index);
+  return left ? m.transposed() : m;
+}
+
+dct::Selection selection_of(const std::string& basis, const OptionalArray& atoms, int64_t n, int64_t norm_ord) {
+  dct::Selection selection{basis_of(basis), std::nullopt, int(norm_ord)};
+  LRC_CHECK(norm_ord == 1 || norm_ord == 2, "dct_select: `norm_ord` must be 1 or 2");
+  LRC_CHECK((basis == "custom") == atoms.has_value(), "dct_select: `basis` must be 'custom' with an array of atoms");
+  const bool power = (n & (n - 1)) == 0;
+  LRC_CHECK(basis != "hadamard" || power, "dct_select: `basis` 'hadamard' needs a power of two");
+  if (!atoms) return selection;
+  expect_float(atoms->view, "atoms", 2);
+  selection.atoms = atoms->view.matrix();
+  expect(atoms->view.rank == 2 && selection.atoms->rows == n && selection.atoms->cols == n, "atoms");
+  return selection;
+}
+
+void bind_transform(const WriteArray& out, const ReadArray& x, const std::string& basis, const std::string& method) {
+  expect_float(x.view, "x", 1);
+  expect_like(out.view, x.view, "out");
+  const dct::Basis kind = basis_of(basis);
+  const int64_t n = x.view.shape[size_t(x.view.rank - 1)];
+  LRC_CHECK(n < (int64_t(1) << 29), "dct: the length must be below 2^29");
+  dct::transform_cpu(out.view, x.view, kind, method_of(method));
+}
+
+// The outputs of a selection, checked against g.
+struct Chosen {
+  int64_t* indices;
+  double* captured;
+  int64_t rank, n;
+};
+
+Chosen chosen(const View& indices, const View& coeffs, const View& captured, const View& g, bool left) {
+  expect_float(g, "g", 2);
+  expect_float(coeffs, "coeffs", 2);
+  require_cpu(captured, "captured");
+  expect(coeffs.rank == g.rank && coeffs.batch() == g.batch(), "coeffs");
+  expect(captured.dtype == DType::kFloat64 && captured.contiguous() && captured.size() == g.batch(), "captured");
+  const bool any = g.batch() > 0;
+  const int64_t last = g.rank - (left ? 2 : 1), other = g.rank - (left ? 1 : 2);
+  const int64_t n = g.shape[size_t(last)], rank = coeffs.shape[size_t(last)];
+  expect(coeffs.shape[size_t(other)] == g.shape[size_t(other)] && rank <= n, "coeffs");
+  return {indices_of(indices, g.batch(), rank, "indices"), any ? static_cast<double*>(captured.data) : nullptr, rank,
+          n};
+}
+
+void bind_select(const WriteArray& indices, const WriteArray& coeffs, const WriteArray& captured, const ReadArray& g,
+                 const std::string& basis, const OptionalArray& atoms, const std::string& side, int64_t norm_ord) {
+  const bool left = is_left(side);
+  const Chosen to = chosen(indices.view, coeffs.view, captured.view, g.view, left);
+  const dct::Selection selection = selection_of(basis, atoms, to.n, norm_ord);
+  for (int64_t i = 0; i < g.view.batch(); ++i) {
+    to.captured[i] =
+        dct::select_cpu(to.indices + i * to.rank, oriented(coeffs.view, i, left), oriented(g.view, i, left), selection);
+  }
+}
+
+void bind_feedback(const WriteArray& indices, const WriteArray& coeffs, const WriteArray& captured,
+                   const WriteArray& residual, const ReadArray& g, double keep, const std::string& basis,
+                   const OptionalArray& atoms, const std::string& side, int64_t norm_ord) {
+  const bool left = is_left(side);
+  const Chosen to = chosen(indices.view, coeffs.view, captured.view, g.view, left);
+  expect_like(residual.view, g.view, "residual");
+  const dct::Selection selection = selection_of(basis, atoms, to.n, norm_ord);
+  for (int64_t i = 0; i < g.view.batch(); ++i) {
+    to.captured[i] = dct::feedback_cpu(to.indices + i * to.rank, oriented(coeffs.view, i, left),
+                                       oriented(residual.view, i, left), oriented(g.view, i, left), keep, selection);
+  }
+}
+
+void bind_project_back(const WriteArray& out, const ReadArray& coeffs, const ReadArray& indices,
+                       const std::string& basis, const OptionalArray& atoms, const std::string& side) {
+  const bool left = is_left(side);
+  expect_float(out.view, "out", 2);
+  expect_float(coeffs.view, "coeffs", 2);
+  expect(out.view.rank == coeffs.view.rank && out.view.batch() == coeffs.view.batch(), "out");
+  const size_t last = size_t(out.view.rank - (left ? 2 : 1)), other = size_t(out.view.rank - (left ? 1 : 2));
+  const int64_t n = out.view.shape[last], rank = coeffs.view.shape[last];
+  expect(out.view.shape[other] == coeffs.view.shape[other], "out");
+  const int64_t* const list = indices_of(indices.view, out.view.batch(), rank, "indices");
+  const dct::Selection selection = selection_of(basis, atoms, n, 2);
+  for (int64_t i = 0; i < out.view.batch(); ++i)
+    expect_ascending("dct_project_back: `indices`", list + i * rank, rank, n);
+  for (int64_t i = 0; i < out.view.batch(); ++i) {
+    dct::project_back_cpu(oriented(out.view, i, left), oriented(coeffs.view, i, left), list + i * rank, selection);
+  }
+}
+
+// Both moments of one subspace, each to its own array.
+void bind_rotate(const WriteArray& m_out, const WriteArray& v_out, const ReadArray& m, const ReadArray& v,
+                 const ReadArray& old_indices, const ReadArray& new_indices, const std::string& side) {
+  const bool left = is_left(side);
+  expect_float(m.view, "m", 2);
+  expect_float(m_out.view, "m_out", 2);
+  expect_like(v.view, m.view, "v");
+  expect_like(v_out.view, m_out.view, "v_out");
+  const size_t last = size_t(m.view.rank - (left ? 2 : 1)), other = size_t(m.view.rank - (left ? 1 : 2));
+  expect(m_out.view.rank == m.view.rank && m_out.view.batch() == m.view.batch(), "m_out");
+  expect(m_out.view.shape[other] == m.view.shape[other] && m_out.view.dtype == m.view.dtype, "m_out");
+  expect(v_out.view.dtype == v.view.dtype, "v_out");
+  const int64_t batch = m.view.batch(), before = m.view.shape[last], after = m_out.view.shape[last];
+  const int64_t* const from = indices_of(old_indices.view, batch, before, "old_indices");
+  const int64_t* const to = indices_of(new_indices.view, batch, after, "new_indices");
+  for (int64_t i = 0; i < batch; ++i) {
+    expect_ascending("rotate_moments: `old_indices`", from + i * before, before, -1);
+    expect_ascending("rotate_moments: `new_indices`", to + i * after, after, -1);
+  }
+  for (int64_t i = 0; i < batch; ++i) {
+    dct::rotate_cpu(oriented(m_out.view, i, left), oriented(m.view, i, left), from + i * before, to + i * after);
+    dct::rotate_cpu(oriented(v_out.view, i, left), oriented(v.view, i, left), from + i * before, to + i * after);
+  }
+}
+
+}  // namespace
+
+void register_dct_select(py::module_& module) {
+  using namespace py::literals;
+  using Release = py::call_guard<py::gil_scoped_release>;
+  module.def("dct_transform", &bind_transform, "out"_a, "x"_a, py::kw_only(), "basis"_a = "dct2", "method"_a = "auto",
+             Release(), "Coordinates of `x` along its last dimension into out; dct3 is the inverse of dct2.");
+  module.def("dct_select", &bind_select, "indices"_a, "coeffs"_a, "captured"_a, "g"_a, py::kw_only(), "basis"_a,
+             "atoms"_a = py::none(), "side"_a, "norm_ord"_a = 2, Release(),
+             "The best atoms for `g`: their numbers, coordinates, and the share of the squares that they capture.");
+  module.def("dct_select_feedback", &bind_feedback, "indices"_a, "coeffs"_a, "captured"_a, "residual"_a, "g"_a,
+             py::kw_only(), "keep"_a, "basis"_a, "atoms"_a = py::none(), "side"_a, "norm_ord"_a = 2, Release(),
+             "The same for coordinates of `g` plus `residual`, which becomes what was not chosen.");
+  module.def("dct_project_back", &bind_project_back, "out"_a, "coeffs"_a, "indices"_a, py::kw_only(), "basis"_a,
+             "atoms"_a = py::none(), "side"_a, Release(), "The matrix that has these coordinates into out.");
+  module.def("rotate_moments", &bind_rotate, "m_out"_a, "v_out"_a, "m"_a, "v"_a, "old_indices"_a, "new_indices"_a,
+             py::kw_only(), "side"_a, Release(), "Both moments moved to where their atom is in the new list.");
+}
+
+}  // namespace lowrank

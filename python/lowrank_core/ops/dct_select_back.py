@@ -1,0 +1,90 @@
+"""From chosen coordinates back to full shape."""
+
+from __future__ import annotations
+
+from lowrank_core import _core
+from lowrank_core.ops.arrays import Array, check_array, check_int, check_same, dtype_name, empty, is_torch
+from lowrank_core.ops.dct_select import check_basis, check_side, resolve_basis
+from lowrank_core.ops.declare import Op, torch_ops
+
+
+def dct_project_back(coeffs: Array, indices: Array, n: int, *, side: str, basis: str | Array = "dct2") -> Array:
+    """Back to full shape from chosen coordinates: `coeffs Q_Iᵀ` (right) or `Q_I coeffs` (left).
+
+    Args:
+      coeffs: [..., m, r] (right) or [..., r, m] (left), as returned by `dct_select`.
+      indices: [..., r] int64, ascending without repeats, 0 <= index < n.
+      n: length of the transformed side.
+      side: "left" or "right", as returned by `dct_select`.
+      basis: as for `dct_select`.
+
+    Returns:
+      [..., m, n] (right) or [..., n, m] (left) in `coeffs`' dtype; computed in float32 (float64 for float64).
+
+    Raises:
+      ValueError: a shape, a side or an index that does not fit. TypeError: not a floating-point array, or indices that
+      are not int64.
+
+    Numerics: tier D1. Not differentiable; `idct` of a scattered spectrum is.
+    Source: as `dct_select`.
+    """
+    name, atoms = resolve_basis("dct_project_back", basis)
+    if is_torch(coeffs):
+        _check(coeffs, indices, n, atoms, name, side)
+        return torch_ops().dct_project_back(coeffs, indices, n, atoms, side=side, basis=name)
+    return _run(coeffs, indices, n, atoms, side=side, basis=name)
+
+
+def check_indices(op: str, argument: str, indices: Array, like: Array, shape: tuple[int, ...]) -> None:
+    """Refuses what is no int64 array of this shape beside `like`."""
+    if not hasattr(indices, "dtype") or dtype_name(indices) != "int64":
+        kind = dtype_name(indices) if hasattr(indices, "dtype") else type(indices).__name__
+        raise TypeError(f"{op}: `{argument}` must be an int64 array, got {kind}; pass what dct_select returned")
+    check_same(op, argument, indices, like)
+    if tuple(indices.shape) != shape:
+        raise ValueError(f"{op}: `{argument}` must be {list(shape)}, got shape {list(indices.shape)}")
+
+
+def _check(coeffs: Array, indices: Array, n: int, atoms: Array | None, basis: str, side: str) -> None:
+    op = "dct_project_back"
+    check_array(op, "coeffs", coeffs)
+    check_side(op, side)
+    rank = coeffs.shape[-2] if side == "left" else coeffs.shape[-1]
+    check_int(op, "n", n, 0)
+    if rank > n:
+        raise ValueError(f"{op}: `n` must be >= the {rank} coordinates of `coeffs`, got {n}")
+    check_indices(op, "indices", indices, coeffs, (*coeffs.shape[:-2], rank))
+    check_basis(op, coeffs, n, atoms, basis)
+
+
+def _fake(
+    coeffs: Array, indices: Array, n: int, atoms: Array | None = None, *, side: str = "right", basis: str = "dct2"
+) -> Array:
+    _check(coeffs, indices, n, atoms, basis, side)
+    *batch, m, r = coeffs.shape
+    return empty(coeffs, (*batch, n, r) if side == "left" else (*batch, m, n), dtype_name(coeffs))
+
+
+def _run(
+    coeffs: Array, indices: Array, n: int, atoms: Array | None = None, *, side: str = "right", basis: str = "dct2"
+) -> Array:
+    out = _fake(coeffs, indices, n, atoms, side=side, basis=basis)
+    _core.dct_project_back(out, coeffs, contiguous(indices), basis=basis, atoms=atoms, side=side)
+    return out
+
+
+def contiguous(indices: Array) -> Array:
+    """Indices one after another, as the kernels read them."""
+    if is_torch(indices):
+        return indices.contiguous()
+    return indices if indices.flags.c_contiguous else indices.copy()
+
+
+OPS = (
+    Op(
+        'dct_project_back(Tensor coeffs, Tensor indices, int n, Tensor? atoms=None, *, str side="right", '
+        'str basis="dct2") -> Tensor',
+        run=_run,
+        fake=_fake,
+    ),
+)

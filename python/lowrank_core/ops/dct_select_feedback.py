@@ -1,0 +1,119 @@
+"""Selection with error feedback: what is not chosen is kept, in coordinates, for the next time."""
+
+from __future__ import annotations
+
+import sys
+
+from lowrank_core import _core
+from lowrank_core.ops.arrays import Array, call_finite, check_array, check_same, is_torch
+from lowrank_core.ops.dct_select import SETTINGS, Selection, Triplet, check_select, outputs, resolve
+from lowrank_core.ops.declare import Op, torch_ops
+
+_OP = "dct_select_feedback_"
+
+
+def dct_select_feedback_(
+    residual: Array,
+    g: Array,
+    rank: int,
+    *,
+    keep: float = 0.0,
+    basis: str | Array = "dct2",
+    side: str = "auto",
+    norm_ord: int = 2,
+) -> Selection:
+    """`dct_select` of `g` plus what earlier selections left, with the rest kept in coordinates.
+
+    With S = coordinates of `g` + `residual`, selects from S and overwrites `residual` by S with the chosen atoms
+    multiplied by `keep`. That is error feedback: 0 keeps exactly what was not chosen, a momentum mu keeps mu
+    of what was.
+
+    Args:
+      residual: like `g`, in coordinates of the whole basis: zeros at first. Overwritten. Any floating dtype; narrower
+        than `g`, each sum is rounded to it before the coordinates are read. float64: magnitudes below 1e150.
+      keep: 0 <= keep <= 1, what becomes of the chosen coordinates.
+      g, rank, basis, side, norm_ord: as `dct_select`.
+
+    Returns:
+      As `dct_select`, of S. Where it raises, `residual` is as it was.
+
+    Raises, numerics, source: as `dct_select`; RuntimeError where torch would record a derivative. Feedback in
+    coordinates equals feedback in the weights' space, because the basis is orthogonal.
+    """
+    name, atoms, where = resolve(_OP, g, basis, side)
+    if is_torch(g):
+        _check_no_gradient(residual, g)
+        _check(residual, g, rank, atoms, keep, name, where, norm_ord)
+        run = torch_ops().dct_select_feedback_
+        out = run(residual, g, rank, atoms, keep=keep, basis=name, side=where, norm_ord=norm_ord)
+    else:
+        out = _run(residual, g, rank, atoms, keep=keep, basis=name, side=where, norm_ord=norm_ord)
+    indices, coeffs, captured = out
+    return Selection(indices, coeffs, captured, where)
+
+
+def _check_no_gradient(residual: Array, g: Array) -> None:
+    """An operator that writes to its argument has no derivative; torch would only warn, in the backward pass."""
+    for name, array in (("residual", residual), ("g", g)):
+        if getattr(array, "requires_grad", False) and sys.modules["torch"].is_grad_enabled():
+            raise RuntimeError(
+                f"{_OP}: `{name}` must not require a gradient, got one that does; detach it, or use torch.no_grad()"
+            )
+
+
+def _check(
+    residual: Array, g: Array, rank: int, atoms: Array | None, keep: float, basis: str, side: str, norm_ord: int
+) -> None:
+    check_select(_OP, g, rank, atoms, basis, side, norm_ord)
+    check_array(_OP, "residual", residual)
+    check_same(_OP, "residual", residual, g)
+    if tuple(residual.shape) != tuple(g.shape):
+        raise ValueError(
+            f"{_OP}: `residual` must have the shape {list(g.shape)} of `g`, got {list(residual.shape)}; "
+            "start with zeros"
+        )
+    if not 0.0 <= keep <= 1.0:
+        raise ValueError(f"{_OP}: `keep` must be between 0 and 1, got {keep}")
+
+
+def _fake(
+    residual: Array,
+    g: Array,
+    rank: int,
+    atoms: Array | None = None,
+    *,
+    keep: float = 0.0,
+    basis: str = "dct2",
+    side: str = "right",
+    norm_ord: int = 2,
+) -> Triplet:
+    _check(residual, g, rank, atoms, keep, basis, side, norm_ord)
+    return outputs(g, rank, side)
+
+
+def _run(
+    residual: Array,
+    g: Array,
+    rank: int,
+    atoms: Array | None = None,
+    *,
+    keep: float = 0.0,
+    basis: str = "dct2",
+    side: str = "right",
+    norm_ord: int = 2,
+) -> Triplet:
+    out = _fake(residual, g, rank, atoms, keep=keep, basis=basis, side=side, norm_ord=norm_ord)
+    arrays = {"g": g, "residual": residual, "basis": atoms}
+    options = {"keep": keep, "basis": basis, "atoms": atoms, "side": side, "norm_ord": norm_ord}
+    call_finite(_OP, _core.dct_select_feedback, *out, residual, g, arrays=arrays, **options)
+    return out
+
+
+OPS = (
+    Op(
+        "dct_select_feedback_(Tensor(a!) residual, Tensor g, int rank, Tensor? atoms=None, *, float keep=0.0, "
+        f"{SETTINGS}) -> (Tensor, Tensor, Tensor)",
+        run=_run,
+        fake=_fake,
+    ),
+)

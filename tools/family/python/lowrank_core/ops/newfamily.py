@@ -1,0 +1,48 @@
+"""What the family is."""
+
+from __future__ import annotations
+
+from lowrank_core import _core
+from lowrank_core.ops.arrays import Array, check_array, dtype_name, empty, is_torch
+from lowrank_core.ops.declare import Op, torch_ops
+
+
+def newfamily(x: Array) -> Array:
+    """What the family is.
+
+    Args:
+      x: [...], float32, contiguous.
+
+    Returns:
+      An array like `x`.
+
+    Raises:
+      TypeError: not a float32 array. ValueError: not contiguous.
+
+    Numerics: tier D0. Not differentiable.
+    Source: paper, equation.
+    """
+    if is_torch(x):
+        _check(x)  # before torch's schema, which has its own words
+        return torch_ops().newfamily(x)
+    return _run(x)
+
+
+def _check(x: Array) -> None:
+    check_array("newfamily", "x", x, ndim=0)
+    if dtype_name(x) != "float32":
+        raise TypeError(f"newfamily: `x` must be float32, got {dtype_name(x)}; convert it")
+
+
+def _fake(x: Array) -> Array:
+    _check(x)
+    return empty(x, tuple(x.shape), "float32")
+
+
+def _run(x: Array) -> Array:
+    out = _fake(x)
+    _core.newfamily(out, x)
+    return out
+
+
+OPS = (Op("newfamily(Tensor x) -> Tensor", run=_run, fake=_fake),)
