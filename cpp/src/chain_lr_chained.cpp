@@ -1,0 +1,340 @@
+// The chained gradient of an attention adapter: exp by features, every product thin.
+#include "chain_lr_parts.h"
+
+namespace lowrank::chain {
+namespace {
+
+constexpr int64_t kFaceNumbers = int64_t(1) << 18;  // of face-splitting products at a time: they stay in a cache
+constexpr int64_t kFewestRows = 64, kMostRows = 1024;
+constexpr int64_t kSampledRows = 8;  // of a head whose error is looked at
+
+// Which rows of the right-hand factors a row of the left-hand ones meets.
+enum class Meets : uint8_t { kAll, kUpToItself, kFromItself };
+
+// A matrix [n, n'] given as (features featuresᵀ') ∘ (factor factorᵀ'): one side of it.
+template <class T>
+struct Side {
+  MatrixBuffer<T>& features;
+  MatrixBuffer<T>& factor;
+};
+
+// out [n, w] <- ((left.features right.featuresᵀ) ∘ (left.factor right.factorᵀ) where they meet) m. Source: the
+// face-splitting identity (Slyusar 1997), contracted from the right so that its rows are never all held.
+template <class T>
+class HadamardProduct {
+ public:
+  HadamardProduct(const Side<T>& left, const Side<T>& right, MatrixBuffer<T>& m, MatrixBuffer<T>& out)
+      : left_(left),
+        right_(right),
+        m_(m),
+        out_(out),
+        faces_(left.factor.cols() * m.cols()),
+        rows_(std::clamp(kFaceNumbers / std::max<int64_t>(faces_, 1), kFewestRows, kMostRows)),
+        state_(left.features.cols(), faces_),
+        buffer_(rows_, faces_) {
+    std::fill(state_.data(), state_.data() + state_.size(), T(0));
+  }
+
+  void run(Meets meets) {
+    const int64_t n = left_.features.rows(), m = right_.features.rows();
+    if (meets == Meets::kAll) {
+      for (int64_t i = 0; i < m; i += rows_) gather(i, std::min(rows_, m - i));
+      for (int64_t i = 0; i < n; i += rows_) spread(i, std::min(rows_, n - i));
+      return;
+    }
+    const int64_t blocks = (n + kFewestRows - 1) / kFewestRows;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t i = (meets == Meets::kUpToItself ? b : blocks - 1 - b) * kFewestRows;
+      const int64_t count = std::min(kFewestRows, n - i);
+      spread(i, count);
+      diagonal(i, count, meets);
+      gather(i, count);
+    }
+  }
+
+ private:
+  // state += featuresᵀ (factor ⊙ m) of rows i .. i + count of the right-hand side.
+  void gather(int64_t i, int64_t count) {
+    const int64_t w = m_.cols(), c = right_.factor.cols();
+    parallel_chunks(count, kFewestRows, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        const T *const factor = right_.factor.row(i + k), *const m = m_.row(i + k);
+        T* const face = buffer_.row(k);
+        for (int64_t j = 0; j < c; ++j) {
+          for (int64_t x = 0; x < w; ++x) face[j * w + x] = factor[j] * m[x];
+        }
+      }
+    });
+    const Matrix features = right_.features.view().block(i, 0, count, right_.features.cols());
+    gemm(state_.view(), features.transposed(), buffer_.view().block(0, 0, count, faces_), {.beta = 1.0});
+  }
+
+  // out <- sum over c of factor[c] (features state)[c] for rows i .. i + count of the left-hand side.
+  void spread(int64_t i, int64_t count) {
+    const int64_t w = m_.cols(), c = left_.factor.cols();
+    const Matrix features = left_.features.view().block(i, 0, count, left_.features.cols());
+    gemm(buffer_.view().block(0, 0, count, faces_), features, state_.view());
+    parallel_chunks(count, kFewestRows, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        const T *const factor = left_.factor.row(i + k), *const face = buffer_.row(k);
+        T* const out = out_.row(i + k);
+        std::fill(out, out + w, T(0));
+        for (int64_t j = 0; j < c; ++j) {
+          for (int64_t x = 0; x < w; ++x) out[x] += factor[j] * face[j * w + x];
+        }
+      }
+    });
+  }
+
+  // out += the part of the block on the diagonal that meets, which is formed: kFewestRows rows and columns.
+  void diagonal(int64_t i, int64_t count, Meets meets) {
+    MatrixBuffer<T> kernel(count, count), factor(count, count);
+    const auto rows = [&](MatrixBuffer<T>& x) { return x.view().block(i, 0, count, x.cols()); };
+    gemm(kernel.view(), rows(left_.features), rows(right_.features).transposed());
+    gemm(factor.view(), rows(left_.factor), rows(right_.factor).transposed());
+    for (int64_t k = 0; k < count; ++k) {
+      for (int64_t l = 0; l < count; ++l) {
+        const bool met = meets == Meets::kUpToItself ? l <= k : l >= k;
+        kernel.at(k, l) = met ? kernel.at(k, l) * factor.at(k, l) : T(0);
+      }
+    }
+    gemm(rows(out_), kernel.view(), rows(m_), {.beta = 1.0});
+  }
+
+  Side<T> left_, right_;
+  MatrixBuffer<T>&m_, &out_;
+  int64_t faces_, rows_;
+  MatrixBuffer<T> state_, buffer_;
+};
+
+template <class T>
+MatrixBuffer<T> hadamard_product(const Side<T>& left, const Side<T>& right, MatrixBuffer<T>& m, Meets meets) {
+  MatrixBuffer<T> out(left.features.rows(), m.cols());
+  HadamardProduct<T>(left, right, m, out).run(meets);
+  return out;
+}
+
+// ---- features ----------------------------------------------------------------------------------------------------
+
+// All monomials up to a degree, each over the root of the product of its exponents' factorials, so that features of q
+// times features of k is exp(q k) cut after the degree. Those of one degree are ordered by their first variable: times
+// a variable, the monomials of the degree below from that variable on are then a run of neighbours.
+class Monomials {
+ public:
+  Monomials(int64_t depth, int64_t degree) : depth_(depth), degree_(degree) {
+    struct Known {
+      int64_t variable, exponent;  // of the first variable
+      double factorials;
+    };
+    std::vector<Known> all{{depth, 0, 1.0}};
+    starts_.push_back(std::vector<int64_t>(size_t(depth) + 1, 0));
+    starts_[0][size_t(depth)] = 1;
+    for (int64_t d = 1; d <= degree; ++d) {
+      const std::vector<int64_t> below = starts_.back();
+      std::vector<int64_t> start;
+      for (int64_t i = 0; i < depth; ++i) {
+        start.push_back(int64_t(all.size()));
+        for (int64_t f = below[size_t(i)]; f < below[size_t(depth)]; ++f) {
+          const Known& known = all[size_t(f)];
+          const int64_t exponent = known.variable == i ? known.exponent + 1 : 1;
+          all.push_back({i, exponent, known.factorials * double(exponent)});
+        }
+      }
+      start.push_back(int64_t(all.size()));
+      starts_.push_back(std::move(start));
+    }
+    for (const Known& known : all) scale_.push_back(1.0 / std::sqrt(known.factorials));
+  }
+
+  int64_t count() const { return int64_t(scale_.size()); }
+
+  template <class T>
+  void of(const T* x, T* to) const {
+    to[0] = T(1);
+    for (int64_t d = 1; d <= degree_; ++d) {
+      const auto &below = starts_[size_t(d - 1)], &start = starts_[size_t(d)];
+      for (int64_t i = 0; i < depth_; ++i) {
+        const T* const from = to + below[size_t(i)];
+        T* const at = to + start[size_t(i)];
+        const int64_t size = below[size_t(depth_)] - below[size_t(i)];
+        for (int64_t f = 0; f < size; ++f) at[f] = x[i] * from[f];
+      }
+    }
+    for (int64_t f = 0; f < count(); ++f) to[f] *= T(scale_[size_t(f)]);
+  }
+
+ private:
+  int64_t depth_, degree_;
+  std::vector<std::vector<int64_t>> starts_;  // of degree d: where variable i comes first, and the end
+  std::vector<double> scale_;
+};
+
+template <class T>
+MatrixBuffer<T> monomials(const Monomials& of, const MatrixBuffer<T>& x) {
+  MatrixBuffer<T> out(x.rows(), of.count());
+  parallel_chunks(x.rows(), kFewestRows, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) of.of(x.row(i), out.row(i));
+  });
+  return out;
+}
+
+template <class T>
+MatrixBuffer<T> given(const View& features, int64_t index) {
+  const Matrix from = features.matrix(index);
+  MatrixBuffer<T> out(from.rows, from.cols);
+  copy(out.view(), from);
+  if (!std::isfinite(largest_magnitude(out.view()))) throw NotFinite();
+  return out;
+}
+
+template <class T>
+struct Pair {
+  MatrixBuffer<T> left, right;
+};
+
+template <class T>
+Pair<T> features_of(const Features& features, const Head<T>& head, int64_t index) {
+  const auto make = [&]() -> Pair<T> {
+    if (features.left) return {given<T>(*features.left, index), given<T>(*features.right, index)};
+    const Monomials of(head.depth, features.degree);
+    return {monomials(of, head.effective), monomials(of, head.centered)};
+  };
+  Pair<T> pair = make();
+  for (int64_t l = 0; l < head.keys; ++l) {
+    if (!head.sees(l)) std::fill(pair.right.row(l), pair.right.row(l) + pair.right.cols(), T(0));
+  }
+  return pair;
+}
+
+// ---- the chain ---------------------------------------------------------------------------------------------------
+
+// [x, 1]
+template <class T>
+MatrixBuffer<T> with_ones(const Matrix& x) {
+  MatrixBuffer<T> out(x.rows, x.cols + 1);
+  copy(out.view().block(0, 0, x.rows, x.cols), x);
+  for (int64_t i = 0; i < x.rows; ++i) out.at(i, x.cols) = T(1);
+  return out;
+}
+
+// Row i: [dO, -rho] / sum of the row, with rho = dO · O; zeros where the row sees nothing.
+template <class T>
+MatrixBuffer<T> row_factor(const Head<T>& head, const MatrixBuffer<T>& sums) {
+  const int64_t c = head.value_depth;
+  MatrixBuffer<T> factor = with_ones<T>(head.dout);
+  for (int64_t i = 0; i < factor.rows(); ++i) {
+    const T total = sums.row(i)[c];
+    LRC_CHECK(total >= T(0), "attention_lora_grad: `features` must give rows with a positive sum, got " +
+                                 std::to_string(double(total)) + "; use an even degree or positive features");
+    const T inverse = total > T(0) ? T(1) / total : T(0);
+    T rho = T(0);
+    for (int64_t j = 0; j < c; ++j) rho += factor.at(i, j) * (sums.row(i)[j] * inverse);
+    for (int64_t j = 0; j < c; ++j) factor.at(i, j) *= inverse;
+    factor.at(i, c) = -rho * inverse;
+  }
+  return factor;
+}
+
+template <class T>
+HeadGradient chained_head(const Attention& problem, const Features& features, int64_t index) {
+  Head<T> head(problem, index);
+  check_head(head);
+  Pair<T> pair = features_of(features, head, index);
+  const Matrix no_rows = row_major(static_cast<T*>(nullptr), head.queries, 0);
+  const Matrix no_keys = row_major(static_cast<T*>(nullptr), head.keys, 0);
+  MatrixBuffer<T> one_row = with_ones<T>(no_rows), one_key = with_ones<T>(no_keys);
+  MatrixBuffer<T> values = with_ones<T>(head.values);
+  const Meets before = problem.causal ? Meets::kUpToItself : Meets::kAll;
+  const Meets after = problem.causal ? Meets::kFromItself : Meets::kAll;
+  MatrixBuffer<T> sums = hadamard_product<T>({pair.left, one_row}, {pair.right, one_key}, values, before);
+  MatrixBuffer<T> factor = row_factor(head, sums);
+  MatrixBuffer<T> low_keys(head.keys, head.rank);
+  gemm(low_keys.view(), head.centered.view(), problem.a.transposed());
+
+  const Side<T> left{pair.left, factor}, right{pair.right, values};
+  MatrixBuffer<T> of_keys = hadamard_product<T>(left, right, low_keys, before);
+  MatrixBuffer<T> of_queries = hadamard_product<T>(right, left, head.low_queries, after);
+  HeadGradient out{MatrixBuffer<double>(head.rank, head.depth), MatrixBuffer<double>(problem.b.rows, head.rank)};
+  gemm(out.db.view(), head.raw_queries.transposed(), of_keys.view(), {.alpha = problem.scale});
+  gemm(out.da.view(), of_queries.view().transposed(), head.centered.view(), {.alpha = problem.scale});
+  return out;
+}
+
+// ---- a look at a few rows ----------------------------------------------------------------------------------------
+
+struct Squares {
+  double error = 0.0, size = 0.0;
+};
+
+// weights [M] -> p = f ∘ (dP - rho), f = weights / their sum.
+void row_gradient(std::vector<double>& weights, const double* dp) {
+  double sum = 0.0, rho = 0.0;
+  for (const double w : weights) sum += w;
+  for (double& w : weights) w = sum == 0.0 ? 0.0 : w / sum;
+  for (size_t l = 0; l < weights.size(); ++l) rho += weights[l] * dp[l];
+  for (size_t l = 0; l < weights.size(); ++l) weights[l] *= dp[l] - rho;
+}
+
+template <class T>
+Squares sampled_head(const Attention& problem, const Features& features, int64_t index) {
+  Head<T> head(problem, index);
+  check_head(head);
+  Pair<T> pair = features_of(features, head, index);
+  const int64_t count = std::min(kSampledRows, head.queries), keys = head.keys;
+  MatrixBuffer<double> scores(1, keys), dp(1, keys), kernel(1, keys);
+  Squares squares;
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t i = head.queries * (2 * k + 1) / (2 * count);
+    gemm(scores.view(), head.effective.view().block(i, 0, 1, head.depth), head.centered.view().transposed());
+    gemm(dp.view(), head.dout.block(i, 0, 1, head.value_depth), head.values.transposed());
+    gemm(kernel.view(), pair.left.view().block(i, 0, 1, pair.left.cols()), pair.right.view().transposed());
+    std::vector<double> exact(size_t(keys), 0.0), found(size_t(keys), 0.0);
+    double largest = -std::numeric_limits<double>::infinity();
+    const auto met = [&](int64_t l) { return head.sees(l) && (!problem.causal || l <= i); };
+    for (int64_t l = 0; l < keys; ++l) largest = met(l) ? std::max(largest, scores[l]) : largest;
+    for (int64_t l = 0; l < keys; ++l) {
+      if (!met(l)) continue;
+      exact[size_t(l)] = std::exp(scores[l] - largest);
+      found[size_t(l)] = kernel[l];
+    }
+    row_gradient(exact, dp.data());
+    row_gradient(found, dp.data());
+    for (size_t l = 0; l < exact.size(); ++l) {
+      squares.error += (found[l] - exact[l]) * (found[l] - exact[l]);
+      squares.size += exact[l] * exact[l];
+    }
+  }
+  return squares;
+}
+
+}  // namespace
+
+void attention_chained_cpu(const AttentionGradient& out, const Attention& problem, const Features& features) {
+  with_scores(problem, [&](auto tag) {
+    add_heads(out, problem, [&](int64_t i) { return chained_head<decltype(tag)>(problem, features, i); });
+  });
+}
+
+double sampled_error_cpu(const Attention& problem, const Features& features) {
+  Squares total;
+  with_scores(problem, [&](auto tag) {
+    for (int64_t i = 0; i < problem.queries.batch(); ++i) {
+      const Squares one = sampled_head<decltype(tag)>(problem, features, i);
+      total.error += one.error;
+      total.size += one.size;
+    }
+  });
+  return total.error == 0.0 ? 0.0 : std::sqrt(total.error / total.size);
+}
+
+void attention_operands_cpu(const View& queries, const View& keys, const Attention& problem) {
+  with_scores(problem, [&](auto tag) {
+    for (int64_t i = 0; i < problem.queries.batch(); ++i) {
+      Head<decltype(tag)> head(problem, i);
+      copy(queries.matrix(i), head.effective.view());
+      copy(keys.matrix(i), head.centered.view());
+    }
+  });
+}
+
+}  // namespace lowrank::chain
