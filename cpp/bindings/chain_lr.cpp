@@ -205,8 +205,8 @@ void register_chain_lr(py::module_& module) {
              "left"_a, "right"_a, Release(), "Relative error of a few rows by given features.");
   module.def("attention_operands", &bind_operands, "queries"_a, "keys"_a, "arrays"_a, py::kw_only(), "mask"_a,
              "scale"_a, Release(), "What features are taken of: effective queries, and keys less their mean.");
-  module.def("taylor_row_error", &chain::taylor_row_error, "largest"_a, "degree"_a,
-             "Relative error of a softmax row where exp is cut after an even degree.");
+  module.def("taylor_error", &chain::taylor_error, "largest"_a, "degree"_a,
+             "Estimated relative error of the chained gradient where exp is cut after an even degree.");
   module.def("monomial_count", &chain::monomial_count, "depth"_a, "degree"_a, "limit"_a,
              "How many monomials a degree has, or the limit.");
   module.def("gaussian", &bind_gaussian, "out"_a, py::kw_only(), "seed"_a, Release(),

@@ -4,6 +4,14 @@ Importing this package imports neither torch nor cupy; the optimizers are in `lo
 """
 
 from lowrank_core.ops import (
+    AttentionLoRAGrad,
+    AugmentedBasis,
+    attention_lora_grad,
+    augment_truncate,
+    chain_matmul,
+    lora_linear,
+    positive_features,
+    usv_linear,
     QB,
     RSVD,
     Int4Matrix,
@@ -32,6 +40,14 @@ from lowrank_core.ops import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionLoRAGrad",
+    "AugmentedBasis",
+    "attention_lora_grad",
+    "augment_truncate",
+    "chain_matmul",
+    "lora_linear",
+    "positive_features",
+    "usv_linear",
     "QB",
     "RSVD",
     "Int4Matrix",

@@ -93,6 +93,9 @@ LRC_HD double taylor_row_error(double largest, int64_t degree) {
 
 // A row error eta turns p by at most about 3 eta f max |dP|: eta from f itself, eta from rho, eta from their product.
 constexpr double kGradientFactor = 3.0;
+LRC_HD double taylor_error(double largest, int64_t degree) {
+  return kGradientFactor * taylor_row_error(largest, degree);
+}
 
 // Monomials of degree <= `degree` in `depth` variables, C(depth + degree, degree); saturates at `limit`.
 LRC_HD int64_t monomial_count(int64_t depth, int64_t degree, int64_t limit) {
