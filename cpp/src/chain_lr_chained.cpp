@@ -5,7 +5,9 @@ namespace lowrank::chain {
 namespace {
 
 constexpr int64_t kFaceNumbers = int64_t(1) << 18;  // of face-splitting products at a time: they stay in a cache
-constexpr int64_t kFewestRows = 64, kMostRows = 1024;
+constexpr int64_t kFewestRows = 64, kMostRows = 512;
+constexpr int64_t kParts = 8;  // that sum on their own, unless their sums are too large
+constexpr int64_t kLargestState = int64_t(1) << 20;
 constexpr int64_t kSampledRows = 8;  // of a head whose error is looked at
 
 // Which rows of the right-hand factors a row of the left-hand ones meets.
@@ -29,61 +31,77 @@ class HadamardProduct {
         m_(m),
         out_(out),
         faces_(left.factor.cols() * m.cols()),
-        rows_(std::clamp(kFaceNumbers / std::max<int64_t>(faces_, 1), kFewestRows, kMostRows)),
-        state_(left.features.cols(), faces_),
-        buffer_(rows_, faces_) {
-    std::fill(state_.data(), state_.data() + state_.size(), T(0));
-  }
+        rows_(std::clamp(kFaceNumbers / std::max<int64_t>(faces_, 1), kFewestRows, kMostRows)) {}
 
   void run(Meets meets) {
-    const int64_t n = left_.features.rows(), m = right_.features.rows();
-    if (meets == Meets::kAll) {
-      for (int64_t i = 0; i < m; i += rows_) gather(i, std::min(rows_, m - i));
-      for (int64_t i = 0; i < n; i += rows_) spread(i, std::min(rows_, n - i));
-      return;
-    }
-    const int64_t blocks = (n + kFewestRows - 1) / kFewestRows;
+    if (meets == Meets::kAll) return all();
+    MatrixBuffer<T> state = no_state(), buffer(kFewestRows, faces_);
+    const int64_t n = left_.features.rows(), blocks = (n + kFewestRows - 1) / kFewestRows;
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t i = (meets == Meets::kUpToItself ? b : blocks - 1 - b) * kFewestRows;
       const int64_t count = std::min(kFewestRows, n - i);
-      spread(i, count);
+      spread(i, count, state, buffer);
       diagonal(i, count, meets);
-      gather(i, count);
+      gather(i, count, state, buffer);
     }
   }
 
  private:
-  // state += featuresᵀ (factor ⊙ m) of rows i .. i + count of the right-hand side.
-  void gather(int64_t i, int64_t count) {
-    const int64_t w = m_.cols(), c = right_.factor.cols();
-    parallel_chunks(count, kFewestRows, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) {
-        const T *const factor = right_.factor.row(i + k), *const m = m_.row(i + k);
-        T* const face = buffer_.row(k);
-        for (int64_t j = 0; j < c; ++j) {
-          for (int64_t x = 0; x < w; ++x) face[j * w + x] = factor[j] * m[x];
-        }
+  // Few parallel regions, each task with a state of its own; where states are large there is one, and the products
+  // inside share the threads.
+  void all() {
+    const int64_t n = left_.features.rows(), m = right_.features.rows();
+    const int64_t blocks = (m + rows_ - 1) / rows_;
+    const int64_t parts = left_.features.cols() * faces_ <= kLargestState ? std::clamp<int64_t>(blocks, 1, kParts) : 1;
+    std::vector<std::optional<MatrixBuffer<T>>> states(static_cast<size_t>(parts));
+    parallel_for(parts, [&](int64_t p) {
+      MatrixBuffer<T> buffer(rows_, faces_);
+      MatrixBuffer<T>& state = states[size_t(p)].emplace(no_state());
+      for (int64_t b = blocks * p / parts; b < blocks * (p + 1) / parts; ++b) {
+        gather(b * rows_, std::min(rows_, m - b * rows_), state, buffer);
       }
     });
+    MatrixBuffer<T>& sum = *states[0];
+    for (int64_t p = 1; p < parts; ++p) LRC_AT_LEVEL(axpy, sum.data(), T(1), states[size_t(p)]->data(), sum.size());
+    parallel_chunks(n, rows_, [&](int64_t begin, int64_t end) {
+      MatrixBuffer<T> buffer(rows_, faces_);
+      spread(begin, end - begin, sum, buffer);
+    });
+  }
+
+  MatrixBuffer<T> no_state() const {
+    MatrixBuffer<T> state(left_.features.cols(), faces_);
+    std::fill(state.data(), state.data() + state.size(), T(0));
+    return state;
+  }
+
+  // state += featuresᵀ (factor ⊙ m) of rows i .. i + count of the right-hand side.
+  void gather(int64_t i, int64_t count, MatrixBuffer<T>& state, MatrixBuffer<T>& buffer) const {
+    const int64_t w = m_.cols(), c = right_.factor.cols();
+    for (int64_t k = 0; k < count; ++k) {
+      const T *const factor = right_.factor.row(i + k), *const m = m_.row(i + k);
+      T* const face = buffer.row(k);
+      for (int64_t j = 0; j < c; ++j) {
+        for (int64_t x = 0; x < w; ++x) face[j * w + x] = factor[j] * m[x];
+      }
+    }
     const Matrix features = right_.features.view().block(i, 0, count, right_.features.cols());
-    gemm(state_.view(), features.transposed(), buffer_.view().block(0, 0, count, faces_), {.beta = 1.0});
+    gemm(state.view(), features.transposed(), buffer.view().block(0, 0, count, faces_), {.beta = 1.0});
   }
 
   // out <- sum over c of factor[c] (features state)[c] for rows i .. i + count of the left-hand side.
-  void spread(int64_t i, int64_t count) {
+  void spread(int64_t i, int64_t count, MatrixBuffer<T>& state, MatrixBuffer<T>& buffer) const {
     const int64_t w = m_.cols(), c = left_.factor.cols();
     const Matrix features = left_.features.view().block(i, 0, count, left_.features.cols());
-    gemm(buffer_.view().block(0, 0, count, faces_), features, state_.view());
-    parallel_chunks(count, kFewestRows, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) {
-        const T *const factor = left_.factor.row(i + k), *const face = buffer_.row(k);
-        T* const out = out_.row(i + k);
-        std::fill(out, out + w, T(0));
-        for (int64_t j = 0; j < c; ++j) {
-          for (int64_t x = 0; x < w; ++x) out[x] += factor[j] * face[j * w + x];
-        }
+    gemm(buffer.view().block(0, 0, count, faces_), features, state.view());
+    for (int64_t k = 0; k < count; ++k) {
+      const T *const factor = left_.factor.row(i + k), *const face = buffer.row(k);
+      T* const out = out_.row(i + k);
+      std::fill(out, out + w, T(0));
+      for (int64_t j = 0; j < c; ++j) {
+        for (int64_t x = 0; x < w; ++x) out[x] += factor[j] * face[j * w + x];
       }
-    });
+    }
   }
 
   // out += the part of the block on the diagonal that meets, which is formed: kFewestRows rows and columns.
@@ -104,7 +122,6 @@ class HadamardProduct {
   Side<T> left_, right_;
   MatrixBuffer<T>&m_, &out_;
   int64_t faces_, rows_;
-  MatrixBuffer<T> state_, buffer_;
 };
 
 template <class T>

@@ -62,7 +62,8 @@ def _full_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor 
     """Those of the weight and of the bias, where they are wanted."""
     with torch.autocast(x.device.type, enabled=False):
         dw = (_rows(dy).mT @ _rows(x)).to(w.dtype) if ctx.needs_input_grad[1] else None
-    dbias = _rows(dy).sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[-1] else None
+    wanted = ctx.bias_dtype is not None and ctx.needs_input_grad[-1]
+    dbias = _rows(dy).sum(0, dtype=ctx.bias_dtype) if wanted else None
     return dw, dbias
 
 
