@@ -180,7 +180,7 @@ def _run(
 ) -> Triplet:
     arrays = (queries, keys, values, dout, a, b, weight)
     heads = _check(arrays, left, right, key_mask, scale=scale, method=method, degree=degree, causal=causal)
-    names = ("queries", "keys", "values", "dout", "a", "b", "weight", "features", "features")
+    names = ("queries", "keys", "values", "dout", "a", "b", "weight", "features[0]", "features[1]")
     named = dict(zip(names, (*arrays, left, right), strict=True))
     problem = {"mask": heads.mask, "scale": scale, "causal": causal}
 
