@@ -207,8 +207,6 @@ void register_chain_lr(py::module_& module) {
              "scale"_a, Release(), "What features are taken of: effective queries, and keys less their mean.");
   module.def("taylor_error", &chain::taylor_error, "largest"_a, "degree"_a,
              "Estimated relative error of the chained gradient where exp is cut after an even degree.");
-  module.def("monomial_count", &chain::monomial_count, "depth"_a, "degree"_a, "limit"_a,
-             "How many monomials a degree has, or the limit.");
   module.def("gaussian", &bind_gaussian, "out"_a, py::kw_only(), "seed"_a, Release(),
              "Fills `out` with standard normal numbers of a seed.");
 }

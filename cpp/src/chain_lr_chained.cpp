@@ -1,5 +1,5 @@
 // The chained gradient of an attention adapter: exp by features, every product thin.
-#include "chain_lr_parts.h"
+#include "chain_lr_features.h"
 
 namespace lowrank::chain {
 namespace {
@@ -8,7 +8,6 @@ constexpr int64_t kFaceNumbers = int64_t(1) << 18;  // of face-splitting product
 constexpr int64_t kFewestRows = 64, kMostRows = 512;
 constexpr int64_t kParts = 8;  // that sum on their own, unless their sums are too large
 constexpr int64_t kLargestState = int64_t(1) << 20;
-constexpr int64_t kSampledRows = 8;  // of a head whose error is looked at
 
 // Which rows of the right-hand factors a row of the left-hand ones meets.
 enum class Meets : uint8_t { kAll, kUpToItself, kFromItself };
@@ -131,98 +130,6 @@ MatrixBuffer<T> hadamard_product(const Side<T>& left, const Side<T>& right, Matr
   return out;
 }
 
-// ---- features ----------------------------------------------------------------------------------------------------
-
-// All monomials up to a degree, each over the root of the product of its exponents' factorials, so that features of q
-// times features of k is exp(q k) cut after the degree. Those of one degree are ordered by their first variable: times
-// a variable, the monomials of the degree below from that variable on are then a run of neighbours.
-class Monomials {
- public:
-  Monomials(int64_t depth, int64_t degree) : depth_(depth), degree_(degree) {
-    struct Known {
-      int64_t variable, exponent;  // of the first variable
-      double factorials;
-    };
-    std::vector<Known> all{{depth, 0, 1.0}};
-    starts_.push_back(std::vector<int64_t>(size_t(depth) + 1, 0));
-    starts_[0][size_t(depth)] = 1;
-    for (int64_t d = 1; d <= degree; ++d) {
-      const std::vector<int64_t> below = starts_.back();
-      std::vector<int64_t> start;
-      for (int64_t i = 0; i < depth; ++i) {
-        start.push_back(int64_t(all.size()));
-        for (int64_t f = below[size_t(i)]; f < below[size_t(depth)]; ++f) {
-          const Known& known = all[size_t(f)];
-          const int64_t exponent = known.variable == i ? known.exponent + 1 : 1;
-          all.push_back({i, exponent, known.factorials * double(exponent)});
-        }
-      }
-      start.push_back(int64_t(all.size()));
-      starts_.push_back(std::move(start));
-    }
-    for (const Known& known : all) scale_.push_back(1.0 / std::sqrt(known.factorials));
-  }
-
-  int64_t count() const { return int64_t(scale_.size()); }
-
-  template <class T>
-  void of(const T* x, T* to) const {
-    to[0] = T(1);
-    for (int64_t d = 1; d <= degree_; ++d) {
-      const auto &below = starts_[size_t(d - 1)], &start = starts_[size_t(d)];
-      for (int64_t i = 0; i < depth_; ++i) {
-        const T* const from = to + below[size_t(i)];
-        T* const at = to + start[size_t(i)];
-        const int64_t size = below[size_t(depth_)] - below[size_t(i)];
-        for (int64_t f = 0; f < size; ++f) at[f] = x[i] * from[f];
-      }
-    }
-    for (int64_t f = 0; f < count(); ++f) to[f] *= T(scale_[size_t(f)]);
-  }
-
- private:
-  int64_t depth_, degree_;
-  std::vector<std::vector<int64_t>> starts_;  // of degree d: where variable i comes first, and the end
-  std::vector<double> scale_;
-};
-
-template <class T>
-MatrixBuffer<T> monomials(const Monomials& of, const MatrixBuffer<T>& x) {
-  MatrixBuffer<T> out(x.rows(), of.count());
-  parallel_chunks(x.rows(), kFewestRows, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) of.of(x.row(i), out.row(i));
-  });
-  return out;
-}
-
-template <class T>
-MatrixBuffer<T> given(const View& features, int64_t index) {
-  const Matrix from = features.matrix(index);
-  MatrixBuffer<T> out(from.rows, from.cols);
-  copy(out.view(), from);
-  if (!std::isfinite(largest_magnitude(out.view()))) throw NotFinite();
-  return out;
-}
-
-template <class T>
-struct Pair {
-  MatrixBuffer<T> left, right;
-};
-
-template <class T>
-Pair<T> features_of(const Features& features, const Head<T>& head, int64_t index) {
-  const auto make = [&]() -> Pair<T> {
-    if (features.left) return {given<T>(*features.left, index), given<T>(*features.right, index)};
-    const Monomials of(head.depth, features.degree);
-    return {monomials(of, head.effective), monomials(of, head.centered)};
-  };
-  Pair<T> pair = make();
-  for (int64_t l = 0; l < head.keys; ++l) {
-    if (!head.sees(l)) std::fill(pair.right.row(l), pair.right.row(l) + pair.right.cols(), T(0));
-  }
-  return pair;
-}
-
 // ---- the chain ---------------------------------------------------------------------------------------------------
 
 // [x, 1]
@@ -277,80 +184,11 @@ HeadGradient chained_head(const Attention& problem, const Features& features, in
   return out;
 }
 
-// ---- a look at a few rows ----------------------------------------------------------------------------------------
-
-struct Squares {
-  double error = 0.0, size = 0.0;
-};
-
-// weights [M] -> p = f ∘ (dP - rho), f = weights / their sum.
-void row_gradient(std::vector<double>& weights, const double* dp) {
-  double sum = 0.0, rho = 0.0;
-  for (const double w : weights) sum += w;
-  for (double& w : weights) w = sum == 0.0 ? 0.0 : w / sum;
-  for (size_t l = 0; l < weights.size(); ++l) rho += weights[l] * dp[l];
-  for (size_t l = 0; l < weights.size(); ++l) weights[l] *= dp[l] - rho;
-}
-
-template <class T>
-Squares sampled_head(const Attention& problem, const Features& features, int64_t index) {
-  Head<T> head(problem, index);
-  check_head(head);
-  Pair<T> pair = features_of(features, head, index);
-  const int64_t count = std::min(kSampledRows, head.queries), keys = head.keys;
-  MatrixBuffer<double> scores(1, keys), dp(1, keys), kernel(1, keys);
-  Squares squares;
-  for (int64_t k = 0; k < count; ++k) {
-    const int64_t i = head.queries * (2 * k + 1) / (2 * count);
-    gemm(scores.view(), head.effective.view().block(i, 0, 1, head.depth), head.centered.view().transposed());
-    gemm(dp.view(), head.dout.block(i, 0, 1, head.value_depth), head.values.transposed());
-    gemm(kernel.view(), pair.left.view().block(i, 0, 1, pair.left.cols()), pair.right.view().transposed());
-    std::vector<double> exact(size_t(keys), 0.0), found(size_t(keys), 0.0);
-    double largest = -std::numeric_limits<double>::infinity();
-    const auto met = [&](int64_t l) { return head.sees(l) && (!problem.causal || l <= i); };
-    for (int64_t l = 0; l < keys; ++l) largest = met(l) ? std::max(largest, scores[l]) : largest;
-    for (int64_t l = 0; l < keys; ++l) {
-      if (!met(l)) continue;
-      exact[size_t(l)] = std::exp(scores[l] - largest);
-      found[size_t(l)] = kernel[l];
-    }
-    row_gradient(exact, dp.data());
-    row_gradient(found, dp.data());
-    for (size_t l = 0; l < exact.size(); ++l) {
-      squares.error += (found[l] - exact[l]) * (found[l] - exact[l]);
-      squares.size += exact[l] * exact[l];
-    }
-  }
-  return squares;
-}
-
 }  // namespace
 
 void attention_chained_cpu(const AttentionGradient& out, const Attention& problem, const Features& features) {
   with_scores(problem, [&](auto tag) {
     add_heads(out, problem, [&](int64_t i) { return chained_head<decltype(tag)>(problem, features, i); });
-  });
-}
-
-double sampled_error_cpu(const Attention& problem, const Features& features) {
-  Squares total;
-  with_scores(problem, [&](auto tag) {
-    for (int64_t i = 0; i < problem.queries.batch(); ++i) {
-      const Squares one = sampled_head<decltype(tag)>(problem, features, i);
-      total.error += one.error;
-      total.size += one.size;
-    }
-  });
-  return total.error == 0.0 ? 0.0 : std::sqrt(total.error / total.size);
-}
-
-void attention_operands_cpu(const View& queries, const View& keys, const Attention& problem) {
-  with_scores(problem, [&](auto tag) {
-    for (int64_t i = 0; i < problem.queries.batch(); ++i) {
-      Head<decltype(tag)> head(problem, i);
-      copy(queries.matrix(i), head.effective.view());
-      copy(keys.matrix(i), head.centered.view());
-    }
   });
 }
 

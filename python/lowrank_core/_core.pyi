@@ -34,7 +34,6 @@ __all__: list[str] = [
     "int4_project",
     "isa",
     "isa_levels",
-    "monomial_count",
     "num_threads",
     "orthonormalize",
     "philox_bits",
@@ -324,15 +323,6 @@ def isa() -> str:
 def isa_levels() -> list[str]:
     """
     The levels that this machine and build have, lowest first.
-    """
-
-def monomial_count(
-    depth: typing.SupportsInt | typing.SupportsIndex,
-    degree: typing.SupportsInt | typing.SupportsIndex,
-    limit: typing.SupportsInt | typing.SupportsIndex,
-) -> int:
-    """
-    How many monomials a degree has, or the limit.
     """
 
 def num_threads() -> int:

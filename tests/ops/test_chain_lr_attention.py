@@ -28,7 +28,9 @@ def test_lengths(length: int, causal: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", ((1, 1, 1, 1), (3, 16, 17, 2), (33, 15, 1, 5), (8, 40, 31, 9), (64, 64, 64, 8)), ids=str)
+@pytest.mark.parametrize(
+    "sizes", ((1, 1, 1, 1), (3, 16, 17, 2), (33, 15, 1, 5), (8, 40, 31, 9), (64, 64, 64, 8)), ids=str
+)
 def test_widths_and_dtypes(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     assert_exact(attention(70, 50, *sizes, dtype=dtype, size=0.05))
 
@@ -84,7 +86,13 @@ def test_a_row_that_sees_no_key_counts_nothing(method: str) -> None:
 def test_heads_are_summed(method: str) -> None:
     """Batches broadcast, groups of query heads share keys, and a mask has the batch's shape."""
     cases: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
-        ((2, 3), (2, 3)), ((2, 3), (3,)), ((4,), (1,)), ((2, 4), (2, 2)), ((2, 6), (1, 3)), ((5,), ()), ((), ()),
+        ((2, 3), (2, 3)),
+        ((2, 3), (3,)),
+        ((4,), (1,)),
+        ((2, 4), (2, 2)),
+        ((2, 6), (1, 3)),
+        ((5,), ()),
+        ((), ()),
     )
     for lead, kv_lead in cases:
         t = attention(33, lead=lead, kv_lead=kv_lead, size=0.01)
@@ -167,7 +175,12 @@ def test_refusals() -> None:
         (_changed(a=torch.ones(1, 3, 6)), {}, ValueError, r"`a` must be \[r, d_k\]"),
         (_changed(b=torch.ones(5, 4)), {}, ValueError, r"`b` must be \[d_q, r\], here \[5, 3\]"),
         (attention(6, 5), {"causal": True}, ValueError, "`causal` must come with as many keys as queries, got 5 and 6"),
-        (attention(6, lead=(4,), kv_lead=(3,)), {}, ValueError, "`keys` must have a number of heads that divides the 4"),
+        (
+            attention(6, lead=(4,), kv_lead=(3,)),
+            {},
+            ValueError,
+            "`keys` must have a number of heads that divides the 4",
+        ),
         (attention(6, lead=(2, 4), kv_lead=(3, 4)), {}, ValueError, ".* must have leading dimensions that broadcast"),
         (_changed(), {"key_mask": ones[1:]}, ValueError, r"`key_mask` must be \[..., M\] with M = 6"),
         (_changed(), {"key_mask": ones.int()}, TypeError, "`key_mask` must be bool, got torch.int32"),

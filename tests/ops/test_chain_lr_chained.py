@@ -110,7 +110,9 @@ def test_the_row_error_is_attained(degree: int) -> None:
 
 def test_refusal_or_the_exact_path() -> None:
     t = sized(LENGTH, 2.0)
-    with pytest.raises(ValueError, match=r"`method`='chained' must have an error estimate of at most 0.5, got .*; scale"):
+    with pytest.raises(
+        ValueError, match=r"`method`='chained' must have an error estimate of at most 0.5, got .*; scale"
+    ):
         grad(t, scale=0.7, method="chained")
     found = grad(t, scale=0.7, method="auto")
     plain = grad(t, scale=0.7)

@@ -194,7 +194,11 @@ def test_bfloat16_is_rounded_once() -> None:
 def test_steps_from_zero_reach_a_low_rank_target() -> None:
     """GeoLoRA's step from S = 0: K- and L-gradients need no inverse of S."""
     torch.manual_seed(0)
-    target = cases.orthonormal(20, 3, 1) @ torch.diag(torch.tensor([3.0, 2.0, 1.0]).double()) @ cases.orthonormal(15, 3, 2).mT
+    target = (
+        cases.orthonormal(20, 3, 1)
+        @ torch.diag(torch.tensor([3.0, 2.0, 1.0]).double())
+        @ cases.orthonormal(15, 3, 2).mT
+    )
     u, s, v = cases.orthonormal(20, 2, 3), torch.zeros(2, 2).double(), cases.orthonormal(15, 2, 4)
     for _ in range(3):
         leaves = [t.detach().requires_grad_() for t in (u, s, v)]

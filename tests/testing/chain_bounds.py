@@ -44,17 +44,17 @@ def layer(x: Tensor, w: Tensor, factors: Sequence[Tensor], scale: float, exact: 
 def attention(
     tensors: dict[str, Tensor], scale: float, hidden: Tensor, found: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Of da and db for one head. Scores are off by their sums; a weight by that, its exponential and the row's sum; p by
-    three times what its weight is off (itself, rho, the row) and by dP; the sums over keys and queries follow."""
+    """Of da and db for one head. Scores are off by their sums; a weight by that, its exponential and the row's sum; p
+    by three times what its weight is off (itself, rho, the row) and by dP; the sums over keys and queries follow."""
     work = factor_dtype(tensors["queries"].dtype)
-    q, k, v, g, a, b, w = (
-        tensors[n].double().abs() for n in ("queries", "keys", "values", "dout", "a", "b", "weight")
-    )
+    q, k, v, g, a, b, w = (tensors[n].double().abs() for n in ("queries", "keys", "values", "dout", "a", "b", "weight"))
     keys = k + k.mean(-2, keepdim=True)  # centered
     map_ = w + scale * b @ a
     depth = gamma(q.shape[-1] + 2, work) + gamma(a.shape[-2] + 2, work) + gamma(k.shape[-1] + 2, work) + UNIT[work]
-    scores = (tensors["queries"].double() @ (tensors["weight"].double() + scale * tensors["b"].double()
-              @ tensors["a"].double())) @ tensors["keys"].double().mT
+    scores = (
+        tensors["queries"].double()
+        @ (tensors["weight"].double() + scale * tensors["b"].double() @ tensors["a"].double())
+    ) @ tensors["keys"].double().mT
     f = scores.masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num(0.0)
     off = 2 * (depth * (q @ map_ @ keys.mT)).masked_fill(hidden, 0.0).amax(-1, keepdim=True)
     off = off + gamma(k.shape[-2] + 2, work) + EXP_UNITS * UNIT[work]

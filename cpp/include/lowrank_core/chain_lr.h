@@ -97,16 +97,6 @@ LRC_HD double taylor_error(double largest, int64_t degree) {
   return kGradientFactor * taylor_row_error(largest, degree);
 }
 
-// Monomials of degree <= `degree` in `depth` variables, C(depth + degree, degree); saturates at `limit`.
-LRC_HD int64_t monomial_count(int64_t depth, int64_t degree, int64_t limit) {
-  int64_t count = 1;
-  for (int64_t k = 1; k <= degree; ++k) {
-    if (count > limit) return limit;
-    count = count * (depth + k) / k;  // exact: a product of k consecutive numbers over k!
-  }
-  return count < limit ? count : limit;
-}
-
 // Standard normal number `element` of a seed, two words of the stream each: Box and Muller's cosine.
 LRC_HD double gaussian(uint64_t seed, uint64_t element) {
   const philox::Block block = philox::block(seed, element >> 1, kFeatureStream, 0);

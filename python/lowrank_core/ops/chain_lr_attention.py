@@ -59,8 +59,8 @@ def attention_lora_grad(
         row of `dout`.
       a: [r, d_k]. b: [d_q, r]. weight: [d_q, d_k]; any floating dtype.
       scale: factor of b a.
-      method: "exact"; "chained": softmax from low-rank features, refused where the error is estimated above 0.5; "auto":
-        chained where it is not, else exact.
+      method: "exact"; "chained": softmax from low-rank features, refused where the error is estimated above 0.5;
+        "auto": chained where it is not, else exact.
       degree: even, >= 2: exp is cut after it and all monomials of the effective queries and the keys are its features;
         C(d_k + degree, degree) of them, at most 16384. An odd degree can turn a row sum negative.
       features: instead, a pair (U [..., L, k], V [..., M, k]) with U Vᵀ proportional to exp(scores) in each row, or a
@@ -89,7 +89,7 @@ def attention_lora_grad(
     mask = key_mask
     left, right = features if isinstance(features, tuple) else (None, None)
     arrays = (queries, keys, values, dout, a, b, weight)
-    options = {"scale": float(scale), "method": method, "degree": degree, "causal": bool(causal)}
+    options: dict[str, Any] = {"scale": float(scale), "method": method, "degree": degree, "causal": bool(causal)}
     _check(arrays, left, right, mask, **options)
     if features is not None and left is None:
         if not callable(features):
@@ -123,13 +123,20 @@ def _check(
                 f"{_OP}: `degree` must be even and >= 2, got {degree!r}; an odd degree can turn a row sum negative"
             )
         depth = arrays[1].shape[-1]
-        count = _core.monomial_count(depth, degree, MAX_FEATURES + 1)
-        if method == "chained" and count > MAX_FEATURES:
+        if method == "chained" and _monomials(depth, degree) > MAX_FEATURES:
             raise ValueError(
                 f"{_OP}: `degree` must give at most {MAX_FEATURES} monomials, got degree {degree} with d_k = {depth}; "
                 "lower it, pass `features`, or use method='exact'"
             )
     return heads
+
+
+def _monomials(depth: int, degree: int) -> int:
+    """C(depth + degree, degree); depth may be symbolic."""
+    count = 1
+    for k in range(1, degree + 1):
+        count = count * (depth + k) // k
+    return count
 
 
 def _fake(
@@ -206,7 +213,7 @@ def _error(call: Callable[..., Any], heads: Heads, depth: int, degree: int) -> f
     """The estimate, made before computing: cheaply, and where that says too much, by a pass over the scores."""
     if heads.left is not None:
         return float(call(_core.attention_sampled_error, left=heads.left, right=heads.right))
-    if _core.monomial_count(depth, degree, MAX_FEATURES + 1) > MAX_FEATURES:
+    if _monomials(depth, degree) > MAX_FEATURES:
         return float("inf")
     error = float("inf")
     for exactly in (False, True):

@@ -71,9 +71,7 @@ def _check_features(op: str, left: Array, right: Array, queries: Array, keys: Ar
             )
 
 
-def _layout(
-    op: str, arrays: tuple[Array, ...], left: Array | None, right: Array | None, mask: Array | None
-) -> Heads:
+def _layout(op: str, arrays: tuple[Array, ...], left: Array | None, right: Array | None, mask: Array | None) -> Heads:
     queries, keys, values, dout, a, b, weight = arrays
     groups = _groups(op, queries, keys)
     if mask is not None:

@@ -35,7 +35,8 @@ def lora_linear(x: Tensor, w: Tensor, a: Tensor, b: Tensor, *, scale: float, bia
     Source: Hu et al., arXiv 2106.09685, eq. 3; the order of the products as in arXiv 2406.03136.
     """
     _check_lora(x, w, a, b, bias)
-    return torch_ops().lora_linear(x, w, a, b, bias, scale=float(scale))
+    y: Tensor = torch_ops().lora_linear(x, w, a, b, bias, scale=float(scale))
+    return y
 
 
 def usv_linear(
@@ -67,7 +68,8 @@ def usv_linear(
     Source: Schotthöfer et al., arXiv 2410.18720 (GeoLoRA), with K- and L-gradients from one backward pass.
     """
     _check_usv(x, w, u, s, v, bias)
-    return torch_ops().usv_linear(x, w, u, s, v, bias, scale=float(scale))
+    y: Tensor = torch_ops().usv_linear(x, w, u, s, v, bias, scale=float(scale))
+    return y
 
 
 # ---- contract ------------------------------------------------------------------------------------------------------
@@ -78,7 +80,7 @@ def _check_layer(op: str, x: Tensor, w: Tensor, bias: Tensor | None, **factors: 
     if not is_torch(x):
         raise TypeError(f"{op}: `x` must be a torch.Tensor, got {type(x).__name__}; it is a layer, for torch only")
     check_array(op, "x", x, ndim=1)
-    d_out, d_in = w.shape if getattr(w, "ndim", 0) == 2 else (None, None)
+    d_out = w.shape[0] if getattr(w, "ndim", 0) == 2 else "d_out"
     expected = {"w": (w, ("d_out", x.shape[-1])), **factors}
     if bias is not None:
         expected["bias"] = (bias, (d_out,))
@@ -117,7 +119,8 @@ def _last(x: Tensor) -> Any:
 
 def _fake_lora(x: Tensor, w: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, *, scale: float) -> Tensor:
     _check_lora(x, w, a, b, bias)
-    return empty(x, (*x.shape[:-1], w.shape[0]), dtype_name(x))
+    out: Tensor = empty(x, (*x.shape[:-1], w.shape[0]), dtype_name(x))
+    return out
 
 
 def _lora(x: Tensor, w: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, *, scale: float) -> Tensor:
@@ -130,7 +133,8 @@ def _fake_usv(
     x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, bias: Tensor | None = None, *, scale: float
 ) -> Tensor:
     _check_usv(x, w, u, s, v, bias)
-    return empty(x, (*x.shape[:-1], w.shape[0]), dtype_name(x))
+    out: Tensor = empty(x, (*x.shape[:-1], w.shape[0]), dtype_name(x))
+    return out
 
 
 def _usv(x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, bias: Tensor | None = None, *, scale: float) -> Tensor:
@@ -182,7 +186,8 @@ def _usv_backward(
 
 def _input_grad(x: Tensor, wanted: bool) -> Tensor:
     """The gradient of `x`, or nothing."""
-    return empty(x, tuple(x.shape) if wanted else (0,), dtype_name(x))
+    grad: Tensor = empty(x, tuple(x.shape) if wanted else (0,), dtype_name(x))
+    return grad
 
 
 _AUTOGRAD = "lowrank_core.ops.chain_lr_autograd"

@@ -25,9 +25,10 @@ _OP = "augment_truncate"
 
 
 class AugmentedBasis(NamedTuple):
-    """One layer after the step, of rank q: `u` [m, q], `s` [q, q] diagonal and descending, `v` [n, q]; `left` [r, q] and
-    `right` [r, q], by which what belongs to the old s moves to the new one, leftᵀ x right; and `lost`, the norm that
-    truncation cut off over the norm before it.
+    """One layer after the step, of rank q: `u` [m, q], `s` [q, q] diagonal and descending, `v` [n, q].
+
+    What belongs to the old s moves to the new one by `left` [r, q] and `right` [r, q]: leftᵀ x right. `lost` is the norm
+    that truncation cut off over the norm before it.
     """
 
     u: Array
@@ -81,7 +82,8 @@ def augment_truncate(
       largest magnitude positive.
 
     Raises:
-      ValueError: an argument out of its range, shapes that do not fit, not finite. TypeError: not floating-point arrays.
+      ValueError: an argument out of its range, shapes that do not fit, not finite. TypeError: not floating-point
+      arrays.
 
     Numerics: tier D1; the 2r x 2r problem is float64. A plain function: its output shapes depend on the data. Not
     differentiable.
@@ -170,6 +172,5 @@ def _result(arrays: list[Array], rank: int, lost: float) -> AugmentedBasis:
     s[...] = 0.0
     for j in range(rank):
         s[j, j] = values[j]
-    return AugmentedBasis(
-        *(compact(x) for x in (u[:, :rank], s, v[:, :rank], left[:, :rank], right[:, :rank])), float(lost)
-    )
+    parts = [compact(x) for x in (u[:, :rank], s, v[:, :rank], left[:, :rank], right[:, :rank])]
+    return AugmentedBasis(parts[0], parts[1], parts[2], parts[3], parts[4], float(lost))

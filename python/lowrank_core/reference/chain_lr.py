@@ -1,6 +1,6 @@
 """Family `chain_lr` in float64: the oracle of its tests and benches. Signatures are those of `lowrank_core.<name>`.
 
-Tensors in, float64 tensors out. Everything that the kernels avoid is formed here: gradients of full weights, all scores.
+Tensors in, float64 tensors out. What the kernels avoid is formed here: gradients of full weights, all scores.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def attention_lora_grad(
 ) -> tuple[Tensor, Tensor]:
     """(da, db) by autograd through softmax over all scores."""
     a, b = a.detach().double().requires_grad_(), b.detach().double().requires_grad_()
-    q, k, v, g = (_heads(x.double(), queries.shape[-3] if queries.ndim > 2 else 1) for x in (queries, keys, values, dout))
+    q, k, v, g = (
+        _heads(x.double(), queries.shape[-3] if queries.ndim > 2 else 1) for x in (queries, keys, values, dout)
+    )
     scores = q @ (weight.double() + scale * b @ a) @ k.mT
     hidden = torch.zeros_like(scores, dtype=torch.bool)
     if causal:
