@@ -27,8 +27,8 @@ _OP = "augment_truncate"
 class AugmentedBasis(NamedTuple):
     """One layer after the step, of rank q: `u` [m, q], `s` [q, q] diagonal and descending, `v` [n, q].
 
-    What belongs to the old s moves to the new one by `left` [r, q] and `right` [r, q]: leftᵀ x right. `lost` is the norm
-    that truncation cut off over the norm before it.
+    What belongs to the old s moves to the new one by `left` [r, q] and `right` [r, q]: leftᵀ x right. `lost` is the
+    norm that truncation cut off over the norm before it.
     """
 
     u: Array
