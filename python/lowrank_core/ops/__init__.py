@@ -1,13 +1,13 @@
 """The public functions of every kernel family."""
 
-from lowrank_core.ops.int4_project import int4_project, int4_project_back
-from lowrank_core.ops.int4_project_codes import dequantize_int4, quantize_int4
-from lowrank_core.ops.int4_project_matrix import Int4Matrix
 from lowrank_core.ops.dct_select import Selection, dct_select
 from lowrank_core.ops.dct_select_back import dct_project_back
 from lowrank_core.ops.dct_select_feedback import dct_select_feedback_
 from lowrank_core.ops.dct_select_moments import rotate_moments
 from lowrank_core.ops.dct_select_transform import dct, idct
+from lowrank_core.ops.int4_project import int4_project, int4_project_back
+from lowrank_core.ops.int4_project_codes import dequantize_int4, quantize_int4
+from lowrank_core.ops.int4_project_matrix import Int4Matrix
 from lowrank_core.ops.rsvd import RSVD, range_finder, rsvd, svd_lowrank
 from lowrank_core.ops.rsvd_factor import QB, factored_svd, orthonormalize, qb
 from lowrank_core.ops.rsvd_list import range_finder_list
@@ -18,16 +18,16 @@ __all__ = [
     "QB",
     "RSVD",
     "Int4Matrix",
-    "dequantize_int4",
-    "factored_svd",
-    "int4_project",
-    "int4_project_back",
     "Selection",
     "dct",
     "dct_project_back",
     "dct_select",
     "dct_select_feedback_",
+    "dequantize_int4",
+    "factored_svd",
     "idct",
+    "int4_project",
+    "int4_project_back",
     "orthonormalize",
     "project",
     "project_back",
