@@ -102,15 +102,15 @@ class Bench:
         baseline: str,
         error: Callable[[object], float] | Mapping[str, Callable[[object], float]],
         limit: float | Mapping[str, float],
-        flops: float | None = None,
-        nbytes: float | None = None,
+        flops: float | Mapping[str, float] | None = None,
+        nbytes: float | Mapping[str, float] | None = None,
     ) -> dict[str, Row]:
         """Checks and times `rivals`, each a call that returns its answer; the row of each by name.
 
         Args:
           error: of an answer, which must not exceed `limit`; either is one for all or one per rival.
-          flops: operations of one call, for GFLOP/s.
-          nbytes: bytes that one call has to move, for GB/s.
+          flops: operations of one call, for GFLOP/s; one for all or one per rival, without those that do other work.
+          nbytes: bytes that one call has to move, for GB/s; the same.
 
         Raises:
           ValueError: an answer is wrong, or the baseline is not among the rivals.
@@ -129,6 +129,7 @@ class Bench:
         found = {}
         for rival, times in seconds.items():
             median = statistics.median(times)
+            work, moved = of_rival(flops, rival), of_rival(nbytes, rival)
             low, _, high = statistics.quantiles(times, n=4)
             found[rival] = Row(
                 case=case,
@@ -140,9 +141,9 @@ class Bench:
                 speed_vs_baseline=statistics.median(b / t for b, t in zip(seconds[baseline], times, strict=True)),
                 best_speed_vs_baseline=min(seconds[baseline]) / min(times),
                 error=errors[rival],
-                gflop_per_s=None if flops is None else flops / median / 1e9,
-                gb_per_s=None if nbytes is None else nbytes / median / 1e9,
-                roofline=self._least(flops, nbytes) / median if flops or nbytes else None,
+                gflop_per_s=None if work is None else work / median / 1e9,
+                gb_per_s=None if moved is None else moved / median / 1e9,
+                roofline=self._least(work, moved) / median if work or moved else None,
             )
             self._print(found[rival])
         self.rows += found.values()
@@ -200,6 +201,10 @@ class Bench:
             f" {row.speed_vs_baseline:6.2f} {row.best_speed_vs_baseline:6.2f} {row.error:8.1e}",
             flush=True,
         )
+
+
+def of_rival(amount: float | Mapping[str, float] | None, rival: str) -> float | None:
+    return amount.get(rival) if isinstance(amount, Mapping) else amount
 
 
 def peer(module: str) -> Any:
