@@ -218,7 +218,7 @@ def peer(module: str) -> Any:
 
 
 def copy_rate(threads: int | None, nbytes: int = 256 << 20, rounds: int = 7) -> float:
-    """GB/s of torch copying float32 with `threads`, or scaling it in place, whichever is faster; read and write counted.
+    """GB/s of torch copying float32 with `threads` or scaling it in place, the faster one; read and write counted.
 
     A copy also reads the lines that it overwrites, which a step that changes arrays in place does not.
     """
