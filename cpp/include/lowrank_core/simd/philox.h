@@ -67,9 +67,11 @@ LRC_HD void philox_blocks(uint32_t* words, uint64_t seed, uint64_t index, uint32
   }
 }
 
+constexpr int kWordsAtOnce = 16 * kLanes<uint64_t>;
+
 // The random words of `count` consecutive elements, the first of them at `at`: philox::bits of each.
 LRC_HD void draw_words(uint32_t* words, int64_t count, uint64_t seed, const philox::Position& at) {
-  constexpr int64_t few = 4 * kLanes<uint64_t>, many = 4 * few;
+  constexpr int64_t few = kWordsAtOnce / 4, many = kWordsAtOnce;
   int64_t i = 0;
   for (; i < count && (at.element + uint64_t(i)) % 4 != 0; ++i) {
     words[i] = philox::bits(seed, {at.element + uint64_t(i), at.stream, at.step});
