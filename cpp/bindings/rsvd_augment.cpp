@@ -34,17 +34,16 @@ rsvd::AugmentInput input(const std::vector<ReadArray>& layer, double weight) {
   return in;
 }
 
-// u, values, v, left, right.
+// u, s, v, left, right.
 rsvd::AugmentOutput output(const std::vector<WriteArray>& layer, const rsvd::AugmentInput& in) {
   LRC_CHECK(layer.size() == 5, "augment_truncate: the output of a layer has 5 arrays");
   const int64_t m = in.u.rows, n = in.v.rows, r = in.u.cols, width = rsvd::augmented_width(m, n, r);
-  const View& values = layer[1].view;
-  LRC_CHECK(values.rank == 1 && values.shape[0] == width && values.contiguous() && values.dtype == DType::kFloat64,
-            "augment_truncate: the values must be a contiguous float64 vector");
-  const rsvd::AugmentOutput out{expect(layer[0].view, m, width), expect(layer[2].view, n, width),
-                                expect(layer[3].view, r, width), expect(layer[4].view, r, width),
-                                static_cast<double*>(values.data)};
-  LRC_CHECK(out.u.dtype == out.v.dtype, "augment_truncate: u and v must have one dtype");
+  const rsvd::AugmentOutput out{expect(layer[0].view, m, width), expect(layer[1].view, width, width),
+                                expect(layer[2].view, n, width), expect(layer[3].view, r, width),
+                                expect(layer[4].view, r, width)};
+  for (const Matrix& part : {out.s, out.v, out.left, out.right}) {
+    LRC_CHECK(part.dtype == out.u.dtype, "augment_truncate: the output of a layer must have one dtype");
+  }
   return out;
 }
 

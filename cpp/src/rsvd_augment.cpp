@@ -61,7 +61,7 @@ class Layer : public Augmented {
     const Matrix more_u = u_.view().block(0, r, u_.rows(), u_.cols() - r);
     gemm(block.view().block(0, r, r, more_v.cols), in.gu.transposed(), more_v, {.alpha = -lr});
     gemm(block.view().block(r, 0, more_u.cols, r), more_u.transposed(), in.gv, {.alpha = -lr});
-    jacobi_svd(block.data(), size_, p_.data(), values_.data(), qt.data(), kJacobiTol<double>);
+    jacobi_svd(block.data(), size_, p_.data(), values_.data(), qt.data(), kJacobiTol<T>);
     check_finite(size_ == 0 ? 0.0 : values_[0]);
     copy(q_.view(), qt.view().transposed());
   }
@@ -80,8 +80,11 @@ class Layer : public Augmented {
         p_.at(i, j) *= double(sign);
         q_.at(i, j) *= double(sign);
       }
-      out.values[j] = values_[j];
     }
+    MatrixBuffer<T> s(rank, rank);
+    std::fill(s.data(), s.data() + s.size(), T(0));
+    for (int64_t j = 0; j < rank; ++j) s.at(j, j) = T(values_[j]);
+    copy(out.s.block(0, 0, rank, rank), s.view());
     copy(out.u.block(0, 0, u.rows(), rank), u.view());
     copy(out.v.block(0, 0, v.rows(), rank), v.view());
     copy(out.left.block(0, 0, rank_, rank), p_.view().block(0, 0, rank_, rank));

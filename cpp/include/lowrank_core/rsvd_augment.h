@@ -26,11 +26,10 @@ struct AugmentInput {
   double weight;  // of its singular values where layers compete for a budget
 };
 
-// Where the first `rank` columns (and rows) are written: u [m, width], values [width] float64, v [n, width], and the
-// first r rows of P and Q, left [r, width], right [r, width], float64. width = augmented_width().
+// Where the first `rank` columns (and rows) are written: u [m, width], s [width, width] diagonal, v [n, width], and the
+// first r rows of P and Q, left [r, width], right [r, width]. width = augmented_width().
 struct AugmentOutput {
-  Matrix u, v, left, right;
-  double* values;
+  Matrix u, s, v, left, right;
 };
 
 struct AugmentRule {

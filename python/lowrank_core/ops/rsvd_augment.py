@@ -158,19 +158,14 @@ def _check_rule(
 
 
 def _outputs(layer: dict[str, Array]) -> list[Array]:
-    """u, values, v, left and right of the largest rank that there can be."""
+    """u, s, v, left and right of the largest rank that there can be."""
     u = layer["u"]
     (m, r), n, dtype = u.shape, layer["v"].shape[0], factor_dtype(u)
     width = min(2 * r, m, n)
-    shapes = ((m, width), (width,), (n, width), (r, width), (r, width))
-    return [empty(u, shape, "float64" if i == 1 else dtype) for i, shape in enumerate(shapes)]
+    return [empty(u, shape, dtype) for shape in ((m, width), (width, width), (n, width), (r, width), (r, width))]
 
 
 def _result(arrays: list[Array], rank: int, lost: float) -> AugmentedBasis:
-    u, values, v, left, right = arrays
-    s = empty(u, (rank, rank), str(u.dtype).removeprefix("torch."))
-    s[...] = 0.0
-    for j in range(rank):
-        s[j, j] = values[j]
-    parts = [compact(x) for x in (u[:, :rank], s, v[:, :rank], left[:, :rank], right[:, :rank])]
+    u, s, v, left, right = arrays
+    parts = [compact(x) for x in (u[:, :rank], s[:rank, :rank], v[:, :rank], left[:, :rank], right[:, :rank])]
     return AugmentedBasis(parts[0], parts[1], parts[2], parts[3], parts[4], float(lost))
