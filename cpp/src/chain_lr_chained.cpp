@@ -176,11 +176,19 @@ HeadGradient chained_head(const Attention& problem, const Features& features, in
   gemm(low_keys.view(), head.centered.view(), problem.a.transposed());
 
   const Side<T> left{pair.left, factor}, right{pair.right, values};
-  MatrixBuffer<T> of_keys = hadamard_product<T>(left, right, low_keys, before);
-  MatrixBuffer<T> of_queries = hadamard_product<T>(right, left, head.low_queries, after);
+  std::optional<MatrixBuffer<T>> of_keys, of_queries;
+  const auto run = [&](int64_t i) {
+    if (i == 0) of_keys.emplace(hadamard_product<T>(left, right, low_keys, before));
+    if (i == 1) of_queries.emplace(hadamard_product<T>(right, left, head.low_queries, after));
+  };
+  if (problem.causal) {
+    parallel_for(2, run);  // each goes from block to block and has no other use for a second thread
+  } else {
+    for (const int64_t i : {0, 1}) run(i);
+  }
   HeadGradient out{MatrixBuffer<double>(head.rank, head.depth), MatrixBuffer<double>(problem.b.rows, head.rank)};
-  gemm(out.db.view(), head.raw_queries.transposed(), of_keys.view(), {.alpha = problem.scale});
-  gemm(out.da.view(), of_queries.view().transposed(), head.centered.view(), {.alpha = problem.scale});
+  gemm(out.db.view(), head.raw_queries.transposed(), of_keys->view(), {.alpha = problem.scale});
+  gemm(out.da.view(), of_queries->view().transposed(), head.centered.view(), {.alpha = problem.scale});
   return out;
 }
 
