@@ -6,8 +6,13 @@ Importing this package imports neither torch nor cupy; the optimizers are in `lo
 from lowrank_core.ops import (
     QB,
     RSVD,
+    AttentionLoRAGrad,
+    AugmentedBasis,
     Int4Matrix,
     Selection,
+    attention_lora_grad,
+    augment_truncate,
+    chain_matmul,
     dct,
     dct_project_back,
     dct_select,
@@ -17,7 +22,9 @@ from lowrank_core.ops import (
     idct,
     int4_project,
     int4_project_back,
+    lora_linear,
     orthonormalize,
+    positive_features,
     project,
     project_back,
     qb,
@@ -27,6 +34,7 @@ from lowrank_core.ops import (
     rsvd,
     subspace_step_,
     svd_lowrank,
+    usv_linear,
 )
 
 __version__ = "0.1.0"
@@ -34,9 +42,14 @@ __version__ = "0.1.0"
 __all__ = [
     "QB",
     "RSVD",
+    "AttentionLoRAGrad",
+    "AugmentedBasis",
     "Int4Matrix",
     "Selection",
     "__version__",
+    "attention_lora_grad",
+    "augment_truncate",
+    "chain_matmul",
     "dct",
     "dct_project_back",
     "dct_select",
@@ -46,7 +59,9 @@ __all__ = [
     "idct",
     "int4_project",
     "int4_project_back",
+    "lora_linear",
     "orthonormalize",
+    "positive_features",
     "project",
     "project_back",
     "qb",
@@ -56,4 +71,5 @@ __all__ = [
     "rsvd",
     "subspace_step_",
     "svd_lowrank",
+    "usv_linear",
 ]

@@ -1,5 +1,9 @@
 """The public functions of every kernel family."""
 
+from lowrank_core.ops.chain_lr import chain_matmul
+from lowrank_core.ops.chain_lr_attention import AttentionLoRAGrad, attention_lora_grad
+from lowrank_core.ops.chain_lr_features import positive_features
+from lowrank_core.ops.chain_lr_linear import lora_linear, usv_linear
 from lowrank_core.ops.dct_select import Selection, dct_select
 from lowrank_core.ops.dct_select_back import dct_project_back
 from lowrank_core.ops.dct_select_feedback import dct_select_feedback_
@@ -9,6 +13,7 @@ from lowrank_core.ops.int4_project import int4_project, int4_project_back
 from lowrank_core.ops.int4_project_codes import dequantize_int4, quantize_int4
 from lowrank_core.ops.int4_project_matrix import Int4Matrix
 from lowrank_core.ops.rsvd import RSVD, range_finder, rsvd, svd_lowrank
+from lowrank_core.ops.rsvd_augment import AugmentedBasis, augment_truncate
 from lowrank_core.ops.rsvd_factor import QB, factored_svd, orthonormalize, qb
 from lowrank_core.ops.rsvd_list import range_finder_list
 from lowrank_core.ops.rsvd_project import project, project_back
@@ -17,8 +22,13 @@ from lowrank_core.ops.subspace_step import subspace_step_
 __all__ = [
     "QB",
     "RSVD",
+    "AttentionLoRAGrad",
+    "AugmentedBasis",
     "Int4Matrix",
     "Selection",
+    "attention_lora_grad",
+    "augment_truncate",
+    "chain_matmul",
     "dct",
     "dct_project_back",
     "dct_select",
@@ -28,7 +38,9 @@ __all__ = [
     "idct",
     "int4_project",
     "int4_project_back",
+    "lora_linear",
     "orthonormalize",
+    "positive_features",
     "project",
     "project_back",
     "qb",
@@ -39,4 +51,5 @@ __all__ = [
     "rsvd",
     "subspace_step_",
     "svd_lowrank",
+    "usv_linear",
 ]
