@@ -8,6 +8,7 @@ from lowrank_core.ops.dct_select_back import dct_project_back
 from lowrank_core.ops.dct_select_feedback import dct_select_feedback_
 from lowrank_core.ops.dct_select_moments import rotate_moments
 from lowrank_core.ops.dct_select_transform import dct, idct
+from lowrank_core.ops.kalman_diag import KalmanStep, kalman_diag_gain, kalman_diag_step, kalman_diag_step_
 from lowrank_core.ops.rsvd import RSVD, range_finder, rsvd, svd_lowrank
 from lowrank_core.ops.rsvd_factor import QB, factored_svd, orthonormalize, qb
 from lowrank_core.ops.rsvd_list import range_finder_list
@@ -18,6 +19,7 @@ __all__ = [
     "QB",
     "RSVD",
     "Int4Matrix",
+    "KalmanStep",
     "dequantize_int4",
     "factored_svd",
     "int4_project",
@@ -28,6 +30,9 @@ __all__ = [
     "dct_select",
     "dct_select_feedback_",
     "idct",
+    "kalman_diag_gain",
+    "kalman_diag_step",
+    "kalman_diag_step_",
     "orthonormalize",
     "project",
     "project_back",
