@@ -32,17 +32,15 @@ class Cut {
 
   int64_t tasks() const { return (size_ + task_ - 1) / task_; }
 
-  // f(block, chunk) for the chunks of one task, in order, with `rows` rows of scratch.
+  // f(block, run) for what one task has of each block, in order, with `rows` rows of scratch.
   template <class F>
-  void for_each_chunk(int64_t task, int64_t rows, const F& f) const {
+  void for_each_run(int64_t task, int64_t rows, const F& f) const {
     Buffer<double> scratch(rows * chunk_);
     const int64_t begin = task * task_, end = std::min(size_, begin + task_);
     int64_t first = 0;  // parameter of the current block
     for (const Block& block : blocks_) {
-      const int64_t stop = std::min(end - first, block.jac.cols);
-      for (int64_t i = std::max<int64_t>(0, begin - first); i < stop; i += chunk_) {
-        f(block, Chunk{i, std::min(chunk_, stop - i), scratch.data(), chunk_});
-      }
+      const int64_t from = std::max<int64_t>(0, begin - first), to = std::min(end - first, block.jac.cols);
+      if (from < to) f(block, Run{from, to, scratch.data(), chunk_});
       first += block.jac.cols;
     }
   }
@@ -60,8 +58,8 @@ MatrixBuffer<double> weighted_gram(const std::vector<Block>& blocks, int64_t pad
   parallel_for(cut.tasks(), [&](int64_t task) {
     double* const gram = partial.data() + task * area;
     std::fill(gram, gram + area, 0.0);
-    cut.for_each_chunk(task, gram_rows(padded), [&](const Block& block, const Chunk& chunk) {
-      LRC_AT_LEVEL(kalman_diag_gram, gram, padded, block, chunk);
+    cut.for_each_run(task, gram_rows(padded), [&](const Block& block, const Run& run) {
+      LRC_AT_LEVEL(kalman_diag_gram, gram, padded, block, run);
     });
   });
   MatrixBuffer<double> sum(padded, padded);
@@ -182,9 +180,8 @@ bool step_cpu(const std::vector<Block>& blocks, const Params& params) {
   const Update update{m, padded, inverse.data(), w.data(), rate};
   const Cut cut(blocks, padded);
   parallel_for(cut.tasks(), [&](int64_t task) {
-    cut.for_each_chunk(task, update_rows(padded), [&](const Block& block, const Chunk& chunk) {
-      LRC_AT_LEVEL(kalman_diag_update, update, block, chunk);
-    });
+    cut.for_each_run(task, update_rows(padded),
+                     [&](const Block& block, const Run& run) { LRC_AT_LEVEL(kalman_diag_update, update, block, run); });
   });
   return true;
 }
@@ -204,8 +201,8 @@ Outcome gain_cpu(const Matrix& k, const Matrix& p, const Matrix& h, const Matrix
   const MatrixBuffer<double> inverse = padded_inverse(s, d, padded);
   const Cut cut(blocks, padded);
   parallel_for(cut.tasks(), [&](int64_t task) {
-    cut.for_each_chunk(task, gain_rows(padded), [&](const Block& b, const Chunk& chunk) {
-      LRC_AT_LEVEL(kalman_diag_gain, k, inverse.data(), padded, b, chunk);
+    cut.for_each_run(task, gain_rows(padded), [&](const Block& b, const Run& run) {
+      LRC_AT_LEVEL(kalman_diag_gain, k, inverse.data(), padded, b, run);
     });
   });
   return Outcome::kDone;

@@ -29,12 +29,21 @@ namespace lowrank::kalman_diag {
 
 // ---- mathematics: T is double, or a vector of them ---------------------------------------------------------------
 
+// Up to this leverage 1 - s is right to a few units and the bounds are not needed.
+constexpr double kSafeLeverage = 0.5;
+
+// The variance after a step where the leverage is safe.
+template <class T>
+LRC_HD T shrunk(T p, T leverage) {
+  return p * (1.0 - leverage);
+}
+
 // The variance after a step, from the leverage and |M_i|².
 template <class T>
 LRC_HD T shrunk(T p, T leverage, T squared_norm) {
-  const T least = p / (1.0 + p * squared_norm), found = p * (1.0 - leverage);
-  const T raised = found < least ? least : found;
-  return raised > p ? p : raised;
+  const T found = shrunk(p, leverage), least = p / (1.0 + p * squared_norm);
+  const T bounded = found < least ? least : found > p ? p : found;
+  return leverage <= kSafeLeverage ? found : bounded;
 }
 
 // What the step adds for lr = 1; `explained` is M_i w.

@@ -1,4 +1,4 @@
-// The two passes over a chunk of the Jacobian. Lanes run along the parameters.
+// Two passes over a run of parameters. Lanes run along the parameters.
 #include "lowrank_core/simd/kalman_diag.h"
 
 #include "lowrank_core/simd/rows.h"
@@ -7,9 +7,9 @@ namespace lowrank::LRC_LEVEL {
 namespace {
 
 using kalman_diag::Block;
-using kalman_diag::Chunk;
 using kalman_diag::kAlign;
 using kalman_diag::kRowTile;
+using kalman_diag::Run;
 using kalman_diag::Update;
 
 using Lane = Vec<double>;
@@ -19,44 +19,72 @@ constexpr int kWide = kLane == 8 ? 4 : 2;    // of a tile of the Gram matrix
 constexpr int kAcross = kLane == 8 ? 4 : 2;  // vectors of parameters of a tile of a product
 static_assert(kAlign % (kAcross * kLane) == 0 && (kTall * kWide) % kLane == 0);
 
-int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+// The tiles of a Gram matrix of so many rows keep a sum for each lane from chunk to chunk; larger ones would leave L1.
+constexpr int64_t kResident = 32;
+constexpr int64_t kResidentTiles = (kResident / kTall) * (kResident / kTall + 1) / 2 * (kTall / kWide);
+
+LRC_HD int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+// Parameters [begin, begin + count) of a block, whose rows in scratch are `stride` apart and padded with zeros.
+struct Chunk {
+  int64_t begin, count, padded;
+  double* scratch;
+  int64_t stride;
+};
+
+template <class F>
+LRC_HD void for_each_chunk(const Run& run, const F& f) {
+  for (int64_t i = run.begin; i < run.end; i += run.chunk) {
+    const int64_t count = smaller(run.chunk, run.end - i);
+    f(Chunk{i, count, round_up(count, kAlign), run.scratch, run.chunk});
+  }
+}
 
 // ---- in and out of scratch ---------------------------------------------------------------------------------------
 
-// to[i] <- from[i] factor[i], factor null for 1, and zeros as far as `padded`.
-template <bool kScaled, class S>
-void widen_line(double* to, const S* from, int64_t step, const double* factor, int64_t count, int64_t padded) {
+// A vector's worth of any storage type.
+template <class S>
+LRC_HD Lane lane(const S* from) {
+  return load<double>(from);
+}
+
+#if defined(__AVX512F__)
+// The one instruction, which GCC 12 takes apart into halves.
+LRC_HD Lane lane(const float* from) { return _mm512_maskz_cvtps_pd(0xFF, load_bits<__m256>(from)); }
+#endif
+
+// to[i] <- from[i], and zeros as far as `padded`.
+template <class S>
+void widen_line(double* to, const S* from, int64_t step, int64_t count, int64_t padded) {
   int64_t i = 0;
   if (step == 1) {
-    for (; i + kLane <= count; i += kLane) {
-      Lane x = load<double>(from + i);
-      if constexpr (kScaled) x *= load_bits<Lane>(factor + i);
-      store_bits(to + i, x);
-    }
+    for (; i + kLane <= count; i += kLane) store_bits(to + i, lane(from + i));
   }
-  for (; i < count; ++i) {
-    const double x = double(to_float(from[i * step]));
-    to[i] = kScaled ? x * factor[i] : x;
-  }
+  for (; i < count; ++i) to[i] = double(to_float(from[i * step]));
   for (; i < padded; ++i) to[i] = 0.0;
 }
 
 // Row `row` of a matrix, as far as the chunk goes.
-void read_row(double* to, const Matrix& from, int64_t row, const double* factor, const Chunk& chunk) {
-  const int64_t padded = round_up(chunk.count, kAlign);
+void read_row(double* to, const Matrix& from, int64_t row, const Chunk& chunk) {
   with_type(from.dtype, [&](auto tag) {
     using S = decltype(tag);
     const S* start = from.as<S>() + row * from.row_stride + chunk.begin * from.col_stride;
-    factor ? widen_line<true>(to, start, from.col_stride, factor, chunk.count, padded)
-           : widen_line<false>(to, start, from.col_stride, factor, chunk.count, padded);
+    widen_line(to, start, from.col_stride, chunk.count, chunk.padded);
   });
 }
 
-// All rows of a matrix, times factor, and rows of zeros from `rows` to `padded`.
-void read_rows(double* to, const Matrix& from, const double* factor, const Chunk& chunk, int64_t padded) {
-  for (int64_t row = 0; row < from.rows; ++row) read_row(to + row * chunk.stride, from, row, factor, chunk);
-  for (int64_t row = from.rows; row < padded; ++row) {
-    for (int64_t i = 0; i < chunk.stride; ++i) to[row * chunk.stride + i] = 0.0;
+void read_rows(double* to, const Matrix& from, const Chunk& chunk) {
+  for (int64_t row = 0; row < from.rows; ++row) read_row(to + row * chunk.stride, from, row, chunk);
+}
+
+// Asks for part `part` of `parts` of the next chunk's rows while this one is computed: m lines that jump from chunk to
+// chunk are more than the hardware follows.
+LRC_HD void ask_ahead(const Matrix& jac, const Chunk& chunk, int64_t part, int64_t parts) {
+  if (jac.col_stride != 1) return;
+  const int64_t item = item_size(jac.dtype), bytes = smaller(chunk.count, jac.cols - chunk.begin - chunk.count) * item;
+  for (int64_t row = jac.rows * part / parts; row < jac.rows * (part + 1) / parts; ++row) {
+    const char* next = jac.as<char>() + (row * jac.row_stride + chunk.begin + chunk.count) * item;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i);
   }
 }
 
@@ -94,9 +122,11 @@ S* start_of(const Matrix& vector, const Chunk& chunk) {
 
 // ---- products ----------------------------------------------------------------------------------------------------
 
-// out[r][c] += sum of a[r][i] b[c][i], rows of both `stride` apart, count a multiple of the lanes.
-void gram_tile(double* out, int64_t out_stride, const double* a, const double* b, int64_t stride, int64_t count) {
-  Lane sums[kTall * kWide] = {};
+// sums[r kWide + c] += a[r][i] b[c][i], lane by lane; rows of both `stride` apart, count a multiple of the lanes.
+void gram_tile(Lane* sums, const double* a, const double* b, int64_t stride, int64_t count) {
+  Lane local[kTall * kWide];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTall * kWide; ++i) local[i] = sums[i];
   for (int64_t i = 0; i < count; i += kLane) {
     Lane right[kWide];
 #pragma GCC unroll 4
@@ -105,10 +135,15 @@ void gram_tile(double* out, int64_t out_stride, const double* a, const double* b
     for (int r = 0; r < kTall; ++r) {
       const auto left = load_bits<Lane>(a + r * stride + i);
 #pragma GCC unroll 4
-      for (int c = 0; c < kWide; ++c) sums[r * kWide + c] = multiply_add(left, right[c], sums[r * kWide + c]);
+      for (int c = 0; c < kWide; ++c) local[r * kWide + c] = multiply_add(left, right[c], local[r * kWide + c]);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 16
+  for (int i = 0; i < kTall * kWide; ++i) sums[i] = local[i];
+}
+
+// out[r][c] += the sum of the lanes of sums[r kWide + c], which are zero afterwards.
+void reduce_tile(double* out, int64_t out_stride, Lane* sums) {
   for (int first = 0; first < kTall * kWide; first += kLane) {
     Lane lines[kLane];
 #pragma GCC unroll 8
@@ -119,7 +154,39 @@ void gram_tile(double* out, int64_t out_stride, const double* a, const double* b
     for (int i = 1; i < kLane; ++i) total += lines[i];
     double values[kLane];
     store_bits(values, total);
-    for (int i = 0; i < kLane; ++i) out[(first + i) / kWide * out_stride + (first + i) % kWide] += values[i];
+    for (int i = 0; i < kLane; ++i) {
+      out[(first + i) / kWide * out_stride + (first + i) % kWide] += values[i];
+      sums[first + i] = Lane{};
+    }
+  }
+}
+
+// f(j, k, index) for the tiles at rows j and columns k that meet the lower triangle.
+template <class F>
+LRC_HD void for_each_tile(int64_t padded, const F& f) {
+  int64_t index = 0;
+  for (int64_t j = 0; j < padded; j += kTall) {
+    for (int64_t k = 0; k < j + kTall; k += kWide) f(j, k, index++);
+  }
+}
+
+// Rows of scratch <- sqrt(p) jac, sqrt(p) score, zeros. The roots come between the rows of the first vectors because
+// the unit that takes them works beside the others.
+void read_weighted(const Block& block, const Chunk& chunk, int64_t padded) {
+  double* const x = chunk.scratch;
+  double* const root = x + padded * chunk.stride;
+  const int64_t m = block.jac.rows, rows = m + (block.score.data ? 1 : 0);
+  read_row(root, block.p, 0, chunk);
+  read_rows(x, block.jac, chunk);
+  if (block.score.data) read_row(x + m * chunk.stride, block.score, 0, chunk);
+  for (int64_t i = 0; i < chunk.padded; i += kLane) {
+    double roots[kLane];
+    for (int64_t lane = 0; lane < kLane; ++lane) roots[lane] = __builtin_sqrt(root[i + lane]);
+    const auto factor = load_bits<Lane>(roots);  // NaN for a negative variance
+    for (int64_t j = 0; j < rows; ++j) {
+      double* const at = x + j * chunk.stride + i;
+      store_bits(at, load_bits<Lane>(at) * factor);
+    }
   }
 }
 
@@ -144,9 +211,10 @@ LRC_HD void product(Lane (&sums)[kTall][kAcross], const double* c, int64_t c_str
   }
 }
 
-// delta and p of kAcross vectors of parameters; x points at their first row of the Jacobian.
-void update_tile(double* delta, double* p, const double* score, const double* x, int64_t stride, const Update& u) {
-  Lane squares[kAcross] = {}, explained[kAcross] = {}, norms[kAcross] = {};
+// s / p of kAcross vectors of parameters; x points at their first row of the Jacobian.
+LRC_HD void leverages(Lane (&squares)[kAcross], const double* x, int64_t stride, const Update& u) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kAcross; ++v) squares[v] = Lane{};
   for (int64_t j = 0; j < u.outputs; j += kTall) {
     Lane y[kTall][kAcross];
     product(y, u.inverse + j * u.padded, u.padded, x, stride, smaller(j + kTall, u.outputs));
@@ -156,55 +224,53 @@ void update_tile(double* delta, double* p, const double* score, const double* x,
       for (int v = 0; v < kAcross; ++v) squares[v] = multiply_add(y[r][v], y[r][v], squares[v]);
     }
   }
+}
+
+// The variances of one vector of parameters where a leverage is not safe.
+Lane bounded(const Lane& before, const Lane& leverage, const double* x, int64_t stride, int64_t outputs) {
+  Lane norm{};
+  for (int64_t k = 0; k < outputs; ++k) {
+    const auto value = load_bits<Lane>(x + k * stride);
+    norm = multiply_add(value, value, norm);
+  }
+  return kalman_diag::shrunk(before, leverage, norm);
+}
+
+LRC_HD bool all_safe(const Lane& leverage) {
+  bool safe = true;
+#pragma GCC unroll 8
+  for (int i = 0; i < kLane; ++i) safe &= leverage[i] <= kalman_diag::kSafeLeverage;
+  return safe;
+}
+
+// delta and p of kAcross vectors of parameters.
+void update_tile(double* delta, double* p, const double* score, const double* x, int64_t stride, const Update& u) {
+  Lane squares[kAcross], explained[kAcross] = {};
+  leverages(squares, x, stride, u);
   for (int64_t k = 0; k < u.outputs; ++k) {
     const Lane w = broadcast(u.w[k]);
 #pragma GCC unroll 4
     for (int v = 0; v < kAcross; ++v) {
-      const auto value = load_bits<Lane>(x + k * stride + v * kLane);
-      explained[v] = multiply_add(w, value, explained[v]);
-      norms[v] = multiply_add(value, value, norms[v]);
+      explained[v] = multiply_add(w, load_bits<Lane>(x + k * stride + v * kLane), explained[v]);
     }
   }
 #pragma GCC unroll 4
   for (int v = 0; v < kAcross; ++v) {
     const auto before = load_bits<Lane>(p + v * kLane), g = load_bits<Lane>(score + v * kLane);
+    const Lane leverage = before * squares[v];
     store_bits(delta + v * kLane, kalman_diag::direction(before, g, explained[v]));
-    store_bits(p + v * kLane, kalman_diag::shrunk(before, before * squares[v], norms[v]));
+    const Lane after = all_safe(leverage) ? kalman_diag::shrunk(before, leverage)
+                                          : bounded(before, leverage, x + v * kLane, stride, u.outputs);
+    store_bits(p + v * kLane, after);
   }
 }
 
-}  // namespace
-
-void kalman_diag_gram(double* gram, int64_t padded, const Block& block, const Chunk& chunk) {
-  double* const root = chunk.scratch + padded * chunk.stride;
-  read_row(root, block.p, 0, nullptr, chunk);
-  for (int64_t i = 0; i < chunk.count; ++i) root[i] = __builtin_sqrt(root[i]);  // NaN for a negative variance
-  read_rows(chunk.scratch, block.jac, root, chunk, padded);
-  if (block.score.data) read_row(chunk.scratch + block.jac.rows * chunk.stride, block.score, 0, root, chunk);
-  const int64_t count = round_up(chunk.count, kAlign);
-  for (int64_t j = 0; j < padded; j += kTall) {
-    for (int64_t k = 0; k < j + kTall; k += kWide) {
-      gram_tile(gram + j * padded + k, padded, chunk.scratch + j * chunk.stride, chunk.scratch + k * chunk.stride,
-                chunk.stride, count);
-    }
-  }
-}
-
-void kalman_diag_update(const Update& update, const Block& block, const Chunk& chunk) {
-  double* const x = chunk.scratch;
-  double* const p = x + update.padded * chunk.stride;
-  double* const score = p + chunk.stride;
-  double* const delta = score + chunk.stride;
-  read_rows(x, block.jac, nullptr, chunk, block.jac.rows);
-  read_row(p, block.p, 0, nullptr, chunk);
-  read_row(score, block.score, 0, nullptr, chunk);
-  for (int64_t i = 0; i < chunk.count; i += kAcross * kLane) {
-    update_tile(delta + i, p + i, score + i, x + i, chunk.stride, update);
-  }
+// theta and p of a chunk from delta and the new p in scratch.
+void write_step(const Block& block, const Chunk& chunk, const double* delta, const double* p, double rate) {
   with_type(block.theta.dtype, [&](auto tag) {
     using S = decltype(tag);
     step_line(start_of<S>(block.new_theta, chunk), block.new_theta.col_stride, start_of<S>(block.theta, chunk),
-              block.theta.col_stride, delta, update.rate, chunk.count);
+              block.theta.col_stride, delta, rate, chunk.count);
   });
   const int64_t to = block.new_p.col_stride, from = block.p.col_stride;
   if (block.p.dtype == DType::kFloat64) {
@@ -214,27 +280,70 @@ void kalman_diag_update(const Update& update, const Block& block, const Chunk& c
   }
 }
 
-void kalman_diag_gain(const Matrix& k, const double* inverse, int64_t padded, const Block& block, const Chunk& chunk) {
-  double* const x = chunk.scratch;
-  double* const y = x + padded * chunk.stride;
-  double* const p = y + padded * chunk.stride;
-  read_row(p, block.p, 0, nullptr, chunk);
-  read_rows(x, block.jac, p, chunk, block.jac.rows);
-  for (int64_t i = 0; i < chunk.count; i += kAcross * kLane) {
-    for (int64_t j = 0; j < block.jac.rows; j += kTall) {
-      Lane sums[kTall][kAcross];
-      product(sums, inverse + j * padded, padded, x + i, chunk.stride, block.jac.rows);
-      for (int r = 0; r < kTall; ++r) {
-        for (int v = 0; v < kAcross; ++v) store_bits(y + (j + r) * chunk.stride + i + v * kLane, sums[r][v]);
+}  // namespace
+
+void kalman_diag_gram(double* gram, int64_t padded, const Block& block, const Run& run) {
+  const int64_t groups = padded / kTall, tiles = groups * (groups + 1) / 2 * (kTall / kWide);
+  const bool resident = padded <= kResident;
+  Lane sums[kResidentTiles * kTall * kWide] = {};
+  for (int64_t i = 0; i < kalman_diag::gram_rows(padded) * run.chunk; ++i)
+    run.scratch[i] = 0.0;  // the rows that nothing fills
+  for_each_chunk(run, [&](const Chunk& chunk) {
+    read_weighted(block, chunk, padded);
+    for_each_tile(padded, [&](int64_t j, int64_t k, int64_t index) {
+      ask_ahead(block.jac, chunk, index, tiles);
+      Lane* const tile = sums + (resident ? index * kTall * kWide : 0);
+      gram_tile(tile, chunk.scratch + j * chunk.stride, chunk.scratch + k * chunk.stride, chunk.stride, chunk.padded);
+      if (!resident) reduce_tile(gram + j * padded + k, padded, tile);
+    });
+  });
+  if (!resident) return;
+  for_each_tile(padded, [&](int64_t j, int64_t k, int64_t index) {
+    reduce_tile(gram + j * padded + k, padded, sums + index * kTall * kWide);
+  });
+}
+
+void kalman_diag_update(const Update& update, const Block& block, const Run& run) {
+  double* const p = run.scratch + update.padded * run.chunk;
+  double* const score = p + run.chunk;
+  double* const delta = score + run.chunk;
+  for_each_chunk(run, [&](const Chunk& chunk) {
+    read_rows(chunk.scratch, block.jac, chunk);
+    read_row(p, block.p, 0, chunk);
+    read_row(score, block.score, 0, chunk);
+    for (int64_t i = 0; i < chunk.count; i += kAcross * kLane) {
+      ask_ahead(block.jac, chunk, i / (kAcross * kLane), chunk.padded / (kAcross * kLane));
+      update_tile(delta + i, p + i, score + i, chunk.scratch + i, chunk.stride, update);
+    }
+    write_step(block, chunk, delta, p, update.rate);
+  });
+}
+
+void kalman_diag_gain(const Matrix& k, const double* inverse, int64_t padded, const Block& block, const Run& run) {
+  const int64_t m = block.jac.rows;
+  double* const y = run.scratch + padded * run.chunk;
+  double* const p = y + padded * run.chunk;
+  for_each_chunk(run, [&](const Chunk& chunk) {
+    read_rows(chunk.scratch, block.jac, chunk);
+    read_row(p, block.p, 0, chunk);
+    for (int64_t i = 0; i < chunk.count; i += kAcross * kLane) {
+      for (int64_t j = 0; j < m; j += kTall) {
+        Lane sums[kTall][kAcross];
+        product(sums, inverse + j * padded, padded, chunk.scratch + i, chunk.stride, m);
+        for (int r = 0; r < kTall; ++r) {
+          for (int v = 0; v < kAcross; ++v) {
+            store_bits(y + (j + r) * chunk.stride + i + v * kLane, sums[r][v] * load_bits<Lane>(p + i + v * kLane));
+          }
+        }
       }
     }
-  }
-  with_type(k.dtype, [&](auto tag) {
-    using S = decltype(tag);
-    for (int64_t i = 0; i < chunk.count; ++i) {
-      S* row = k.as<S>() + (chunk.begin + i) * k.row_stride;
-      for (int64_t j = 0; j < block.jac.rows; ++j) row[j * k.col_stride] = rounded<S>(y[j * chunk.stride + i]);
-    }
+    with_type(k.dtype, [&](auto tag) {
+      using S = decltype(tag);
+      for (int64_t i = 0; i < chunk.count; ++i) {
+        S* row = k.as<S>() + (chunk.begin + i) * k.row_stride;
+        for (int64_t j = 0; j < m; ++j) row[j * k.col_stride] = rounded<S>(y[j * chunk.stride + i]);
+      }
+    });
   });
 }
 
