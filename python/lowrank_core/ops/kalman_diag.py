@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, call_finite, check_array, dtype_name, empty, is_cupy, is_torch
+from lowrank_core.ops.arrays import Array, check_array, dtype_name, empty, is_cupy, is_torch
 from lowrank_core.ops.declare import Op, torch_ops
 from lowrank_core.ops.kalman_diag_check import check_gain, check_lists, check_numbers, check_step
 
-STEP, STEP_ = "kalman_diag_step", "kalman_diag_step_"
+GAIN, STEP, STEP_ = "kalman_diag_gain", "kalman_diag_step", "kalman_diag_step_"
 
 
 class KalmanStep(NamedTuple):
@@ -41,7 +42,7 @@ def kalman_diag_gain(p: Array, h: Array, r: Array | float) -> Array:
     Numerics: tier D1. Differentiable twice in p, h and r.
     Source: Kalman 1960 with a diagonal covariance; Puskorius, Feldkamp 1994.
     """
-    check_array("kalman_diag_gain", "h", h)
+    check_array(GAIN, "h", h, ndim=0)
     noise = _noise(r, h)
     check_gain(p, h, noise)
     if is_torch(h):
@@ -77,8 +78,8 @@ def kalman_diag_step(
       TypeError: a wrong dtype or library.
 
     Numerics: tier D1. 0 < p_new <= p for every p > 0, whatever the rounding. Not differentiable.
-    Source: Puskorius, Feldkamp 1994; LoKO, arXiv 2410.11551. Deviations: whitened, hence any noise; the bounds of p; the
-    limit.
+    Source: Puskorius, Feldkamp 1994; LoKO, arXiv 2410.11551. Deviations: whitened, hence any noise; the bounds of
+    p; the limit.
     """
     check_step(STEP, theta, p, jac, score)
     check_numbers(STEP, lr, kl_limit)
@@ -129,14 +130,8 @@ def _noise(r: Array | float, h: Array) -> Array:
     if not isinstance(r, (int, float)) or isinstance(r, bool):
         return r
     if is_torch(h):
-        import torch
-
-        return torch.tensor(float(r), dtype=torch.float64, device=h.device)
-    if is_cupy(h):
-        import cupy
-
-        return cupy.asarray(float(r))
-    return np.asarray(float(r))
+        return h.new_tensor(float(r), dtype=sys.modules["torch"].float64)
+    return sys.modules["cupy"].asarray(float(r)) if is_cupy(h) else np.asarray(float(r))
 
 
 def _fake_gain(p: Array, h: Array, r: Array) -> Array:
@@ -146,7 +141,10 @@ def _fake_gain(p: Array, h: Array, r: Array) -> Array:
 
 def _gain(p: Array, h: Array, r: Array) -> Array:
     k = _fake_gain(p, h, r)
-    call_finite("kalman_diag_gain", _core.kalman_diag_gain, k, p, h, r, arrays={"p": p, "h": h, "r": r})
+    try:
+        _core.kalman_diag_gain(k, p, h, r)
+    except FloatingPointError:
+        _refuse(GAIN, [p], {"p": [p], "h": [h]})
     return k
 
 
@@ -165,7 +163,7 @@ def _step(
     out = _fake_step(theta, p, jac, score, lr=lr, kl_limit=kl_limit)
     given = _flattened([theta], [p], [jac], [score])
     if not _core.kalman_diag_step([out[0].reshape(-1)], [out[1].reshape(-1)], *given, lr=lr, limit=_limit(kl_limit)):
-        _refuse(STEP, [p], [jac], [score])
+        _refuse(STEP, [p], {"p": [p], "jac": [jac], "score": [score]})
     return out
 
 
@@ -177,7 +175,7 @@ def _step_list(
     if _core.kalman_diag_step(*given[:2], *given, lr=lr, limit=_limit(kl_limit)):
         return True
     if any(_is_negative(a) for a in p):
-        _refuse(STEP_, p, jac, score)
+        _refuse(STEP_, p, {})
     return False
 
 
@@ -196,15 +194,16 @@ def _is_negative(a: Array) -> bool:
     return bool((a < 0).any())
 
 
-def _refuse(op: str, p: list[Array], jac: list[Array], score: list[Array]) -> None:
+def _refuse(op: str, p: list[Array], named: dict[str, list[Array]]) -> NoReturn:
     """Says what the kernel met."""
     if any(_is_negative(a) for a in p):
         raise ValueError(f"{op}: `p` must be >= 0, got a negative variance")
-    for name, arrays in (("p", p), ("jac", jac), ("score", score)):
+    for name, arrays in named.items():
         for a in arrays:
             if not bool(a.isfinite().all() if is_torch(a) else np.isfinite(a).all()):
                 raise ValueError(f"{op}: `{name}` must be finite, got NaN or infinity")
-    raise ValueError(f"{op}: `jac` must have products with p that fit float64, got larger ones; scale it down")
+    jac = "h" if op == GAIN else "jac"
+    raise ValueError(f"{op}: `{jac}` must have products with p that fit float64, got larger ones; scale it down")
 
 
 def _step_tensors(

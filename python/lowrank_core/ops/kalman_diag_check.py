@@ -11,7 +11,7 @@ from lowrank_core.ops.arrays import Array, check_array, check_same, dtype_name, 
 def check_gain(p: Array, h: Array, r: Array) -> None:
     """Refuses arguments of `kalman_diag_gain` that do not fit each other."""
     op = "kalman_diag_gain"
-    check_array(op, "h", h)
+    check_array(op, "h", h, ndim=0)
     if h.ndim != 2:
         raise ValueError(f"{op}: `h` must be [m, n], got shape {list(h.shape)}")
     m, n = h.shape
@@ -69,7 +69,7 @@ def check_lists(
 
 def check_numbers(op: str, lr: float, kl_limit: float | None) -> None:
     """Refuses a rate or a limit out of its range."""
-    if not math.isfinite(lr):
+    if not -math.inf < lr < math.inf:  # a comparison, because torch.compile hands symbolic numbers
         raise ValueError(f"{op}: `lr` must be a finite number, got {lr!r}")
     if kl_limit is not None and not kl_limit > 0.0:
         raise ValueError(f"{op}: `kl_limit` must be a number > 0 or None, got {kl_limit!r}")

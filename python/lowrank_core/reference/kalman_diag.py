@@ -17,7 +17,8 @@ def noise_matrix(r: float | Tensor, m: int) -> Tensor:
 def kalman_diag_gain(p: Tensor, h: Tensor, r: float | Tensor) -> Tensor:
     """K = diag(p) Hᵀ (H diag(p) Hᵀ + R)⁻¹, [n, m]."""
     p, h = p.double(), h.double()
-    return torch.linalg.solve((h * p) @ h.mT + noise_matrix(r, h.shape[0]), h * p).mT
+    gain: Tensor = torch.linalg.solve((h * p) @ h.mT + noise_matrix(r, h.shape[0]), h * p).mT
+    return gain
 
 
 def kalman_diag_step(
