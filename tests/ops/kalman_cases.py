@@ -53,8 +53,8 @@ def condition(f: Filter) -> float:
 def bounds(f: Filter, dtype: torch.dtype, lr: float = 1.0) -> tuple[Tensor, Tensor]:
     """Elementwise, of theta and p: sums and factorizations in float64, one rounding to what is stored.
 
-    A solve with S is off by m gamma κ(S), relative to the norm of its result (Higham 2002, theorem 10.4); A and t are sums
-    of n products. The leverage is a squared norm of such a solve.
+    A solve with S is off by m gamma κ(S), relative to the norm of its result (Higham 2002, theorem 10.4); A and t are
+    sums of n products. The leverage is a squared norm of such a solve.
     """
     m, n = f.jac.shape
     solve = (m + 1) * tolerance.gamma(n + m + 2, torch.float64) * condition(f)
