@@ -105,11 +105,12 @@ def jacobian_rows(
     arXiv 1510.01799).
     """
     cotangents = _checked(outputs, cotangents, chunk)
-    rows = [p.new_zeros((cotangents.shape[0], *p.shape)) for p in params]
     place = {id(p): i for i, p in enumerate(params)}
     calls = [call for call in (tape.calls if tape else ()) if _parameters(call, place)]
     taped = {index for call in calls for index, _ in _parameters(call, place)}
     plain = [i for i in range(len(params)) if i not in taped]
+    count = cotangents.shape[0]
+    rows = [(p.new_empty if i in taped else p.new_zeros)((count, *p.shape)) for i, p in enumerate(params)]
     for call in calls:
         if call.y._version != call.version:
             raise ValueError(
@@ -117,19 +118,22 @@ def jacobian_rows(
                 "place; make the operation behind that layer out of place"
             )
     targets = [call.y for call in calls] + [params[i] for i in plain]
-    for begin in range(0, cotangents.shape[0], chunk):
+    for begin in range(0, count, chunk):
         part = cotangents[begin : begin + chunk]
         deltas: list[list[Tensor]] = [[] for _ in calls]
         for k, cotangent in enumerate(part, start=begin):
-            keep = retain_graph or k + 1 < cotangents.shape[0]
+            keep = retain_graph or k + 1 < count
             grads = _backward(outputs, targets, cotangent, keep)
             for i, grad in zip(plain, grads[len(calls) :], strict=True):
                 if grad is not None:
                     rows[i][k] = grad
             for held, call, grad in zip(deltas, calls, grads, strict=False):
                 held.append(torch.zeros_like(call.y) if grad is None else grad)
+        written: set[int] = set()
         for call, held in zip(calls, deltas, strict=True):
-            _add_rows(rows, begin, call, torch.stack(held), _parameters(call, place))
+            for index, is_bias in _parameters(call, place):
+                _put_rows(rows[index][begin : begin + len(held)], call.x, torch.stack(held), is_bias, index in written)
+                written.add(index)
     return rows
 
 
@@ -157,10 +161,11 @@ def _parameters(call: _Call, place: dict[int, int]) -> list[tuple[int, bool]]:
     return [(place[id(p)], is_bias) for p, is_bias in named if p is not None and id(p) in place]
 
 
-def _add_rows(rows: list[Tensor], begin: int, call: _Call, delta: Tensor, parameters: list[tuple[int, bool]]) -> None:
-    """rows[begin + k] += delta_kᵀ x for the weight, the sum of delta_k for the bias; delta [k, ..., d_out]."""
+def _put_rows(target: Tensor, x: Tensor, delta: Tensor, is_bias: bool, add: bool) -> None:
+    """target[k] <- (+) delta_kᵀ x for a weight, the sum of delta_k for a bias; delta [k, ..., d_out]."""
     flat = delta.reshape(delta.shape[0], -1, delta.shape[-1])
-    x = call.x.reshape(-1, call.x.shape[-1])
-    for index, is_bias in parameters:
-        target = rows[index][begin : begin + flat.shape[0]]
-        target += (flat.sum(1) if is_bias else flat.mT @ x.to(flat.dtype)).to(target.dtype)
+    found = flat.sum(1) if is_bias else flat.mT @ x.reshape(-1, x.shape[-1]).to(flat.dtype)
+    if add:
+        target += found
+    else:
+        target.copy_(found)
