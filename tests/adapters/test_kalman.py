@@ -224,7 +224,7 @@ def test_the_steady_state_under_process_noise() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="noise_policy: `name` must be one of ema_pre, .*, got 'ema'"):
+    with pytest.raises(ValueError, match=r"noise_policy: `name` must be one of ema_pre, .*, got 'ema'"):
         noise.noise_policy("ema", M)
     for name, option in (("ema_pre", {"beta": 1.0}), ("ema_post", {"r0": 0.0}), ("scalar", {"floor": 0.0})):
         with pytest.raises(ValueError, match=f"noise_policy: `{next(iter(option))}` must be"):
