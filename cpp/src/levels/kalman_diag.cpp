@@ -18,20 +18,26 @@ constexpr int64_t kResidentTiles = (kResident / kTall) * (kResident / kTall + 1)
 
 // ---- products ----------------------------------------------------------------------------------------------------
 
-// sums[r kWide + c] += a[r][i] b[c][i], lane by lane; rows of both `stride` apart, count a multiple of the lanes.
-void gram_tile(Lane* sums, const double* a, const double* b, int64_t stride, int64_t count) {
+// sums[r kWide + c] += a[r][i] p[i] b[c][i], lane by lane; rows of both `stride` apart, count a multiple of the lanes.
+// On the diagonal, what lies above it is left out where tiles are square.
+template <bool kDiagonal>
+void gram_tile(Lane* sums, const double* a, const double* b, const double* p, int64_t stride, int64_t count) {
   Lane local[kTall * kWide];
 #pragma GCC unroll 16
   for (int i = 0; i < kTall * kWide; ++i) local[i] = sums[i];
   for (int64_t i = 0; i < count; i += kLane) {
+    const auto weight = load_bits<Lane>(p + i);
     Lane right[kWide];
 #pragma GCC unroll 4
-    for (int c = 0; c < kWide; ++c) right[c] = load_bits<Lane>(b + c * stride + i);
+    for (int c = 0; c < kWide; ++c) right[c] = load_bits<Lane>(b + c * stride + i) * weight;
 #pragma GCC unroll 4
     for (int r = 0; r < kTall; ++r) {
       const auto left = load_bits<Lane>(a + r * stride + i);
 #pragma GCC unroll 4
-      for (int c = 0; c < kWide; ++c) local[r * kWide + c] = multiply_add(left, right[c], local[r * kWide + c]);
+      for (int c = 0; c < kWide; ++c) {
+        if (kDiagonal && kWide == kTall && c > r) continue;
+        local[r * kWide + c] = multiply_add(left, right[c], local[r * kWide + c]);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -66,31 +72,22 @@ LRC_HD void for_each_tile(int64_t padded, const F& f) {
   }
 }
 
-// Rows of scratch <- sqrt(p) jac, sqrt(p) score, zeros. The roots come between the rows of the first vectors because
-// the unit that takes them works beside the others.
-void read_weighted(const Block& block, const Chunk& chunk, int64_t padded) {
-  double* const x = chunk.scratch;
-  double* const root = x + padded * chunk.stride;
-  const int64_t m = block.jac.rows, rows = m + (block.score.data ? 1 : 0);
-  read_row(root, block.p, 0, chunk);
-  read_rows(x, block.jac, chunk);
-  if (block.score.data) read_row(x + m * chunk.stride, block.score, 0, chunk);
-  for (int64_t i = 0; i < chunk.padded; i += kLane) {
-    double roots[kLane];
-    for (int64_t lane = 0; lane < kLane; ++lane) roots[lane] = __builtin_sqrt(root[i + lane]);
-    const auto factor = load_bits<Lane>(roots);  // NaN for a negative variance
-    for (int64_t j = 0; j < rows; ++j) {
-      double* const at = x + j * chunk.stride + i;
-      store_bits(at, load_bits<Lane>(at) * factor);
-    }
-  }
+// Rows of scratch: jac, score, zeros, p. A negative variance turns into NaN, which no sum hides.
+const double* read_chunk(const Block& block, const Chunk& chunk, int64_t padded) {
+  double* const p = chunk.scratch + padded * chunk.stride;
+  read_rows(chunk.scratch, block.jac, chunk);
+  if (block.score.data) read_row(chunk.scratch + block.jac.rows * chunk.stride, block.score, 0, chunk);
+  read_row(p, block.p, 0, chunk);
+  for (int64_t i = 0; i < chunk.padded; ++i) p[i] = p[i] < 0.0 ? __builtin_nan("") : p[i];
+  return p;
 }
 
 // sums[r][v] = sum over k < depth of c[r][k] x[k][v]
-LRC_HD void product(Lane (&sums)[kTall][kAcross], const double* c, int64_t c_stride, const double* x, int64_t x_stride,
+template <int R>
+LRC_HD void product(Lane (&sums)[R][kAcross], const double* c, int64_t c_stride, const double* x, int64_t x_stride,
                     int64_t depth) {
 #pragma GCC unroll 4
-  for (int r = 0; r < kTall; ++r) {
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < kAcross; ++v) sums[r][v] = Lane{};
   }
@@ -99,7 +96,7 @@ LRC_HD void product(Lane (&sums)[kTall][kAcross], const double* c, int64_t c_str
 #pragma GCC unroll 4
     for (int v = 0; v < kAcross; ++v) right[v] = load_bits<Lane>(x + k * x_stride + v * kLane);
 #pragma GCC unroll 4
-    for (int r = 0; r < kTall; ++r) {
+    for (int r = 0; r < R; ++r) {
       const Lane left = broadcast(c[r * c_stride + k]);
 #pragma GCC unroll 4
       for (int v = 0; v < kAcross; ++v) sums[r][v] = multiply_add(left, right[v], sums[r][v]);
@@ -107,19 +104,25 @@ LRC_HD void product(Lane (&sums)[kTall][kAcross], const double* c, int64_t c_str
   }
 }
 
-// s / p of kAcross vectors of parameters; x points at their first row of the Jacobian.
+// squares += what R rows of L⁻¹ from row j add to s / p, of kAcross vectors of parameters; x points at their first row
+// of the Jacobian.
+template <int R>
+LRC_HD void add_leverages(Lane (&squares)[kAcross], int64_t j, const double* x, int64_t stride, const Update& u) {
+  Lane y[R][kAcross];
+  product<R>(y, u.inverse + j * u.padded, u.padded, x, stride, smaller(j + R, u.outputs));
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kAcross; ++v) squares[v] = multiply_add(y[r][v], y[r][v], squares[v]);
+  }
+}
+
 LRC_HD void leverages(Lane (&squares)[kAcross], const double* x, int64_t stride, const Update& u) {
 #pragma GCC unroll 4
   for (int v = 0; v < kAcross; ++v) squares[v] = Lane{};
-  for (int64_t j = 0; j < u.outputs; j += kTall) {
-    Lane y[kTall][kAcross];
-    product(y, u.inverse + j * u.padded, u.padded, x, stride, smaller(j + kTall, u.outputs));
-#pragma GCC unroll 4
-    for (int r = 0; r < kTall; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kAcross; ++v) squares[v] = multiply_add(y[r][v], y[r][v], squares[v]);
-    }
-  }
+  int64_t j = 0;
+  for (; j + 2 < u.outputs; j += kTall) add_leverages<kTall>(squares, j, x, stride, u);
+  if (j < u.outputs) add_leverages<2>(squares, j, x, stride, u);
 }
 
 // The variances of one vector of parameters where a leverage is not safe.
@@ -185,11 +188,14 @@ void kalman_diag_gram(double* gram, int64_t padded, const Block& block, const Ru
   for (int64_t i = 0; i < kalman_diag::gram_rows(padded) * run.chunk; ++i)
     run.scratch[i] = 0.0;  // the rows that nothing fills
   for_each_chunk(run, [&](const Chunk& chunk) {
-    read_weighted(block, chunk, padded);
+    const double* const p = read_chunk(block, chunk, padded);
     for_each_tile(padded, [&](int64_t j, int64_t k, int64_t index) {
       ask_ahead(block.jac, chunk, index, tiles);
       Lane* const tile = sums + (resident ? index * kTall * kWide : 0);
-      gram_tile(tile, chunk.scratch + j * chunk.stride, chunk.scratch + k * chunk.stride, chunk.stride, chunk.padded);
+      const double* const left = chunk.scratch + j * chunk.stride;
+      const double* const right = chunk.scratch + k * chunk.stride;
+      j == k ? gram_tile<true>(tile, left, right, p, chunk.stride, chunk.padded)
+             : gram_tile<false>(tile, left, right, p, chunk.stride, chunk.padded);
       if (!resident) reduce_tile(gram + j * padded + k, padded, tile);
     });
   });
@@ -225,7 +231,7 @@ void kalman_diag_gain(const Matrix& k, const double* inverse, int64_t padded, co
     for (int64_t i = 0; i < chunk.count; i += kAcross * kLane) {
       for (int64_t j = 0; j < m; j += kTall) {
         Lane sums[kTall][kAcross];
-        product(sums, inverse + j * padded, padded, chunk.scratch + i, chunk.stride, m);
+        product<kTall>(sums, inverse + j * padded, padded, chunk.scratch + i, chunk.stride, m);
         for (int r = 0; r < kTall; ++r) {
           for (int v = 0; v < kAcross; ++v) {
             store_bits(y + (j + r) * chunk.stride + i + v * kLane, sums[r][v] * load_bits<Lane>(p + i + v * kLane));
