@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, module) {
   lowrank::register_dct_select(module);
   lowrank::register_gemm(module);
   lowrank::register_int4_project(module);
+  lowrank::register_kalman_diag(module);
   lowrank::register_rsvd(module);
   lowrank::register_rsvd_augment(module);
   lowrank::register_subspace_step(module);

@@ -10,6 +10,7 @@ void register_core(pybind11::module_& module);
 void register_dct_select(pybind11::module_& module);
 void register_gemm(pybind11::module_& module);
 void register_int4_project(pybind11::module_& module);
+void register_kalman_diag(pybind11::module_& module);
 void register_rsvd(pybind11::module_& module);
 void register_rsvd_augment(pybind11::module_& module);
 void register_subspace_step(pybind11::module_& module);

@@ -34,6 +34,8 @@ __all__: list[str] = [
     "int4_project",
     "isa",
     "isa_levels",
+    "kalman_diag_gain",
+    "kalman_diag_step",
     "num_threads",
     "orthonormalize",
     "philox_bits",
@@ -323,6 +325,28 @@ def isa() -> str:
 def isa_levels() -> list[str]:
     """
     The levels that this machine and build have, lowest first.
+    """
+
+def kalman_diag_gain(
+    k: numpy.typing.ArrayLike, p: numpy.typing.ArrayLike, h: numpy.typing.ArrayLike, r: numpy.typing.ArrayLike
+) -> None:
+    """
+    The gain into k [n, m]; r is a number, a diagonal or a matrix.
+    """
+
+def kalman_diag_step(
+    new_theta: collections.abc.Sequence[numpy.typing.ArrayLike],
+    new_p: collections.abc.Sequence[numpy.typing.ArrayLike],
+    theta: collections.abc.Sequence[numpy.typing.ArrayLike],
+    p: collections.abc.Sequence[numpy.typing.ArrayLike],
+    jac: collections.abc.Sequence[numpy.typing.ArrayLike],
+    score: collections.abc.Sequence[numpy.typing.ArrayLike],
+    *,
+    lr: typing.SupportsFloat | typing.SupportsIndex,
+    limit: typing.SupportsFloat | typing.SupportsIndex,
+) -> bool:
+    """
+    One step over a list; false, with nothing written, where an argument is not finite or a p negative.
     """
 
 def num_threads() -> int:

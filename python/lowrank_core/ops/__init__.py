@@ -12,6 +12,7 @@ from lowrank_core.ops.dct_select_transform import dct, idct
 from lowrank_core.ops.int4_project import int4_project, int4_project_back
 from lowrank_core.ops.int4_project_codes import dequantize_int4, quantize_int4
 from lowrank_core.ops.int4_project_matrix import Int4Matrix
+from lowrank_core.ops.kalman_diag import KalmanStep, kalman_diag_gain, kalman_diag_step, kalman_diag_step_
 from lowrank_core.ops.rsvd import RSVD, range_finder, rsvd, svd_lowrank
 from lowrank_core.ops.rsvd_augment import AugmentedBasis, augment_truncate
 from lowrank_core.ops.rsvd_factor import QB, factored_svd, orthonormalize, qb
@@ -25,6 +26,7 @@ __all__ = [
     "AttentionLoRAGrad",
     "AugmentedBasis",
     "Int4Matrix",
+    "KalmanStep",
     "Selection",
     "attention_lora_grad",
     "augment_truncate",
@@ -38,6 +40,9 @@ __all__ = [
     "idct",
     "int4_project",
     "int4_project_back",
+    "kalman_diag_gain",
+    "kalman_diag_step",
+    "kalman_diag_step_",
     "lora_linear",
     "orthonormalize",
     "positive_features",

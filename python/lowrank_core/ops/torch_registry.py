@@ -19,6 +19,7 @@ from lowrank_core.ops.dct_select_moments import OPS as DCT_SELECT_MOMENTS
 from lowrank_core.ops.dct_select_transform import OPS as DCT_SELECT_TRANSFORM
 from lowrank_core.ops.declare import NAMESPACE, Op
 from lowrank_core.ops.int4_project import OPS as INT4_PROJECT
+from lowrank_core.ops.kalman_diag import OPS as KALMAN_DIAG
 from lowrank_core.ops.rsvd import OPS as RSVD
 from lowrank_core.ops.rsvd_factor import OPS as RSVD_FACTOR
 from lowrank_core.ops.rsvd_project import OPS as RSVD_PROJECT
@@ -29,6 +30,7 @@ FAMILIES: tuple[tuple[Op, ...], ...] = (
     *(DCT_SELECT, DCT_SELECT_BACK, DCT_SELECT_FEEDBACK, DCT_SELECT_MOMENTS, DCT_SELECT_TRANSFORM),
     *(CHAIN_LR, CHAIN_LR_ATTENTION, CHAIN_LR_FEATURES, CHAIN_LR_LINEAR),
     INT4_PROJECT,
+    KALMAN_DIAG,
     SUBSPACE_STEP,
 )
 

@@ -1,0 +1,21 @@
+"""Training of adapters: rows of their Jacobian, and what a Kalman filter needs of a model's outputs (needs torch)."""
+
+from lowrank_core.adapters.cotangents import (
+    identity_cotangents,
+    lumped_cotangents,
+    monte_carlo_cotangents,
+    softmax_cotangents,
+    split_score,
+)
+from lowrank_core.adapters.jacobian import LinearTape, jacobian_rows, record_linears
+
+__all__ = [
+    "LinearTape",
+    "identity_cotangents",
+    "jacobian_rows",
+    "lumped_cotangents",
+    "monte_carlo_cotangents",
+    "record_linears",
+    "softmax_cotangents",
+    "split_score",
+]

@@ -1,0 +1,171 @@
+"""Rows of a model's Jacobian with respect to adapter parameters: one backward pass for each row.
+
+For y = x Wᵀ the row of W for a cotangent delta at y is deltaᵀ x. An adapter is two such layers, x Aᵀ and (x Aᵀ) Bᵀ:
+their inputs are recorded once, in the forward pass, and every row asks autograd for the deltas alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One forward pass through a linear layer."""
+
+    layer: nn.Linear
+    x: Tensor  # [..., d_in], detached
+    y: Tensor  # [..., d_out], in the graph
+    version: int  # of y when it was returned
+
+
+@dataclass
+class LinearTape:
+    """What `record_linears` has seen: inputs and outputs of linear layers, in the order of their calls."""
+
+    calls: list[_Call] = field(default_factory=list)
+
+    def weights(self) -> set[int]:
+        """Identities of the parameters whose rows can be taken from the tape."""
+        return {
+            id(parameter)
+            for call in self.calls
+            for parameter in (call.layer.weight, call.layer.bias)
+            if parameter is not None
+        }
+
+
+@contextmanager
+def record_linears(model: nn.Module, params: Sequence[Tensor] | None = None) -> Iterator[LinearTape]:
+    """Records the linear layers of `model` that hold one of `params`, for `jacobian_rows`.
+
+    Args:
+      model: any module; LoRA layers of HF PEFT are pairs of `torch.nn.Linear` and are found as such.
+      params: parameters of interest; None: all that require gradients.
+
+    Yields:
+      The tape. It holds the inputs of those layers until it is dropped: the memory that autograd keeps anyway. Run one
+      forward pass inside; every parameter has to be used through its layer alone (a weight that is also used elsewhere
+      has to be left to autograd: record without it).
+    """
+    wanted = {id(p) for p in (model.parameters() if params is None else params) if p.requires_grad}
+    tape, handles = LinearTape(), []
+
+    def hook(layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        if y.requires_grad and isinstance(layer, nn.Linear):
+            tape.calls.append(_Call(layer, args[0].detach(), y, y._version))
+
+    for module in model.modules():
+        if type(module) is nn.Linear and any(id(p) in wanted for p in module.parameters(recurse=False)):
+            handles.append(module.register_forward_hook(hook))
+    try:
+        yield tape
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def jacobian_rows(
+    outputs: Tensor,
+    params: Sequence[Tensor],
+    cotangents: Tensor | None = None,
+    *,
+    tape: LinearTape | None = None,
+    chunk: int = 8,
+    retain_graph: bool = False,
+) -> list[Tensor]:
+    """Rows `c_kᵀ ∂outputs/∂params` of the Jacobian, by one backward pass for each cotangent c_k.
+
+    Args:
+      outputs: [...], what a forward pass returned, its graph intact.
+      params: the parameters, which the graph depends on.
+      cotangents: [k, *outputs.shape], in `outputs`' dtype or wider; None: the identity, k = number of outputs. See
+        `softmax_cotangents` and its siblings.
+      tape: from `record_linears` around the forward pass. Rows of recorded layers are then outer products of recorded
+        inputs with cotangents at the layers' outputs, taken for `chunk` rows by one product; all others, and all
+        without a tape, come from autograd directly.
+      chunk: >= 1, rows whose cotangents at the layers' outputs are held at a time: chunk * tokens * (sum of d_out)
+        numbers beside the result, which has k * (number of parameters).
+      retain_graph: whether the graph survives the last row.
+
+    Returns:
+      One tensor [k, *param.shape] for each of `params`, in its dtype: the lists that `kalman_diag_step_` takes.
+
+    Raises:
+      ValueError: a shape that does not fit; an output of a recorded layer was changed in place.
+      RuntimeError: from autograd, where the graph is gone.
+
+    Numerics: that of torch's backward passes. k passes; with the forward pass (1 + k) of them for k rows.
+    Source: reverse-mode differentiation; layer inputs times cotangents as in per-sample gradients (Goodfellow 2015,
+    arXiv 1510.01799).
+    """
+    cotangents = _checked(outputs, cotangents, chunk)
+    place = {id(p): i for i, p in enumerate(params)}
+    calls = [call for call in (tape.calls if tape else ()) if _parameters(call, place)]
+    taped = {index for call in calls for index, _ in _parameters(call, place)}
+    plain = [i for i in range(len(params)) if i not in taped]
+    count = cotangents.shape[0]
+    rows = [(p.new_empty if i in taped else p.new_zeros)((count, *p.shape)) for i, p in enumerate(params)]
+    for call in calls:
+        if call.y._version != call.version:
+            raise ValueError(
+                "jacobian_rows: `tape` must hold outputs as their layers returned them, got one that was changed in "
+                "place; make the operation behind that layer out of place"
+            )
+    targets = [call.y for call in calls] + [params[i] for i in plain]
+    for begin in range(0, count, chunk):
+        part = cotangents[begin : begin + chunk]
+        deltas: list[list[Tensor]] = [[] for _ in calls]
+        for k, cotangent in enumerate(part, start=begin):
+            keep = retain_graph or k + 1 < count
+            grads = _backward(outputs, targets, cotangent, keep)
+            for i, grad in zip(plain, grads[len(calls) :], strict=True):
+                if grad is not None:
+                    rows[i][k] = grad
+            for held, call, grad in zip(deltas, calls, grads, strict=False):
+                held.append(torch.zeros_like(call.y) if grad is None else grad)
+        written: set[int] = set()
+        for call, held in zip(calls, deltas, strict=True):
+            for index, is_bias in _parameters(call, place):
+                _put_rows(rows[index][begin : begin + len(held)], call.x, torch.stack(held), is_bias, index in written)
+                written.add(index)
+    return rows
+
+
+def _checked(outputs: Tensor, cotangents: Tensor | None, chunk: int) -> Tensor:
+    if chunk < 1:
+        raise ValueError(f"jacobian_rows: `chunk` must be >= 1, got {chunk}")
+    if cotangents is None:
+        eye = torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device)
+        return eye.view(outputs.numel(), *outputs.shape)
+    if tuple(cotangents.shape[1:]) != tuple(outputs.shape) or cotangents.ndim != outputs.ndim + 1:
+        raise ValueError(
+            f"jacobian_rows: `cotangents` must be {['k', *outputs.shape]}, got shape {list(cotangents.shape)}"
+        )
+    return cotangents.to(outputs.dtype)
+
+
+def _backward(outputs: Tensor, targets: list[Tensor], cotangent: Tensor, keep: bool) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(outputs, targets, cotangent, retain_graph=keep, allow_unused=True)
+
+
+def _parameters(call: _Call, place: dict[int, int]) -> list[tuple[int, bool]]:
+    """(index, is it the bias) of those parameters of a layer that are asked for."""
+    layer = call.layer
+    named = ((layer.weight, False), (layer.bias, True))
+    return [(place[id(p)], is_bias) for p, is_bias in named if p is not None and id(p) in place]
+
+
+def _put_rows(target: Tensor, x: Tensor, delta: Tensor, is_bias: bool, add: bool) -> None:
+    """target[k] <- (+) delta_kᵀ x for a weight, the sum of delta_k for a bias; delta [k, ..., d_out]."""
+    flat = delta.reshape(delta.shape[0], -1, delta.shape[-1])
+    found = flat.sum(1) if is_bias else flat.mT @ x.reshape(-1, x.shape[-1]).to(flat.dtype)
+    if add:
+        target += found
+    else:
+        target.copy_(found)
