@@ -131,8 +131,9 @@ def jacobian_rows(
                 held.append(torch.zeros_like(call.y) if grad is None else grad)
         written: set[int] = set()
         for call, held in zip(calls, deltas, strict=True):
+            delta = torch.stack(held)
             for index, is_bias in _parameters(call, place):
-                _put_rows(rows[index][begin : begin + len(held)], call.x, torch.stack(held), is_bias, index in written)
+                _put_rows(rows[index][begin : begin + len(held)], call.x, delta, is_bias, index in written)
                 written.add(index)
     return rows
 
@@ -164,7 +165,11 @@ def _parameters(call: _Call, place: dict[int, int]) -> list[tuple[int, bool]]:
 def _put_rows(target: Tensor, x: Tensor, delta: Tensor, is_bias: bool, add: bool) -> None:
     """target[k] <- (+) delta_kᵀ x for a weight, the sum of delta_k for a bias; delta [k, ..., d_out]."""
     flat = delta.reshape(delta.shape[0], -1, delta.shape[-1])
-    found = flat.sum(1) if is_bias else flat.mT @ x.reshape(-1, x.shape[-1]).to(flat.dtype)
+    if is_bias:
+        found = flat.sum(1)
+    else:
+        inputs = x.reshape(-1, x.shape[-1]).to(flat.dtype).expand(flat.shape[0], -1, -1)
+        found = torch.bmm(flat.mT, inputs)
     if add:
         target += found
     else:
