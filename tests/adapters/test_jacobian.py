@@ -18,16 +18,17 @@ def close(found: list[Tensor], exact: list[Tensor], dtype: torch.dtype = torch.f
     )
 
 
+@pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("batch", [(), (3,)])
 @pytest.mark.parametrize("chunk", [1, 2, 8, 100])
-def test_rows_are_those_of_torch_func(chunk: int, batch: tuple[int, ...]) -> None:
+def test_rows_are_those_of_torch_func(chunk: int, batch: tuple[int, ...], batched: bool) -> None:
     model, x = adapter_cases.net(), adapter_cases.tokens(4, *batch)
     params = adapter_cases.trainable(model)
     with adapters.record_linears(model) as tape:
         outputs = model(x)
-    found = adapters.jacobian_rows(outputs, params, tape=tape, chunk=chunk)
+    found = adapters.jacobian_rows(outputs, params, tape=tape, chunk=chunk, batched=batched)
     assert close(found, adapter_cases.oracle(model, x))
-    assert close(adapters.jacobian_rows(model(x), params, chunk=chunk), found)
+    assert close(adapters.jacobian_rows(model(x), params, chunk=chunk, batched=batched), found)
 
 
 def test_half_of_the_layers_on_the_tape() -> None:
