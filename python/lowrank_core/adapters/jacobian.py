@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lowrank_core.adapters.cotangents import identity_cotangents
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -139,8 +141,7 @@ def _checked(outputs: Tensor, cotangents: Tensor | None, chunk: int) -> Tensor:
     if chunk < 1:
         raise ValueError(f"jacobian_rows: `chunk` must be >= 1, got {chunk}")
     if cotangents is None:
-        eye = torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device)
-        return eye.view(outputs.numel(), *outputs.shape)
+        return identity_cotangents(outputs)
     if tuple(cotangents.shape[1:]) != tuple(outputs.shape) or cotangents.ndim != outputs.ndim + 1:
         raise ValueError(
             f"jacobian_rows: `cotangents` must be {['k', *outputs.shape]}, got shape {list(cotangents.shape)}"
