@@ -47,7 +47,11 @@ test: $(VENV)/.built  ## run the C++ and the Python tests (ARGS: pytest's)
 	$(CTEST) $(BUILD)
 	$(PY) -m pytest $(ARGS)
 
-bench: $(VENV)/.built  ## measure the kernels against their peers; a table in docs/results
+$(VENV)/.peers: $(VENV)/.built
+	$(PIP) install -c constraints.txt galore-torch q-galore-torch
+	touch $@
+
+bench: $(VENV)/.peers  ## measure the kernels against their peers; a table in docs/results
 	set -e; for bench in bench/bench_*.py; do $(PY) $$bench $(ARGS); done
 	$(PY) bench/table.py
 

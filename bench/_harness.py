@@ -102,15 +102,15 @@ class Bench:
         baseline: str,
         error: Callable[[object], float] | Mapping[str, Callable[[object], float]],
         limit: float | Mapping[str, float],
-        flops: float | None = None,
-        nbytes: float | None = None,
+        flops: float | Mapping[str, float] | None = None,
+        nbytes: float | Mapping[str, float] | None = None,
     ) -> dict[str, Row]:
         """Checks and times `rivals`, each a call that returns its answer; the row of each by name.
 
         Args:
           error: of an answer, which must not exceed `limit`; either is one for all or one per rival.
-          flops: operations of one call, for GFLOP/s.
-          nbytes: bytes that one call has to move, for GB/s.
+          flops: operations of one call, for GFLOP/s; one for all or one per rival, without those that do other work.
+          nbytes: bytes that one call has to move, for GB/s; the same.
 
         Raises:
           ValueError: an answer is wrong, or the baseline is not among the rivals.
@@ -129,6 +129,7 @@ class Bench:
         found = {}
         for rival, times in seconds.items():
             median = statistics.median(times)
+            work, moved = of_rival(flops, rival), of_rival(nbytes, rival)
             low, _, high = statistics.quantiles(times, n=4)
             found[rival] = Row(
                 case=case,
@@ -140,9 +141,9 @@ class Bench:
                 speed_vs_baseline=statistics.median(b / t for b, t in zip(seconds[baseline], times, strict=True)),
                 best_speed_vs_baseline=min(seconds[baseline]) / min(times),
                 error=errors[rival],
-                gflop_per_s=None if flops is None else flops / median / 1e9,
-                gb_per_s=None if nbytes is None else nbytes / median / 1e9,
-                roofline=self._least(flops, nbytes) / median if flops or nbytes else None,
+                gflop_per_s=None if work is None else work / median / 1e9,
+                gb_per_s=None if moved is None else moved / median / 1e9,
+                roofline=self._least(work, moved) / median if work or moved else None,
             )
             self._print(found[rival])
         self.rows += found.values()
@@ -202,6 +203,10 @@ class Bench:
         )
 
 
+def of_rival(amount: float | Mapping[str, float] | None, rival: str) -> float | None:
+    return amount.get(rival) if isinstance(amount, Mapping) else amount
+
+
 def peer(module: str) -> Any:
     """A peer's module, or None where it is not installed: then it takes no part, and that is said."""
     try:
@@ -213,11 +218,15 @@ def peer(module: str) -> Any:
 
 
 def copy_rate(threads: int | None, nbytes: int = 256 << 20, rounds: int = 7) -> float:
-    """GB/s of torch copying float32 to float32 with `threads`, read and write counted, best of `rounds`."""
+    """GB/s of torch copying float32 with `threads` or scaling it in place, the faster one; read and write counted.
+
+    A copy also reads the lines that it overwrites, which a step that changes arrays in place does not.
+    """
     with torch_threads(threads):
         source = torch.ones(nbytes // 8)
         target = torch.empty_like(source)
-        return nbytes / best_of(lambda: target.copy_(source), rounds) / 1e9
+        seconds = min(best_of(lambda: target.copy_(source), rounds), best_of(lambda: source.mul_(1.0), rounds))
+    return nbytes / seconds / 1e9
 
 
 def product_rate(threads: int | None, size: int = 2048, rounds: int = 7) -> float:

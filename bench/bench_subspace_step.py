@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import lowrank_core
 import torch
@@ -107,13 +107,20 @@ class Problem:
         m, n = self.weights[i].shape
         return (m, self.rank) if self.right[i] else (self.rank, n)
 
-    def flops(self) -> float:
-        return 4.0 * self.rank * sum(w.numel() for w in self.weights)
+    def flops(self, rivals: Iterable[str]) -> dict[str, float]:
+        """Of the two products, for those that take them."""
+        return {name: 4.0 * self.rank * self.elements() for name in rivals if name != "fused AdamW"}
 
-    def nbytes(self, moment: int = 4) -> float:
-        """What a step has to move: G once; W, both moments there and back."""
-        low = sum(math.prod(self.low_shape(i)) for i in range(len(self.weights)))
-        return sum(4.0 * 3 * w.numel() for w in self.weights) + 4.0 * moment * low
+    def nbytes(self, rivals: Iterable[str]) -> dict[str, float]:
+        """What has to move: G once, W there and back; both moments there and back, of which int8 has a quarter."""
+        low = float(sum(math.prod(self.low_shape(i)) for i in range(len(self.weights))))
+        size = {"fused AdamW": 4.0 * self.elements(), "two float32 products": 0.0, "two bf16 products": 0.0}
+        moments = {name: size.get(name, (1.0 if "int8" in name else 4.0) * low) for name in rivals}
+        item = {"two bf16 products": 2.0}
+        return {name: item.get(name, 4.0) * 3 * self.elements() + 4 * held for name, held in moments.items()}
+
+    def elements(self) -> int:
+        return sum(w.numel() for w in self.weights)
 
 
 def no_error(_: object) -> float:
@@ -129,8 +136,8 @@ def run(bench: Bench, case: str, rivals: dict[str, tuple[Callable[[], object], C
         baseline=baseline,
         error=errors,
         limit=WRONG,
-        flops=problem.flops(),
-        nbytes=problem.nbytes(),
+        flops=problem.flops(rivals),
+        nbytes=problem.nbytes(rivals),
     )
 
 

@@ -11,13 +11,9 @@ from pathlib import Path
 
 from report import finish, root_argument
 
-FAMILIES = ("dct_select", "int4_project", "kalman_diag", "rsvd", "subspace_step")
-WITHOUT_CUDA: tuple[str, ...] = (
-    "dct_select",
-    "int4_project",
-    "kalman_diag",
-    "subspace_step",
-)  # families whose .cu is still to come
+FAMILIES = ("chain_lr", "dct_select", "int4_project", "kalman_diag", "rsvd", "subspace_step")
+# Families whose .cu is still to come.
+WITHOUT_CUDA: tuple[str, ...] = ("chain_lr", "dct_select", "int4_project", "kalman_diag", "subspace_step")
 
 PLACES = (
     "cpp/include/lowrank_core/{}.h",

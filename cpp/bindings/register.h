@@ -5,12 +5,14 @@
 
 namespace lowrank {
 
+void register_chain_lr(pybind11::module_& module);
 void register_core(pybind11::module_& module);
 void register_dct_select(pybind11::module_& module);
 void register_gemm(pybind11::module_& module);
 void register_int4_project(pybind11::module_& module);
 void register_kalman_diag(pybind11::module_& module);
 void register_rsvd(pybind11::module_& module);
+void register_rsvd_augment(pybind11::module_& module);
 void register_subspace_step(pybind11::module_& module);
 
 }  // namespace lowrank

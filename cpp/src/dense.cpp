@@ -66,23 +66,6 @@ void copy_rows(const Matrix& whole_to, const Matrix& whole_from, int64_t begin, 
   }
 }
 
-// Calls f with a value of the C++ type that `dtype` stands for.
-template <class F>
-void with_float_type(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return f(float{});
-    case DType::kFloat64:
-      return f(double{});
-    case DType::kBFloat16:
-      return f(bfloat16{});
-    case DType::kFloat16:
-      return f(float16{});
-    default:
-      fail(std::string("dense: the dtype must be a floating-point one, got ") + name(dtype));
-  }
-}
-
 }  // namespace
 
 double squared_norm(const Matrix& a) {

@@ -17,22 +17,6 @@ constexpr int kBundle = 64;     // lines that are read and written together: nei
 constexpr int64_t kAhead = 16;  // steps along a line: what a processor does not prefetch where they are far apart
 constexpr int64_t kTask = int64_t(1) << 15;  // elements, about 10 us
 
-template <class F>
-void with_float_type(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return f(double{});
-    case DType::kBFloat16:
-      return f(bfloat16{});
-    case DType::kFloat16:
-      return f(float16{});
-    case DType::kFloat32:
-      return f(float{});
-    default:
-      fail(std::string("int4: the dtype must be a floating-point one, got ") + name(dtype));
-  }
-}
-
 float read(const View& view, int64_t at) {
   return view.dtype == DType::kBFloat16 ? to_float(static_cast<const bfloat16*>(view.data)[at])
                                         : static_cast<const float*>(view.data)[at];

@@ -10,7 +10,16 @@ import typing
 import numpy.typing
 
 __all__: list[str] = [
+    "adapter_gradient",
+    "adapter_linear",
+    "attention_chained",
+    "attention_exact",
+    "attention_largest_score",
+    "attention_operands",
+    "attention_sampled_error",
+    "augment_truncate",
     "build_info",
+    "chain_matmul",
     "dct_project_back",
     "dct_select",
     "dct_select_feedback",
@@ -20,6 +29,7 @@ __all__: list[str] = [
     "encode_moment",
     "factored_svd",
     "fast_bfloat16",
+    "gaussian",
     "gemm",
     "int4_project",
     "isa",
@@ -29,6 +39,7 @@ __all__: list[str] = [
     "num_threads",
     "orthonormalize",
     "philox_bits",
+    "plan_chain",
     "qb",
     "quantize_int4",
     "range_finder",
@@ -40,11 +51,128 @@ __all__: list[str] = [
     "sketch",
     "subspace_project",
     "subspace_update",
+    "taylor_error",
 ]
+
+def adapter_gradient(
+    first_grad: numpy.typing.ArrayLike,
+    last_grad: numpy.typing.ArrayLike,
+    dy: numpy.typing.ArrayLike,
+    x: numpy.typing.ArrayLike,
+    first: numpy.typing.ArrayLike,
+    last: numpy.typing.ArrayLike,
+    *,
+    middle_grad: numpy.typing.ArrayLike | None = None,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+) -> None:
+    """
+    With G = dyᵀ x: scale Gᵀ last, scale G first and scale lastᵀ G first.
+    """
+
+def adapter_linear(
+    y: numpy.typing.ArrayLike,
+    x: numpy.typing.ArrayLike,
+    w: numpy.typing.ArrayLike,
+    first: numpy.typing.ArrayLike,
+    last: numpy.typing.ArrayLike,
+    *,
+    middle: numpy.typing.ArrayLike | None = None,
+    bias: numpy.typing.ArrayLike | None = None,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+) -> None:
+    """
+    y <- x wᵀ + scale ((x first) middleᵀ) lastᵀ + bias.
+    """
+
+def attention_chained(
+    da: numpy.typing.ArrayLike,
+    db: numpy.typing.ArrayLike,
+    arrays: collections.abc.Sequence[numpy.typing.ArrayLike],
+    *,
+    mask: numpy.typing.ArrayLike | None,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    causal: bool,
+    degree: typing.SupportsInt | typing.SupportsIndex,
+    left: numpy.typing.ArrayLike | None,
+    right: numpy.typing.ArrayLike | None,
+) -> None:
+    """
+    The same by features: monomials up to a degree, or the ones given.
+    """
+
+def attention_exact(
+    da: numpy.typing.ArrayLike,
+    db: numpy.typing.ArrayLike,
+    arrays: collections.abc.Sequence[numpy.typing.ArrayLike],
+    *,
+    mask: numpy.typing.ArrayLike | None,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    causal: bool,
+) -> None:
+    """
+    Gradients of an attention adapter by tiles of scores.
+    """
+
+def attention_largest_score(
+    arrays: collections.abc.Sequence[numpy.typing.ArrayLike],
+    *,
+    mask: numpy.typing.ArrayLike | None,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    causal: bool,
+    exactly: bool,
+) -> float:
+    """
+    Largest score in magnitude, or the product of the largest norms.
+    """
+
+def attention_operands(
+    queries: numpy.typing.ArrayLike,
+    keys: numpy.typing.ArrayLike,
+    arrays: collections.abc.Sequence[numpy.typing.ArrayLike],
+    *,
+    mask: numpy.typing.ArrayLike | None,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+) -> None:
+    """
+    What features are taken of: effective queries, and keys less their mean.
+    """
+
+def attention_sampled_error(
+    arrays: collections.abc.Sequence[numpy.typing.ArrayLike],
+    *,
+    mask: numpy.typing.ArrayLike | None,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    causal: bool,
+    left: numpy.typing.ArrayLike | None,
+    right: numpy.typing.ArrayLike | None,
+) -> float:
+    """
+    Relative error of a few rows by given features.
+    """
+
+def augment_truncate(
+    out: collections.abc.Sequence[collections.abc.Sequence[numpy.typing.ArrayLike]],
+    layers: collections.abc.Sequence[collections.abc.Sequence[numpy.typing.ArrayLike]],
+    *,
+    lr: typing.SupportsFloat | typing.SupportsIndex,
+    tol: typing.SupportsFloat | typing.SupportsIndex,
+    min_rank: typing.SupportsInt | typing.SupportsIndex,
+    max_rank: typing.SupportsInt | typing.SupportsIndex,
+    budget: typing.SupportsInt | typing.SupportsIndex | None,
+    weights: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+) -> list[tuple[int, float]]:
+    """
+    One basis step of each layer into out; returns (rank, share lost) for each.
+    """
 
 def build_info() -> dict[str, typing.Any]:
     """
     Facts of this build: version, compiler, CUDA toolkit or None.
+    """
+
+def chain_matmul(out: numpy.typing.ArrayLike, matrices: collections.abc.Sequence[numpy.typing.ArrayLike]) -> None:
+    """
+    The product of a list of matrices, or batches of them, into out.
     """
 
 def dct_project_back(
@@ -153,6 +281,11 @@ def fast_bfloat16() -> bool:
     Whether bfloat16 products are faster than float32 here, so that precision 'medium' uses them.
     """
 
+def gaussian(out: numpy.typing.ArrayLike, *, seed: typing.SupportsInt | typing.SupportsIndex) -> None:
+    """
+    Fills `out` with standard normal numbers of a seed.
+    """
+
 def gemm(
     c: numpy.typing.ArrayLike,
     a: numpy.typing.ArrayLike,
@@ -235,6 +368,11 @@ def philox_bits(
 ) -> None:
     """
     Fills `out` (int64) with the 32-bit values of elements first, first + 1, ...
+    """
+
+def plan_chain(dims: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> list[list[int]]:
+    """
+    Last split of factors i .. j of a chain of plain matrices [dims[i], dims[i + 1]].
     """
 
 def qb(
@@ -384,4 +522,11 @@ def subspace_update(
 ) -> None:
     """
     Moments and weights of a list, from the low-rank gradients, which it overwrites.
+    """
+
+def taylor_error(
+    largest: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex
+) -> float:
+    """
+    Estimated relative error of the chained gradient where exp is cut after an even degree.
     """

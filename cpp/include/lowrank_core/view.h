@@ -72,6 +72,23 @@ struct dtype_of<float16> {
   static constexpr DType value = DType::kFloat16;
 };
 
+// Calls f with a value of the C++ type that a floating-point `dtype` stands for.
+template <class F>
+void with_float_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return f(float{});
+    case DType::kFloat64:
+      return f(double{});
+    case DType::kBFloat16:
+      return f(bfloat16{});
+    case DType::kFloat16:
+      return f(float16{});
+    default:
+      fail(std::string("array: the dtype must be a floating-point one, got ") + name(dtype));
+  }
+}
+
 // A matrix [rows, cols] with any strides; the unit of exchange between the families and the products.
 struct Matrix {
   void* data = nullptr;

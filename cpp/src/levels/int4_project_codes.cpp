@@ -2,6 +2,8 @@
 // vector instructions. No sum is reordered, so every level gives the same bits.
 #include "lowrank_core/simd/int4_project.h"
 
+#include "lowrank_core/simd/philox.h"
+
 namespace lowrank::LRC_LEVEL {
 namespace {
 
@@ -36,7 +38,7 @@ LRC_HD void pack(uint8_t* bytes, int64_t n, const Code& code) {
 
 LRC_HD void draw(uint32_t* words, const Int4Run& run, int64_t begin, int64_t n) {
   const uint64_t first = run.element + uint64_t(begin * run.element_step);
-  if (run.element_step == 1) return rounding::draw(words, n, run.seed, {first, int4::kStream, 0});
+  if (run.element_step == 1) return draw_words(words, n, run.seed, {first, int4::kStream, 0});
   for (int64_t i = 0; i < n; ++i) {
     words[i] = philox::bits(run.seed, {first + uint64_t(i * run.element_step), int4::kStream, 0});
   }

@@ -54,7 +54,8 @@ void store_line(T* to, int64_t step, const Acc* values, int count) {
 
 // Elements of the weight as the user sees it, row by row: what a word is drawn for.
 void store_stochastic(const Lift& p, const float* values, int64_t row, int64_t col, int count) {
-  uint32_t words[kLongestLine];
+  uint32_t words[kLongestLine > kWordsAtOnce ? kLongestLine : kWordsAtOnce];
+  if (count > kLongestLine) __builtin_unreachable();  // or GCC 12 warns of a longer one
   const philox::Position at{0, kParameterStream, uint32_t(p.number)};
   if (p.transposed) {
     for (int j = 0; j < count; ++j) {

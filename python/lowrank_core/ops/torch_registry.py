@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+from lowrank_core.ops.chain_lr import OPS as CHAIN_LR
+from lowrank_core.ops.chain_lr_attention import OPS as CHAIN_LR_ATTENTION
+from lowrank_core.ops.chain_lr_features import OPS as CHAIN_LR_FEATURES
+from lowrank_core.ops.chain_lr_linear import OPS as CHAIN_LR_LINEAR
 from lowrank_core.ops.dct_select import OPS as DCT_SELECT
 from lowrank_core.ops.dct_select_back import OPS as DCT_SELECT_BACK
 from lowrank_core.ops.dct_select_feedback import OPS as DCT_SELECT_FEEDBACK
@@ -24,6 +28,7 @@ from lowrank_core.ops.subspace_step import OPS as SUBSPACE_STEP
 FAMILIES: tuple[tuple[Op, ...], ...] = (
     *(RSVD, RSVD_FACTOR, RSVD_PROJECT),
     *(DCT_SELECT, DCT_SELECT_BACK, DCT_SELECT_FEEDBACK, DCT_SELECT_MOMENTS, DCT_SELECT_TRANSFORM),
+    *(CHAIN_LR, CHAIN_LR_ATTENTION, CHAIN_LR_FEATURES, CHAIN_LR_LINEAR),
     INT4_PROJECT,
     KALMAN_DIAG,
     SUBSPACE_STEP,

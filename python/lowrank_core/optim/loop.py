@@ -134,11 +134,11 @@ class LowRankOptimizer(torch.optim.Optimizer):
         return kernel.draft(bucket, states) if kernel else None
 
     def _step(self, bucket: Bucket, draft: Draft | None, gate: Tensor | None) -> None:
-        kernel, states = fused(bucket), [self._state(bucket, slot) for slot in bucket.slots]
-        if kernel is None:
-            compose(bucket, states, gate)
-        else:
+        states = [self._state(bucket, slot) for slot in bucket.slots]
+        if kernel := fused(bucket):
             kernel.finish(bucket, draft or kernel.draft(bucket, states), states)
+        else:
+            compose(bucket, states, gate)
         for slot in bucket.slots:
             if slot.param in self._bounds:
                 self._bounds[slot.param] += 1
@@ -155,24 +155,20 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 state = self.state.get(slot.param) or {}
                 captured = float(state["proj.captured"]) if "proj.captured" in state else None
                 side, rank = slot.geometry.side.name.lower(), slot.geometry.rank
-                refreshes, last = state.get("proj.refreshes", 0), state.get("proj.last_refresh")
-                shape = tuple(slot.param.shape)
-                found.append(Projection(slot.name, shape, side, rank, captured, refreshes, last))
+                history = state.get("proj.refreshes", 0), state.get("proj.last_refresh")
+                found.append(Projection(slot.name, tuple(slot.param.shape), side, rank, captured, *history))
         return found
 
     def state_bytes(self) -> int:
         """Bytes of the state held now: whole storages, each counted once, so that a leaked view shows."""
-        values = [value for state in self.state.values() for value in state.values()]
+        values = (value for state in self.state.values() for value in state.values())
         storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def planned_state_bytes(self) -> int:
         """Bytes of the state once every parameter has taken a step with a gradient that is not zero."""
-        return sum(
-            prod(shape) * dtype.itemsize
-            for _, group, slot in self._slots()
-            for shape, dtype in self.parts(group, slot.param.dtype).layout(slot).values()
-        )
+        layouts = (self.parts(group, slot.param.dtype).layout(slot) for _, group, slot in self._slots())
+        return sum(prod(shape) * dtype.itemsize for layout in layouts for shape, dtype in layout.values())
 
     @property
     def skipped_steps(self) -> int:

@@ -15,7 +15,8 @@ using Halves = Vec<uint64_t>;  // a word in the lower half of each lane; what is
 
 LRC_HD Halves multiply_halves(const Halves& a, const Halves& b) {
 #if defined(__AVX512F__)
-  return bits_as<Halves>(_mm512_mul_epu32(bits_as<__m512i>(a), bits_as<__m512i>(b)));
+  // The masked form, because GCC 12 warns of an uninitialised value inside the plain one.
+  return bits_as<Halves>(_mm512_maskz_mul_epu32(0xFF, bits_as<__m512i>(a), bits_as<__m512i>(b)));
 #elif defined(__AVX2__)
   return bits_as<Halves>(_mm256_mul_epu32(bits_as<__m256i>(a), bits_as<__m256i>(b)));
 #elif defined(__SSE2__)
@@ -38,8 +39,10 @@ template <int kSets>
 LRC_HD void philox_blocks(uint32_t* words, uint64_t seed, uint64_t index, uint32_t stream, uint32_t step) {
   constexpr int lanes = kLanes<uint64_t>;
   Halves c0[kSets], c1[kSets], c2[kSets], c3[kSets];
+  uint64_t counters[lanes];
+  for (int i = 0; i < lanes; ++i) counters[i] = index + uint64_t(i);
   for (int s = 0; s < kSets; ++s) {
-    for (int i = 0; i < lanes; ++i) c0[s][i] = index + uint64_t(s * lanes + i);
+    c0[s] = load_bits<Halves>(counters) + uint64_t(s * lanes);
     c1[s] = c0[s] >> 32;
     c2[s] = Halves{} + stream;
     c3[s] = Halves{} + step;
@@ -64,9 +67,11 @@ LRC_HD void philox_blocks(uint32_t* words, uint64_t seed, uint64_t index, uint32
   }
 }
 
+constexpr int kWordsAtOnce = 16 * kLanes<uint64_t>;
+
 // The random words of `count` consecutive elements, the first of them at `at`: philox::bits of each.
 LRC_HD void draw_words(uint32_t* words, int64_t count, uint64_t seed, const philox::Position& at) {
-  constexpr int64_t few = 4 * kLanes<uint64_t>, many = 4 * few;
+  constexpr int64_t few = kWordsAtOnce / 4, many = kWordsAtOnce;
   int64_t i = 0;
   for (; i < count && (at.element + uint64_t(i)) % 4 != 0; ++i) {
     words[i] = philox::bits(seed, {at.element + uint64_t(i), at.stream, at.step});

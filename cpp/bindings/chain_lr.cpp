@@ -1,0 +1,214 @@
+#include "lowrank_core/chain_lr.h"
+
+#include <pybind11/stl.h>
+
+#include "caster.h"
+#include "register.h"
+
+namespace py = pybind11;
+
+namespace lowrank {
+namespace {
+
+// Memory safety only: the operators have checked the contract and worded the refusals.
+void expect(bool fits, const char* what) {
+  if (!fits) fail(std::string("chain_lr: ") + what + " do not fit");
+}
+
+bool is_matrix(const View& view, int64_t rows, int64_t cols) {
+  require_cpu(view, "an argument");
+  return view.rank == 2 && view.shape[0] == rows && view.shape[1] == cols;
+}
+
+int64_t rows_of(const View& view) { return view.rank >= 2 ? view.shape[size_t(view.rank - 2)] : -1; }
+int64_t cols_of(const View& view) { return view.rank >= 1 ? view.shape[size_t(view.rank - 1)] : -1; }
+
+// ---- products ----------------------------------------------------------------------------------------------------
+
+void bind_chain_matmul(const WriteArray& out, const std::vector<ReadArray>& matrices) {
+  expect(!matrices.empty() && out.view.rank >= 2, "the matrices");
+  std::vector<View> views;
+  for (const ReadArray& m : matrices) {
+    require_cpu(m.view, "matrices");
+    expect(m.view.rank == 2 || (m.view.rank == out.view.rank && m.view.batch() == out.view.batch()),
+           "the leading dimensions of a matrix");
+    expect(views.empty() || cols_of(views.back()) == rows_of(m.view), "the shapes of two neighbours");
+    views.push_back(m.view);
+  }
+  require_cpu(out.view, "out");
+  expect(rows_of(out.view) == rows_of(views[0]) && cols_of(out.view) == cols_of(views.back()), "the result's shape");
+  chain::chain_matmul_cpu(out.view, views);
+}
+
+std::vector<std::vector<int64_t>> bind_plan_chain(const std::vector<int64_t>& dims) {
+  std::vector<chain::Factor> factors;
+  for (size_t i = 0; i + 1 < dims.size(); ++i) factors.push_back({dims[i], dims[i + 1], 1});
+  return chain::plan_chain(factors);
+}
+
+using OptionalArray = std::optional<ReadArray>;
+
+std::optional<Matrix> square(const OptionalArray& middle, int64_t rank) {
+  if (!middle) return std::nullopt;
+  expect(is_matrix(middle->view, rank, rank), "first and middle");
+  return middle->view.matrix();
+}
+
+void bind_adapter_linear(const WriteArray& y, const ReadArray& x, const ReadArray& w, const ReadArray& first,
+                         const ReadArray& last, const OptionalArray& middle, const OptionalArray& bias, double scale) {
+  const int64_t t = rows_of(x.view), d_in = cols_of(x.view), d_out = rows_of(w.view), rank = cols_of(first.view);
+  expect(is_matrix(x.view, t, d_in) && is_matrix(w.view, d_out, d_in) && is_matrix(y.view, t, d_out), "x, w and y");
+  expect(is_matrix(first.view, d_in, rank) && is_matrix(last.view, d_out, rank), "first and last");
+  std::optional<Matrix> row;
+  if (bias) {
+    require_cpu(bias->view, "bias");
+    expect(bias->view.rank == 1 && bias->view.shape[0] == d_out, "bias and w");
+    row = Matrix{bias->view.data, bias->view.dtype, 1, d_out, 0, bias->view.stride[0]};
+  }
+  const chain::Adapter adapter{first.view.matrix(), last.view.matrix(), square(middle, rank), scale};
+  chain::adapter_linear_cpu(y.view.matrix(), x.view.matrix(), w.view.matrix(), adapter, row);
+}
+
+void bind_adapter_gradient(const WriteArray& first_grad, const WriteArray& last_grad, const ReadArray& dy,
+                           const ReadArray& x, const ReadArray& first, const ReadArray& last,
+                           const std::optional<WriteArray>& middle_grad, double scale) {
+  const int64_t t = rows_of(x.view), d_in = cols_of(x.view), d_out = cols_of(dy.view), rank = cols_of(first.view);
+  expect(is_matrix(x.view, t, d_in) && is_matrix(dy.view, t, d_out), "x and dy");
+  expect(is_matrix(first.view, d_in, rank) && is_matrix(first_grad.view, d_in, rank), "first and its gradient");
+  expect(is_matrix(last.view, d_out, rank) && is_matrix(last_grad.view, d_out, rank), "last and its gradient");
+  chain::AdapterGradient out{first_grad.view.matrix(), last_grad.view.matrix(), std::nullopt};
+  if (middle_grad) {
+    expect(is_matrix(middle_grad->view, rank, rank), "first and middle_grad");
+    out.middle = middle_grad->view.matrix();
+  }
+  chain::adapter_gradient_cpu(out, dy.view.matrix(), x.view.matrix(),
+                              {first.view.matrix(), last.view.matrix(), std::nullopt, scale});
+}
+
+// ---- attention ---------------------------------------------------------------------------------------------------
+
+// queries, keys, values, dout, weight, a, b.
+using Arrays = std::vector<ReadArray>;
+
+bool same_batch(const View& view, const View& like) {
+  if (view.rank != like.rank || view.rank < 2) return false;
+  for (int i = 0; i + 2 < view.rank; ++i) {
+    if (view.shape[size_t(i)] != like.shape[size_t(i)]) return false;
+  }
+  return true;
+}
+
+chain::Attention attention(const Arrays& arrays, const OptionalArray& mask, double scale, bool causal) {
+  expect(arrays.size() == 7, "the arrays");
+  for (const ReadArray& array : arrays) require_cpu(array.view, "an argument");
+  const View &q = arrays[0].view, &k = arrays[1].view, &v = arrays[2].view, &dout = arrays[3].view;
+  const View &weight = arrays[4].view, &a = arrays[5].view, &b = arrays[6].view;
+  expect(same_batch(q, q) && same_batch(k, q) && same_batch(v, q) && same_batch(dout, q), "the leading dimensions");
+  expect(is_matrix(weight, cols_of(q), cols_of(k)), "weight, queries and keys");
+  expect(is_matrix(a, rows_of(a), cols_of(k)) && is_matrix(b, cols_of(q), rows_of(a)), "a, b, queries and keys");
+  expect(rows_of(v) == rows_of(k) && rows_of(dout) == rows_of(q) && cols_of(dout) == cols_of(v), "values and dout");
+  expect(!causal || rows_of(q) == rows_of(k), "queries and keys of a causal head");
+  chain::Attention problem{q, k, v, dout, std::nullopt, weight.matrix(), a.matrix(), b.matrix(), scale, causal};
+  if (mask) {
+    require_cpu(mask->view, "mask");
+    bool fits = mask->view.dtype == DType::kUInt8 && mask->view.rank == q.rank - 1;
+    for (int i = 0; fits && i + 2 < q.rank; ++i) fits = mask->view.shape[size_t(i)] == q.shape[size_t(i)];
+    expect(fits && mask->view.shape[size_t(q.rank - 2)] == rows_of(k), "mask and keys");
+    expect(q.rank < View::kMaxRank, "dimensions beside a mask");
+    problem.mask = mask->view;
+  }
+  return problem;
+}
+
+chain::AttentionGradient gradient(const WriteArray& da, const WriteArray& db, const chain::Attention& problem) {
+  expect(is_matrix(da.view, problem.a.rows, problem.a.cols) && da.view.dtype == DType::kFloat64, "da and a");
+  expect(is_matrix(db.view, problem.b.rows, problem.b.cols) && db.view.dtype == DType::kFloat64, "db and b");
+  return {da.view.matrix(), db.view.matrix()};
+}
+
+chain::Features features(const OptionalArray& left, const OptionalArray& right, int64_t degree,
+                         const chain::Attention& problem) {
+  chain::Features found{std::nullopt, std::nullopt, degree};
+  expect(left.has_value() == right.has_value() && degree >= 0, "features");
+  if (!left) return found;
+  require_cpu(left->view, "features");
+  require_cpu(right->view, "features");
+  expect(same_batch(left->view, problem.queries) && same_batch(right->view, problem.queries) &&
+             rows_of(left->view) == rows_of(problem.queries) && rows_of(right->view) == rows_of(problem.keys) &&
+             cols_of(left->view) == cols_of(right->view),
+         "features");
+  found.left = left->view;
+  found.right = right->view;
+  return found;
+}
+
+void bind_exact(const WriteArray& da, const WriteArray& db, const Arrays& arrays, const OptionalArray& mask,
+                double scale, bool causal) {
+  const chain::Attention problem = attention(arrays, mask, scale, causal);
+  chain::attention_exact_cpu(gradient(da, db, problem), problem);
+}
+
+void bind_chained(const WriteArray& da, const WriteArray& db, const Arrays& arrays, const OptionalArray& mask,
+                  double scale, bool causal, int64_t degree, const OptionalArray& left, const OptionalArray& right) {
+  const chain::Attention problem = attention(arrays, mask, scale, causal);
+  chain::attention_chained_cpu(gradient(da, db, problem), problem, features(left, right, degree, problem));
+}
+
+double bind_largest(const Arrays& arrays, const OptionalArray& mask, double scale, bool causal, bool exactly) {
+  return chain::largest_score_cpu(attention(arrays, mask, scale, causal), exactly);
+}
+
+double bind_sampled(const Arrays& arrays, const OptionalArray& mask, double scale, bool causal,
+                    const OptionalArray& left, const OptionalArray& right) {
+  const chain::Attention problem = attention(arrays, mask, scale, causal);
+  return chain::sampled_error_cpu(problem, features(left, right, 0, problem));
+}
+
+void bind_operands(const WriteArray& queries, const WriteArray& keys, const Arrays& arrays, const OptionalArray& mask,
+                   double scale) {
+  const chain::Attention problem = attention(arrays, mask, scale, false);
+  expect(same_batch(queries.view, problem.queries) && same_batch(keys.view, problem.queries) &&
+             rows_of(queries.view) == rows_of(problem.queries) && cols_of(queries.view) == problem.weight.cols &&
+             rows_of(keys.view) == rows_of(problem.keys) && cols_of(keys.view) == problem.weight.cols,
+         "queries and keys");
+  chain::attention_operands_cpu(queries.view, keys.view, problem);
+}
+
+void bind_gaussian(const WriteArray& out, uint64_t seed) {
+  require_cpu(out.view, "out");
+  chain::gaussian_cpu(out.view, seed);
+}
+
+}  // namespace
+
+void register_chain_lr(py::module_& module) {
+  using namespace py::literals;
+  using Release = py::call_guard<py::gil_scoped_release>;
+  module.def("chain_matmul", &bind_chain_matmul, "out"_a, "matrices"_a, Release(),
+             "The product of a list of matrices, or batches of them, into out.");
+  module.def("plan_chain", &bind_plan_chain, "dims"_a,
+             "Last split of factors i .. j of a chain of plain matrices [dims[i], dims[i + 1]].");
+  module.def("adapter_linear", &bind_adapter_linear, "y"_a, "x"_a, "w"_a, "first"_a, "last"_a, py::kw_only(),
+             "middle"_a = py::none(), "bias"_a = py::none(), "scale"_a, Release(),
+             "y <- x wᵀ + scale ((x first) middleᵀ) lastᵀ + bias.");
+  module.def("adapter_gradient", &bind_adapter_gradient, "first_grad"_a, "last_grad"_a, "dy"_a, "x"_a, "first"_a,
+             "last"_a, py::kw_only(), "middle_grad"_a = py::none(), "scale"_a, Release(),
+             "With G = dyᵀ x: scale Gᵀ last, scale G first and scale lastᵀ G first.");
+  module.def("attention_exact", &bind_exact, "da"_a, "db"_a, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a, "causal"_a,
+             Release(), "Gradients of an attention adapter by tiles of scores.");
+  module.def("attention_chained", &bind_chained, "da"_a, "db"_a, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a,
+             "causal"_a, "degree"_a, "left"_a, "right"_a, Release(),
+             "The same by features: monomials up to a degree, or the ones given.");
+  module.def("attention_largest_score", &bind_largest, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a, "causal"_a,
+             "exactly"_a, Release(), "Largest score in magnitude, or the product of the largest norms.");
+  module.def("attention_sampled_error", &bind_sampled, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a, "causal"_a,
+             "left"_a, "right"_a, Release(), "Relative error of a few rows by given features.");
+  module.def("attention_operands", &bind_operands, "queries"_a, "keys"_a, "arrays"_a, py::kw_only(), "mask"_a,
+             "scale"_a, Release(), "What features are taken of: effective queries, and keys less their mean.");
+  module.def("taylor_error", &chain::taylor_error, "largest"_a, "degree"_a,
+             "Estimated relative error of the chained gradient where exp is cut after an even degree.");
+  module.def("gaussian", &bind_gaussian, "out"_a, py::kw_only(), "seed"_a, Release(),
+             "Fills `out` with standard normal numbers of a seed.");
+}
+
+}  // namespace lowrank
