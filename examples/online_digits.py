@@ -32,7 +32,9 @@ def kalman(p0: float) -> Callable[[nn.Linear, Tensor, Tensor], bool]:
             variances.extend(torch.full_like(p, p0) for p in params)
         with adapters.record_linears(model) as tape:
             logits = model(x)
-        rows = adapters.jacobian_rows(logits, params, adapters.softmax_cotangents(logits, y), tape=tape, chunk=16)
+        rows = adapters.jacobian_rows(
+            logits, params, adapters.softmax_cotangents(logits, y), tape=tape, chunk=16, batched=True
+        )
         jac, score = adapters.split_score(rows)
         with torch.no_grad():
             kalman_diag_step_([p.data for p in params], variances, jac, score, kl_limit=KL_LIMIT)

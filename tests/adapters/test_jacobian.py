@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import adapter_cases
+import lowrank_core
 import pytest
 import torch
 from lowrank_core import adapters
@@ -18,16 +19,17 @@ def close(found: list[Tensor], exact: list[Tensor], dtype: torch.dtype = torch.f
     )
 
 
+@pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("batch", [(), (3,)])
 @pytest.mark.parametrize("chunk", [1, 2, 8, 100])
-def test_rows_are_those_of_torch_func(chunk: int, batch: tuple[int, ...]) -> None:
+def test_rows_are_those_of_torch_func(chunk: int, batch: tuple[int, ...], batched: bool) -> None:
     model, x = adapter_cases.net(), adapter_cases.tokens(4, *batch)
     params = adapter_cases.trainable(model)
     with adapters.record_linears(model) as tape:
         outputs = model(x)
-    found = adapters.jacobian_rows(outputs, params, tape=tape, chunk=chunk)
+    found = adapters.jacobian_rows(outputs, params, tape=tape, chunk=chunk, batched=batched)
     assert close(found, adapter_cases.oracle(model, x))
-    assert close(adapters.jacobian_rows(model(x), params, chunk=chunk), found)
+    assert close(adapters.jacobian_rows(model(x), params, chunk=chunk, batched=batched), found)
 
 
 def test_half_of_the_layers_on_the_tape() -> None:
@@ -71,6 +73,21 @@ def test_a_weight_that_two_layers_share_is_summed() -> None:
         adapters.jacobian_rows(outputs, [model[0].weight], tape=tape, retain_graph=True),
         adapters.jacobian_rows(outputs, [model[0].weight]),
     )
+
+
+def test_the_start_of_an_adapter() -> None:
+    """B = 0: A has no rows yet, hence keeps its values and variances in the first step; B moves."""
+    model = adapter_cases.LoRA(6, 5, 2).double()
+    model.lora_B.weight.data.zero_()
+    params = [model.lora_A.weight, model.lora_B.weight]
+    with adapters.record_linears(model, params) as tape:
+        logits = model(adapter_cases.tokens(1)[0])
+    cotangents = adapters.softmax_cotangents(logits, torch.tensor(3))
+    jac, score = adapters.split_score(adapters.jacobian_rows(logits, params, cotangents, tape=tape))
+    variances, before = [torch.full_like(p, 0.1) for p in params], [p.detach().clone() for p in params]
+    assert lowrank_core.kalman_diag_step_([p.data for p in params], variances, jac, score)
+    assert torch.equal(params[0], before[0]) and bool((variances[0] == 0.1).all())
+    assert not torch.equal(params[1], before[1]) and bool((variances[1] < 0.1).all())
 
 
 def test_an_unused_parameter_has_rows_of_zeros() -> None:

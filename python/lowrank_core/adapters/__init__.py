@@ -1,5 +1,6 @@
 """Training of adapters: rows of their Jacobian, and what a Kalman filter needs of a model's outputs (needs torch)."""
 
+from lowrank_core.adapters import kalman, noise
 from lowrank_core.adapters.cotangents import (
     identity_cotangents,
     lumped_cotangents,
@@ -13,8 +14,10 @@ __all__ = [
     "LinearTape",
     "identity_cotangents",
     "jacobian_rows",
+    "kalman",
     "lumped_cotangents",
     "monte_carlo_cotangents",
+    "noise",
     "record_linears",
     "softmax_cotangents",
     "split_score",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 def identity_cotangents(outputs: Tensor) -> Tensor:
     """[k, *outputs.shape] for k = number of outputs: the plain Jacobian."""
-    return torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device).view(-1, *outputs.shape)
+    return torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device).view(outputs.numel(), *outputs.shape)
 
 
 def softmax_root(logits: Tensor) -> Tensor:
