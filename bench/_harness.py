@@ -217,10 +217,11 @@ def peer(module: str) -> Any:
         return None
 
 
-def copy_rate(threads: int | None, nbytes: int = 256 << 20, rounds: int = 7) -> float:
+def copy_rate(threads: int | None, nbytes: int = 2 << 30, rounds: int = 5) -> float:
     """GB/s of torch copying float32 with `threads` or scaling it in place, the faster one; read and write counted.
 
-    A copy also reads the lines that it overwrites, which a step that changes arrays in place does not.
+    A copy also reads the lines that it overwrites, which a step that changes arrays in place does not. The arrays are
+    far larger than a last-level cache.
     """
     with torch_threads(threads):
         source = torch.ones(nbytes // 8)
