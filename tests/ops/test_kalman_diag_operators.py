@@ -178,7 +178,7 @@ STEP: list[tuple[dict[str, Callable[[Any], Any]], type[Exception], str]] = [
     (
         {"jac": lambda a: other(a, 12, 3)},
         ValueError,
-        "`jac` must be ['m', 12] or ['m', 12] for `theta` of shape [12], got shape [12, 3]",
+        "`jac` must be [m, 12] for `theta` of shape [12], got shape [12, 3]",
     ),
     ({"jac": lambda a: 1.0}, TypeError, "`jac` must be a numpy.ndarray, torch.Tensor or cupy.ndarray, got float"),
     ({"lr": lambda _: math.nan}, ValueError, "`lr` must be a finite number, got nan"),

@@ -38,9 +38,10 @@ def check_step(op: str, theta: Array, p: Array, jac: Array, score: Array, where:
             )
     check_same(op, f"jac{where}", jac, theta)
     if tuple(jac.shape[1:]) not in (shape, (math.prod(shape),)):
+        allowed = dict.fromkeys(f"[m, {', '.join(map(str, tail))}]" for tail in (shape, (math.prod(shape),)) if tail)
         raise ValueError(
-            f"{op}: `jac{where}` must be {['m', *shape]} or ['m', {math.prod(shape)}] for `theta{where}` of shape "
-            f"{list(shape)}, got shape {list(jac.shape)}"
+            f"{op}: `jac{where}` must be {' or '.join(allowed)} for `theta{where}` of shape {list(shape)}, "
+            f"got shape {list(jac.shape)}"
         )
     if dtype_name(p) not in ("float32", "float64"):
         raise TypeError(
