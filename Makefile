@@ -84,7 +84,7 @@ stubs: $(VENV)/.built  ## write python/lowrank_core/_core.pyi anew
 	$(PY) tools/make_stubs.py
 
 sanitize: $(VENV)/.tools  ## run the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(CONFIGURE) -B build/sanitize -DLRC_TESTS=ON -DLRC_CUDA=OFF -DLRC_SANITIZE=address,undefined
+	$(CONFIGURE) -B build/sanitize -DLRC_TESTS=ON -DLRC_CUDA=OFF -DLRC_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELEASE=-O1
 	$(CMAKE) --build build/sanitize
 	$(CTEST) build/sanitize
 
