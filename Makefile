@@ -91,7 +91,7 @@ sanitize: $(VENV)/.tools  ## run the C++ tests under AddressSanitizer and Undefi
 aarch64: $(VENV)/.tools  ## cross-compile the core, run its tests (g++-aarch64-linux-gnu, qemu-user-static)
 	$(CONFIGURE) -B build/aarch64 -DLRC_TESTS=ON -DLRC_CUDA=OFF --toolchain tools/aarch64.cmake
 	$(CMAKE) --build build/aarch64
-	$(CTEST) build/aarch64
+	$(CTEST) build/aarch64 --parallel 2
 
 wheel: $(VENV)/.built  ## build sdist and wheel, and try them in empty environments
 	tools/check_wheel $(PY)
