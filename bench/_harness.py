@@ -51,7 +51,7 @@ class Row:
     best_s: float
     speed_vs_baseline: float
     best_speed_vs_baseline: float
-    error: float
+    error: float | None
     gflop_per_s: float | None = None
     gb_per_s: float | None = None
     roofline: float | None = None
@@ -108,7 +108,8 @@ class Bench:
         """Checks and times `rivals`, each a call that returns its answer; the row of each by name.
 
         Args:
-          error: of an answer, which must not exceed `limit`; either is one for all or one per rival.
+          error: of an answer, which must not exceed `limit`; either is one for all or one per rival, without those that
+            do other work and are there for their time alone.
           flops: operations of one call, for GFLOP/s; one for all or one per rival, without those that do other work.
           nbytes: bytes that one call has to move, for GB/s; the same.
 
@@ -117,10 +118,8 @@ class Bench:
         """
         if baseline not in rivals:
             raise ValueError(f"compare: `baseline` must be one of {', '.join(rivals)}, got {baseline!r}")
-        errors = {
-            rival: float((error[rival] if isinstance(error, Mapping) else error)(call()))
-            for rival, call in rivals.items()
-        }
+        measures = error if isinstance(error, Mapping) else dict.fromkeys(rivals, error)
+        errors = {rival: float(measure(rivals[rival]())) for rival, measure in measures.items()}
         for rival, value in errors.items():
             allowed = limit if isinstance(limit, float) else limit[rival]
             if not value <= allowed:
@@ -140,7 +139,7 @@ class Bench:
                 best_s=min(times),
                 speed_vs_baseline=statistics.median(b / t for b, t in zip(seconds[baseline], times, strict=True)),
                 best_speed_vs_baseline=min(seconds[baseline]) / min(times),
-                error=errors[rival],
+                error=errors.get(rival),
                 gflop_per_s=None if work is None else work / median / 1e9,
                 gb_per_s=None if moved is None else moved / median / 1e9,
                 roofline=self._least(work, moved) / median if work or moved else None,
@@ -195,10 +194,11 @@ class Bench:
         low, high = (1e3 * s for s in row.quartiles_s)
         gflop = f"{row.gflop_per_s:8.0f}" if row.gflop_per_s is not None else f"{'':8}"
         gb = f"{row.gb_per_s:6.1f}" if row.gb_per_s is not None else f"{'':6}"
+        error = f"{row.error:8.1e}" if row.error is not None else f"{'':8}"
         roof = f"{row.roofline:5.2f}" if row.roofline is not None else f"{'':5}"
         print(
             f"{row.case:30} {row.rival:22} {1e3 * row.median_s:9.3f} {low:8.3f}-{high:8.3f} {gflop} {gb} {roof}"
-            f" {row.speed_vs_baseline:6.2f} {row.best_speed_vs_baseline:6.2f} {row.error:8.1e}",
+            f" {row.speed_vs_baseline:6.2f} {row.best_speed_vs_baseline:6.2f} {error}",
             flush=True,
         )
 

@@ -37,7 +37,7 @@ def line(row: dict[str, Any]) -> str:
     baseline = " (baseline)" if row["rival"] == row["baseline"] else ""
     return (
         f"| {row['case']} | {row['rival']}{baseline} | {1e3 * row['median_s']:.3f} | {ratio:.2f} | {shown} "
-        f"| {row['error']:.1e} |"
+        f"| {'' if row['error'] is None else format(row['error'], '.1e')} |"
     )
 
 
