@@ -13,7 +13,14 @@ from torch import Tensor
 
 
 def identity_cotangents(outputs: Tensor) -> Tensor:
-    """[k, *outputs.shape] for k = number of outputs: the plain Jacobian."""
+    """[k, *outputs.shape] for k = number of outputs: the plain Jacobian.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core import adapters
+      >>> adapters.identity_cotangents(torch.zeros(2, 3)).shape
+      torch.Size([6, 2, 3])
+    """
     return torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device).view(outputs.numel(), *outputs.shape)
 
 
@@ -42,6 +49,13 @@ def softmax_cotangents(logits: Tensor, target: Tensor) -> Tensor:
       ValueError: a shape or class that does not fit.
 
     Source: the Gauss–Newton matrix of the softmax; the factor is ours.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core import adapters
+      >>> rows = adapters.softmax_cotangents(torch.zeros(2), torch.tensor(1))  # ŷ = 1/2, 1/2
+      >>> rows.shape, rows[-1].tolist()
+      (torch.Size([3, 2]), [-0.5, 0.5])
     """
     flat, classes = _checked("softmax_cotangents", logits, target, (1, 2))
     return _stacked(softmax_root(flat).mT, flat, classes, logits)
@@ -63,6 +77,13 @@ def lumped_cotangents(logits: Tensor, target: Tensor, *, keep: int) -> Tensor:
       ValueError: a shape, class or number that does not fit.
 
     Source: the data-processing inequality for Fisher information: lumping classes discards observations.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core import adapters
+      >>> rows = adapters.lumped_cotangents(torch.zeros(1000), torch.tensor(1), keep=4)
+      >>> rows.shape
+      torch.Size([7, 1000])
     """
     flat, classes = _checked("lumped_cotangents", logits, target, (1, 2))
     if keep < 1:
@@ -91,6 +112,13 @@ def monte_carlo_cotangents(logits: Tensor, target: Tensor, *, samples: int, seed
       ValueError: a shape, class or number that does not fit.
 
     Source: Kunstner, Balles, Hennig, "Limitations of the empirical Fisher approximation", 2019, on drawn labels.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core import adapters
+      >>> logits, target = torch.zeros(5, 1000), torch.tensor([1, 2, 3, 4, -100])  # the last token does not count
+      >>> adapters.monte_carlo_cotangents(logits, target, samples=2, seed=0).shape
+      torch.Size([3, 5, 1000])
     """
     if samples < 1:
         raise ValueError(f"monte_carlo_cotangents: `samples` must be >= 1, got {samples}")
@@ -105,7 +133,15 @@ def monte_carlo_cotangents(logits: Tensor, target: Tensor, *, samples: int, seed
 
 
 def split_score(rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """(jac, score) from rows whose last one is that of y - ŷ."""
+    """(jac, score) from rows whose last one is that of y - ŷ.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core import adapters
+      >>> rows = [torch.tensor([[1.0, 2.0], [3.0, 4.0]])]
+      >>> adapters.split_score(rows)
+      ([tensor([[1., 2.]])], [tensor([3., 4.])])
+    """
     return [r[:-1] for r in rows], [r[-1] for r in rows]
 
 

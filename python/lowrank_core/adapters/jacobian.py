@@ -28,7 +28,17 @@ class _Call:
 
 @dataclass
 class LinearTape:
-    """What `record_linears` has seen: inputs and outputs of linear layers, in the order of their calls."""
+    """What `record_linears` has seen: inputs and outputs of linear layers, in the order of their calls.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core import adapters
+      >>> model = torch.nn.Linear(3, 2)
+      >>> with adapters.record_linears(model) as tape:
+      ...     y = model(torch.ones(3))
+      >>> len(tape.calls), len(tape.weights())
+      (1, 2)
+    """
 
     calls: list[_Call] = field(default_factory=list)
 
@@ -54,6 +64,15 @@ def record_linears(model: nn.Module, params: Sequence[Tensor] | None = None) -> 
       The tape. It holds the inputs of those layers until it is dropped: the memory that autograd keeps anyway. Run one
       forward pass inside; every parameter has to be used through its layer alone (a weight that is also used elsewhere
       has to be left to autograd: record without it).
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core import adapters
+      >>> model = torch.nn.Linear(3, 2)
+      >>> with adapters.record_linears(model) as tape:
+      ...     y = model(torch.tensor([1.0, 2.0, 3.0]))
+      >>> adapters.jacobian_rows(y, [model.weight], tape=tape)[0][1].tolist()
+      [[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]]
     """
     wanted = {id(p) for p in (model.parameters() if params is None else params) if p.requires_grad}
     tape, handles = LinearTape(), []
@@ -109,6 +128,15 @@ def jacobian_rows(
     Numerics: that of torch's backward passes. k passes, k / chunk vectorized ones; with the forward pass 1 + k.
     Source: reverse-mode differentiation; layer inputs times cotangents as in per-sample gradients (Goodfellow 2015,
     arXiv 1510.01799).
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core import adapters
+      >>> model = torch.nn.Linear(3, 2)
+      >>> y = model(torch.tensor([1.0, 2.0, 3.0]))
+      >>> weight, bias = adapters.jacobian_rows(y, [model.weight, model.bias])
+      >>> weight.shape, bias.tolist()
+      (torch.Size([2, 2, 3]), [[1.0, 0.0], [0.0, 1.0]])
     """
     cotangents = _checked(outputs, cotangents, chunk)
     place = {id(p): i for i, p in enumerate(params)}

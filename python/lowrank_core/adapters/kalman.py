@@ -43,6 +43,13 @@ def whiten(h: Rows, e: Tensor, r: Tensor | float) -> Observation:
       ValueError: R is not positive definite; deflate it, or add to its diagonal.
 
     Source: the Kalman update is invariant to an invertible map of the outputs.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.adapters import kalman
+      >>> jac, score = kalman.whiten(torch.eye(2), torch.tensor([2.0, 4.0]), 4.0)  # noise of deviation 2
+      >>> jac.tolist(), score.tolist()
+      ([[0.5, 0.0], [0.0, 0.5]], [0.5, 1.0])
     """
     root, failed = torch.linalg.cholesky_ex(noise_matrix(r, e))
     if bool(failed):
@@ -67,6 +74,13 @@ def softmax_observation(jac: Rows, logits: Tensor, target: Tensor, *, epsilon: f
       Observation in the dtype and shapes of `jac`.
 
     Source: `softmax_root`. For epsilon > 0 the probabilities' Jacobian Λ J is whitened by R.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.adapters import kalman
+      >>> jac, score = kalman.softmax_observation(torch.eye(2), torch.zeros(2), torch.tensor(1))
+      >>> score.tolist()  # y - ŷ
+      [-0.5, 0.5]
     """
     y = torch.softmax(logits.detach().double(), -1)
     error = torch.nn.functional.one_hot(target, logits.numel()).double() - y
@@ -87,13 +101,26 @@ def deflate(r: Tensor, a: Tensor) -> Tensor:
 
     Args:
       r: [m, m], the noise. a: [m, m], H diag(p) Hᵀ.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.adapters import kalman
+      >>> kalman.deflate(torch.zeros(2, 2), torch.eye(2)).tolist()
+      [[0.5, 0.5], [0.5, 0.5]]
     """
     m = r.shape[-1]
     return r + torch.trace(a + r) / m**2
 
 
 def predicted_covariance(h: Rows, p: Rows) -> Tensor:
-    """A = H diag(p) Hᵀ [m, m] in float64, summed over lists."""
+    """A = H diag(p) Hᵀ [m, m] in float64, summed over lists.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.adapters import kalman
+      >>> kalman.predicted_covariance(torch.tensor([[1.0, 2.0]]), torch.tensor([0.5, 0.25])).tolist()
+      [[1.5]]
+    """
     pairs = [(h, p)] if isinstance(h, Tensor) and isinstance(p, Tensor) else list(zip(h, p, strict=True))
     total = None
     for rows, variances in pairs:
@@ -106,7 +133,14 @@ def predicted_covariance(h: Rows, p: Rows) -> Tensor:
 
 
 def divergence(jac: Rows, delta: Rows) -> float:
-    """½ ‖M delta‖², what `kl_limit` bounds: the Kullback–Leibler divergence of the predictions to second order."""
+    """½ ‖M delta‖², what `kl_limit` bounds: the Kullback–Leibler divergence of the predictions to second order.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.adapters import kalman
+      >>> kalman.divergence(torch.eye(2), torch.tensor([1.0, 2.0]))
+      2.5
+    """
     pairs = [(jac, delta)] if isinstance(jac, Tensor) and isinstance(delta, Tensor) else zip(jac, delta, strict=True)
     change = sum(rows.reshape(rows.shape[0], -1).double() @ d.reshape(-1).double() for rows, d in pairs)
     return 0.5 * float(torch.as_tensor(change).square().sum())
@@ -120,6 +154,12 @@ def predict_variance(p: Tensor, *, q: float = 0.0, alpha: float = 0.0, gamma: fl
         which the caller applies to theta itself.
 
     Source: the prediction of a Kalman filter with dynamics theta <- gamma theta + noise of variance q.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.adapters import kalman
+      >>> kalman.predict_variance(torch.tensor([0.5, 1.0]), q=0.25).tolist()
+      [0.75, 1.25]
     """
     if q < 0 or alpha < 0 or not 0 < gamma <= 1:
         raise ValueError(
@@ -129,19 +169,39 @@ def predict_variance(p: Tensor, *, q: float = 0.0, alpha: float = 0.0, gamma: fl
 
 
 def fade(p: Tensor, factor: float) -> Tensor:
-    """p / factor: fading memory, for a factor lambda in (0, 1]."""
+    """p / factor: fading memory, for a factor lambda in (0, 1].
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.adapters import kalman
+      >>> kalman.fade(torch.tensor([1.0, 2.0]), 0.5).tolist()
+      [2.0, 4.0]
+    """
     if not 0.0 < factor <= 1.0:
         raise ValueError(f"fade: `factor` must be in (0, 1], got {factor!r}")
     return p / factor
 
 
 def next_fading(factor: float, *, rate: float = FADING_RATE) -> float:
-    """lambda of the next step, rate lambda + 1 - rate: from FADING_START towards 1, no forgetting."""
+    """lambda of the next step, rate lambda + 1 - rate: from FADING_START towards 1, no forgetting.
+
+    Example:
+      >>> from lowrank_core.adapters import kalman
+      >>> kalman.next_fading(0.5, rate=0.5)
+      0.75
+    """
     return rate * factor + 1.0 - rate
 
 
 def noise_matrix(r: Tensor | float, e: Tensor) -> Tensor:
-    """R [m, m] in float64 from a number, a diagonal or a matrix."""
+    """R [m, m] in float64 from a number, a diagonal or a matrix.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.adapters import kalman
+      >>> kalman.noise_matrix(4.0, torch.zeros(2)).tolist()
+      [[4.0, 0.0], [0.0, 4.0]]
+    """
     noise = torch.as_tensor(r, dtype=torch.float64, device=e.device)
     return noise if noise.ndim == 2 else torch.diag_embed(noise.expand(e.numel()))
 

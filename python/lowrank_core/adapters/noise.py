@@ -14,7 +14,15 @@ from torch import Tensor
 
 
 class NoisePolicy:
-    """The interface, and what the running means share: R, started at r0 I, and its weight beta."""
+    """The interface, and what the running means share: R, started at r0 I, and its weight beta.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.adapters.noise import noise_policy
+      >>> policy = noise_policy("ema_pre", 2, beta=0.5)
+      >>> policy.before(torch.tensor([2.0, 0.0]), torch.zeros(2, 2)).tolist()
+      [[2.5, 0.0], [0.0, 0.5]]
+    """
 
     def __init__(self, m: int, *, beta: float = 0.95, r0: float = 1.0) -> None:
         if not 0.0 <= beta < 1.0:
@@ -136,6 +144,12 @@ def noise_policy(name: str, m: int, **options: Any) -> NoisePolicy:
 
     Raises:
       ValueError: an unknown name, or an option out of its range. TypeError: an option that it does not have.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.adapters.noise import noise_policy
+      >>> noise_policy("fixed", 2, r=4.0).before(torch.zeros(2), torch.eye(2)).tolist()
+      [[4.0, 0.0], [0.0, 4.0]]
     """
     if name not in POLICIES:
         raise ValueError(f"noise_policy: `name` must be one of {', '.join(POLICIES)}, got {name!r}")

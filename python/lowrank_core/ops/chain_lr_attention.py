@@ -80,11 +80,19 @@ def attention_lora_grad(
       ValueError: an argument out of its range, shapes that do not fit, not finite, row sums of features that are not
       positive, an error estimate above 0.5 with method="chained". TypeError: not floating-point arrays of one dtype.
 
-    Numerics: tier D1; sums in float32 (float64 for float64) over keys, in float64 over heads. Not differentiable. No
-    dropout inside attention.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); sums in float32 (float64 for float64)
+    over keys, in float64 over heads. Not differentiable. No dropout inside attention.
     Source: arXiv 2406.03136 (chained low-rank gradients), section 3 and theorem 1.3, in conformable order; tiles as in
     FlashAttention, arXiv 2205.14135. Deviations: the mean key is taken off; monomials instead of the polynomial method
     of Alman and Song; the chained gradient keeps the degree, where differentiating through features loses one.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> q, k, v, dout = np.random.default_rng(0).standard_normal((4, 2, 50, 8))  # [heads, length, width] each
+      >>> a, b = np.ones((3, 8)), np.zeros((8, 3))
+      >>> da, db, error_bound = lc.attention_lora_grad(q / 8, k, v, dout, a, b, weight=np.eye(8))
+      >>> da.shape, db.shape, float(error_bound)
+      ((3, 8), (8, 3), 0.0)
     """
     mask = key_mask
     left, right = features if isinstance(features, tuple) else (None, None)

@@ -31,9 +31,16 @@ def positive_features(q: Array, k: Array, *, count: int = 256, seed: int = 0) ->
     Raises:
       ValueError: an argument out of its range, another d. TypeError: not floating-point arrays.
 
-    Numerics: tier D2, for the exponential is the array library's; w is a function of the seed and its place. Not
-    differentiable.
+    Numerics: tier D2 (within a stated bound; docs/numerics.md), for the exponential is the array library's; w is a
+    function of the seed and its place. Not differentiable.
     Source: Choromanski et al., arXiv 2009.14794 (Performers), lemma 1, without orthogonal blocks.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> q, k = np.full((5, 2), 0.1), np.full((7, 2), 0.2)
+      >>> u, v = lc.positive_features(q, k, count=64)
+      >>> u.shape, v.shape, bool((u > 0).all())
+      ((5, 64), (7, 64), True)
     """
     if is_torch(q):
         _check(q, k, count, seed)

@@ -30,9 +30,17 @@ def lora_linear(x: Tensor, w: Tensor, a: Tensor, b: Tensor, *, scale: float, bia
     Raises:
       ValueError: shapes or devices that do not fit. TypeError: not floating-point tensors.
 
-    Numerics: tier D1. Differentiable twice. The backward pass computes a.grad = scale (dy b)ᵀ x and b.grad =
-    scale dyᵀ (x aᵀ) from thin products; no [d_out, d_in] matrix is formed unless `w` requires a gradient.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). Differentiable twice. The backward pass
+    computes a.grad = scale (dy b)ᵀ x and b.grad = scale dyᵀ (x aᵀ) from thin products; no [d_out, d_in] matrix is
+    formed unless `w` requires a gradient.
     Source: Hu et al., arXiv 2106.09685, eq. 3; the order of the products as in arXiv 2406.03136.
+
+    Example:
+      >>> import torch, lowrank_core as lc
+      >>> x, w = torch.ones(4, 6), torch.zeros(3, 6)
+      >>> a, b = torch.ones(2, 6, requires_grad=True), torch.ones(3, 2, requires_grad=True)
+      >>> lc.lora_linear(x, w, a, b, scale=0.5)[0].tolist()
+      [6.0, 6.0, 6.0]
     """
     _check_lora(x, w, a, b, bias)
     y: Tensor = torch_ops().lora_linear(x, w, a, b, bias, scale=float(scale))
@@ -66,6 +74,14 @@ def usv_linear(
 
     Numerics: tier D1. Differentiable twice in x, s and bias.
     Source: Schotthöfer et al., arXiv 2410.18720 (GeoLoRA), with K- and L-gradients from one backward pass.
+
+    Example:
+      >>> import torch, lowrank_core as lc
+      >>> x, w, u, v = torch.ones(4, 6), torch.zeros(3, 6), torch.eye(3, 2), torch.eye(6, 2)
+      >>> s = torch.zeros(2, 2, requires_grad=True)
+      >>> lc.usv_linear(x, w, u, s, v, scale=1.0).sum().backward()
+      >>> s.grad.tolist()
+      [[4.0, 4.0], [4.0, 4.0]]
     """
     _check_usv(x, w, u, s, v, bias)
     y: Tensor = torch_ops().usv_linear(x, w, u, s, v, bias, scale=float(scale))

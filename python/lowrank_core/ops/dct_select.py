@@ -54,10 +54,17 @@ def dct_select(g: Array, rank: int, *, basis: str | Array = "dct2", side: str = 
     Raises:
       ValueError: an argument out of its range, or `g` not finite. TypeError: not a floating-point array.
 
-    Numerics: tier D1; indices are those of any other level and device where no two scores are within rounding. Scores
-    are summed in float64. Not differentiable.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); indices are those of any other level and
+    device where no two scores are within rounding. Scores are summed in float64. Not differentiable.
     Source: Modoranu et al. 2025, arXiv 2505.17967, with energies for the ranking (their default is the 1-norm, which
     has no such guarantee), ties by index and ascending order.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> g = np.cos(np.pi * 3 * (np.arange(8) + 0.5) / 8) * np.ones((10, 1))  # [10, 8], one cosine
+      >>> indices, coeffs, captured, side = lc.dct_select(g, rank=1)
+      >>> indices, coeffs.shape, round(float(captured), 6), side
+      (array([3]), (10, 1), 1.0, 'right')
     """
     name, atoms, where = resolve("dct_select", g, basis, side)
     if is_torch(g):

@@ -25,8 +25,16 @@ def dct_project_back(coeffs: Array, indices: Array, n: int, *, side: str, basis:
       ValueError: a shape, a side or an index that does not fit. TypeError: not a floating-point array, or indices that
       are not int64.
 
-    Numerics: tier D1. Not differentiable; `idct` of a scattered spectrum is.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). Not differentiable; `idct` of a scattered
+    spectrum is.
     Source: as `dct_select`.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> g = np.cos(np.pi * 3 * (np.arange(8) + 0.5) / 8) * np.ones((10, 1))  # [10, 8], one cosine
+      >>> chosen = lc.dct_select(g, rank=1)
+      >>> back = lc.dct_project_back(chosen.coeffs, chosen.indices, 8, side=chosen.side)
+      >>> assert np.allclose(back, g)
     """
     name, atoms = resolve_basis("dct_project_back", basis)
     if is_torch(coeffs):

@@ -39,6 +39,15 @@ def dct_select_feedback_(
 
     Raises, numerics, source: as `dct_select`; RuntimeError where torch would record a derivative. Feedback in
     coordinates equals feedback in the weights' space, because the basis is orthogonal.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> g, residual = np.diag([2.0, 1.0]), np.zeros((2, 2))
+      >>> lc.dct_select_feedback_(residual, g, rank=1, basis="identity").indices
+      array([0])
+      >>> residual  # what was not chosen, for the next time
+      array([[0., 0.],
+             [0., 1.]])
     """
     name, atoms, where = resolve(_OP, g, basis, side)
     if is_torch(g):

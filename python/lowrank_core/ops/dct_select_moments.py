@@ -30,9 +30,15 @@ def rotate_moments(m: Array, v: Array, old_indices: Array, new_indices: Array, *
       ValueError: shapes, side or order that do not fit. TypeError: not a floating-point array, or indices that are not
       int64.
 
-    Numerics: tier D0. Not differentiable.
+    Numerics: tier D0 (same bits on every device and level; docs/numerics.md). Not differentiable.
     Source: Modoranu et al. 2025, arXiv 2505.17967, whose dense r x r product this equals. A column that enters with
     zero moments while the bias correction is near 1 has a first step of (1 - beta1) / sqrt(1 - beta2).
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> m, v = np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]])
+      >>> lc.rotate_moments(m, v, np.array([0, 5]), np.array([5, 7]), side="right")
+      (array([[2., 0.]]), array([[4., 0.]]))
     """
     if is_torch(m):
         _check(m, v, old_indices, new_indices, side)  # before torch's schema

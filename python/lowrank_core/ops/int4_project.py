@@ -25,8 +25,16 @@ def int4_project(q: Int4Matrix, g: Array) -> Array:
     Raises:
       ValueError: a shape or device that does not fit. TypeError: no Int4Matrix, or no floating-point array.
 
-    Numerics: tier D1; the error of a product with the decoded P. Differentiable any number of times in `g`.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); the error of a product with the decoded
+    P. Differentiable any number of times in `g`.
     Source: Q-GaLore (arXiv 2407.08296), section 3; deviation: P is never dense, codes are decoded panel by panel.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> packed = lc.quantize_int4(np.eye(64, 4), dim=0)
+      >>> g = np.ones((64, 10))
+      >>> lc.int4_project(packed, g).shape
+      (4, 10)
     """
     return _call("int4_project", q, g)
 
@@ -42,6 +50,13 @@ def int4_project_back(q: Int4Matrix, r: Array) -> Array:
       [..., m, n] in `r`'s dtype, accumulated as in `int4_project`.
 
     Raises, numerics, source: as `int4_project`.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> packed = lc.quantize_int4(np.eye(64, 4), dim=0)
+      >>> r = np.ones((4, 10))
+      >>> lc.int4_project_back(packed, r).shape
+      (64, 10)
     """
     return _call("int4_project_back", q, r)
 

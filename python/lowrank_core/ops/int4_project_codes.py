@@ -64,10 +64,16 @@ def quantize_int4(
     Raises:
       ValueError: an argument out of its range, or `x` not finite or too large. TypeError: not a floating-point array.
 
-    Numerics: tier D0. Not differentiable.
+    Numerics: tier D0 (same bits on every device and level; docs/numerics.md). Not differentiable.
     Source: Q-GaLore (arXiv 2407.08296), section 3; deviations: codes are packed; affine_zp extends the range to zero
     where the published zero point is clamped, which destroys groups of one sign; stochastic affine_zp widens the scale
     until no element is clipped. nf4: Dettmers et al. 2023 (arXiv 2305.14314), appendix E.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> q = lc.quantize_int4(np.linspace(-1, 1, 1024).reshape(8, 128))
+      >>> q.packed.shape, q.scales.shape
+      ((8, 64), (8, 1))
     """
     _check_quantize(x, group_size, dim, scheme, rounding, seed)
     settings: dict[str, Any] = {
@@ -98,6 +104,12 @@ def dequantize_int4(q: Int4Matrix, dtype: Any = None) -> Array:
       ValueError: parts of `q` that do not fit together. TypeError: no Int4Matrix, or another dtype.
 
     Numerics: tier D0. Not differentiable.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> x = np.linspace(-1, 1, 1024).reshape(8, 128)
+      >>> q = lc.quantize_int4(x)
+      >>> assert (np.abs(lc.dequantize_int4(q) - x) <= 0.5001 * q.scales).all()  # half a step
     """
     check_codes("dequantize_int4", q)
     wanted = _dtype("dequantize_int4", dtype, q.packed)

@@ -39,8 +39,15 @@ def kalman_diag_gain(p: Array, h: Array, r: Array | float) -> Array:
       ValueError: a shape or device that does not fit; NaN, infinity, a negative p; H diag(p) Hᵀ + R is not positive
         definite. TypeError: not a floating-point array.
 
-    Numerics: tier D1. Differentiable twice in p, h and r.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). Differentiable twice in p, h and r.
     Source: Kalman 1960 with a diagonal covariance; Puskorius, Feldkamp 1994.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> p, h = np.ones(2), np.array([[1.0, 0.0]])  # one output, which sees the first parameter
+      >>> lc.kalman_diag_gain(p, h, 1.0).round(6)
+      array([[0.5],
+             [0. ]])
     """
     check_array(GAIN, "h", h, ndim=0)
     noise = _noise(r, h)
@@ -80,6 +87,13 @@ def kalman_diag_step(
     Numerics: tier D1. 0 < p_new <= p for every p > 0, whatever the rounding. Not differentiable.
     Source: Puskorius, Feldkamp 1994; LoKO, arXiv 2410.11551. Deviations: whitened, hence any noise; the bounds of
     p; the limit.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> theta, p, jac = np.zeros(2), np.ones(2), np.array([[1.0, 0.0]])
+      >>> theta, p = lc.kalman_diag_step(theta, p, jac, score=np.array([2.0]) @ jac)  # the output is 2 too small
+      >>> theta.round(6), p.round(6)
+      (array([1., 0.]), array([0.5, 1. ]))
     """
     check_step(STEP, theta, p, jac, score)
     check_numbers(STEP, lr, kl_limit)
@@ -115,6 +129,14 @@ def kalman_diag_step_(
         dtype or library.
 
     Numerics, source: as `kalman_diag_step`. Call it under no_grad.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> theta, p, jac = np.zeros(2), np.ones(2), np.array([[1.0, 0.0]])
+      >>> lc.kalman_diag_step_(theta, p, jac, np.array([2.0]) @ jac)
+      True
+      >>> theta.round(6)
+      array([1., 0.])
     """
     single = not isinstance(theta, (list, tuple))
     lists = [[a] if single else list(a) for a in (theta, p, jac, score)]

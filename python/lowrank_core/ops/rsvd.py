@@ -70,6 +70,14 @@ def rsvd(
     Source: Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1, with a sparse sketch of the rows (8 entries in each);
     Musco, Musco 2015, algorithm 2 with two blocks, for the last step; warm start as in COAP (arXiv 2412.00071,
     eq. 6) plus fresh columns. docs/adr/0007-randomized-svd.md says why.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> a = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0])  # [4, 3], of rank 1
+      >>> u, s, vh = lc.rsvd(a, rank=1)
+      >>> u.shape, s.shape, vh.shape
+      ((4, 1), (1,), (1, 3))
+      >>> assert np.allclose(u * s @ vh, a)
     """
     if is_torch(a):
         # Before torch's schema, which refuses a wrong type in its own words.
@@ -93,6 +101,12 @@ def svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple
       (u [..., m, q], s [..., q], v [..., n, q]); a ≈ u diag(s) vᵀ.
 
     Raises, numerics, source: as `rsvd`.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> a = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0])  # [4, 3], of rank 1
+      >>> u, s, v = lc.svd_lowrank(a, q=2)
+      >>> assert np.allclose(u * s @ v.T, a)
     """
     if is_torch(a):
         _check("svd_lowrank", a, q, None, oversample=0, niter=niter, seed=seed, precision=None)
@@ -119,6 +133,13 @@ def range_finder(
       [..., m, r], float64 for float64 input, else float32.
 
     Raises, numerics, source: as `rsvd`; not differentiable.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> a = np.outer([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0])  # [4, 3], of rank 1
+      >>> basis = lc.range_finder(a, rank=1)
+      >>> assert np.allclose(basis @ (basis.T @ a), a)
+      >>> basis = lc.range_finder(1.1 * a, rank=1, basis=basis, niter=1)  # a warm start
     """
     if is_torch(a):
         _check("range_finder", a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)

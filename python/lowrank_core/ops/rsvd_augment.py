@@ -85,10 +85,18 @@ def augment_truncate(
       ValueError: an argument out of its range, shapes that do not fit, not finite. TypeError: not floating-point
       arrays.
 
-    Numerics: tier D1; the 2r x 2r problem is float64. A plain function: its output shapes depend on the data. Not
-    differentiable.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); the 2r x 2r problem is float64. A plain
+    function: its output shapes depend on the data. Not differentiable.
     Source: Schotthöfer et al., arXiv 2410.18720, algorithm 1. Deviations: no inverse of s; all r directions are added
     and the singular values choose, also where max_rank < 2 r; the tolerance is relative to the norm after the step.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> u, s, v = np.eye(6, 2), np.diag([2.0, 1.0]), np.eye(5, 2)
+      >>> still = [np.zeros((6, 2))], [np.zeros((5, 2))]  # no gradient: all that happens is truncation
+      >>> [step] = lc.augment_truncate([u], [s], [v], *still, lr=0.1, tol=0.5, max_rank=4)
+      >>> step.u.shape, round(step.lost, 3)
+      ((6, 1), 0.447)
     """
     lists = {"u": u, "s": s, "v": v, "gv": gv, "gu": gu} | ({} if gs is None else {"gs": gs})
     layers = _layers(lists)

@@ -68,9 +68,15 @@ def qb(
     Warns:
       RuntimeWarning: an error below 2e-3 in float32, or 1e-7 in float64, was asked for: rounding, maybe.
 
-    Numerics: tier D1; the energy left is followed in float64. A plain function: its output shape depends on the data.
-    Not differentiable.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); the energy left is followed in float64. A
+    plain function: its output shape depends on the data. Not differentiable.
     Source: Yu, Gu, Li 2018, algorithm 2 (randQB_EI); the final rotation by the SVD of b is ours.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> q, b, captured = lc.qb(np.diag([3.0, 1.0, 0.1]), energy=0.99)
+      >>> q.shape, round(captured, 3)
+      ((3, 2), 0.999)
     """
     check_array("qb", "a", a)
     if a.ndim != 2:
@@ -115,6 +121,14 @@ def factored_svd(b: Array, a: Array, *, rank: int | None = None) -> RSVD:
 
     Numerics: tier D1. Differentiable twice where the singular values are distinct.
     Source: QR of b, then the SVD of the small factor; the standard product SVD (Golub, Van Loan, 4th ed., 8.6.3).
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> b, a = np.eye(5, 2), np.array([[3.0, 0.0, 4.0], [0.0, 1.0, 0.0]])
+      >>> u, s, vh = lc.factored_svd(b, a)
+      >>> s.round(6)
+      array([5., 1.])
+      >>> assert np.allclose(u * s @ vh, b @ a)
     """
     if is_torch(b):
         _check_product(b, a, rank)
@@ -140,6 +154,11 @@ def orthonormalize(y: Array, *, method: str = "auto") -> Array:
 
     Numerics: tier D1; |qᵀq - 1| at most 5e-6 in float32. Not differentiable.
     Source: Yamamoto et al. 2015 (CholeskyQR2); Björck, Bowie 1971, eq. 3 (Newton-Schulz).
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> q = lc.orthonormalize(np.array([[3.0, 1.0], [4.0, 1.0], [0.0, 1.0]]))
+      >>> assert np.allclose(q.T @ q, np.eye(2))
     """
     if is_torch(y):
         _check_tall(y, method)

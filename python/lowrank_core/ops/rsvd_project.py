@@ -31,8 +31,15 @@ def project(g: Array, basis: Array, *, side: str) -> Array:
     Raises:
       ValueError: a shape, side or device that does not fit. TypeError: not a floating-point array.
 
-    Numerics: tier D1. float32 products follow torch's matmul precision; differentiable twice in g and basis.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). float32 products follow torch's matmul
+    precision; differentiable twice in g and basis.
     Source: Zhao et al. 2024 (GaLore), arXiv 2403.03507, section 3.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> g, basis = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), np.eye(3, 1)
+      >>> lc.project(g, basis, side="left")
+      array([[1., 2.]])
     """
     if is_torch(g):
         _check("project", g, basis, side, axis=-2)  # before torch's schema, which has its own words
@@ -52,6 +59,14 @@ def project_back(r: Array, basis: Array, *, side: str) -> Array:
       [..., m, n] in `r`'s dtype; accumulated in float32 (float64 for float64).
 
     Raises, numerics, source: as `project`.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> r, basis = np.array([[1.0, 2.0]]), np.eye(3, 1)
+      >>> lc.project_back(r, basis, side="left")
+      array([[1., 2.],
+             [0., 0.],
+             [0., 0.]])
     """
     if is_torch(r):
         _check("project_back", r, basis, side, axis=-1)

@@ -90,10 +90,20 @@ def subspace_step_(
     Raises:
       ValueError: lists of different lengths, a shape or value that does not fit. TypeError: a wrong dtype or library.
 
-    Numerics: tier D1; draws are D0: Philox by (seed, step, element). Not differentiable; call it under no_grad.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); draws are D0 (same bits on every device
+    and level; docs/numerics.md): Philox by (seed, step, element). Not differentiable; call it under no_grad.
     Source: Zhao et al. 2024 (arXiv 2403.03507), Chen et al. 2024 (2410.01623), Zmushko et al. 2024 (2411.07837), Zhu et
     al. 2024 (2412.05270). Deviations: torch's form of Adam; the limiter forgets a norm of rounding size; the sign of
     what is below 8 u sqrt(r) max|G| is 0.
+
+    Example:
+      >>> import torch, lowrank_core as lc
+      >>> w, g, basis = torch.zeros(4, 3), torch.ones(4, 3), torch.eye(4, 1)
+      >>> m, v = torch.zeros(1, 3), torch.zeros(1, 3)  # moments of basisᵀ g, which is [1, 3]
+      >>> lc.subspace_step_([w], [g], [basis], [m], [v], sides=["left"], steps=[1], lr=0.5)
+      True
+      >>> w[:, 0].round(decimals=6).tolist()
+      [-0.5, 0.0, 0.0, 0.0]
     """
     if rounding not in ROUNDINGS:
         raise ValueError(f"{OP}: `rounding` must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")

@@ -9,7 +9,8 @@ from lowrank_core.ops.arrays import Array
 def round_stochastic(to: Array, value: Array, *, seed: int, step: int) -> None:
     """`to` [m, n] <- `value` as the step rounds a weight: bfloat16 without bias, other dtypes to nearest.
 
-    Determinism: D0, by (seed, step, row-major number of the element). Source: half.h, to_bfloat16 with random bits.
+    Determinism: D0 (same bits on every device and level; docs/numerics.md), by (seed, step, row-major number of the
+    element). Source: half.h, to_bfloat16 with random bits.
     """
     _core.round_stochastic(to, value, seed=seed, step=step)
 

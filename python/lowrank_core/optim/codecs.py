@@ -85,7 +85,7 @@ class BFloat16:
 class StochasticBFloat16:
     """Stores a moment in bfloat16, rounded without bias: rounded to nearest, a second moment would never decay.
 
-    On the CPU only, in this version. Determinism: D0.
+    On the CPU only, in this version. Determinism: D0 (same bits on every device and level; docs/numerics.md).
     """
 
     def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:

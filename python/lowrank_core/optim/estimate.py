@@ -63,6 +63,13 @@ def estimate_state_bytes(
     Raises:
       ValueError: an unknown name, or an argument that has no meaning for `model_or_shapes`.
       NotImplementedError: an optimizer that this version does not have yet.
+
+    Example:
+      >>> from lowrank_core.optim import estimate_state_bytes
+      >>> shapes = {"up.weight": (11008, 4096), "down.weight": (4096, 11008)}
+      >>> adamw = estimate_state_bytes(shapes, "adamw")
+      >>> adamw, round(estimate_state_bytes(shapes, "galore", rank=128) / adamw, 3)
+      (721420296, 0.037)
     """
     known = ("adamw", *_CLASSES)
     if optimizer in _TO_COME:
@@ -115,6 +122,11 @@ def formula_state_bytes(
         and of a moment of the others.
 
     Source: the accounting behind the memory figures of COAP (arXiv:2412.00071), which it reproduces.
+
+    Example:
+      >>> from lowrank_core.optim import formula_state_bytes
+      >>> formula_state_bytes([(11008, 4096)], others=0, rank=128)
+      6684672
     """
     total = 2 * others * other_bytes
     for shape in projected:

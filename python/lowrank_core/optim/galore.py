@@ -66,11 +66,22 @@ class GaLoreAdamW(LowRankOptimizer):
       TypeError: an unknown key, or a parameter that is not a real floating-point tensor.
       ValueError: a value out of its range.
 
-    Determinism: D1 with "rsvd", D2 with "svd".
+    Determinism: D1 (same bits for any number of threads; docs/numerics.md) with "rsvd", D2 (within a stated bound,
+      for the threads are LAPACK's) with "svd".
     Source: Zhao et al. 2024 (arXiv:2403.03507), in torch's Adam form (arXiv:1711.05101 for the decay): decay
       comes first, eps acts outside the bias correction and defaults to 1e-8, where GaLore's code decays last
       and has 1e-6. Other deviations: signs are aligned at a refresh, a gradient of zeros does not refresh,
       the basis of a float32 weight is float32, moments are float32 by default, and refreshes are randomized by default.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.optim import GaLoreAdamW
+      >>> layer = torch.nn.Linear(64, 32)
+      >>> optimizer = GaLoreAdamW(layer.parameters(), lr=0.01, rank=8)
+      >>> layer(torch.ones(4, 64)).square().mean().backward()
+      >>> optimizer.step()
+      >>> optimizer.state[layer.weight]["exp_avg"].shape  # AdamW's would be [32, 64]
+      torch.Size([8, 64])
     """
 
     def __init__(

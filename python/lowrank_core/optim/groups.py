@@ -48,6 +48,14 @@ def param_groups(
 
     Raises:
       ValueError: a target matches no module, or nothing would be projected.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.optim import param_groups
+      >>> model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(100, 64), "up": torch.nn.Linear(64, 32)})
+      >>> groups = param_groups(model, rank=8, verbose=False)
+      >>> [(group["rank"], [name for name, _ in group["params"]]) for group in groups]
+      [(None, ['embed.weight', 'up.bias']), (8, ['up.weight'])]
     """
     require(is_count(rank, 1), _OP, "rank", "be an int >= 1", rank)
     proj_type, force = group_keys.get("proj_type", "std"), group_keys.get("force_projection", False)

@@ -42,7 +42,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
     are. The groups hold every hyperparameter, and the parts are made from them anew at each step: schedulers,
     checkpoints and edits of a group act at once.
 
-    Determinism: D1, given kernels of that tier. Draws nothing from a global generator.
+    Determinism: D1 (same bits for any number of threads), given such kernels. Draws from no global generator.
     """
 
     def __init__(self, params: Params, defaults: dict[str, Any], unknown: Iterable[str] = ()) -> None:

@@ -94,7 +94,7 @@ class _Subspace:
 class ExactSVD(_Subspace):
     """The leading singular vectors, by torch.linalg.svd in the working precision.
 
-    Determinism: D2.
+    Determinism: D2 (within a stated bound; docs/numerics.md).
     Raises: torch.linalg.LinAlgError where LAPACK does not converge.
     """
 

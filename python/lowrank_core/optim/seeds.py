@@ -16,7 +16,7 @@ def mix_seed(seed: int, *position: int) -> int:
     Returns:
       int in [0, 2**63): fits a signed 64-bit operator argument.
 
-    Determinism: D0. Never touches a global generator.
+    Determinism: D0 (same bits on every device and level; docs/numerics.md). Never touches a global generator.
     Source: the finalizer of splitmix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195), applied once a
       word.
     """

@@ -19,8 +19,13 @@ def newfamily(x: Array) -> Array:
     Raises:
       TypeError: not a float32 array. ValueError: not contiguous.
 
-    Numerics: tier D0. Not differentiable.
+    Numerics: tier D0 (same bits on every device and level; docs/numerics.md). Not differentiable.
     Source: paper, equation.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> lc.newfamily(np.ones(2, np.float32))
+      array([2., 2.], dtype=float32)
     """
     if is_torch(x):
         _check(x)  # before torch's schema, which has its own words
