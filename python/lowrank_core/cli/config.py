@@ -11,8 +11,8 @@ from lowrank_core.cli.options import flag, option, real, whole
 OPTIMIZERS = ("galore", "adamw")
 PROJ_TYPES = ("std", "reverse_std", "left", "right", "full")
 PRECISIONS = ("fp32", "bf16", "amp-bf16", "amp-fp16")
-# The best of docs/results/train_sweep.json.
-PEAK_LR = {"galore": 5e-3, "adamw": 5e-4}
+# Of the matrices of attention and feed-forward, and of the rest. The best of docs/results/train_sweep.json.
+PEAK_LRS = {"galore": (5e-3, 5e-3), "adamw": (5e-4, 5e-4)}
 GALORE: dict[str, Any] = {
     "update_proj_gap": 50,
     "scale": 0.25,
@@ -23,6 +23,7 @@ GALORE: dict[str, Any] = {
     "rounding": "nearest",
 }
 _TUNED = "tuned per optimizer"
+_OTHERS = "that of the matrices, if given, else tuned"
 
 
 # fmt: off
@@ -44,9 +45,13 @@ class TrainConfig:
     optimizer: str = option("optimizer", "galore", "optimizer to train with", choices=OPTIMIZERS)
     compare: str | None = option("optimizer", None, "second optimizer, trained on the same batches", shown="none",
                                  choices=OPTIMIZERS)
-    lr: float | None = option("optimizer", None, "peak learning rate", shown=_TUNED, type=real(0, ends="(]"))
-    compare_lr: float | None = option("optimizer", None, "the same for --compare", shown=_TUNED,
-                                      type=real(0, ends="(]"))
+    lr: float | None = option("optimizer", None, "peak learning rate of the matrices of attention and feed-forward",
+                              shown=_TUNED, type=real(0, ends="(]"))
+    lr_others: float | None = option("optimizer", None, "peak learning rate of embedding, head and norms",
+                                     shown=_OTHERS, type=real(0, ends="(]"))
+    compare_lr: float | None = option("optimizer", None, "--lr of --compare", shown=_TUNED, type=real(0, ends="(]"))
+    compare_lr_others: float | None = option("optimizer", None, "--lr-others of --compare", shown=_OTHERS,
+                                             type=real(0, ends="(]"))
     betas: tuple[float, float] = option("optimizer", (0.9, 0.999), "decay of the two moments", nargs=2,
                                         type=real(0, 1, ends="[)"), metavar=("B1", "B2"))
     eps: float = option("optimizer", 1e-8, "Adam's epsilon", type=real(0, ends="(]"))
@@ -97,10 +102,12 @@ class TrainConfig:
         """Bytes that one optimizer step predicts."""
         return self.batch_size * self.accumulation * self.seq_len
 
-    def peak_lr(self, run: str) -> float:
-        """Peak learning rate of one of `runs`."""
-        lr = self.lr if run == self.optimizer else self.compare_lr
-        return PEAK_LR[run] if lr is None else lr
+    def peak_lrs(self, run: str) -> tuple[float, float]:
+        """Peak learning rates of one of `runs`: of the matrices of attention and feed-forward, and of the rest."""
+        first = run == self.optimizer
+        lr, others = (self.lr, self.lr_others) if first else (self.compare_lr, self.compare_lr_others)
+        tuned = PEAK_LRS[run] if lr is None else (lr, lr)
+        return tuned[0], tuned[1] if others is None else others
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, tuples as lists: what a round trip through JSON leaves as it is."""
@@ -122,11 +129,15 @@ def resolve(config: TrainConfig) -> TrainConfig:
     _check_runs(config)
     if config.dim % (2 * config.heads):
         raise CliError(f"`--dim` must be a multiple of 2 * heads = {2 * config.heads}, got {config.dim}; change one")
+    lr, lr_others = config.peak_lrs(config.optimizer)
+    compare_lr, compare_lr_others = (None, None) if config.compare is None else config.peak_lrs(config.compare)
     filled = replace(
         config,
         ffn=config.ffn or -(-8 * config.dim // (3 * 16)) * 16,
-        lr=config.peak_lr(config.optimizer),
-        compare_lr=None if config.compare is None else config.peak_lr(config.compare),
+        lr=lr,
+        lr_others=lr_others,
+        compare_lr=compare_lr,
+        compare_lr_others=compare_lr_others,
         warmup=(warmup := config.steps // 10 if config.warmup is None else config.warmup),
         eval_every=config.eval_every or max(1, config.steps // 10),
     )
@@ -143,8 +154,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
 def _check_runs(config: TrainConfig) -> None:
     if config.compare == config.optimizer:
         raise CliError(f"`--compare` must be another optimizer than `--optimizer`, got {config.compare} twice")
-    if config.compare is None and config.compare_lr is not None:
-        raise CliError("`--compare-lr` must come with `--compare`; add `--compare adamw` or leave it out")
+    for name in ("compare_lr", "compare_lr_others"):
+        if config.compare is None and getattr(config, name) is not None:
+            raise CliError(f"`{flag(name)}` must come with `--compare`; add `--compare adamw` or leave it out")
     for name in ("rank", *GALORE):
         if "galore" not in config.runs and getattr(config, name) is not None:
             raise CliError(f"`{flag(name)}` must come with the optimizer galore, got {config.optimizer}; leave it out")

@@ -45,6 +45,7 @@ class Run:
         if config.precision == "bf16":
             self.model.bfloat16()
         self.optimizer = build_optimizer(name, self.model, config)
+        self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         # Only float16 needs it; disabled, it hands everything through.
         self._scaler = torch.amp.GradScaler("cpu", enabled=config.precision == "amp-fp16")
         count = config.eval_batches * config.batch_size
@@ -66,7 +67,7 @@ class Run:
         """
         started = time.perf_counter()
         step = self.step + 1
-        lr = self._set_lr(step)
+        self._set_lrs(step)
         loss = self._backward(step)
         self._scaler.unscale_(self.optimizer)
         norm = float(clip_grad_norm_(self.model.parameters(), self._config.clip or math.inf))
@@ -82,7 +83,8 @@ class Run:
         seconds = time.perf_counter() - started
         self.progress.update(step=step, seconds=self.progress["seconds"] + seconds)
         speed = self._config.bytes_per_step / seconds
-        self._log(log, "train", train_loss=loss, lr=lr, grad_norm=norm, tokens_per_s=speed)
+        lr, others = (self._lr_at(step, peak) for peak in self._config.peak_lrs(self.name))
+        self._log(log, "train", train_loss=loss, lr=lr, lr_others=others, grad_norm=norm, tokens_per_s=speed)
         self._log_refresh(log)
         return loss, speed
 
@@ -141,9 +143,11 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """One row of the final table: losses in nats per byte, times in seconds of training steps."""
         held = state_bytes(self.optimizer)
+        lr, others = self._config.peak_lrs(self.name)
         return {
             "optimizer": self.name,
-            "lr": self._config.peak_lr(self.name),
+            "lr": lr,
+            "lr_others": others,
             "val_loss": self.progress["val_loss"],
             "best_val_loss": self.progress["best_val_loss"],
             "state_bytes": held,
@@ -152,12 +156,14 @@ class Run:
             "seconds": self.progress["seconds"],
         }
 
-    def _set_lr(self, step: int) -> float:
-        config, peak = self._config, self._config.peak_lr(self.name)
-        lr = lr_at(step, peak=peak, warmup=config.warmup or 0, steps=config.steps, min_ratio=config.min_lr_ratio)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
+    def _set_lrs(self, step: int) -> None:
+        """Scales the peak of every group alike."""
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = self._lr_at(step, peak)
+
+    def _lr_at(self, step: int, peak: float) -> float:
+        config = self._config
+        return lr_at(step, peak=peak, warmup=config.warmup or 0, steps=config.steps, min_ratio=config.min_lr_ratio)
 
     def _backward(self, step: int) -> float:
         """Accumulates the gradients of the step's batch; returns its mean loss."""

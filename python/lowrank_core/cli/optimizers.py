@@ -13,13 +13,21 @@ from lowrank_core.optim import GaLoreAdamW, param_groups
 
 
 def build_optimizer(name: str, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer `name` over all of `model`; vectors (the norms' weights) are never decayed."""
-    shared: dict[str, Any] = {"lr": config.peak_lr(name), "betas": config.betas, "eps": config.eps}
+    """The optimizer `name` over all of `model`, each group at its peak learning rate.
+
+    Both part the model alike: the matrices of attention and feed-forward, which GaLore projects, have the rate `lr`;
+    embedding, head and norms have `lr_others`. Vectors (the norms' weights) are never decayed.
+    """
+    shared: dict[str, Any] = {"betas": config.betas, "eps": config.eps}
+    matrices_lr, others_lr = config.peak_lrs(name)
+    groups = param_groups(model, rank=config.rank or 1, verbose=False)
+    for group in groups:
+        group["lr"] = others_lr if group["rank"] is None else matrices_lr
+    groups = _spare_vectors(groups, config.weight_decay)
     if name == "adamw":
-        groups = _spare_vectors([{"params": list(model.named_parameters())}], config.weight_decay)
-        return torch.optim.AdamW(groups, fused=True, **shared)
+        plain = [{key: value for key, value in group.items() if key != "rank"} for group in groups]
+        return torch.optim.AdamW(plain, fused=True, **shared)
     own: dict[str, Any] = {key: getattr(config, key) for key in GALORE}
-    groups = _spare_vectors(param_groups(model, rank=config.rank or 0, verbose=False), config.weight_decay)
     return GaLoreAdamW(groups, seed=config.seed, **own, **shared)
 
 
