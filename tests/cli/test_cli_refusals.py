@@ -48,6 +48,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["--optimizer", "adamw"], "`--rank` must come with the optimizer galore, got adamw"),
         (["--compare", "galore"], "`--compare` must be another optimizer"),
         (["--compare-lr", "1"], "`--compare-lr` must come with `--compare`"),
+        (["--compare-lr-others", "1"], "`--compare-lr-others` must come with `--compare`"),
+        (["--lr-others", "0"], "--lr-others: must be a number > 0, got '0'"),
         (["--resume", "--overwrite"], "not allowed with"),
         (["--text", "/nowhere"], "got '/nowhere', which does not exist"),
         (["--text", "/dev/null"], "got '/dev/null', which is neither"),
