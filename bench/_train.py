@@ -39,12 +39,17 @@ _SOURCES = {
 }
 
 
-def train(optimizer: str, seed: int, **options: Any) -> dict[str, Any]:
+def options(optimizer: str, seed: int, **own: Any) -> dict[str, Any]:
+    """All options of a run of `optimizer`, its `own` among them."""
+    return {"optimizer": optimizer, "seed": seed, **MODEL, **(GALORE if optimizer == "galore" else {}), **own}
+
+
+def train(optimizer: str, seed: int, **own: Any) -> dict[str, Any]:
     """The run's record: read from docs/results/runs/ if its fingerprint fits, else made and written there.
 
     `val_loss` is the validation loss (nats per byte) after the last step, None where the run diverged.
     """
-    asked = {"optimizer": optimizer, "seed": seed, **MODEL, **(GALORE if optimizer == "galore" else {}), **options}
+    asked = options(optimizer, seed, **own)
     name = f"{optimizer}-seed{seed}-{_digest(json.dumps(asked, sort_keys=True))[:8]}"
     path = RESULTS / "runs" / f"{name}.json"
     fingerprint = _fingerprint(optimizer, asked)

@@ -58,11 +58,10 @@ SEARCH: dict[str, tuple[Ladder, ...]] = {
 }
 
 
-def run(optimizer: str, point: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The record of one run with the options that `point` means."""
-    options = {key: value for key, value in point.items() if key not in ("others", "beta2")}
-    options["lr_others"] = point["lr"] * point.get("others", 1.0)
-    return train(optimizer, seed, betas=[0.9, point["beta2"]], **options)
+def meant(point: dict[str, Any]) -> dict[str, Any]:
+    """The options of `lowrank-core train` that `point` stands for."""
+    same = {key: value for key, value in point.items() if key not in ("others", "beta2")}
+    return {"betas": [0.9, point["beta2"]], "lr_others": point["lr"] * point.get("others", 1.0), **same}
 
 
 def search(optimizer: str) -> list[dict[str, Any]]:
@@ -70,7 +69,7 @@ def search(optimizer: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     best_point = START[optimizer]
     for point in _points(optimizer, rows):
-        record = run(optimizer, point, SEED)
+        record = train(optimizer, SEED, **meant(point))
         rows.append({"point": point, "val_loss": record["val_loss"], "file": record["file"]})
         best_point = best(rows)["point"]
         shown = "diverged" if record["val_loss"] is None else f"{record['val_loss']:.4f}"
