@@ -21,8 +21,8 @@ from typing import Any
 from _harness import ROOT, commit, cpu_model, versions
 
 RESULTS = ROOT / "docs" / "results"
-# The default of `lowrank-core train`, spelt out: a default that changes later makes no old run another. Only validation, which
-# decides no number but its own, is done more seldom.
+# The default of `lowrank-core train`, spelt out: a default that changes later makes no old run another. Only validation
+# is done more seldom; it decides no number but its own.
 MODEL: dict[str, Any] = {
     "val_fraction": 0.1, "dim": 256, "layers": 4, "heads": 4, "ffn": 688, "seq_len": 128, "steps": 500, "batch_size": 8,
     "accumulation": 1, "warmup": 50, "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "eval_every": 250,
