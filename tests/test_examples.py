@@ -1,8 +1,7 @@
-"""What users read runs: the examples, and the Python blocks of README.md."""
+"""The examples run."""
 
 from __future__ import annotations
 
-import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ torch = pytest.importorskip("torch")
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +30,3 @@ def test_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_resumed_example_has_the_same_bits(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "examples/train_and_resume.py"), run_name="__main__")
     assert "resumed: the same bits" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_readme_block(number: int) -> None:
-    exec(compile(BLOCKS[number], f"README.md, Python block {number + 1}", "exec"), {})
-
-
-def test_readme_has_blocks() -> None:
-    assert len(BLOCKS) >= 4

@@ -1,0 +1,156 @@
+"""Lines of a shell as they stand in the pages: the cheap ones run, of the others every name is looked up."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lowrank_core.cli import main
+from lowrank_core.cli.parser import build_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+_PLACEHOLDER = re.compile(r"<[^>]*>|\bSTEM\b")
+_COMMAND = re.compile(r"(make|python|pip install|lowrank-core|[A-Z_]+=\S+ python) ")
+_VARIABLE = re.compile(r"[A-Z_]+=")
+# What makes a run short. An option that the page itself gives stays as it is there.
+_SHORT = {
+    "--steps": "4", "--dim": "16", "--layers": "1", "--heads": "2", "--ffn": "24", "--seq-len": "16", "--rank": "4",
+    "--batch-size": "2", "--warmup": "1", "--eval-every": "2", "--eval-batches": "1", "--threads": "1",
+}  # fmt: skip
+
+
+def commands(code: str) -> Iterator[list[str]]:
+    """The words of every command, without comments and without variables set before it."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(_PLACEHOLDER.sub("PLACEHOLDER", line), comments=True)
+        while words and _VARIABLE.match(words[0]):
+            words = words[1:]
+        if words:
+            yield words
+
+
+def run(words: list[str]) -> None:
+    """Runs a command of ours in the current folder, with short runs; of any other checks the names."""
+    if words[0] != "lowrank-core":
+        return check(words)
+    _make_texts(words)
+    try:
+        code = main([*words[1:], *_shortening(words)])
+    except SystemExit as left:  # --help leaves like this
+        code = int(left.code or 0)
+    assert code == 0, f"{shlex.join(words)} ended with {code}"
+
+
+def check(words: list[str]) -> None:
+    """Asserts that the targets, files, extras and options that a command names are there."""
+    program = Path(words[0]).name
+    assert program in _CHECKS, f"nothing is known of `{program}`; teach tests/testing/commands.py what it names"
+    _CHECKS[program](words[1:])
+
+
+def check_span(span: str) -> None:
+    """Asserts the same of inline code: a command, an option of ours, or a file."""
+    if _COMMAND.match(span):
+        for words in commands(span):
+            check(words)
+    elif re.fullmatch(r"--[a-z][a-z-]+", span):
+        assert span in options_of(build_parser()), f"lowrank-core has no option `{span}`"
+    elif re.fullmatch(r"(docs|bench|tools|tests|python|cpp|cuda|examples)/[\w./-]+", span):
+        assert (ROOT / span).exists(), f"there is no `{span}`"
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Every option of a parser and of its commands."""
+    found = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found.update(*map(options_of, action.choices.values()))
+    return found
+
+
+def _make_texts(words: list[str]) -> None:
+    """What a reader's own files are to `--text`."""
+    for name in _values(words, "--text") if words[1] == "train" else []:
+        path = Path(name)
+        files = [path / f"{i}.txt" for i in range(12)] if name.endswith("/") else [path]
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{file} holds a reader's own words. " * 100)
+
+
+def _values(words: list[str], option: str) -> list[str]:
+    if option not in words:
+        return []
+    rest = words[words.index(option) + 1 :]
+    return rest[: next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))]
+
+
+def _shortening(words: list[str]) -> list[str]:
+    if words[1] != "train" or "--help" in words or "--resume" in words:  # a resumed run has its own options
+        return []
+    given = {word for word in words if word.startswith("--")}
+    if "adamw" in _values(words, "--optimizer"):  # which has no rank
+        given.add("--rank")
+    return [word for name, value in _SHORT.items() if name not in given for word in (name, value)]
+
+
+def _check_make(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    variables = dict(word.split("=", 1) for word in words if _VARIABLE.match(word))
+    targets = [word for word in words if not _VARIABLE.match(word) and not word.startswith("-")]
+    for target in targets:
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), f"make has no target `{target}`"
+    for variable in variables:
+        assert f"$({variable})" in makefile or f"{variable} ?=" in makefile, f"make knows no `{variable}`"
+    arguments = shlex.split(variables.get("ARGS", ""))
+    if targets == ["train"]:
+        _check_own(["train", *arguments])
+    elif targets == ["test"]:
+        _check_files(arguments)
+
+
+def _check_own(words: list[str]) -> None:
+    try:
+        build_parser().parse_args(words)
+    except SystemExit as left:
+        assert not left.code, f"lowrank-core does not take `{shlex.join(words)}`"
+
+
+def _check_pip(words: list[str]) -> None:
+    assert words[0] == "install", f"pip {words[0]} stands in a page"
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for extra in re.findall(r"\[(\w+)\]", " ".join(words)):
+        assert re.search(rf"^{extra} = \[", project, re.MULTILINE), f"there is no extra `{extra}`"
+    for word in words[1:]:
+        assert word.startswith((".", "-", "lowrank_core", "lowrank-core", "dist/")), f"pip installs `{word}`"
+
+
+def _check_python(words: list[str]) -> None:
+    if words[:2] == ["-m", "lowrank_core"]:
+        return _check_own(words[2:])
+    if words[:1] != ["-m"]:
+        _check_files(words[:1])
+        source = "".join(p.read_text(encoding="utf-8") for p in (ROOT / words[0]).parent.glob("*.py"))
+        for word in words:
+            assert not word.startswith("--") or f'"{word}"' in source, f"{words[0]} has no option `{word}`"
+
+
+def _check_files(words: list[str]) -> None:
+    for word in words:
+        assert "/" not in word or (ROOT / word).exists(), f"there is no `{word}`"
+
+
+def _check_pre_commit(words: list[str]) -> None:
+    assert (ROOT / ".pre-commit-config.yaml").exists() and words == ["install"]
+
+
+_CHECKS: dict[str, Callable[[list[str]], None]] = {
+    "lowrank-core": _check_own,
+    "make": _check_make,
+    "pip": _check_pip,
+    "pre-commit": _check_pre_commit,
+    "python": _check_python,
+}
