@@ -282,12 +282,14 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that is measured, with "+changes" where the tree differs from it; "unknown" outside git."""
+    """The commit that is measured, with "+changes" where more than results differs from it; "unknown" outside git."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
 
     try:
-        return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD").strip() + (
+            "+changes" if git("status", "--porcelain", "--", ".", ":!docs/results") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
