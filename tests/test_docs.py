@@ -17,6 +17,7 @@ from testing import commands, pages
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+DOCUMENTS = [*PAGES, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "adr").glob("*.md"))]
 SHELL = ("sh", "bash", "shell")
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -42,8 +43,8 @@ def run(page: Path) -> None:
             assert block.language in SHELL, (
                 f"{block.where} is neither Python nor shell; mark it `<!-- not run: why -->`"
             )
-            for words in commands.commands(block.code):
-                commands.run(words)
+            for command in commands.commands(block.code):
+                commands.run(command)
 
 
 def check_spans(page: Path) -> None:
@@ -71,7 +72,7 @@ def test_hardly_a_block_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(left_out) <= 1
 
 
-@by_page
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.stem)
 def test_commands_within_the_text_name_what_is_there(page: Path) -> None:
     check_spans(page)
 
@@ -92,6 +93,7 @@ FAULTY_BLOCKS = {
     "```sh\nmake test ARGS=tests/nothing\n```\n": "there is no `tests/nothing`",
     "```sh\npip install '.[nothing]'\n```\n": "no extra `nothing`",
     "```sh\nlowrank-core estimate --dim 0\n```\n": "ended with 2",
+    "```sh\nlowrank-core estimate --dim 64  # prints 7 GB\n```\n": "does not print 7 GB",
     "```sh\npython bench/bench_rsvd.py --nothing\n```\n": "no option `--nothing`",
 }
 
@@ -107,7 +109,14 @@ def test_a_faulty_block_is_seen(text: str, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     "text",
-    ["--nothing", "make nothing", "OMP_NUM_THREADS=1 python bench/nothing.py", "lowrank-core nothing", "docs/no.md"],
+    [
+        "--nothing",
+        "make nothing",
+        "OMP_NUM_THREADS=1 python bench/nothing.py",
+        "lowrank-core nothing",
+        "lowrank-core train --nothing",
+        "docs/no.md",
+    ],
 )
 def test_a_faulty_span_is_seen(text: str, tmp_path: Path) -> None:
     page = tmp_path / "page.md"

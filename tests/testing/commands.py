@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from lowrank_core.cli import main
 from lowrank_core.cli.parser import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 _PLACEHOLDER = re.compile(r"<[^>]*>|\bSTEM\b")
-_COMMAND = re.compile(r"(make|python|pip install|lowrank-core|[A-Z_]+=\S+ python) ")
+_COMMAND = re.compile(r"(make|python|pip install|[A-Z_]+=\S+ python) ")
+_PROMISE = re.compile(r"# prints (.+)$")
 _VARIABLE = re.compile(r"[A-Z_]+=")
 # What makes a run short. An option that the page itself gives stays as it is there.
 _SHORT = {
@@ -22,26 +26,39 @@ _SHORT = {
 }  # fmt: skip
 
 
-def commands(code: str) -> Iterator[list[str]]:
-    """The words of every command, without comments and without variables set before it."""
+class Command(NamedTuple):
+    """The words of a command, without variables set before it, and what a comment `# prints TEXT` promises."""
+
+    words: list[str]
+    prints: str
+
+
+def commands(code: str) -> Iterator[Command]:
+    """Every command of a block."""
     for line in code.replace("\\\n", " ").splitlines():
+        promise = _PROMISE.search(line)
         words = shlex.split(_PLACEHOLDER.sub("PLACEHOLDER", line), comments=True)
         while words and _VARIABLE.match(words[0]):
             words = words[1:]
         if words:
-            yield words
+            yield Command(words, promise[1].strip() if promise else "")
 
 
-def run(words: list[str]) -> None:
+def run(command: Command) -> None:
     """Runs a command of ours in the current folder, with short runs; of any other checks the names."""
+    words = command.words
     if words[0] != "lowrank-core":
         return check(words)
     _make_texts(words)
-    try:
-        code = main([*words[1:], *_shortening(words)])
-    except SystemExit as left:  # --help leaves like this
-        code = int(left.code or 0)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            code = main([*words[1:], *_shortening(words)])
+        except SystemExit as left:  # --help leaves like this
+            code = int(left.code or 0)
     assert code == 0, f"{shlex.join(words)} ended with {code}"
+    assert command.prints in out.getvalue(), (
+        f"{shlex.join(words)} does not print {command.prints}, but {out.getvalue()}"
+    )
 
 
 def check(words: list[str]) -> None:
@@ -52,10 +69,14 @@ def check(words: list[str]) -> None:
 
 
 def check_span(span: str) -> None:
-    """Asserts the same of inline code: a command, an option of ours, or a file."""
-    if _COMMAND.match(span):
-        for words in commands(span):
-            check(words)
+    """Asserts the same of inline code: a command, of ours without the values of its options, an option, or a file."""
+    if span.startswith("lowrank-core "):
+        known = options_of(build_parser()) | {"lowrank-core", *_commands_of(build_parser())}
+        for word in span.split():
+            assert word in known or not re.match(r"--|[a-z]+$", word), f"lowrank-core knows no `{word}`"
+    elif _COMMAND.match(span):
+        for command in commands(span):
+            check(command.words)
     elif re.fullmatch(r"--[a-z][a-z-]+", span):
         assert span in options_of(build_parser()), f"lowrank-core has no option `{span}`"
     elif re.fullmatch(r"(docs|bench|tools|tests|python|cpp|cuda|examples)/[\w./-]+", span):
@@ -64,10 +85,14 @@ def check_span(span: str) -> None:
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
     """Every option of a parser and of its commands."""
-    found = set(parser._option_string_actions)
+    return set(parser._option_string_actions).union(*map(options_of, _commands_of(parser).values()))
+
+
+def _commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found: dict[str, argparse.ArgumentParser] = {}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            found.update(*map(options_of, action.choices.values()))
+            found.update(action.choices)
     return found
 
 
