@@ -41,14 +41,16 @@ def test_sides_are_galores(proj_type: str) -> None:
 @pytest.mark.parametrize(
     ("shape", "rank", "reason"),
     [
-        ((8, 9), None, "its group has no rank"),
+        ((8, 9), None, "its group has no rank: give it one"),
+        ((8,), None, "1-D"),
         ((), 2, "0-D"),
         ((8,), 2, "1-D"),
         ((0, 9), 2, "empty"),
         ((4, 3, 0), 2, "empty"),
-        ((8, 9), 8, "rank 8 >= min(m, n) = 8"),
-        ((1, 9), 1, "rank 1 >= min(m, n) = 1"),
-        ((4, 3, 3), 5, "rank 5 >= min(m, n) = 4"),
+        ((8, 9), 8, "rank 8 >= min(m, n) = 8: lower `rank`, or force_projection=True"),
+        ((1, 9), 1, "1 x 9: a vector"),
+        ((9, 1, 1), None, "9 x 1: a vector"),
+        ((4, 3, 3), 5, "rank 5 >= min(m, n) = 4: lower `rank`, or force_projection=True"),
     ],
 )
 def test_what_cannot_be_projected_says_why(shape: tuple[int, ...], rank: int | None, reason: str) -> None:
@@ -59,7 +61,26 @@ def test_what_cannot_be_projected_says_why(shape: tuple[int, ...], rank: int | N
 
 def test_remarks_of_the_plan() -> None:
     assert place((4, 3, 3), 2) == (Geometry(4, 9, Side.LEFT, 2), "seen as 4 x 9")
-    assert place((4, 9), 7, force=True) == (Geometry(4, 9, Side.LEFT, 4), "rank 7 lowered to min(m, n)")
+    remark = "rank 7 lowered to min(m, n), saves no memory at this rank"
+    assert place((4, 9), 7, force=True) == (Geometry(4, 9, Side.LEFT, 4), remark)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "proj_type", "more"),
+    [
+        ((4, 4), 2, "std", False),  # 4 * 2 + 2 * 4 * 2 = 24 of 32
+        ((4, 4), 3, "std", True),  # 36 of 32
+        ((6, 6), 4, "std", False),  # 72 of 72: as much, not more
+        ((4, 40), 3, "std", False),
+        ((4, 40), 3, "reverse_std", False),  # 40 * 3 + 2 * 4 * 3 = 144 of 320
+        ((4, 40), 3, "full", False),
+        ((4, 5), 3, "reverse_std", False),  # 5 * 3 + 2 * 4 * 3 = 39 of 40
+        ((4, 5), 3, "std", True),  # 4 * 3 + 2 * 5 * 3 = 42 of 40
+        ((4, 4), 3, "full", True),  # 2 * 4 * 3 + 2 * 9 = 42 of 32
+    ],
+)
+def test_a_rank_that_saves_no_memory_is_said(shape: tuple[int, int], rank: int, proj_type: str, more: bool) -> None:
+    assert (place(shape, rank, proj_type)[1] == "saves no memory at this rank") is more
 
 
 @given(

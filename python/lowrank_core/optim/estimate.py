@@ -12,7 +12,8 @@ from torch import nn
 from lowrank_core.optim.checks import require
 from lowrank_core.optim.galore import GaLoreAdamW
 from lowrank_core.optim.geometry import place
-from lowrank_core.optim.groups import ALL_LINEAR, EXCLUDED, param_groups
+from lowrank_core.optim.groups import EXCLUDED, param_groups
+from lowrank_core.optim.targets import ALL_LINEAR
 
 _OP = "estimate_state_bytes"
 _CLASSES: dict[str, type[GaLoreAdamW]] = {"galore": GaLoreAdamW}

@@ -34,6 +34,11 @@ class Geometry:
         left, right = self.side != Side.RIGHT, self.side != Side.LEFT
         return (self.rank if left else self.rows, self.rank if right else self.cols)
 
+    @property
+    def elements(self) -> int:
+        """Elements of the bases and of two moments: s r + 2 l r on one side with s, l = min, max(m, n)."""
+        return sum(prod(shape) for _, _, shape in self.bases()) + 2 * prod(self.low_shape)
+
     def bases(self) -> Iterator[tuple[str, str, tuple[int, int]]]:
         """(state key, "left" or "right", shape) of each basis."""
         both = self.side == Side.BOTH
@@ -41,6 +46,16 @@ class Geometry:
             yield "proj.basis_left" if both else "proj.basis", "left", (self.rows, self.rank)
         if self.side != Side.LEFT:
             yield "proj.basis_right" if both else "proj.basis", "right", (self.cols, self.rank)
+
+
+def shorter_side(shape: tuple[int, ...]) -> int:
+    """min(m, n) of `shape` seen as `[d0, the rest]`; 1 for fewer than two dimensions, 0 for nothing."""
+    return min(shape[0], prod(shape[1:])) if len(shape) >= 2 else min(1, prod(shape))
+
+
+def is_matrix(shape: tuple[int, ...]) -> bool:
+    """True if `shape`, seen as `[d0, the rest]`, has at least two rows and two columns."""
+    return shorter_side(shape) >= 2
 
 
 @lru_cache(maxsize=4096)
@@ -59,21 +74,23 @@ def place(
       force: project even if `rank` >= min(m, n), at rank min(m, n).
 
     Returns:
-      (geometry, note), or (None, reason) where the weight takes the plain path.
+      (geometry, remark), or (None, reason and what would change it) where the weight takes the plain path.
 
     Source: Zhao et al. 2024 (GaLore, arXiv:2403.03507); side rule of its code, where a square matrix goes
       right.
     """
-    if rank is None:
-        return None, "its group has no rank"
     if len(shape) < 2:
         return None, f"{len(shape)}-D"
     if prod(shape) == 0:
         return None, "empty"
     rows, cols = shape[0], prod(shape[1:])
-    shorter = min(rows, cols)
+    shorter = shorter_side(shape)
+    if shorter == 1 and not force:
+        return None, f"{rows} x {cols}: a vector"
+    if rank is None:
+        return None, "its group has no rank: give it one"
     if rank >= shorter and not force:
-        return None, f"rank {rank} >= min(m, n) = {shorter}"
+        return None, f"rank {rank} >= min(m, n) = {shorter}: lower `rank`, or force_projection=True"
     wide = rows < cols
     side = {
         "std": Side.LEFT if wide else Side.RIGHT,
@@ -87,4 +104,7 @@ def place(
         notes.append(f"seen as {rows} x {cols}")
     if rank > shorter:
         notes.append(f"rank {rank} lowered to min(m, n)")
-    return Geometry(rows, cols, side, min(rank, shorter)), ", ".join(notes)
+    where = Geometry(rows, cols, side, min(rank, shorter))
+    if where.elements > 2 * rows * cols:
+        notes.append("saves no memory at this rank")
+    return where, ", ".join(notes)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from math import prod
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
 from lowrank_core.optim.checks import is_count, require, require_choice
-from lowrank_core.optim.geometry import PROJ_TYPES, place
-from lowrank_core.optim.plan import PlanRow, format_plan, numberless, plan_row
+from lowrank_core.optim.geometry import PROJ_TYPES, is_matrix, place, shorter_side
+from lowrank_core.optim.plan import PlanRow, format_plan, plan_row
+from lowrank_core.optim.targets import ALL_LINEAR, find_targets, names_of, words_of
 
-_OP = "param_groups"
-ALL_LINEAR = "all-linear"
 EXCLUDED = ("embed", "lm_head")
 
 
@@ -22,112 +20,143 @@ def param_groups(
     model: nn.Module,
     target_modules: str | Iterable[str] = ALL_LINEAR,
     exclude: str | Iterable[str] = EXCLUDED,
-    rank: int = 128,
+    rank: int | None = 128,
     *,
+    others: Mapping[str, Any] | None = None,
     verbose: bool = True,
     **group_keys: Any,
 ) -> list[dict[str, Any]]:
     """Splits the trainable parameters of `model` into those to project and those for plain AdamW.
 
-    The first group holds what is not targeted, with rank None; the last one holds the targets with `rank` and
-    `group_keys`. A group without parameters is left out. Parameters come as (name, tensor) pairs; a tied
-    one comes once, under its first name.
+    The first group holds what is not projected, with rank None and the keys of `others`; the last one what is,
+    with `rank` and `group_keys`. A group without parameters is left out. Parameters come as (name, tensor)
+    pairs; a tied one comes once, under its first name. The model may be on the meta device.
+
+    A target is a matrix: a parameter that, seen as [d0, the rest], has at least two rows and two columns. It
+    is projected if `rank` is below min(m, n), or by `force_projection`. The matrix of a re-parametrized weight
+    (`parametrizations.weight.original1` and `weight_v` of weight_norm, `original` and `weight_orig` of
+    spectral_norm) answers to `weight` too.
 
     Args:
-      model: any module.
-      target_modules: "all-linear" (the weights of `nn.Linear` and of transformers' `Conv1D`); or a list of
-        words: the weight, if of two or more dimensions, of each module with one of them in its qualified
-        name; or another string: a regular expression that the whole qualified name of a module must match.
-      exclude: a word or several; a weight is no target with one of them in any of its qualified names.
-      rank: >= 1.
-      verbose: prints the plan: what is projected, what falls back to AdamW, and why.
+      model: any module whose parameters have shapes.
+      target_modules: "all-linear" (the weights of `nn.Linear`, so the output projection of
+        `nn.MultiheadAttention` too, and of transformers' `Conv1D`; the direction matrix where the weight is
+        normed); or a list of words: each matrix with one of them in a qualified name of its own or of its
+        module, such as "weight_ih" or "in_proj" ("all-linear" may be one of the words); or another string:
+        a regular expression that must match the whole qualified name of a matrix or of the module that holds
+        it itself.
+      exclude: a word or several; a matrix is no target with one of them in any of its qualified names.
+      rank: >= 1; or None: the key is left out, and the optimizer's own rank holds.
+      others: keys of the group that is not projected, such as `lr`; any key of a group but `rank`.
+      verbose: prints the plan: what is projected, what falls back to AdamW, why, and what would change it.
       group_keys: further keys of the group to project, such as `scale`, `proj_type` or `lr`.
 
     Returns:
       Groups for any optimizer of this package.
 
     Raises:
-      ValueError: a target matches no module, or nothing would be projected.
+      TypeError: `model` is no module.
+      ValueError: a target matches nothing, nothing would be projected, a value out of its range, or a lazy
+        parameter without a shape.
 
     Example:
       >>> import torch
       >>> from lowrank_core.optim import param_groups
-      >>> model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(100, 64), "up": torch.nn.Linear(64, 32)})
-      >>> groups = param_groups(model, rank=8, verbose=False)
+      >>> model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(100, 64), "rnn": torch.nn.GRU(64, 32, bias=False)})
+      >>> groups = param_groups(model, ["rnn"], rank=8, others={"lr": 1e-3}, verbose=False)
       >>> [(group["rank"], [name for name, _ in group["params"]]) for group in groups]
-      [(None, ['embed.weight', 'up.bias']), (8, ['up.weight'])]
+      [(None, ['embed.weight']), (8, ['rnn.weight_ih_l0', 'rnn.weight_hh_l0'])]
     """
-    require(is_count(rank, 1), _OP, "rank", "be an int >= 1", rank)
-    proj_type, force = group_keys.get("proj_type", "std"), group_keys.get("force_projection", False)
-    require_choice(_OP, "proj_type", proj_type, PROJ_TYPES)
-    words = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    targets = _targets(model, target_modules)
+    groups, rows = split("param_groups", model, target_modules, exclude, rank, others, group_keys)
+    if verbose:
+        print(f"{format_plan(rows)}\n{_summary(rows)}")  # noqa: T201  (the one thing this package prints)
+    return groups
+
+
+def split(
+    op: str,
+    model: nn.Module,
+    target_modules: str | Iterable[str],
+    exclude: str | Iterable[str],
+    rank: int | None,
+    others: Mapping[str, Any] | None,
+    group_keys: Mapping[str, Any],
+) -> tuple[list[dict[str, Any]], list[PlanRow]]:
+    """The groups of `param_groups` and the plan behind them; errors name the function `op`."""
+    _check_keys(op, rank, group_keys, others)
+    force, proj_type = group_keys.get("force_projection", False), group_keys.get("proj_type", "std")
+    require_choice(op, "proj_type", proj_type, PROJ_TYPES)
+    names, words = names_of(op, model), words_of(op, "exclude", exclude)
+    wanted = find_targets(op, model, names, target_modules)
     rows: list[PlanRow] = []
     plain: list[tuple[str, Tensor]] = []
     projected: list[tuple[str, Tensor]] = []
-    for param, known_as in _names(model).items():
+    targets, excluded = [], 0
+    for param, known_as in names.items():
+        if not param.requires_grad:
+            continue
         name, shape = known_as[0], tuple(param.shape)
-        hits = [word for word in words if any(word in alias for alias in known_as)]
-        if hits or param not in targets:
-            plain.append((name, param))
-            rows.append(plan_row(name, shape, None, f'excluded by "{hits[0]}"' if hits else "not a target"))
+        by = [word for word in words if any(word in alias for alias in known_as)]
+        if param in wanted and not by:
+            targets.append(shape)
+            rows.append(_placed(name, shape, rank, proj_type, force))
         else:
-            projected.append((name, param))
-            rows.append(plan_row(name, shape, *place(shape, rank, proj_type, force)))
-    if not any(row.projected for row in rows):
-        sides = [min(p.shape[0], prod(p.shape[1:])) for _, p in projected if p.ndim >= 2]
+            excluded += param in wanted
+            rows.append(plan_row(name, shape, None, _reason(shape, param in wanted, by)))
+        (projected if rows[-1].projected else plain).append((name, param))
+    if not projected:
+        _refuse_plan(op, rank, targets, excluded, words)
+    own = group_keys if rank is None else {"rank": rank, **group_keys}
+    groups = [{"params": plain, **(others or {}), "rank": None}, {"params": projected, **own}]
+    return [group for group in groups if group["params"]], rows
+
+
+def _check_keys(op: str, rank: int | None, group_keys: Mapping[str, Any], others: Mapping[str, Any] | None) -> None:
+    require(rank is None or is_count(rank, 1), op, "rank", "be an int >= 1 or None", rank)
+    mapping = others is None or isinstance(others, Mapping)
+    require(mapping, op, "others", 'be a dict of keys of a group, such as {"lr": 1e-3}', others)
+    for key in ("params", "param_names"):
+        rule = "be left to the model, which says them for every group"
+        require(key not in group_keys and key not in (others or {}), op, key, rule, "some", "leave it out")
+    rule = "have no `rank`: what is not projected has none"
+    require("rank" not in (others or {}), op, "others", rule, others, "pass `rank` beside it")
+
+
+def _reason(shape: tuple[int, ...], wanted: bool, excluded_by: list[str]) -> str:
+    """Why a parameter is no target, and what would change that."""
+    if not is_matrix(shape):
+        return place(shape, 1)[1]  # nothing that the caller chooses would change it
+    if wanted:
+        return f'excluded by "{excluded_by[0]}": pass exclude=()'
+    return "not a target: name it in `target_modules`" + (" and pass exclude=()" if excluded_by else "")
+
+
+def _placed(name: str, shape: tuple[int, ...], rank: int | None, proj_type: str, force: bool) -> PlanRow:
+    """The row of a target."""
+    row = plan_row(name, shape, *place(shape, 1 if rank is None else rank, proj_type, force))
+    if rank is None:
+        return row._replace(rank=None, reason=f"where the optimizer's `rank` is below {shorter_side(shape)}")
+    return row
+
+
+def _refuse_plan(
+    op: str, rank: int | None, targets: list[tuple[int, ...]], excluded: int, words: tuple[str, ...]
+) -> NoReturn:
+    """Raises ValueError because nothing is projected, with the argument that is to blame."""
+    fails = "for anything to be projected"
+    if targets:
         raise ValueError(
-            f"{_OP}: `rank` must be below min(m, n) of a target for anything to be projected, got {rank} for "
-            f"{len(projected)} targets; the largest min(m, n) among them is {max(sides, default=0)}"
+            f"{op}: `rank` must be below min(m, n) of a target {fails}, got {rank} for {len(targets)} targets; "
+            f"the largest min(m, n) among them is {max(map(shorter_side, targets))}"
         )
-    if verbose:
-        print(f"{format_plan(rows)}\n{_summary(rows)}")  # noqa: T201  (the one thing this package prints)
-    groups = [{"params": plain, "rank": None}, {"params": projected, "rank": rank, **group_keys}]
-    return [group for group in groups if group["params"]]
-
-
-def _names(model: nn.Module) -> dict[Tensor, list[str]]:
-    """Every trainable parameter with all the names it goes by, in the order of the first."""
-    names: dict[Tensor, list[str]] = {}
-    for name, param in model.named_parameters(remove_duplicate=False):
-        if param.requires_grad:
-            names.setdefault(param, []).append(name)
-    return names
-
-
-def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    for name, module in model.named_modules(remove_duplicate=False):
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.ndim >= 2:
-            yield name, module, weight
-
-
-def _targets(model: nn.Module, target_modules: str | Iterable[str]) -> set[Tensor]:
-    """The weights of the modules that `target_modules` names."""
-    weights = list(_weights(model))
-    if target_modules == ALL_LINEAR:
-        return {w for _, module, w in weights if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"}
-    if isinstance(target_modules, str):
-        try:
-            pattern = re.compile(target_modules)
-        except re.error as error:
-            raise ValueError(f"{_OP}: `target_modules` must be a regular expression, got {error}") from error
-        found = {w for name, _, w in weights if pattern.fullmatch(name)}
-        _require_match(bool(found), target_modules, weights, "pass a list to look for parts of names")
-        return found
-    found = set()
-    for word in target_modules:
-        hits = {w for name, _, w in weights if word in name}
-        _require_match(bool(hits), word, weights, "")
-        found |= hits
-    return found
-
-
-def _require_match(met: bool, target: str, weights: list[tuple[str, nn.Module, Tensor]], fix: str) -> None:
-    shown = sorted({numberless(name) for name, _, _ in weights})
-    there = ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")
-    rule = f"match a module with a weight of two or more dimensions (there are: {there})"
-    require(met, _OP, "target_modules", rule, target, fix)
+    if excluded:
+        raise ValueError(
+            f"{op}: `exclude` must leave a target {fails}, got {words} that excludes all {excluded}; pass exclude=()"
+        )
+    raise ValueError(
+        f"{op}: `target_modules` must name a matrix that is trained {fails}, got frozen ones alone; "
+        "name others, or let those train"
+    )
 
 
 def _summary(rows: list[PlanRow]) -> str:

@@ -51,7 +51,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         refuse_unknown(type(self).__name__, unknown, defaults)
         if not isinstance(params, Tensor):  # which torch refuses itself
             params = list(params)
-            if any(isinstance(entry, dict) and "rank" in entry for entry in params):
+            if any(isinstance(entry, dict) and entry.get("rank") is not None for entry in params):
                 defaults = {**defaults, "rank": None}  # as with GaLore: who names no rank then wants none
         super().__init__(params, defaults)
         if logger.isEnabledFor(logging.INFO):

@@ -16,8 +16,8 @@ class PlanRow(NamedTuple):
     shape: tuple[int, ...]
     projected: bool  # False: plain AdamW
     side: str | None  # "left", "right" or "both"; None if not projected
-    rank: int | None  # the effective rank; None if not projected
-    reason: str  # why it is not projected, or a remark
+    rank: int | None  # the effective rank; None if not projected, or where the optimizer's own is still to come
+    reason: str  # why it is not projected and what would change that, or a remark
 
 
 def plan_row(name: str, shape: tuple[int, ...], where: Geometry | None, note: str) -> PlanRow:
@@ -40,7 +40,7 @@ def format_plan(rows: Iterable[PlanRow]) -> str:
             "x".join(map(str, entry.shape)) or "scalar",
             "projected" if entry.projected else "AdamW",
             entry.side or "-",
-            str(entry.rank or "-"),
+            str(entry.rank or ("default" if entry.projected else "-")),
             entry.reason,
         )
         counts[cells] = counts.get(cells, 0) + 1
