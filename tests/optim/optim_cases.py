@@ -40,6 +40,9 @@ CASES = [
     Case("galore-stochastic", GaLoreAdamW, {"moment_dtype": "bfloat16", "rounding": "stochastic"}),
 ]
 
+# For tests that ask for a rank which no weight is above.
+plain_on_purpose = pytest.mark.filterwarnings("ignore:.* nothing is projected at rank:UserWarning")
+
 every_optimizer = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_dtype = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:]

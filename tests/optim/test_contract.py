@@ -14,6 +14,7 @@ from optim_cases import (
     every_dtype,
     every_optimizer,
     loss_of,
+    plain_on_purpose,
     same,
     snapshot,
     train,
@@ -43,11 +44,12 @@ def test_every_weight_with_a_gradient_moves(case: Case) -> None:  # trap T3
 
 
 @every_optimizer
+@plain_on_purpose
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("keys", [{}, {"weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 1e-5}, {"maximize": True}])
 def test_full_rank_is_torch_adamw_to_the_bit(case: Case, dtype: torch.dtype, keys: dict) -> None:
     ours, theirs = Zoo(dtype), Zoo(dtype)
-    optimizer = case.make(ours.parameters(), rank=10_000, **keys)
+    optimizer = case.make(ours.parameters(), rank=10_000, plain_moment_dtype="float32", **keys)
     reference = torch.optim.AdamW(theirs.parameters(), lr=case.lr, **{"weight_decay": 0.0, **keys})
     train(ours, optimizer, range(10))
     train(theirs, reference, range(10))
@@ -56,6 +58,7 @@ def test_full_rank_is_torch_adamw_to_the_bit(case: Case, dtype: torch.dtype, key
 
 
 @every_optimizer
+@plain_on_purpose
 def test_full_rank_in_half_precision_rounds_once(case: Case) -> None:
     model, exact = Zoo(torch.bfloat16), Zoo(torch.bfloat16).float()
     optimizer = case.make(model.parameters(), rank=10_000, weight_decay=0.1, rounding="nearest")

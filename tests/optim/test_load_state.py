@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core.optim import GaLoreAdamW
-from optim_cases import CASES, Zoo, same, snapshot, train
+from optim_cases import CASES, Zoo, plain_on_purpose, same, snapshot, train
 from torch import Tensor, nn
 
 State = dict[str, Any]
@@ -111,6 +111,7 @@ def test_a_state_of_torch_adamw_is_refused() -> None:
         optimizer.load_state_dict(reference.state_dict())
 
 
+@plain_on_purpose
 @pytest.mark.parametrize("keys", [{"rank": 5}, {"rank": None}, {"rank": 50}, {"proj_type": "left"}])
 def test_another_rank_or_side_is_refused(keys: dict[str, Any]) -> None:
     _, optimizer = trained()

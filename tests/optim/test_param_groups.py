@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, param_groups
+from optim_cases import plain_on_purpose
 from torch import nn
 
 
@@ -195,6 +196,7 @@ def test_a_rank_in_any_group_leaves_the_others_plain() -> None:  # as a GaLore u
     assert optimizer.plan()[2].rank is None
 
 
+@plain_on_purpose
 def test_the_constructors_rank_holds_where_no_group_names_one() -> None:
     one, other = weights()
     groups = [{"params": [one]}, {"params": [other], "lr": 0.1}]

@@ -51,9 +51,10 @@ def test_galore_is_what_the_optimizer_holds(dtype: torch.dtype, keys: dict, excl
 
 
 def test_the_bytes_are_those_of_the_formula() -> None:
-    # 12 x 30 left: basis 12 x 5, moments 5 x 30; bfloat16 basis, float32 moments; count, share: 4 bytes each
+    # 12 x 30 left: basis 12 x 5, moments 5 x 30, all in bfloat16; count, share: 4 bytes each
     shapes = [(12, 30), (9,)]
-    assert estimate_state_bytes(shapes, rank=5, dtype=torch.bfloat16) == 2 * 60 + 8 * 150 + 8 + (8 * 9 + 4)
+    assert estimate_state_bytes(shapes, rank=5, dtype=torch.bfloat16) == 2 * 60 + 4 * 150 + 8 + (4 * 9 + 4)
+    assert estimate_state_bytes(shapes, rank=5, dtype=torch.bfloat16, moment_dtype="float32") == 120 + 1200 + 8 + 76
     assert formula_state_bytes([(12, 30)], 9, rank=5, basis_bytes=2, moment_bytes=4, other_bytes=4) == 120 + 1200 + 72
     assert formula_state_bytes([(12, 30)], 0, rank=5, basis_bytes=0.5, moment_bytes=1) == 30 + 300
 

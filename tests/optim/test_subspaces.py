@@ -10,6 +10,7 @@ from lowrank_core.optim import GaLoreAdamW
 from lowrank_core.optim.geometry import PROJ_TYPES, Geometry, Side, place
 from lowrank_core.optim.projectors import ExactSVD, Query, RandomizedSVD
 from lowrank_core.optim.rules import Direction
+from optim_cases import plain_on_purpose
 from torch import Tensor
 
 U32, U64, UBF16 = 2.0**-24, 2.0**-53, 2.0**-8
@@ -53,6 +54,7 @@ def test_sides_are_galores(proj_type: str) -> None:
         ((4, 3, 3), 5, "rank 5 >= min(m, n) = 4: lower `rank`, or force_projection=True"),
     ],
 )
+@plain_on_purpose
 def test_what_cannot_be_projected_says_why(shape: tuple[int, ...], rank: int | None, reason: str) -> None:
     assert place(shape, rank) == (None, reason)
     row = GaLoreAdamW([torch.nn.Parameter(torch.zeros(shape))], rank=rank).plan()[0]
@@ -90,6 +92,7 @@ def test_a_rank_that_saves_no_memory_is_said(shape: tuple[int, int], rank: int, 
     force=st.booleans(),
     projector=st.sampled_from(["rsvd", "svd"]),
 )
+@plain_on_purpose
 def test_every_shape_rank_and_side_steps(  # trap T6
     shape: list[int], rank: int, proj_type: str, force: bool, projector: str
 ) -> None:

@@ -71,7 +71,7 @@ def vet(optimizer: LowRankOptimizer, state_dict: dict[str, Any]) -> dict[int, St
     fitting = {}
     for key, (number, _, slot) in zip(ids, optimizer._slots(), strict=True):
         if state.get(key):
-            _vet_state(slot, state[key], optimizer.parts(saved[number], slot.param.dtype))
+            _vet_state(slot, state[key], optimizer._parts(saved[number], slot.weight))
             fitting[slot.index] = state[key]
     return fitting
 

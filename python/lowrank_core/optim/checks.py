@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import numbers
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class Refused(ValueError):
+    """A refusal that does not know yet whom the user called; `called` puts that name in front."""
+
+    def __init__(self, op: str, sentence: str) -> None:
+        super().__init__(f"{op}: {sentence}")
+        self.sentence = sentence
+
+
+@contextmanager
+def called(op: str) -> Iterator[None]:
+    """Refusals of the parts inside are those of `op`: the class or function that the user called."""
+    try:
+        yield
+    except Refused as refused:
+        raise ValueError(f"{op}: {refused.sentence}") from None
 
 
 def require(met: bool, op: str, arg: str, rule: str, got: object, fix: str = "") -> None:
     """Raises ValueError ``<op>: `<arg>` must <rule>, got <got>; <fix>`` unless `met`."""
     if not met:
-        raise ValueError(f"{op}: `{arg}` must {rule}, got {got!r}" + (f"; {fix}" if fix else ""))
+        raise Refused(op, f"`{arg}` must {rule}, got {got!r}" + (f"; {fix}" if fix else ""))
 
 
-def require_choice(op: str, arg: str, value: object, options: Iterable[str]) -> None:
+def require_choice(op: str, arg: str, value: object, options: Iterable[str | None]) -> None:
     """Raises ValueError unless `value` is one of `options`."""
     options = tuple(options)
-    require(isinstance(value, str) and value in options, op, arg, f"be one of {', '.join(options)}", value)
+    known = value is None or isinstance(value, str)
+    require(known and value in options, op, arg, f"be one of {', '.join(map(str, options))}", value)
 
 
 def is_count(value: object, least: int) -> bool:
-    """True for an int (bool excluded) of at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    """True for an integer of any library (bool excluded) of at least `least`."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def is_number(value: object, least: float = -math.inf) -> bool:
-    """True for a finite int or float (bool excluded) of at least `least`."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= least
+    """True for a finite real number of any library (bool excluded) of at least `least`."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and math.isfinite(value) and float(value) >= least  # type: ignore[arg-type]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lowrank_core.ops.subspace_step_check import BLOCK
 from lowrank_core.ops.subspace_step_codecs import decode_moment, encode_moment
+from lowrank_core.optim import guard
 
 State = dict[str, Any]  # of one parameter: flat keys, tensors and plain numbers
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # state key -> shape and dtype of its tensor
@@ -34,6 +35,11 @@ NO_DRAW = Draw(0, 0)  # for codecs that draw nothing
 class Codec(Protocol):
     """Stores a tensor of the working dtype under `name`, or under `name.<field>` if it takes several."""
 
+    @property
+    def host_only(self) -> bool:
+        """True if it has no kernel for accelerators in this version."""
+        ...
+
     def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:
         """The entries that a tensor of `shape` occupies, for a weight of dtype `weight`."""
         ...
@@ -50,6 +56,8 @@ class Codec(Protocol):
 @dataclass(frozen=True)
 class Float32:
     """Stores the working precision: float32, float64 for float64 weights. `decode` gives the state itself."""
+
+    host_only: ClassVar[bool] = False
 
     def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:
         return {name: (shape, work_dtype(weight))}
@@ -70,6 +78,8 @@ class BFloat16:
     next refresh.
     """
 
+    host_only: ClassVar[bool] = False
+
     def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:
         return {name: (shape, torch.bfloat16)}
 
@@ -85,8 +95,10 @@ class BFloat16:
 class StochasticBFloat16:
     """Stores a moment in bfloat16, rounded without bias: rounded to nearest, a second moment would never decay.
 
-    On the CPU only, in this version. Determinism: D0 (same bits on every device and level; docs/numerics.md).
+    Determinism: D0 (same bits on every device and level; docs/numerics.md).
     """
+
+    host_only: ClassVar[bool] = True
 
     def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:
         return {name: (shape, torch.bfloat16)}
@@ -96,7 +108,6 @@ class StochasticBFloat16:
         return value.to(work)
 
     def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
-        _require_cpu(value)
         codes = _room(state, name, value.shape, torch.bfloat16)
         encode_moment(codes, None, value.float().contiguous(), second=_is_second(name), seed=draw.seed, step=draw.step)
 
@@ -105,9 +116,11 @@ class StochasticBFloat16:
 class Blocks8:
     """Stores a moment in 8-bit codes with a float32 scale for each 256 elements, rounded without bias.
 
-    A second moment (`exp_avg_sq`) has codes even in its root, so that small values survive beside large ones. On the
-    CPU only, in this version. Determinism: D0. Source: Dettmers et al. 2021 (arXiv:2110.02861) for the blocks.
+    A second moment (`exp_avg_sq`) has codes even in its root, so that small values survive beside large ones.
+    Determinism: D0. Source: Dettmers et al. 2021 (arXiv:2110.02861) for the blocks.
     """
+
+    host_only: ClassVar[bool] = True
 
     def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:
         codes, blocks = torch.uint8 if _is_second(name) else torch.int8, -(-prod(shape) // BLOCK)
@@ -115,23 +128,30 @@ class Blocks8:
 
     def decode(self, state: State, name: str, work: torch.dtype) -> Tensor:
         codes: Tensor = state[f"{name}.codes"]
-        value = torch.empty(codes.shape, dtype=torch.float32)
+        value = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
         decode_moment(value, codes, state[f"{name}.scales"], second=_is_second(name))
         return value.to(work)
 
     def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
-        _require_cpu(value)
         entries = self.layout(name, tuple(value.shape), value.dtype)
         codes, scales = (_room(state, key, torch.Size(shape), dtype) for key, (shape, dtype) in entries.items())
         second = _is_second(name)
         encode_moment(codes, scales, value.float().contiguous(), second=second, seed=draw.seed, step=draw.step)
 
 
-MOMENT_CODECS: dict[str, Float32 | StochasticBFloat16 | Blocks8] = {
-    "float32": Float32(),
-    "bfloat16": StochasticBFloat16(),
-    "int8": Blocks8(),
-}
+_MOMENT_CODECS: dict[str, Codec] = {"float32": Float32(), "bfloat16": StochasticBFloat16(), "int8": Blocks8()}
+MOMENT_DTYPES = ("auto", *_MOMENT_CODECS)
+
+
+def moment_codec(name: str, weight: Tensor) -> Codec:
+    """The codec of the moments of `weight` that the key `moment_dtype` calls `name`.
+
+    "auto" takes no more than the weight's own width: bfloat16 without bias for bfloat16 weights, else the working
+    precision. It is the working precision also where a device has no kernel for the other.
+    """
+    if name == "auto":
+        name = "bfloat16" if weight.dtype == torch.bfloat16 and not guard.deferred(weight.device) else "float32"
+    return _MOMENT_CODECS[name]
 
 
 def basis_codec(weight: torch.dtype) -> Float32 | BFloat16:
@@ -155,10 +175,3 @@ def _room(state: State, name: str, shape: torch.Size, dtype: torch.dtype, device
 
 def _is_second(name: str) -> bool:
     return name == "exp_avg_sq"
-
-
-def _require_cpu(value: Tensor) -> None:
-    if value.device.type != "cpu":
-        raise NotImplementedError(
-            f"step: `moment_dtype` must be 'float32' for weights on {value.device} in this version, got another one"
-        )

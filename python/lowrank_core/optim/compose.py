@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import frexp, inf
 from typing import cast
 
 import torch
@@ -27,7 +28,7 @@ def compose(bucket: Bucket, states: list[State], gate: Tensor | None) -> None:
       gate: None, or a 0-d bool on the bucket's device: where false, nothing changes.
     """
     for slot, state in zip(bucket.slots, states, strict=True):
-        with only_if(gate, [slot.param, *(value for value in state.values() if isinstance(value, Tensor))]):
+        with only_if(gate, [slot.weight, *(value for value in state.values() if isinstance(value, Tensor))]):
             state["step"] += 1
             # On the host the count is a number; behind a gate it stays where it is, in double for the powers.
             step = state["step"].item() if gate is None else state["step"].double()
@@ -55,8 +56,8 @@ def _write(slot: Slot, bucket: Bucket, direction: Direction | None, step: float 
 
     The only place where a weight changes or decays.
     """
-    param = slot.param
-    weight = param.to(slot.work)  # the parameter itself unless it is half precision
+    param = slot.weight
+    weight = param.to(slot.work)  # the same tensor unless it is half precision
     if bucket.weight_decay != 0:
         weight.mul_(1 - bucket.lr * bucket.weight_decay)
     if direction is not None:
@@ -69,13 +70,9 @@ def _write(slot: Slot, bucket: Bucket, direction: Direction | None, step: float 
 
 def _rounded(weight: Tensor, slot: Slot, bucket: Bucket, step: float | Tensor) -> Tensor:
     """What a half-precision parameter takes over: `weight`, to be rounded to nearest, or rounded without bias."""
-    if bucket.rounding == "nearest" or slot.param.dtype != torch.bfloat16:
+    if bucket.rounding == "nearest" or slot.weight.dtype != torch.bfloat16:
         return weight
-    if weight.device.type != "cpu":
-        raise NotImplementedError(
-            f"step: `rounding` must be 'nearest' for weights on {weight.device} in this version, got 'stochastic'"
-        )
-    draw, rounded = bucket.draw(slot, step), torch.empty(weight.shape, dtype=torch.bfloat16)
+    draw, rounded = bucket.draw(slot, step), torch.empty(weight.shape, dtype=torch.bfloat16, device=weight.device)
     round_stochastic(rounded.view(1, -1), weight.reshape(1, -1), seed=draw.seed, step=draw.step)
     return rounded
 
@@ -135,11 +132,23 @@ def adopt(bucket: Bucket, slot: Slot, state: State, found: Bases) -> None:
 
 
 def _captured(slot: Slot, state: State, parts: Parts) -> Tensor:
-    """|R|_F^2 / |G|_F^2 of the gradient in its new basis: 0-d float32 in [0, 1], not read on the host."""
-    grad = slot.matrix().to(slot.work)
+    """|R|_F^2 / |G|_F^2 of the gradient in its new basis: 0-d float32 in [0, 1]."""
+    grad = _near_one(slot.matrix().to(slot.work))
     low = parts.projector.down(grad, parts.bases(slot, state))
     share = _frobenius(low) / _frobenius(grad)
     return share.square().clamp(max=1).float()  # rounding may put a whole share above 1
+
+
+def _near_one(matrix: Tensor) -> Tensor:
+    """`matrix` times the power of two that keeps its products from overflow and underflow; itself where none is needed.
+
+    Reads its largest entry: a step that refreshes waits for an accelerator anyway.
+    """
+    exponent = frexp(float(torch.linalg.vector_norm(matrix, inf)))[1]
+    if abs(exponent) <= 32:
+        return matrix
+    half = exponent // 2  # in two factors, each of which the dtype has
+    return matrix * 2.0**-half * 2.0 ** (half - exponent)
 
 
 def _frobenius(matrix: Tensor) -> Tensor:

@@ -81,16 +81,17 @@ class SubspaceAdam:
         if not held:
             return
         counts = [state["step"] for state in held]
-        torch._foreach_add_(counts, 1.0)
         rule, space = cast(Adam, bucket.parts.rule), cast(RandomizedSVD | ExactSVD, bucket.space)
         step_list(
             draft.params, draft.grads, draft.bases, *_stored(held, "exp_avg"), *_stored(held, "exp_avg_sq"), [],
-            draft.right, [int(count) for count in counts], _seeds(bucket, draft),
+            draft.right, [int(count) + 1 for count in counts], _seeds(bucket, draft),
             low=draft.low, rule="adam", betas=rule.betas, eps=rule.eps, lr=bucket.lr,
             weight_decay=bucket.weight_decay, scale=space.scale, residual="drop", residual_scale=0.0, growth=1.0,
             maximize=bucket.maximize, stochastic=bucket.rounding == "stochastic",
             precision=resolve_precision("step", None),
         )  # fmt: skip
+        torch._foreach_add_(counts, 1.0)
+        torch.autograd.graph.increment_version(draft.params)  # a graph made before holds the old weights
 
 
 def _matrix_of(slot: Slot, state: State, bucket: Bucket) -> Tensor | None:
@@ -99,9 +100,9 @@ def _matrix_of(slot: Slot, state: State, bucket: Bucket) -> Tensor | None:
     geometry, coded = slot.geometry, not isinstance(bucket.parts.moment_codec, Float32)
     if geometry is None or "proj.basis" not in state or (coded and slot.work == torch.float64):
         return None
-    if slot.param.ndim == 2:
-        return slot.param
-    return slot.param.view(geometry.rows, geometry.cols) if slot.param.is_contiguous() else None
+    if slot.weight.ndim == 2:
+        return slot.weight
+    return slot.weight.view(geometry.rows, geometry.cols) if slot.weight.is_contiguous() else None
 
 
 def _seeds(bucket: Bucket, draft: Draft) -> list[int]:
@@ -132,9 +133,9 @@ def key_of(bucket: Bucket) -> Key:
     parts = bucket.parts
     made_of = (bucket.space, bucket.residual, parts.rule, parts.moment_codec, parts.basis_codec)
     space, residual, rule, moments, basis = (type(part) for part in made_of)
-    return (bucket.slots[0].param.device.type, space, residual, rule, moments, basis)
+    return (bucket.slots[0].weight.device.type, space, residual, rule, moments, basis)
 
 
 def fused(bucket: Bucket) -> FusedStep | None:
     """The kernel for `bucket`, or None where it is composed: so it is where a step is decided on the device."""
-    return None if guard.deferred(bucket.slots[0].param.device) else FUSED.get(key_of(bucket))
+    return None if guard.deferred(bucket.slots[0].weight.device) else FUSED.get(key_of(bucket))

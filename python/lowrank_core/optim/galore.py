@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lowrank_core.optim.checks import require_choice
-from lowrank_core.optim.codecs import MOMENT_CODECS, basis_codec
+from lowrank_core.optim.codecs import MOMENT_DTYPES, basis_codec, moment_codec
 from lowrank_core.optim.loop import LowRankOptimizer, Params
 from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.projectors import ExactSVD, RandomizedSVD
@@ -37,9 +37,10 @@ class GaLoreAdamW(LowRankOptimizer):
     Every argument but `params` may also be a key of a group.
 
     Args:
-      params: tensors, (name, tensor) pairs or groups; float64, float32, bfloat16, float16. Half-precision
+      params: tensors, (name, tensor) pairs or groups, also those of another optimizer; float64, float32, bfloat16,
+        float16, complex (through their real view, on the plain path), and frozen ones of any dtype. Half-precision
         weights are updated in float32 and rounded once.
-      lr: >= 0, number or 0-d tensor. Change of a weight per step, for |N| = 1 and scale = 1.
+      lr: >= 0, number or tensor of one element. Change of a weight per step, for |N| = 1 and scale = 1.
       betas: two numbers in [0, 1): decay per step of the first and second moment.
       eps: >= 0, in units of the (projected) gradient; added outside the bias correction.
       weight_decay: >= 0, decoupled: a weight loses lr * weight_decay of itself per step, before the update.
@@ -51,9 +52,10 @@ class GaLoreAdamW(LowRankOptimizer):
       projector: "rsvd" (randomized, started from the basis held) or "svd" (exact).
       oversample, niter: of the randomized search; a warm one takes one power iteration.
       moments: at a refresh: "keep" (read in the new basis, signs aligned) or "rotate" (expressed in it).
-      moment_dtype: how the moments of projected weights are stored: "float32" (float64 for float64 weights),
-        "bfloat16" or "int8" (codes with a scale for each 256 elements), both rounded without bias and on the CPU only;
-        those on the plain path are never coded.
+      moment_dtype: how moments are stored: "float32" (float64 for float64 weights), "bfloat16" or "int8" (codes with a
+        scale for each 256 elements), both rounded without bias and on the CPU only in this version; or "auto":
+        bfloat16 for bfloat16 weights on the CPU, else as "float32".
+      plain_moment_dtype: the same for what is not projected; None: as `moment_dtype`.
       rounding: of bfloat16 weights, "nearest" or "stochastic" (without bias, CPU only); other dtypes: to nearest.
       seed: any int. With the parameter's position and the refresh or step number it decides every draw.
       nonfinite: what a gradient with inf or nan does: "skip" the whole step (counted in `skipped_steps`,
@@ -61,17 +63,22 @@ class GaLoreAdamW(LowRankOptimizer):
         on an accelerator "raise" waits for the device at every step.
       force_projection: project at rank min(m, n) where `rank` is not below it.
       maximize: climb instead of descend.
+      torch_keys: keys of torch's AdamW that change nothing here are taken: `foreach`, `fused`, `capturable=False`,
+        `amsgrad=False`, `differentiable=False`, `no_deprecation_warning`.
 
     Raises:
-      TypeError: an unknown key, or a parameter that is not a real floating-point tensor.
-      ValueError: a value out of its range.
+      TypeError: an unknown key, or a trainable parameter of another dtype.
+      ValueError: a value out of its range, or a key of torch's with a value that has no meaning here.
+
+    Warns:
+      UserWarning: a rank was asked for, and no parameter is projected.
 
     Determinism: D1 (same bits for any number of threads; docs/numerics.md) with "rsvd", D2 (within a stated bound,
       for the threads are LAPACK's) with "svd".
     Source: Zhao et al. 2024 (arXiv:2403.03507), in torch's Adam form (arXiv:1711.05101 for the decay): decay
       comes first, eps acts outside the bias correction and defaults to 1e-8, where GaLore's code decays last
       and has 1e-6. Other deviations: signs are aligned at a refresh, a gradient of zeros does not refresh,
-      the basis of a float32 weight is float32, moments are float32 by default, and refreshes are randomized by default.
+      bfloat16 moments are rounded without bias, and refreshes are randomized by default.
 
     Example:
       >>> import torch
@@ -100,13 +107,14 @@ class GaLoreAdamW(LowRankOptimizer):
         oversample: int = 10,
         niter: int = 2,
         moments: str = "keep",
-        moment_dtype: str = "float32",
+        moment_dtype: str = "auto",
+        plain_moment_dtype: str | None = None,
         rounding: str = "nearest",
         seed: int = 0,
         nonfinite: str = "skip",
         force_projection: bool = False,
         maximize: bool = False,
-        **unknown: object,
+        **torch_keys: object,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -122,19 +130,22 @@ class GaLoreAdamW(LowRankOptimizer):
             "niter": niter,
             "moments": moments,
             "moment_dtype": moment_dtype,
+            "plain_moment_dtype": plain_moment_dtype,
             "rounding": rounding,
             "seed": seed,
             "nonfinite": nonfinite,
             "force_projection": force_projection,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, unknown)
+        super().__init__(params, defaults, torch_keys)
 
     @classmethod
-    def parts(cls, group: dict[str, Any], weight: torch.dtype) -> Parts:
+    def parts(cls, group: dict[str, Any], weight: torch.Tensor) -> Parts:
+        moments, plain = group["moment_dtype"], group["plain_moment_dtype"]
         require_choice(cls.__name__, "projector", group["projector"], ("rsvd", "svd"))
         require_choice(cls.__name__, "moments", group["moments"], _TRANSPORTS)
-        require_choice(cls.__name__, "moment_dtype", group["moment_dtype"], MOMENT_CODECS)
+        require_choice(cls.__name__, "moment_dtype", moments, MOMENT_DTYPES)
+        require_choice(cls.__name__, "plain_moment_dtype", plain, (None, *MOMENT_DTYPES))
         randomized, scale = group["projector"] == "rsvd", group["scale"]
         return Parts(
             projector=RandomizedSVD(scale, group["oversample"], group["niter"]) if randomized else ExactSVD(scale),
@@ -142,6 +153,7 @@ class GaLoreAdamW(LowRankOptimizer):
             rule=Adam(group["betas"], group["eps"]),
             schedule=FixedGap(group["update_proj_gap"]),
             transport=_TRANSPORTS[group["moments"]](),
-            moment_codec=MOMENT_CODECS[group["moment_dtype"]],
-            basis_codec=basis_codec(weight),
+            moment_codec=moment_codec(moments, weight),
+            basis_codec=basis_codec(weight.dtype),
+            plain_codec=moment_codec(plain or moments, weight),
         )

@@ -12,11 +12,13 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from lowrank_core.optim import guard
+from lowrank_core.optim.admission import admit, check_device, check_ready, warn_if_plain
 from lowrank_core.optim.checkpoint import check_geometry, restore, vet
+from lowrank_core.optim.checks import called
 from lowrank_core.optim.codecs import State
 from lowrank_core.optim.compose import adopt, compose, find, open_state
 from lowrank_core.optim.fused import Draft, fused
-from lowrank_core.optim.options import check_values, refuse_unknown
+from lowrank_core.optim.options import check_values, own_keys, plain_numbers
 from lowrank_core.optim.parts import Bucket, Parts, Slot, batches, slots
 from lowrank_core.optim.plan import PlanRow, format_plan, plan_row
 from lowrank_core.optim.projectors import Bases
@@ -28,7 +30,7 @@ _REFRESHED_TOGETHER = 16  # matrices whose old and new bases are held at the sam
 
 Params = Iterable[Any]  # tensors, (name, tensor) pairs or groups, as every torch optimizer takes them
 
-_TORCHS_KEYS = ("params", "param_names", "initial_lr")  # what torch puts into a group besides
+_NO_WEIGHT = torch.empty(0, device="meta")  # stands for any, where only the keys of a group are looked at
 
 
 class LowRankOptimizer(torch.optim.Optimizer):
@@ -45,46 +47,49 @@ class LowRankOptimizer(torch.optim.Optimizer):
     Determinism: D1 (same bits for any number of threads), given such kernels. Draws from no global generator.
     """
 
-    def __init__(self, params: Params, defaults: dict[str, Any], unknown: Iterable[str] = ()) -> None:
+    def __init__(self, params: Params, defaults: dict[str, Any], torch_keys: dict[str, Any] | None = None) -> None:
         self._skipped: int | Tensor = 0
         self._bounds: dict[Tensor, int] = {}  # upper bounds of step counts that live on an accelerator
-        refuse_unknown(type(self).__name__, unknown, defaults)
+        own_keys(type(self).__name__, torch_keys or {}, defaults)
+        defaults = plain_numbers(defaults)
         if not isinstance(params, Tensor):  # which torch refuses itself
             params = list(params)
             if any(isinstance(entry, dict) and entry.get("rank") is not None for entry in params):
                 defaults = {**defaults, "rank": None}  # as with GaLore: who names no rank then wants none
         super().__init__(params, defaults)
+        warn_if_plain(type(self).__name__, self.param_groups, self.plan())
         if logger.isEnabledFor(logging.INFO):
             logger.info("%s\n%s", type(self).__name__, format_plan(self.plan()))
 
     @classmethod
-    def parts(cls, group: dict[str, Any], weight: torch.dtype) -> Parts:
-        """The parts for weights of dtype `weight` in `group`. Raises ValueError for a value out of range."""
+    def parts(cls, group: dict[str, Any], weight: Tensor) -> Parts:
+        """The parts for weights of the dtype and on the device of `weight`. Raises ValueError for a bad value."""
         raise NotImplementedError(f"{cls.__name__}: a LowRankOptimizer must name its `parts`")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group of parameters.
+        """Adds a group of parameters: of this class, or one that another optimizer had.
 
         Raises:
-          TypeError: a key is unknown, or a parameter is not a real floating-point tensor.
+          TypeError: a key is unknown, or a parameter trains in a dtype that no step computes in.
           ValueError: a value is out of its range.
+          NotImplementedError: a parameter is a wrapper, such as a DTensor.
         """
         op = type(self).__name__
-        refuse_unknown(op, param_group, [*self.defaults, *_TORCHS_KEYS])
-        group = {**self.defaults, **param_group}
+        group = plain_numbers({**self.defaults, **own_keys(op, param_group, self.defaults)})
         self.check_group(group)
-        if not isinstance(group["params"], (Tensor, set)):  # torch takes the one and refuses the other
-            group["params"] = list(group["params"])
-            for entry in group["params"]:
-                param = entry[1] if isinstance(entry, tuple) else entry
-                if isinstance(param, Tensor) and not param.is_floating_point():
-                    raise TypeError(f"{op}: `params` must be real floating-point tensors, got {param.dtype}")
+        admit(op, group, self.param_groups)
         super().add_param_group(group)
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Raises ValueError if a value of `group` is out of its range."""
-        check_values(type(self).__name__, group)
-        self.parts(group, torch.float32)
+        with called(type(self).__name__):
+            check_values(type(self).__name__, group)
+        self._parts(group, _NO_WEIGHT)
+
+    def _parts(self, group: dict[str, Any], weight: Tensor) -> Parts:
+        """`parts`, whose refusals name this class."""
+        with called(type(self).__name__):
+            return self.parts(group, weight)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -163,11 +168,11 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """Bytes of the state held now: whole storages, each counted once, so that a leaked view shows."""
         values = (value for state in self.state.values() for value in state.values())
         storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
     def planned_state_bytes(self) -> int:
         """Bytes of the state once every parameter has taken a step with a gradient that is not zero."""
-        layouts = (self.parts(group, slot.param.dtype).layout(slot) for _, group, slot in self._slots())
+        layouts = (self._parts(group, slot.weight).layout(slot) for _, group, slot in self._slots())
         return sum(prod(shape) * dtype.itemsize for layout in layouts for shape, dtype in layout.values())
 
     @property
@@ -224,18 +229,15 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """The parameters that have a gradient, by group, path, device and dtype."""
         buckets: dict[tuple[Any, ...], Bucket] = {}
         for number, group, slot in self._slots():
-            param, projected = slot.param, slot.geometry is not None
+            param, weight, projected = slot.param, slot.weight, slot.geometry is not None
             if param.grad is None:
                 continue
-            if param.grad.layout != torch.strided:
-                raise RuntimeError(
-                    f"step: the gradient of `{slot.name}` must be dense, got {param.grad.layout}; "
-                    "build its module without sparse gradients"
-                )
+            check_ready(slot)
             check_geometry("step", slot, self.state.get(param) or {})
-            key = (number, projected, param.device, param.dtype)
+            key = (number, projected, weight.device, weight.dtype)
             if key not in buckets:
-                buckets[key] = Bucket.of(group, self.parts(group, param.dtype), projected)
+                buckets[key] = Bucket.of(group, self._parts(group, weight), projected)
+                check_device(buckets[key], weight)
             buckets[key].slots.append(slot)
         return list(buckets.values())
 

@@ -2,34 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from lowrank_core.ops.subspace_step_check import ROUNDINGS
 from lowrank_core.optim.checks import is_count, is_number, require, require_choice
 from lowrank_core.optim.geometry import PROJ_TYPES
 
+# What torch and its schedulers put into a group besides the optimizer's own keys. It stays there.
+_TORCHS = ("params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr")
 
-def refuse_unknown(op: str, keys: Iterable[str], known: Iterable[str]) -> None:
-    """Raises TypeError if one of `keys` is not among the `known` ones, with a list of those."""
-    unknown = [key for key in keys if key not in known]
-    if unknown:
+# Keys of torch's and transformers' AdamW that are no keys here: the values that ask for what is done anyway.
+_NEUTRAL: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
+    "foreach": lambda value, group: value in (None, True, False),
+    "fused": lambda value, group: value in (None, True, False),
+    "no_deprecation_warning": lambda value, group: value in (True, False),
+    "capturable": lambda value, group: not value,
+    "amsgrad": lambda value, group: not value,
+    "differentiable": lambda value, group: not value,
+    "correct_bias": lambda value, group: bool(value),
+    "decoupled_weight_decay": lambda value, group: bool(value) or not group.get("weight_decay"),
+}
+_WHY_NOT = {
+    "capturable": "a step reads numbers on the host",
+    "amsgrad": "no maximum of second moments is kept",
+    "differentiable": "a step is not differentiated",
+    "correct_bias": "the bias of the moments is always corrected",
+    "decoupled_weight_decay": "the decay is always decoupled",
+}
+
+
+def own_keys(op: str, keys: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """`keys` of a group or a constructor without those of torch's AdamW that change nothing here.
+
+    Raises:
+      TypeError: a key is not among the `known` ones, with a list of those.
+      ValueError: a key of torch's AdamW asks for what this optimizer does not do.
+    """
+    own = {key: value for key, value in keys.items() if key in known or key not in _NEUTRAL}
+    if unknown := [key for key in own if key not in known and key not in _TORCHS]:
         raise TypeError(
             f"{op}: `{unknown[0]}` must be one of its keys, got {', '.join(unknown)}; "
             f"known keys: {', '.join(sorted(known))}"
         )
+    for key in keys.keys() - own.keys():
+        if not _NEUTRAL[key](keys[key], keys):
+            why = _WHY_NOT.get(key, "it is True, False or None")
+            raise ValueError(f"{op}: `{key}` must not be {keys[key]!r}: {why}; leave it out")
+    return own
+
+
+def plain_numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """`group` with NumPy's numbers as Python's, which a checkpoint can hold and no arithmetic narrows."""
+    return {key: _plain(value) for key, value in group.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_values(op: str, group: dict[str, Any]) -> None:
     """Raises ValueError if a key of `group` that the loop itself reads is out of its range."""
     lr, rank, decay = group["lr"], group["rank"], group["weight_decay"]
-    scalar = isinstance(lr, Tensor) and lr.numel() == 1
-    require(scalar or is_number(lr, 0.0), op, "lr", "be a number >= 0 or a 0-d tensor", lr)
+    number = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 and lr.device.type != "meta" else lr
+    require(is_number(number, 0.0), op, "lr", "be a number >= 0 or a tensor with one", lr)
     require(is_number(decay, 0.0), op, "weight_decay", "be a number >= 0", decay)
     require(rank is None or is_count(rank, 1), op, "rank", "be an int >= 1 or None", rank)
-    require(isinstance(group["seed"], int), op, "seed", "be an int", group["seed"])
+    require(is_count(group["seed"], -(2**63)), op, "seed", "be an int >= -2**63", group["seed"])
     require_choice(op, "proj_type", group["proj_type"], PROJ_TYPES)
     require_choice(op, "nonfinite", group["nonfinite"], ("skip", "raise"))
     require_choice(op, "rounding", group["rounding"], ROUNDINGS)

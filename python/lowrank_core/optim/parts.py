@@ -30,12 +30,13 @@ class Parts:
     rule: Rule
     schedule: Schedule
     transport: Transport
-    moment_codec: Codec
+    moment_codec: Codec  # of projected weights
     basis_codec: Codec
+    plain_codec: Codec = Float32()  # of the moments of what is not projected
 
     def layout(self, slot: Slot) -> Layout:
         """Every tensor in the state of a parameter that has its moments, by key."""
-        weight, geometry = slot.param.dtype, slot.geometry
+        weight, geometry = slot.weight.dtype, slot.geometry
         entries: Layout = {"step": ((), torch.float32)}
         if geometry is not None:
             entries["proj.captured"] = ((), torch.float32)
@@ -63,15 +64,16 @@ class Parts:
             self.codec_of(slot).encode(state, name, value, draw)
 
     def codec_of(self, slot: Slot) -> Codec:
-        """How the moments of `slot` are stored: in the working precision on the plain path."""
-        return Float32() if slot.geometry is None else self.moment_codec
+        """How the moments of `slot` are stored."""
+        return self.plain_codec if slot.geometry is None else self.moment_codec
 
 
 @dataclass(frozen=True, eq=False)
 class Slot:
     """One parameter and how it is treated; `index`, its position among all groups, keys its draws."""
 
-    param: Tensor
+    param: Tensor  # the user's: the key of its state
+    weight: Tensor  # what is stepped: `param`, or its real view [..., 2] where it is complex
     index: int
     name: str
     geometry: Geometry | None
@@ -79,17 +81,18 @@ class Slot:
 
     @property
     def work(self) -> torch.dtype:
-        return work_dtype(self.param.dtype)
+        return work_dtype(self.weight.dtype)
 
     @property
     def low_shape(self) -> tuple[int, ...]:
         """The shape of the moments."""
-        return tuple(self.param.shape) if self.geometry is None else self.geometry.low_shape
+        return tuple(self.weight.shape) if self.geometry is None else self.geometry.low_shape
 
     @property
     def grad(self) -> Tensor:
-        """The gradient in the parameter's shape; a slot without one reaches no step."""
-        return cast(Tensor, self.param.grad)
+        """The gradient in the weight's shape; a slot without one reaches no step."""
+        grad = cast(Tensor, self.param.grad)
+        return torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad.resolve_neg()
 
     def matrix(self) -> Tensor:
         """The gradient as the matrix that is projected, or as it is on the plain path."""
@@ -102,9 +105,18 @@ def slots(group: dict[str, Any], start: int) -> Iterator[Slot]:
     names = group.get("param_names")
     asked = group["rank"], group["proj_type"], group["force_projection"]
     for offset, param in enumerate(group["params"]):
-        geometry, note = place(tuple(param.shape), *asked)
-        name = names[offset] if names else f"parameter {start + offset}"
-        yield Slot(param, start + offset, name, geometry, note)
+        name = names[offset] if names else number_name(start + offset)
+        if param.is_complex():  # as torch's AdamW does
+            yield Slot(param, torch.view_as_real(param.detach()), start + offset, name, None, "complex")
+        elif not param.is_floating_point():
+            yield Slot(param, param, start + offset, name, None, f"{param.dtype}: never stepped")
+        else:
+            yield Slot(param, param, start + offset, name, *place(tuple(param.shape), *asked))
+
+
+def number_name(index: int) -> str:
+    """What a parameter without a name is called."""
+    return f"parameter {index}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +142,7 @@ class Bucket:
             space=parts.projector if projected else NoProjection(),
             residual=parts.residual if projected else Drop(),
             lr=float(group["lr"]),
-            weight_decay=group["weight_decay"],
+            weight_decay=float(group["weight_decay"]),
             maximize=group["maximize"],
             rounding=group["rounding"],
             seed=group["seed"],

@@ -1,0 +1,161 @@
+"""Which parameters and gradients an optimizer takes, and the sentence for those that it does not.
+
+Checked where it costs nothing to stop: parameters when they are added, and everything once more before a step has
+changed or counted anything.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from lowrank_core.optim.parts import Bucket, Slot, number_name
+from lowrank_core.optim.plan import PlanRow
+from lowrank_core.optim.projectors import NoProjection
+
+_DTYPES = (
+    torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128, torch.complex32,
+)  # fmt: skip
+
+
+def admit(op: str, group: dict[str, Any], others: Sequence[dict[str, Any]]) -> None:
+    """Checks the parameters of a new `group` beside the `others`, and makes all have names or all have none.
+
+    torch takes no mixture: where some have names, the rest is called by number.
+    """
+    if isinstance(group["params"], set):
+        return  # torch refuses it
+    entries = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+    given = group.pop("param_names", None)  # of a group that another optimizer had
+    starts = [0, *accumulate(len(other["params"]) for other in others)]
+    names = given or list(map(number_name, range(starts[-1], starts[-1] + len(entries))))
+    pairs = [entry if isinstance(entry, tuple) else (names[i], entry) for i, entry in enumerate(entries)]
+    for name, param in pairs:
+        _check_trainable(op, name, param)
+    with_names = any(isinstance(entry, tuple) for entry in entries) or any("param_names" in other for other in others)
+    if not given and not with_names:
+        group["params"] = entries
+        return
+    group["params"] = pairs
+    for start, other in zip(starts, others, strict=False):
+        count = len(other["params"])
+        other.setdefault("param_names", list(map(number_name, range(start, start + count))))
+
+
+def _check_trainable(op: str, name: str, param: Any) -> None:
+    """Refuses a parameter that could never be stepped; frozen ones of any dtype are nobody's business.
+
+    Raises:
+      TypeError: it trains in a dtype that no step computes in.
+      NotImplementedError: it is a wrapper, such as a DTensor.
+    """
+    if not isinstance(param, Tensor) or not param.requires_grad:
+        return  # torch refuses what is no tensor
+    if param.dtype not in _DTYPES:
+        raise TypeError(
+            f"{op}: `{name}` must be float32, float64, bfloat16, float16 or complex to be trained, got {param.dtype}; "
+            "freeze it by `requires_grad_(False)`, or convert it"
+        )
+    if is_traceable_wrapper_subclass(param):
+        raise NotImplementedError(_no_memory(op, f"`{name}`", param))
+
+
+def warn_if_plain(op: str, groups: Iterable[dict[str, Any]], plan: Iterable[PlanRow]) -> None:
+    """Warns where a rank was asked for and every parameter takes the plain path all the same."""
+    asked, rows = [group["rank"] for group in groups if group["rank"] is not None], list(plan)
+    if asked and not any(row.projected for row in rows):
+        reasons = ", ".join(sorted({row.reason for row in rows if row.reason})[:3])
+        warnings.warn(
+            f"{op}: nothing is projected at rank {min(asked)} ({reasons}): this is plain AdamW and saves no memory; "
+            "lower `rank`, or pass `rank=None` if that is meant",
+            stacklevel=4,
+        )
+
+
+def check_device(bucket: Bucket, weight: Tensor) -> None:
+    """Refuses what the weights of `bucket` cannot be stepped with on their device.
+
+    Raises:
+      NotImplementedError: a codec or a rounding that has no kernel there in this version.
+    """
+    if weight.device.type == "cpu":
+        return
+    parts = bucket.parts
+    codec = parts.plain_codec if isinstance(bucket.space, NoProjection) else parts.moment_codec
+    stochastic = bucket.rounding == "stochastic" and weight.dtype == torch.bfloat16
+    for wrong, key, value in ((codec.host_only, "moment_dtype", "auto"), (stochastic, "rounding", "nearest")):
+        if wrong:
+            raise NotImplementedError(
+                f"step: `{key}` must be {value!r} for weights on {weight.device} in this version, got another one"
+            )
+
+
+def check_ready(slot: Slot) -> None:
+    """Refuses a weight or a gradient that a step could not read and write as ordinary memory.
+
+    Raises:
+      RuntimeError: the gradient is sparse, or the weight overlaps itself in memory.
+      TypeError: the weight's dtype is one that no step computes in.
+      NotImplementedError: one of them holds no memory of its own.
+    """
+    param, grad = slot.param, slot.param.grad
+    if grad is None:
+        return
+    if grad.layout != torch.strided:
+        raise RuntimeError(
+            f"step: the gradient of `{slot.name}` must be dense, got {grad.layout}; "
+            "build its module without sparse gradients"
+        )
+    for what, tensor in ((f"`{slot.name}`", param), (f"the gradient of `{slot.name}`", grad)):
+        if not _holds_memory(tensor):
+            raise NotImplementedError(_no_memory("step", what, tensor))
+    if param.dtype not in _DTYPES:
+        raise TypeError(
+            f"step: `{slot.name}` must be float32, float64, bfloat16, float16 or complex, got {param.dtype}"
+        )
+    if param.is_neg() or param.is_conj():
+        raise RuntimeError(
+            f"step: `{slot.name}` must be no lazily negated or conjugated view; give it memory by clone()"
+        )
+    if overlaps_itself(param):
+        raise RuntimeError(
+            f"step: `{slot.name}` {tuple(param.shape)} must not overlap itself in memory, got strides {param.stride()}; "
+            "clone it before it becomes a parameter"
+        )
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """True if two elements may share memory: dimensions sorted by stride do not each step over all smaller ones."""
+    if tensor.is_contiguous() or tensor.numel() == 0:
+        return False
+    reach = 0
+    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (length - 1)
+    return False
+
+
+def _holds_memory(tensor: Tensor) -> bool:
+    if type(tensor) in (torch.nn.Parameter, Tensor):
+        return tensor.device.type != "meta" and (tensor.data_ptr() != 0 or tensor.numel() == 0)
+    return not (is_traceable_wrapper_subclass(tensor) or _is_fake(tensor)) and tensor.device.type != "meta"
+
+
+def _is_fake(tensor: Tensor) -> bool:
+    from torch._subclasses.fake_tensor import is_fake  # imports much, and a subclass is rare
+
+    return bool(is_fake(tensor))
+
+
+def _no_memory(op: str, what: str, tensor: Tensor) -> str:
+    kind = "a tensor on the meta device" if tensor.device.type == "meta" else f"a {type(tensor).__name__}"
+    way = "load the weights first" if tensor.device.type == "meta" else "give the optimizer whole, local tensors"
+    return f"{op}: {what} must hold memory of its own, got {kind}; {way}"
