@@ -108,7 +108,7 @@ def test_torchs_own_refusals_stand() -> None:
 
 
 def test_the_loop_alone_names_no_parts() -> None:
-    with pytest.raises(NotImplementedError, match="LowRankOptimizer: a LowRankOptimizer must name its `parts`"):
+    with pytest.raises(NotImplementedError, match="LowRankOptimizer: an optimizer must name its `parts`"):
         LowRankOptimizer([weight()], GaLoreAdamW([weight()], rank=2).defaults)
 
 

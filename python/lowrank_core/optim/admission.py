@@ -125,8 +125,8 @@ def check_ready(slot: Slot) -> None:
         )
     if overlaps_itself(param):
         raise RuntimeError(
-            f"step: `{slot.name}` {tuple(param.shape)} must not overlap itself in memory, got strides {param.stride()}; "
-            "clone it before it becomes a parameter"
+            f"step: `{slot.name}` {tuple(param.shape)} must not overlap itself in memory, got strides "
+            f"{param.stride()}; clone it before it becomes a parameter"
         )
 
 

@@ -12,7 +12,7 @@ from lowrank_core.optim.geometry import Side
 from lowrank_core.optim.parts import FORMAT, Parts, Slot
 
 if TYPE_CHECKING:
-    from lowrank_core.optim.loop import LowRankOptimizer
+    from lowrank_core.optim.base import StateOptimizer
 
 _OP = "load_state_dict"
 _GEOMETRY_KEYS = ("rank", "proj_type", "force_projection")
@@ -33,7 +33,7 @@ def check_geometry(op: str, slot: Slot, state: State) -> None:
         )
 
 
-def vet(optimizer: LowRankOptimizer, state_dict: dict[str, Any]) -> dict[int, State]:
+def vet(optimizer: StateOptimizer, state_dict: dict[str, Any]) -> dict[int, State]:
     """The states in `state_dict` by the index of their parameter; changes nothing.
 
     Raises:
@@ -76,7 +76,7 @@ def vet(optimizer: LowRankOptimizer, state_dict: dict[str, Any]) -> dict[int, St
     return fitting
 
 
-def restore(optimizer: LowRankOptimizer, states: dict[int, State]) -> None:
+def restore(optimizer: StateOptimizer, states: dict[int, State]) -> None:
     """Puts copies of `states` (by index of the parameter) in place: dtypes as saved, on its device."""
     for _, _, slot in optimizer._slots():
         if slot.index in states:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lowrank_core.optim.codecs import Codec, Draw, Float32, Layout, State, work_dtype
+from lowrank_core.optim.codecs import Codec, Draw, Layout, State, work_dtype
 from lowrank_core.optim.geometry import Geometry, place
 from lowrank_core.optim.projectors import Bases, NoProjection, Projector, Space
 from lowrank_core.optim.residuals import Drop, Residual
@@ -32,7 +32,7 @@ class Parts:
     transport: Transport
     moment_codec: Codec  # of projected weights
     basis_codec: Codec
-    plain_codec: Codec = Float32()  # of the moments of what is not projected
+    plain_codec: Codec  # of the moments of what is not projected
 
     def layout(self, slot: Slot) -> Layout:
         """Every tensor in the state of a parameter that has its moments, by key."""

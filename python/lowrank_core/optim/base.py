@@ -1,0 +1,151 @@
+"""What every optimizer of the package is besides its step: groups, plan, memory, loading and saving."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_core.optim.admission import admit, warn_if_plain
+from lowrank_core.optim.checkpoint import restore, vet
+from lowrank_core.optim.checks import called
+from lowrank_core.optim.codecs import State
+from lowrank_core.optim.options import check_values, own_keys, plain_numbers
+from lowrank_core.optim.parts import Parts, Slot, slots
+from lowrank_core.optim.plan import PlanRow, format_plan, plan_row
+from lowrank_core.telemetry import Projection
+
+logger = logging.getLogger("lowrank_core.optim")
+
+Params = Iterable[Any]  # tensors, (name, tensor) pairs or groups, as every torch optimizer takes them
+
+_NO_WEIGHT = torch.empty(0, device="meta")  # stands for any, where only the keys of a group are looked at
+
+
+class StateOptimizer(torch.optim.Optimizer):
+    """An optimizer whose groups name parts, and whose state is what those parts describe."""
+
+    def __init__(self, params: Params, defaults: dict[str, Any], torch_keys: dict[str, Any] | None = None) -> None:
+        self._skipped: int | Tensor = 0
+        self._bounds: dict[Tensor, int] = {}  # upper bounds of step counts that live on an accelerator
+        own_keys(type(self).__name__, torch_keys or {}, defaults)
+        defaults = plain_numbers(defaults)
+        if not isinstance(params, Tensor):  # which torch refuses itself
+            params = list(params)
+            if any(isinstance(entry, dict) and entry.get("rank") is not None for entry in params):
+                defaults = {**defaults, "rank": None}  # as with GaLore: who names no rank then wants none
+        super().__init__(params, defaults)
+        plan = self.plan()
+        warn_if_plain(type(self).__name__, self.param_groups, plan)
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("%s\n%s", type(self).__name__, format_plan(plan))
+
+    @classmethod
+    def parts(cls, group: dict[str, Any], weight: Tensor) -> Parts:
+        """The parts for weights of the dtype and on the device of `weight`. Raises ValueError for a bad value."""
+        raise NotImplementedError(f"{cls.__name__}: an optimizer must name its `parts`")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters: of this class, or one that another optimizer had.
+
+        Raises:
+          TypeError: a key is unknown, or a parameter trains in a dtype that no step computes in.
+          ValueError: a value is out of its range.
+          NotImplementedError: a parameter is a wrapper, such as a DTensor.
+        """
+        op = type(self).__name__
+        group = plain_numbers({**self.defaults, **own_keys(op, param_group, self.defaults)})
+        self.check_group(group)
+        admit(op, group, self.param_groups)
+        super().add_param_group(group)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Raises ValueError if a value of `group` is out of its range."""
+        with called(type(self).__name__):
+            check_values(type(self).__name__, group)
+        self._parts(group, _NO_WEIGHT)
+
+    def _parts(self, group: dict[str, Any], weight: Tensor) -> Parts:
+        """`parts`, whose refusals name this class."""
+        with called(type(self).__name__):
+            return self.parts(group, weight)
+
+    def plan(self) -> list[PlanRow]:
+        """How each parameter is treated, and why: one row each, in order."""
+        return [plan_row(slot.name, tuple(slot.param.shape), slot.geometry, slot.note) for _, _, slot in self._slots()]
+
+    def projections(self) -> list[Projection]:
+        """The subspace of each projected weight. Reads the captured shares: waits for an accelerator."""
+        found = []
+        for _, _, slot in self._slots():
+            if slot.geometry is not None:
+                state = self.state.get(slot.param) or {}
+                captured = float(state["proj.captured"]) if "proj.captured" in state else None
+                side, rank = slot.geometry.side.name.lower(), slot.geometry.rank
+                history = state.get("proj.refreshes", 0), state.get("proj.last_refresh")
+                found.append(Projection(slot.name, tuple(slot.param.shape), side, rank, captured, *history))
+        return found
+
+    def state_bytes(self) -> int:
+        """Bytes of the state held now: whole storages, each counted once, so that a leaked view shows."""
+        values = (value for state in self.state.values() for value in state.values())
+        storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
+        return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+    def planned_state_bytes(self) -> int:
+        """Bytes of the state once every parameter has taken a step with a gradient that is not zero."""
+        layouts = (self._parts(group, slot.weight).layout(slot) for _, group, slot in self._slots())
+        return sum(prod(shape) * dtype.itemsize for layout in layouts for shape, dtype in layout.values())
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps not taken because a gradient was not finite. Reads the count: waits for an accelerator."""
+        return int(self._skipped)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers only: what a group was given as a NumPy number is a Python one in it."""
+        packed: dict[str, Any] = super().state_dict()
+        return {**packed, "param_groups": [plain_numbers(group) for group in packed["param_groups"]]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over groups and state: dtypes as saved, tensors moved to the device of their parameter.
+
+        Raises:
+          ValueError: it was written by another optimizer or format version, or for parameters of other
+            shapes, ranks or sides. Nothing is changed then.
+        """
+        fitting: dict[int, State] = {}
+
+        def take(_: torch.optim.Optimizer, seen: dict[str, Any]) -> dict[str, Any]:
+            fitting.update(vet(self, seen))
+            return {**seen, "state": {}}  # torch would cast all of it to the parameters' dtypes
+
+        def put(_: torch.optim.Optimizer) -> None:
+            restore(self, fitting)
+
+        # The last hook before and the first one after, so that hooks of the user's see what they always see.
+        with (
+            self.register_load_state_dict_pre_hook(take),
+            self.register_load_state_dict_post_hook(put, prepend=True),
+        ):
+            super().load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_skipped": self._skipped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch adds it; it is no key of ours
+        self._bounds = {}
+
+    def _slots(self) -> Iterator[tuple[int, dict[str, Any], Slot]]:
+        """(number of the group, group, slot) of every parameter."""
+        start = 0
+        for number, group in enumerate(self.param_groups):
+            for slot in slots(group, start):
+                yield number, group, slot
+            start += len(group["params"])
