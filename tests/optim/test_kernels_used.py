@@ -1,0 +1,118 @@
+"""That the compiled step is what steps, for every combination that has one, and that it follows torch's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from lowrank_core import _core
+from lowrank_core.optim import GaLoreAdamW
+from optim_cases import draw, same
+from testing import machine
+from torch import Tensor, nn
+
+PROJECTORS = ("rsvd", "svd")
+MOMENTS = ("float32", "bfloat16", "int8")
+SHAPES = ((24, 40), (40, 24), (24, 24), (12, 4, 3, 3))  # left, right, square, a convolution
+HALF = (torch.bfloat16, torch.float16)
+
+
+class Spy:
+    """Calls of one compiled function, and how many weights each took."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.counts: list[int] = []
+        self.precisions: list[str] = []
+        compiled = getattr(_core, name)
+
+        def called(*args: Any, **keys: Any) -> Any:
+            self.counts.append(len(args[0]))
+            self.precisions.append(keys["precision"])
+            return compiled(*args, **keys)
+
+        monkeypatch.setattr(_core, name, called)
+
+
+@pytest.fixture
+def update(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
+    yield Spy("subspace_update", monkeypatch)
+
+
+def trained(shapes: Any, dtype: torch.dtype, steps: int = 3, **keys: Any) -> list[Tensor]:
+    """Weights after a few steps, two of them with a refresh."""
+    weights = [nn.Parameter(draw(*shape).to(dtype)) for shape in shapes]
+    optimizer = GaLoreAdamW(weights, lr=0.05, rank=4, update_proj_gap=2, **keys)
+    for number in range(steps):
+        for weight in weights:
+            weight.grad = draw(*weight.shape, seed=number + 1).to(dtype)
+        optimizer.step()
+    return [weight.detach() for weight in weights]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize(
+    ("projector", "moment_dtype", "dtype"),
+    [
+        *product(PROJECTORS, MOMENTS, (torch.float32, *HALF)),
+        *product(PROJECTORS, ("float32",), (torch.float64,)),
+    ],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_every_combination_that_has_a_kernel_is_stepped_by_it(
+    update: Spy, projector: str, moment_dtype: str, dtype: torch.dtype, rounding: str
+) -> None:
+    """One call a step, of all projected weights: every projector, codec of the moments and codec of the basis, which is
+    bfloat16 for bfloat16 weights."""
+    trained(SHAPES, dtype, projector=projector, moment_dtype=moment_dtype, rounding=rounding)
+    assert update.counts == [len(SHAPES)] * 3
+
+
+@pytest.mark.parametrize("keys", [{"moments": "rotate"}, {"maximize": True}, {"weight_decay": 0.1}, {"scale": 0.5}])
+def test_no_other_key_turns_the_kernel_off(update: Spy, keys: dict[str, Any]) -> None:
+    trained(SHAPES, torch.float32, **keys)
+    assert update.counts == [len(SHAPES)] * 3
+
+
+def test_a_group_is_one_call(update: Spy) -> None:
+    weights = [nn.Parameter(draw(*shape)) for shape in SHAPES]
+    groups = [{"params": weights[:1]}, {"params": weights[1:], "lr": 0.2}]
+    optimizer = GaLoreAdamW(groups, rank=4)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert update.counts == [1, 3]
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_the_step_follows_torchs_matmul_precision(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """Both halves of the kernel, and the search; whatever a machine then makes of it."""
+    names = ("subspace_project", "subspace_update", "range_finder")
+    spies = [Spy(name, monkeypatch) for name in names]
+    with machine.matmul_precision(precision):
+        trained(SHAPES, torch.float32)
+    for name, spy in zip(names, spies, strict=True):
+        assert set(spy.precisions) == {precision}, name
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_the_composition_follows_torchs_matmul_precision(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """A weight with two bases is composed: its products are those of `project` and `project_back`."""
+    spies = [Spy(name, monkeypatch) for name in ("gemm", "rsvd")]
+    with machine.matmul_precision(precision):
+        trained([(40, 24)], torch.float32, proj_type="full", moments="rotate")
+    for spy in spies:
+        assert spy.precisions and set(spy.precisions) == {precision}
+
+
+def test_a_coarser_precision_shows_where_the_machine_has_one() -> None:
+    ends, products = {}, {}
+    for precision in ("highest", "high", "medium"):
+        products[precision] = torch.empty(300, 4)
+        _core.gemm(products[precision], draw(300, 257), torch.full((257, 4), 1 / 3), precision=precision)
+        with machine.matmul_precision(precision):
+            ends[precision] = trained([(300, 257)], torch.float32, projector="svd")
+    for precision in ("high", "medium"):
+        assert same(ends["highest"], ends[precision]) == same(products["highest"], products[precision])
