@@ -38,10 +38,8 @@ def layers() -> dict[str, Tensor]:
 
 
 def augment(*arrays: Any) -> Any:
-    lists = {name: [arrays[i], arrays[i + 6]] for i, name in enumerate(("u", "s", "v", "gv", "gu", "gs"))}
-    return lc.augment_truncate(
-        *(lists[n] for n in ("u", "s", "v", "gv", "gu")), gs=lists["gs"], lr=0.1, tol=0.1, max_rank=3
-    )
+    *lists, gs = ([arrays[i], arrays[i + 6]] for i in range(6))
+    return lc.augment_truncate(*lists, gs=gs, lr=0.1, tol=0.1, max_rank=R)
 
 
 def feedback(residual: Any, a: Any, basis: Any) -> Any:

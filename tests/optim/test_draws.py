@@ -75,7 +75,7 @@ def test_where_nothing_is_drawn_for_neither_place_nor_seed_shows(path: str) -> N
 
 @every_path
 def test_each_step_has_words_of_its_own(path: str) -> None:
-    """The same weight and the same update twice: without memory (betas 0) a step is a function of them and its words."""
+    """The same weight and update again: without memory (betas 0) a step is a function of both and of its words."""
     weight = nn.Parameter(draw(*SHAPE).bfloat16())
     start, ends = weight.detach().clone(), []
     keys: dict[str, Any] = {"lr": 2.0**-9, "betas": (0.0, 0.0), "rounding": "stochastic", "moment_dtype": "float32"}
