@@ -13,12 +13,11 @@ from lowrank_core import adapters, optim
 from testing import examples, pages
 
 PACKAGE = Path(lowrank_core.__file__).parent
-ABSTRACT = "lowrank_core.optim.LowRankOptimizer"  # GaLoreAdamW is one, docs/guides/optimizers.md makes another
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = dict(item for module in (lowrank_core, optim, adapters) for item in examples.public(module))
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC.keys() - {ABSTRACT}))
+@pytest.mark.parametrize("name", PUBLIC)
 def test_example_in_a_docstring(name: str) -> None:
     test = examples.example(name, PUBLIC[name])
     assert test.examples and examples.tells(test), f"the docstring of {name} has no `Example:` that shows a result"

@@ -34,6 +34,17 @@ class LowRankOptimizer(StateOptimizer):
     checkpoints and edits of a group act at once.
 
     Determinism: D1 (same bits for any number of threads), given such kernels. Draws from no global generator.
+
+    Example:
+      >>> import dataclasses, torch
+      >>> from lowrank_core.optim import GaLoreAdamW, schedules
+      >>> class EveryStep(GaLoreAdamW):  # a LowRankOptimizer that looks for its bases at every step
+      ...     @classmethod
+      ...     def parts(cls, group, weight):
+      ...         return dataclasses.replace(super().parts(group, weight), schedule=schedules.FixedGap(1))
+      >>> optimizer = EveryStep([torch.zeros(64, 32)], rank=8)
+      >>> optimizer.parts(optimizer.param_groups[0], torch.float32).schedule
+      FixedGap(gap=1)
     """
 
     @overload
