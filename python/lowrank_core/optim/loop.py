@@ -43,7 +43,7 @@ class LowRankOptimizer(StateOptimizer):
       ...     def parts(cls, group, weight):
       ...         return dataclasses.replace(super().parts(group, weight), schedule=schedules.FixedGap(1))
       >>> optimizer = EveryStep([torch.zeros(64, 32)], rank=8)
-      >>> optimizer.parts(optimizer.param_groups[0], torch.float32).schedule
+      >>> optimizer.parts(optimizer.param_groups[0], torch.zeros(1)).schedule
       FixedGap(gap=1)
     """
 
