@@ -93,7 +93,7 @@ FAULTY_BLOCKS = {
     "```sh\nmake test ARGS=tests/nothing\n```\n": "there is no `tests/nothing`",
     "```sh\npip install '.[nothing]'\n```\n": "no extra `nothing`",
     "```sh\nlowrank-core estimate --dim 0\n```\n": "ended with 2",
-    "```sh\nlowrank-core estimate --dim 64  # prints 7 GB\n```\n": "does not print 7 GB",
+    "```sh\nlowrank-core estimate --dim 64  # takes 7.7 GB\n```\n": "does not print 7.7",
     "```sh\npython bench/bench_rsvd.py --nothing\n```\n": "no option `--nothing`",
 }
 
