@@ -168,6 +168,7 @@ def test_others_are_the_keys_of_what_is_not_projected() -> None:
         GaLoreAdamW(param_groups(model, rank=3, verbose=False, others={"learning_rate": 0.1}))
 
 
+@plain_on_purpose
 def test_without_a_rank_the_optimizers_own_holds(capsys: pytest.CaptureFixture[str]) -> None:
     groups = param_groups(Model(), rank=None)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("layers.*.k_proj"))

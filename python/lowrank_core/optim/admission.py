@@ -15,13 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lowrank_core.optim.parts import Bucket, Slot, number_name
+from lowrank_core.optim.parts import Bucket, Slot, number_name, steppable
 from lowrank_core.optim.plan import PlanRow
 from lowrank_core.optim.projectors import NoProjection
-
-_DTYPES = (
-    torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128, torch.complex32,
-)  # fmt: skip
 
 
 def admit(op: str, group: dict[str, Any], others: Sequence[dict[str, Any]]) -> None:
@@ -57,7 +53,7 @@ def _check_trainable(op: str, name: str, param: Any) -> None:
     """
     if not isinstance(param, Tensor) or not param.requires_grad:
         return  # torch refuses what is no tensor
-    if param.dtype not in _DTYPES:
+    if not steppable(param.dtype):
         raise TypeError(
             f"{op}: `{name}` must be float32, float64, bfloat16, float16 or complex to be trained, got {param.dtype}; "
             "freeze it by `requires_grad_(False)`, or convert it"
@@ -115,7 +111,7 @@ def check_ready(slot: Slot) -> None:
     for what, tensor in ((f"`{slot.name}`", param), (f"the gradient of `{slot.name}`", grad)):
         if not _holds_memory(tensor):
             raise NotImplementedError(_no_memory("step", what, tensor))
-    if param.dtype not in _DTYPES:
+    if not steppable(param.dtype):
         raise TypeError(
             f"step: `{slot.name}` must be float32, float64, bfloat16, float16 or complex, got {param.dtype}"
         )

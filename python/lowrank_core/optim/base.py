@@ -32,7 +32,7 @@ class StateOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Params, defaults: dict[str, Any], torch_keys: dict[str, Any] | None = None) -> None:
         self._skipped: int | Tensor = 0
         self._bounds: dict[Tensor, int] = {}  # upper bounds of step counts that live on an accelerator
-        own_keys(type(self).__name__, torch_keys or {}, defaults)
+        own_keys(type(self).__name__, {**defaults, **(torch_keys or {})}, defaults)
         defaults = plain_numbers(defaults)
         if not isinstance(params, Tensor):  # which torch refuses itself
             params = list(params)

@@ -108,10 +108,15 @@ def slots(group: dict[str, Any], start: int) -> Iterator[Slot]:
         name = names[offset] if names else number_name(start + offset)
         if param.is_complex():  # as torch's AdamW does
             yield Slot(param, torch.view_as_real(param.detach()), start + offset, name, None, "complex")
-        elif not param.is_floating_point():
+        elif not steppable(param.dtype):
             yield Slot(param, param, start + offset, name, None, f"{param.dtype}: never stepped")
         else:
             yield Slot(param, param, start + offset, name, *place(tuple(param.shape), *asked))
+
+
+def steppable(dtype: torch.dtype) -> bool:
+    """True for the dtypes of weights that a step computes in; others can only be frozen."""
+    return dtype.is_complex or dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def number_name(index: int) -> str:
