@@ -1,10 +1,48 @@
-"""Settings of every test: Hypothesis draws the same examples in every run."""
+"""Settings of every test: Hypothesis draws the same examples in every run, and a package that may be missing is missed
+by the tests that need it alone."""
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+import os
+from collections.abc import Generator
 
-settings.register_profile(
-    "lowrank_core", derandomize=True, deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("lowrank_core")
+import pytest
+
+try:
+    from hypothesis import HealthCheck, settings
+except ModuleNotFoundError:  # its tests are skipped below
+    pass
+else:
+    settings.register_profile(
+        "lowrank_core", derandomize=True, deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("lowrank_core")
+
+OPTIONAL = {"torch", "cupy", "hypothesis", "scipy", "sklearn", "safetensors", "matplotlib", "tqdm"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skips a file that cannot be imported for want of an optional package; the summary counts them by folder.
+
+    Where CI is set in the environment all of them are to be there: the error then stays one.
+    """
+    report = yield
+    call = getattr(report, "call", None)
+    name = missing(call.excinfo.value) if report.failed and call is not None else None
+    if name is not None and isinstance(collector, pytest.Module) and not os.environ.get("CI"):
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path.parent), 0, f"Skipped: {name} is not installed")
+    return report
+
+
+def missing(error: BaseException | None) -> str | None:
+    """The optional package whose absence is behind `error`."""
+    while error is not None:
+        package = (getattr(error, "name", None) or "").partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and package in OPTIONAL:
+            return package
+        error = error.__cause__ or error.__context__
+    return None

@@ -10,11 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("safetensors")
-pytest.importorskip("matplotlib")
-
 from cli_cases import TEXT_WORDS, TINY_GALORE
 from lowrank_core.cli import main
 
@@ -23,6 +18,13 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(autouse=True, scope="session")
+def extras() -> None:
+    """What `pip install` brings for the command line."""
+    for package in ("torch", "safetensors", "matplotlib"):
+        pytest.importorskip(package)
 
 
 @pytest.fixture(scope="session")
