@@ -19,6 +19,7 @@ from lowrank_core.cli.files import CHECKPOINT_SUFFIX
 from lowrank_core.cli.metrics import MetricsLog
 from lowrank_core.cli.model import Decoder, ModelShape, next_byte_loss
 from lowrank_core.cli.optimizers import build_optimizer, state_bytes, subspaces
+from lowrank_core.cli.sample import LENGTH, PROMPT, TEMPERATURE, as_text, continuation
 from lowrank_core.optim import estimate_state_bytes
 
 AUTOCAST = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}
@@ -65,7 +66,7 @@ class Run:
         Raises:
           CliError: the loss or the gradient is not finite; nothing was updated.
         """
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         step = self.step + 1
         self._set_lrs(step)
         loss = self._backward(step)
@@ -80,9 +81,10 @@ class Run:
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - started
-        self.progress.update(step=step, seconds=self.progress["seconds"] + seconds)
-        speed = self._config.bytes_per_step / seconds
+        # Of the processor: neither a stop nor what other programs take of it counts.
+        computed = time.process_time() - computed
+        self.progress.update(step=step, seconds=self.progress["seconds"] + computed)
+        speed = self._config.bytes_per_step / (time.perf_counter() - started)
         lr, others = (self._lr_at(step, peak) for peak in self._config.peak_lrs(self.name))
         self._log(log, "train", train_loss=loss, lr=lr, lr_others=others, grad_norm=norm, tokens_per_s=speed)
         self._log_refresh(log)
@@ -99,6 +101,16 @@ class Run:
         self.progress.update(val_loss=loss, best_val_loss=loss if best is None else min(best, loss))
         self._log(log, "eval", val_loss=loss)
         return loss
+
+    def sample(self) -> dict[str, Any]:
+        """What the model writes after the beginning of a validation window, a function of weights and seed."""
+        prompt = self._validation[len(self._validation) // 2, : min(PROMPT, self._config.seq_len)]
+        with self._autocast():
+            text = continuation(
+                self.model, prompt, length=LENGTH, window=self._config.seq_len,
+                temperature=TEMPERATURE, seed=self._config.seed,
+            )  # fmt: skip
+        return {"prompt": as_text(prompt), "text": as_text(text), "temperature": TEMPERATURE}
 
     def save(self, log: MetricsLog) -> int:
         """Writes the checkpoint: everything that the next step depends on. Returns its step."""
@@ -141,7 +153,7 @@ class Run:
         self.progress = saved["progress"]
 
     def summary(self) -> dict[str, Any]:
-        """One row of the final table: losses in nats per byte, times in seconds of training steps."""
+        """One row of the final table: losses in nats per byte, CPU seconds of training steps, a sample of text."""
         held = state_bytes(self.optimizer)
         lr, others = self._config.peak_lrs(self.name)
         return {
@@ -154,6 +166,7 @@ class Run:
             "ratio": held / estimate_state_bytes(self.model, optimizer="adamw"),
             "seconds_per_step": self.progress["seconds"] / self.step,
             "seconds": self.progress["seconds"],
+            "sample": self.sample(),
         }
 
     def _set_lrs(self, step: int) -> None:
@@ -178,9 +191,12 @@ class Run:
         return total
 
     def _loss(self, windows: Tensor) -> Tensor:
-        dtype = AUTOCAST.get(self._config.precision)
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        with self._autocast():
             return next_byte_loss(self.model, windows)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AUTOCAST.get(self._config.precision)
+        return torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
 
     def _log(self, log: MetricsLog, event: str, **values: float) -> None:
         log.write(run=self.name, step=self.step, event=event, seconds=self.progress["seconds"], **values)

@@ -1,45 +1,80 @@
-"""`report.png`: loss against steps and seconds, optimizer memory, captured energy and rank over time."""
+"""The report's plots: loss against steps and seconds, optimizer memory, what the subspaces leave out."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lowrank_core.cli.metrics import Line
 
 COLORS = {"galore": "#0b6e99", "adamw": "#d9730d"}
-_INK, _FAINT = "#37352f", "#9b9a97"
+_INK, _FAINT, _GRID = "#37352f", "#9b9a97", "#ececec"
+# Each color of the plots, and the name by which the page sets it for light and dark screens.
+VARIABLES = {**{color: name for name, color in COLORS.items()}, _INK: "ink", _FAINT: "faint", _GRID: "grid"}
 _STYLE: Any = {
-    "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "axes.edgecolor": _FAINT, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK,
-    "grid.color": "#ececec", "legend.frameon": False, "lines.linewidth": 1.8,
+    "font.size": 10, "font.family": "sans-serif", "axes.titlesize": 11, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "axes.axisbelow": True, "axes.edgecolor": _FAINT, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _INK,
+    "ytick.color": _INK, "grid.color": _GRID, "legend.frameon": False, "lines.linewidth": 1.8, "svg.fonttype": "none",
 }  # fmt: skip
+_SMALLEST_SHARE = float(np.finfo(np.float32).eps)  # below it, a share of energy is rounding
+Row = dict[str, Any]
 
 
-def plot(lines: list[Line], rows: list[dict[str, Any]], title: str) -> bytes:
-    """The picture as PNG bytes; `lines` of metrics.jsonl, `rows` of the final table."""
+def picture(lines: list[Line], rows: list[Row], title: str) -> bytes:
+    """All plots under `title`, as PNG bytes; `lines` of metrics.jsonl, `rows` of the final table."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(12, 8.4), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
-        (by_step, by_time), (memory, subspace) = figure.subplots(2, 2)
-        _losses(by_step, lines, rows, "step", "optimizer step")
-        _losses(by_time, lines, rows, "seconds", "seconds of training")
-        _memory(memory, rows)
-        _subspace(subspace, [line for line in lines if line["event"] == "refresh"])
+        for axes, draw in zip(figure.subplots(2, 2).flat, _PLOTS.values(), strict=True):
+            draw(axes, lines, rows)
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         out = io.BytesIO()
         figure.savefig(out, format="png")
     return out.getvalue()
 
 
-def _losses(axes: Axes, lines: list[Line], rows: list[dict[str, Any]], key: str, label: str) -> None:
-    axes.set_title(f"Loss against {'steps' if key == 'step' else 'time'}")
+def panels(lines: list[Line], rows: list[Row]) -> list[str]:
+    """Each plot as an `<svg>` element without background that takes its colors from CSS variables, see `VARIABLES`."""
+    return [_svg(name, lines, rows) for name in _PLOTS]
+
+
+def _svg(name: str, lines: list[Line], rows: list[Row]) -> str:
+    # The salt makes the names of clips and markers a function of the plot: equal runs give equal pages, and two plots
+    # of one page share no name.
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(4.6, 3.5), layout="constrained")
+        FigureCanvasSVG(figure)
+        _PLOTS[name](figure.subplots(), lines, rows)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    text = text[text.index("<svg ") :].replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
+    for color, variable in VARIABLES.items():
+        text = text.replace(color, f"var(--{variable})")
+    return text
+
+
+def _by_step(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
+    axes.set_title("Loss against steps")
+    _losses(axes, lines, rows, "step", "optimizer step")
+
+
+def _by_time(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
+    axes.set_title("Loss against compute")
+    _losses(axes, lines, rows, "seconds", "CPU seconds of training")
+
+
+def _losses(axes: Axes, lines: list[Line], rows: list[Row], key: str, label: str) -> None:
     for row in rows:
         mine = [line for line in lines if line["run"] == row["optimizer"]]
         train = [line for line in mine if line["event"] == "train"]
@@ -58,7 +93,7 @@ def _losses(axes: Axes, lines: list[Line], rows: list[dict[str, Any]], key: str,
     axes.legend(title="validation (faint: training, smoothed)", title_fontsize=9, alignment="left")
 
 
-def _memory(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def _memory(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
     axes.set_title("Optimizer state")
     names = [row["optimizer"] for row in rows]
     sizes = [row["state_bytes"] / 1e6 for row in rows]
@@ -72,26 +107,30 @@ def _memory(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def _subspace(axes: Axes, refreshes: list[Line]) -> None:
-    axes.set_title("Subspace of the projected matrices")
+def _subspace(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
+    refreshes = [line for line in lines if line["event"] == "refresh"]
     if not refreshes:
+        axes.set_title("Energy outside the subspaces")
         axes.set_axis_off()
         axes.text(0.5, 0.5, "no projected matrices in this run", ha="center", va="center", color=_FAINT)
         return
+    low_rank, high_rank = (choice(line["rank"] for line in refreshes) for choice in (min, max))
+    rank = f"{low_rank:g}" if low_rank == high_rank else f"{low_rank:g} to {high_rank:g}"
+    axes.set_title(f"Energy outside the subspaces, rank {rank}")
     color = COLORS[refreshes[0]["run"]]
     steps = [line["step"] for line in refreshes]
-    low, mean, high = ([line[key] for line in refreshes] for key in ("captured_min", "captured", "captured_max"))
+    high, mean, low = (
+        [max(1 - line[key], _SMALLEST_SHARE) for line in refreshes]
+        for key in ("captured_min", "captured", "captured_max")
+    )
     axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0, label="smallest to largest matrix")
-    axes.plot(steps, mean, color=color, marker="o", ms=4, label="captured energy, mean")
-    axes.set(xlabel="optimizer step", ylabel="share of the gradient's energy", ylim=(0, 1.02))
-    ranks = axes.twinx()
-    held = [line["rank"] for line in refreshes]
-    ranks.plot(steps, held, color=_INK, ls="--", lw=1.2, drawstyle="steps-post", label="rank, mean")
-    ranks.set(ylabel="rank", ylim=(0, 1.25 * max(held)))
-    ranks.spines["right"].set_visible(True)
-    ranks.grid(visible=False)
-    handles = [*axes.get_legend_handles_labels()[0], *ranks.get_legend_handles_labels()[0]]
-    axes.legend(handles=handles, loc="lower right")
+    axes.plot(steps, mean, color=color, marker="o", ms=4, label="mean of all matrices")
+    axes.set(xlabel="optimizer step", ylabel="share of the gradient's energy", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(high) < 30 * min(low) else (1,)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
+    axes.set_xlim(left=0)
+    axes.legend(loc="best")
 
 
 def _smooth(values: list[float | None], keep: float = 0.9) -> list[float]:
@@ -103,3 +142,11 @@ def _smooth(values: list[float | None], keep: float = 0.9) -> list[float]:
             mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
         out.append(mean / weight if weight else float("nan"))
     return out
+
+
+_PLOTS: dict[str, Callable[[Axes, list[Line], list[Row]], None]] = {
+    "Loss against steps": _by_step,
+    "Loss against compute": _by_time,
+    "Optimizer state": _memory,
+    "Energy outside the subspaces": _subspace,
+}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,55 +13,86 @@ from lowrank_core.cli.environment import environment
 from lowrank_core.cli.files import METRICS_FILE, write_atomic
 from lowrank_core.cli.metrics import read
 from lowrank_core.cli.options import flag
-from lowrank_core.cli.plots import plot
+from lowrank_core.cli.page import folded, heading, html_table, page, paragraph, written
+from lowrank_core.cli.plots import panels, picture
 from lowrank_core.cli.table import megabytes, table
 
-_HEAD = ("optimizer", "final val loss", "best val loss", "optimizer state", "of AdamW's", "s/step", "seconds")
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #37352f; max-width: 72rem; margin: auto; padding: 1rem }}
-table {{ border-collapse: collapse; margin: 1rem 0 }} img {{ max-width: 100% }}
-th, td {{ padding: .3rem .9rem; border-bottom: 1px solid #e3e2e0; text-align: right }}
-th:first-child, td:first-child {{ text-align: left }} details {{ margin: 1rem 0 }}
-</style></head><body>
-<h1>{title}</h1>
-{results}
-<img src="data:image/png;base64,{picture}" alt="Loss, optimizer memory and captured energy">
-<p>Losses are mean cross-entropies in nats per byte; the validation windows are the same for every optimizer.
-Seconds are those of training steps alone, without validation and checkpoints. Captured energy is the share of a
-gradient's squared norm that lies in the subspace, at the step that chose it.</p>
-<details><summary>Options</summary>{options}</details>
-<details><summary>Where it ran</summary>{place}</details>
-</body></html>
-"""
+Row = dict[str, Any]
+_HEAD = (
+    "optimizer", "final val loss", "best val loss", "optimizer state", "of AdamW's", "CPU s/step", "CPU seconds",
+)  # fmt: skip
+_NOTES = (
+    "Losses are mean cross-entropies in nats per byte; the validation windows are the same for every optimizer. CPU "
+    "seconds are those that this process computed in training steps, all threads together: validation, checkpoints, "
+    "stops and other programs do not count. The energy outside a subspace is the share of a gradient's squared norm "
+    "that the subspace leaves out, at the step that chose it."
+)
 
 
-def write_report(folder: Path, config: TrainConfig, rows: list[dict[str, Any]]) -> str:
+def write_report(folder: Path, config: TrainConfig, rows: list[Row]) -> str:
     """Writes the three files into `folder`; returns the table and where they are. `rows` are `Run.summary`s.
 
     Raises:
       CliError: the disk refused.
     """
     title = f"{' and '.join(config.runs)}: {config.steps} steps of {config.bytes_per_step} bytes"
+    where, lines = environment(), list(read(folder / METRICS_FILE))
     cells = [_cells(row) for row in rows]
-    where = environment()
-    picture = plot(list(read(folder / METRICS_FILE)), rows, title)
-    place = [(name, str(value)) for name, value in {**where["versions"], **where["machine"]}.items()]
-    page = _PAGE.format(
-        title=html.escape(title),
-        results=_html_table(_HEAD, cells),
-        picture=base64.b64encode(picture).decode(),
-        options=_html_table(("option", "value"), [(flag(k), str(v)) for k, v in config.to_json().items()]),
-        place=_html_table(("", ""), place),
-    )
+    meaning = what_it_buys(rows)
     summary = {"runs": rows, "config": config.to_json(), **where}
-    write_atomic(folder / "report.png", picture)
-    write_atomic(folder / "report.html", page.encode())
+    write_atomic(folder / "report.png", picture(lines, rows, title))
+    write_atomic(folder / "report.html", page(title, _parts(config, rows, panels(lines, rows), where)).encode())
     write_atomic(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-    return f"\n{table(_HEAD, cells)}\n\nreport: {folder / 'report.html'}"
+    said = ["", textwrap.fill(meaning, 100)] if meaning else []
+    return "\n".join(("", table(_HEAD, cells), *said, "", f"report: {folder / 'report.html'}"))
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def what_it_buys(rows: list[Row]) -> str:
+    """What the memory of a projected optimizer buys beside AdamW, and what it does not; empty for one run."""
+    by_name = {row["optimizer"]: row for row in rows}
+    if len(by_name) < 2:
+        return ""
+    galore, adamw = by_name["galore"], by_name["adamw"]
+    spared, apart = adamw["state_bytes"] - galore["state_bytes"], galore["val_loss"] - adamw["val_loss"]
+    bought = (
+        f"GaLore holds {megabytes(spared)} less optimizer state than AdamW, which is room for a larger model or batch."
+        if spared > 0
+        else f"GaLore holds {megabytes(-spared)} more optimizer state than AdamW here: use AdamW, or a lower rank."
+    )
+    return (
+        f"{bought} It saves nothing else: weights, gradients and activations take what they take with AdamW. Its final "
+        f"loss is {abs(apart):.4f} {'above' if apart > 0 else 'below'} AdamW's, on one seed, which ranks nothing."
+    )
+
+
+def _parts(config: TrainConfig, rows: list[Row], plots: list[str], where: dict[str, Any]) -> list[str]:
+    columns = [[name, *values] for name, *values in zip(_HEAD, *map(_cells, rows), strict=True)]
+    place = [(name, str(value)) for name, value in {**where["versions"], **where["machine"]}.items()]
+    options = [(flag(name), _words(value)) for name, value in config.to_json().items()]
+    meaning = what_it_buys(rows)
+    return [
+        html_table(columns[0], columns[1:], "numbers"),
+        *([paragraph(meaning, "plain")] if meaning else []),
+        f'<div class="plots">{"".join(f"<figure>{plot}</figure>" for plot in plots)}</div>',
+        paragraph(_NOTES),
+        *_samples(config, rows),
+        heading("How it was made"),
+        folded("Options", html_table(("option", "value"), options)),
+        folded("Versions and machine", html_table(("", ""), place)),
+    ]
+
+
+def _samples(config: TrainConfig, rows: list[Row]) -> list[str]:
+    first = rows[0]["sample"]
+    said = (
+        "Each was given the grey bytes of the held-out text and wrote the rest: drawn byte by byte at temperature "
+        f"{first['temperature']:g}, seed {config.seed}. What is no text is shown as \N{REPLACEMENT CHARACTER}."
+    )
+    texts = [f"<h3>{row['optimizer']}</h3>{written(row['sample']['prompt'], row['sample']['text'])}" for row in rows]
+    return [heading("What the models write"), paragraph(said), *texts]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
     return (
         row["optimizer"],
         f"{row['val_loss']:.4f}",
@@ -74,8 +104,5 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _html_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    def line(tag: str, cells: tuple[str, ...]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return f"<table>{line('th', head)}{''.join(line('td', row) for row in rows)}</table>"
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
