@@ -19,7 +19,7 @@ GALORE: dict[str, Any] = {
     "proj_type": "std",
     "projector": "rsvd",
     "moments": "keep",
-    "moment_dtype": "float32",
+    "moment_dtype": "auto",
     "rounding": "nearest",
 }
 _TUNED = "tuned per optimizer"
@@ -68,8 +68,8 @@ class TrainConfig:
                                    choices=("rsvd", "svd"))
     moments: str | None = option("galore", None, "what a refresh does to the moments", shown=GALORE["moments"],
                                  choices=("keep", "rotate"))
-    moment_dtype: str | None = option("galore", None, "storage of projected moments", shown=GALORE["moment_dtype"],
-                                      choices=("float32", "bfloat16", "int8"))
+    moment_dtype: str | None = option("galore", None, "storage of moments", shown=GALORE["moment_dtype"],
+                                      choices=("auto", "float32", "bfloat16", "int8"))
     rounding: str | None = option("galore", None, "of bfloat16 weights", shown=GALORE["rounding"],
                                   choices=("nearest", "stochastic"))
 
