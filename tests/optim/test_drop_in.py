@@ -232,3 +232,17 @@ def test_a_rate_as_a_tensor() -> None:
         optimizer.step()
         reference.step()
     assert torch.equal(w, plain)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), torch.tensor(float("nan"))])
+@pytest.mark.parametrize("key", ["lr", "weight_decay"])
+def test_what_a_schedule_leaves_is_checked_before_anything_changes(key: str, value: object) -> None:
+    w = weight()
+    optimizer = GaLoreAdamW([w], lr=0.1, rank=4)
+    w.grad = draw(16, 24, seed=1)
+    optimizer.step()
+    before, kept = copy.deepcopy(optimizer.state_dict()["state"]), w.detach().clone()
+    optimizer.param_groups[0][key] = value
+    with pytest.raises(ValueError, match=f"^GaLoreAdamW: `{key}` must be a number >= 0"):
+        optimizer.step()
+    assert torch.equal(w, kept) and same(before, optimizer.state_dict()["state"])

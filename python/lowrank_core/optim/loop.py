@@ -16,6 +16,7 @@ from lowrank_core.optim.checkpoint import check_geometry
 from lowrank_core.optim.codecs import State
 from lowrank_core.optim.compose import adopt, compose, find, open_state
 from lowrank_core.optim.fused import Draft, fused
+from lowrank_core.optim.options import check_rates
 from lowrank_core.optim.parts import Bucket, Slot, batches
 from lowrank_core.optim.projectors import Bases
 
@@ -121,6 +122,7 @@ class LowRankOptimizer(StateOptimizer):
             check_geometry("step", slot, self.state.get(param) or {})
             key = (number, projected, weight.device, weight.dtype)
             if key not in buckets:
+                check_rates(type(self).__name__, group)
                 buckets[key] = Bucket.of(group, self._parts(group, weight), projected)
                 check_device(buckets[key], weight)
             buckets[key].slots.append(slot)

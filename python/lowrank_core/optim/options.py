@@ -66,12 +66,18 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def check_values(op: str, group: dict[str, Any]) -> None:
-    """Raises ValueError if a key of `group` that the loop itself reads is out of its range."""
-    lr, rank, decay = group["lr"], group["rank"], group["weight_decay"]
+def check_rates(op: str, group: dict[str, Any]) -> None:
+    """Raises ValueError if what schedules change is out of its range; checked at every step, too."""
+    lr, decay = group["lr"], group["weight_decay"]
     number = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 and lr.device.type != "meta" else lr
     require(is_number(number, 0.0), op, "lr", "be a number >= 0 or a tensor with one", lr)
     require(is_number(decay, 0.0), op, "weight_decay", "be a number >= 0", decay)
+
+
+def check_values(op: str, group: dict[str, Any]) -> None:
+    """Raises ValueError if a key of `group` that the loop itself reads is out of its range."""
+    check_rates(op, group)
+    rank = group["rank"]
     require(rank is None or is_count(rank, 1), op, "rank", "be an int >= 1 or None", rank)
     require(is_count(group["seed"], -(2**63)), op, "seed", "be an int >= -2**63", group["seed"])
     require_choice(op, "proj_type", group["proj_type"], PROJ_TYPES)
