@@ -2,6 +2,7 @@
 #
 #   PYTHON   interpreter to start from                     ARGS   passed on to the program that a target runs
 #   TEXT     file or folder to train on                    OUT    folder of the results
+#   PYTHONS  interpreters that `wheels` builds for
 
 PYTHON ?= python3
 OUT ?= runs/$(shell date +%Y-%m-%d-%H%M%S)
@@ -13,11 +14,12 @@ CMAKE := $(VENV)/bin/cmake
 CONFIGURE := $(CMAKE) -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin/ninja)
 CTEST := $(VENV)/bin/ctest --output-on-failure --test-dir
 BUILD := build/dev
+comma := ,
 SOURCES := $(shell find cpp cuda -type f)
 FORMATTED = $(shell find cpp cuda tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help train test bench format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel \
-  clean distclean
+.PHONY: help train test bench format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
+  floor clean distclean
 help:  ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*  ## /\1\t/p' Makefile | expand -t 12
 
@@ -33,7 +35,7 @@ $(VENV)/.tools: constraints.txt tools/check_machine.py
 # change of one C++ file compiles one C++ file.
 $(VENV)/.built: $(VENV)/.tools CMakeLists.txt pyproject.toml $(SOURCES)
 	$(PIP) install -c constraints.txt --no-build-isolation --config-settings=build-dir=$(BUILD) \
-	  $(if $(CI),--config-settings=cmake.define.LRC_WERROR=ON) --editable '.[dev]'
+	  $(if $(CI),--config-settings=cmake.define.LRC_WERROR=ON) --editable '.[dev$(if $(CI),$(comma)integrations)]'
 	touch $@
 
 # ---- for everyone ------------------------------------------------------------------------------------------------
@@ -95,6 +97,12 @@ aarch64: $(VENV)/.tools  ## cross-compile the core, run its tests (g++-aarch64-l
 
 wheel: $(VENV)/.built  ## build sdist and wheel, and try them in empty environments
 	tools/check_wheel $(PY)
+
+wheels: $(VENV)/.built  ## build a wheel for each Python found, 3.11 to 3.14 (PYTHONS)
+	tools/build_wheels $(PY) $(PYTHONS)
+
+floor: $(VENV)/.tools  ## run the Python tests with the oldest torch and NumPy that pyproject.toml allows
+	tools/check_floor $(PYTHON)
 
 clean:  ## remove what was built
 	rm -rf build dist $(VENV)/.built .mypy_cache .pytest_cache .ruff_cache .hypothesis
