@@ -1,0 +1,169 @@
+"""What an argument that is left out means: the published values, by signature, in the groups, and in what is done."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, formula_state_bytes, param_groups, projectors, rules
+from lowrank_core.optim.schedules import FixedGap
+from optim_cases import draw, same
+from torch import Tensor, nn
+
+GALORE: dict[str, Any] = {
+    "lr": 1e-3,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "rank": 128,
+    "update_proj_gap": 200,
+    "scale": 0.25,
+    "proj_type": "std",
+    "projector": "rsvd",
+    "oversample": 10,
+    "niter": 2,
+    "moments": "keep",
+    "moment_dtype": "auto",
+    "plain_moment_dtype": None,
+    "rounding": "nearest",
+    "seed": 0,
+    "nonfinite": "skip",
+    "force_projection": False,
+    "maximize": False,
+}
+# Of everything else in the folder that is called with arguments.
+OTHERS: list[tuple[Any, dict[str, Any]]] = [
+    (
+        param_groups,
+        {
+            "target_modules": "all-linear",
+            "exclude": ("embed", "lm_head"),
+            "rank": 128,
+            "others": None,
+            "verbose": True,
+        },
+    ),
+    (
+        estimate_state_bytes,
+        {"optimizer": "galore", "rank": 128, "dtype": None, "target_modules": None, "exclude": None},
+    ),
+    (formula_state_bytes, {"proj_type": "std", "basis_bytes": 2, "moment_bytes": 2, "other_bytes": 2}),
+    (projectors.RandomizedSVD, {"scale": 1.0, "oversample": 10, "niter": 2, "warm_niter": 1}),
+    (projectors.ExactSVD, {"scale": 1.0}),
+    (rules.Adam, {"betas": (0.9, 0.999), "eps": 1e-8}),
+    (FixedGap, {"gap": 200}),
+]
+PLAIN = "ignore:GaLoreAdamW"  # that nothing is projected is meant so
+# Another value of each, and what it takes to be seen: keys that both have, and how many steps.
+ALTERNATIVES: list[tuple[str, Any, dict[str, Any], int]] = [
+    ("lr", 2e-3, {}, 1),
+    ("betas", (0.8, 0.999), {}, 2),
+    ("betas", (0.9, 0.99), {}, 2),
+    ("eps", 1e-6, {}, 1),
+    ("weight_decay", 0.01, {}, 1),
+    ("rank", 127, {}, 1),
+    ("update_proj_gap", 199, {}, 200),
+    ("update_proj_gap", 201, {}, 201),
+    ("scale", 1.0, {}, 1),
+    ("proj_type", "full", {}, 1),
+    ("proj_type", "reverse_std", {}, 1),
+    ("projector", "svd", {}, 1),
+    ("oversample", 9, {"rank": 16}, 1),
+    ("niter", 1, {}, 1),
+    ("moments", "rotate", {"update_proj_gap": 2}, 3),
+    ("moment_dtype", "int8", {}, 2),
+    ("moment_dtype", "bfloat16", {}, 2),
+    ("plain_moment_dtype", "int8", {"rank": None}, 2),
+    ("plain_moment_dtype", "bfloat16", {"rank": None}, 2),
+    ("seed", 1, {}, 1),
+    ("force_projection", True, {"rank": 200}, 1),
+    ("maximize", True, {}, 1),
+]
+
+
+def defaults_of(called: Any) -> dict[str, Any]:
+    parameters = inspect.signature(called).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def ends(steps: int, dtype: torch.dtype = torch.float32, **keys: Any) -> tuple[Tensor, dict[str, Any]]:
+    """A weight that the default rank is below the sides of, after some steps, and its state."""
+    weight = nn.Parameter(draw(132, 140).to(dtype))
+    optimizer = GaLoreAdamW([weight], **keys)
+    for number in range(steps):
+        weight.grad = 1e-3 * draw(132, 140, seed=1 + number % 5).to(dtype)
+        optimizer.step()
+    return weight.detach(), optimizer.state[weight]
+
+
+def test_signatures() -> None:
+    assert defaults_of(GaLoreAdamW) == GALORE
+    for called, published in OTHERS:
+        assert defaults_of(called) == published, called
+
+
+def test_the_first_arguments_are_those_of_torchs_adamw() -> None:
+    ours, theirs = (list(inspect.signature(kind).parameters) for kind in (GaLoreAdamW, torch.optim.AdamW))
+    assert ours[:5] == theirs[:5] == ["params", "lr", "betas", "eps", "weight_decay"]
+    assert {key: defaults_of(torch.optim.AdamW)[key] for key in ours[1:4]} == {key: GALORE[key] for key in ours[1:4]}
+
+
+def test_groups_have_the_defaults() -> None:
+    weight = nn.Parameter(draw(130, 140))
+    optimizer = GaLoreAdamW([weight])
+    assert optimizer.defaults == GALORE
+    (group,) = optimizer.param_groups
+    assert {key: group[key] for key in GALORE} == GALORE and group.keys() == {*GALORE, "params"}
+    optimizer.add_param_group({"params": [nn.Parameter(draw(130, 140))]})
+    assert {key: optimizer.param_groups[1][key] for key in GALORE} == GALORE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_nothing_said_is_the_published_said(dtype: torch.dtype) -> None:
+    assert same(ends(3, dtype), ends(3, dtype, **GALORE))
+
+
+@pytest.mark.filterwarnings(PLAIN)
+@pytest.mark.parametrize(("key", "value", "besides", "steps"), ALTERNATIVES)
+def test_another_value_would_show(key: str, value: Any, besides: dict[str, Any], steps: int) -> None:
+    """So that a default that is not passed on shows as well as one that is changed."""
+    published = {**GALORE, **besides}
+    assert published[key] != value
+    said, left_out = ends(steps, **published), ends(steps, **besides)
+    assert same(said, left_out)
+    assert not same(said, ends(steps, **{**published, key: value}))
+
+
+@pytest.mark.filterwarnings(PLAIN)
+def test_rounding_and_the_moments_of_half_precision() -> None:
+    """ "auto" is bfloat16 for bfloat16 weights alone, on both paths; weights go to the nearest number."""
+    for dtype, stored in ((torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)):
+        for rank in (128, None):
+            weight, state = ends(2, dtype, rank=rank)
+            assert {state[key].dtype for key in ("exp_avg", "exp_avg_sq")} == {stored}
+            name = str(stored).removeprefix("torch.")
+            assert same((weight, state), ends(2, dtype, rank=rank, moment_dtype=name, rounding="nearest"))
+    assert not same(ends(1, torch.bfloat16)[0], ends(1, torch.bfloat16, rounding="stochastic")[0])
+
+
+def test_a_non_finite_gradient_is_skipped() -> None:
+    weight = nn.Parameter(draw(130, 140))
+    optimizer = GaLoreAdamW([weight])
+    weight.grad = torch.full_like(weight, torch.nan)
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+
+
+def test_the_default_targets() -> None:
+    sides = {"embed_tokens": 200, "up": 160, "lm_head": 160, "over": 129, "under": 128}
+    model = nn.ModuleDict({name: nn.Linear(side, 300, bias=False) for name, side in sides.items()})
+    plain, projected = param_groups(model, verbose=False)
+    assert (plain["rank"], projected["rank"]) == (None, 128)
+    assert [name for name, _ in plain["params"]] == ["embed_tokens.weight", "lm_head.weight", "under.weight"]
+    assert [name for name, _ in projected["params"]] == ["up.weight", "over.weight"]
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    for what in (model, shapes):
+        said = estimate_state_bytes(what, "galore", rank=128, exclude=("embed", "lm_head"))
+        assert estimate_state_bytes(what) == said
