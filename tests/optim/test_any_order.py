@@ -95,10 +95,11 @@ class AnyOrder(RuleBasedStateMachine):
     @initialize(
         dtype=st.sampled_from(DTYPES),
         projector=st.sampled_from(["rsvd", "svd"]),
-        moment_dtype=st.sampled_from(["float32", "bfloat16", "int8"]),
+        moment_dtype=st.sampled_from(["auto", "float32", "bfloat16", "int8"]),
+        plain_moment_dtype=st.sampled_from([None, "float32", "int8"]),
     )
-    def start(self, dtype: torch.dtype, projector: str, moment_dtype: str) -> None:
-        keys = {"projector": projector, "moment_dtype": moment_dtype}
+    def start(self, dtype: torch.dtype, projector: str, moment_dtype: str, plain_moment_dtype: str | None) -> None:
+        keys = {"projector": projector, "moment_dtype": moment_dtype, "plain_moment_dtype": plain_moment_dtype}
         self.ours, self.twin = Run(dtype, keys), Run(dtype, keys)
         self.number, self.spare = 0, list(SPARE)
 

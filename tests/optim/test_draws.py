@@ -23,6 +23,7 @@ STORED: dict[str, dict[str, str]] = {
     "weights": {"rounding": "stochastic", "moment_dtype": "float32"},
     "bfloat16 moments": {"rounding": "nearest", "moment_dtype": "bfloat16"},
     "int8 moments": {"rounding": "nearest", "moment_dtype": "int8"},
+    "moments by default": {},
 }
 
 
@@ -44,19 +45,16 @@ def drawn(what: str, path: str, weight: Tensor, state: dict[str, Any]) -> list[T
     return [value for key, value in state.items() if key.startswith("exp_avg") and not key.endswith("scales")]
 
 
-def cases() -> list[tuple[str, str]]:
-    """Moments of the plain path are drawn for where their codec says so, which is a test of its own."""
-    return [(what, path) for what in STORED for path in PATHS if what == "weights" or path != "plain"]
-
-
-@pytest.mark.parametrize(("what", "path"), cases())
+@every_path
+@pytest.mark.parametrize("what", STORED)
 def test_equal_weights_draw_their_own_words(what: str, path: str) -> None:
     weights, states = stepped(path, 0, **STORED[what])
     pairs = zip(*(drawn(what, path, w, s) for w, s in zip(weights, states, strict=True)), strict=True)
     assert not any(same(one, other) for one, other in pairs)
 
 
-@pytest.mark.parametrize(("what", "path"), cases())
+@every_path
+@pytest.mark.parametrize("what", STORED)
 def test_the_seed_decides_the_words(what: str, path: str) -> None:
     ends = [stepped(path, seed, **STORED[what]) for seed in (5, 5, 6, -5)]
     assert same(ends[0], ends[1])

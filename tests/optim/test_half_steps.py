@@ -57,7 +57,7 @@ def spacing(x: Tensor, dtype: torch.dtype) -> Tensor:
     return 2 * tolerance.UNIT[dtype] * 2.0 ** x.abs().log2().floor()
 
 
-@pytest.mark.parametrize("moment_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("moment_dtype", ["float32", "bfloat16", "auto"])
 @pytest.mark.parametrize(
     ("dtype", "rounding"),
     [(torch.bfloat16, "nearest"), (torch.bfloat16, "stochastic"), (torch.float16, "nearest")],

@@ -15,7 +15,7 @@ from testing import machine
 from torch import Tensor, nn
 
 PROJECTORS = ("rsvd", "svd")
-MOMENTS = ("float32", "bfloat16", "int8")
+MOMENTS = ("auto", "float32", "bfloat16", "int8")
 SHAPES = ((24, 40), (40, 24), (24, 24), (12, 4, 3, 3))  # left, right, square, a convolution
 HALF = (torch.bfloat16, torch.float16)
 
