@@ -191,3 +191,11 @@ def test_weights_that_share_their_memory_are_stepped_one_after_the_other() -> No
         return memory
 
     assert torch.equal(run(1), run(2)) and torch.equal(run(1), run(3))
+
+
+def test_lazy_parameters_are_refused_until_they_have_a_shape() -> None:
+    model = nn.LazyLinear(8)
+    with pytest.raises(ValueError, match=r"^GaLoreAdamW: `weight` must have a shape, got one that is still lazy; run"):
+        GaLoreAdamW(model.named_parameters(), rank=3)
+    model(draw(4, 12))
+    assert [row.projected for row in GaLoreAdamW(model.named_parameters(), rank=3).plan()] == [True, False]

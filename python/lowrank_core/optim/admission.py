@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lowrank_core.optim.parts import Bucket, Slot, number_name, steppable
@@ -49,10 +50,15 @@ def _check_trainable(op: str, name: str, param: Any) -> None:
 
     Raises:
       TypeError: it trains in a dtype that no step computes in.
+      ValueError: it is lazy and has no shape yet.
       NotImplementedError: it is a wrapper, such as a DTensor.
     """
     if not isinstance(param, Tensor) or not param.requires_grad:
         return  # torch refuses what is no tensor
+    if is_lazy(param):
+        raise ValueError(
+            f"{op}: `{name}` must have a shape, got one that is still lazy; run a batch through the model first"
+        )
     if not steppable(param.dtype):
         raise TypeError(
             f"{op}: `{name}` must be float32, float64, bfloat16, float16 or complex to be trained, got {param.dtype}; "
