@@ -9,12 +9,12 @@ import pytest
 pytest.importorskip("torch")
 
 import lowrank_core
-from lowrank_core import adapters, optim
+from lowrank_core import adapters, memory, optim
 from testing import examples, pages
 
 PACKAGE = Path(lowrank_core.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-PUBLIC = dict(item for module in (lowrank_core, optim, adapters) for item in examples.public(module))
+PUBLIC = dict(item for module in (lowrank_core, memory, optim, adapters) for item in examples.public(module))
 
 
 @pytest.mark.parametrize("name", PUBLIC)

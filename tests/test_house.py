@@ -48,6 +48,8 @@ BROKEN = [
     ("layers", f"{PACKAGE}/ops/a.py", "from lowrank_core.reference import rsvd", "`ops` may not import"),
     ("layers", f"{PACKAGE}/optim/a.py", "from lowrank_core import rsvd", "may not import `lowrank_core.rsvd`"),
     ("layers", f"{PACKAGE}/optim/a.py", "from . import b", "relative import"),
+    ("layers", f"{PACKAGE}/memory/a.py", "from lowrank_core.optim import rules", "`memory` may not import"),
+    ("layers", f"{PACKAGE}/memory/__init__.py", "import torch", "`import lowrank_core.memory` imports torch"),
     ("layers", f"{PACKAGE}/misc/a.py", "", "is in no layer"),
     ("layers", f"{PACKAGE}/__init__.py", "try:\n    import torch\nexcept ImportError:\n    pass", "imports torch"),
     ("layers", "cpp/src/a.cpp", "#include <pybind11/stl.h>", "may not include pybind11/stl.h"),
@@ -107,10 +109,9 @@ def test_the_symbol_check_does_not_pass_an_empty_tree(tmp_path: Path) -> None:
 # ---- importing -----------------------------------------------------------------------------------------------------
 
 
-def test_importing_the_package_imports_numpy_alone() -> None:
-    loaded = python(
-        "import sys, lowrank_core; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    ).split()
+@pytest.mark.parametrize("module", ["lowrank_core", "lowrank_core.memory"])
+def test_importing_the_package_imports_numpy_alone(module: str) -> None:
+    loaded = python(f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))").split()
     foreign = {"torch", "cupy", "scipy", "matplotlib", "tqdm", "safetensors"} & set(loaded)
     assert "numpy" in loaded and not foreign
 

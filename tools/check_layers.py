@@ -1,6 +1,7 @@
-"""Checks that imports and includes point downwards only, and that `import lowrank_core` needs NumPy alone.
+"""Checks that imports and includes point downwards only, and that a part of the package needs NumPy alone.
 
-    cli, integrations -> adapters, optim -> ops -> _core (bindings) -> src | cuda -> family headers -> core headers
+    cli, integrations -> adapters, optim -> memory -> ops -> _core (bindings)
+    _core (bindings) -> src | cuda -> family headers -> core headers
 
 `reference` stands beside the package: tests and benches import it, the package does not.
 """
@@ -22,14 +23,18 @@ BELOW: dict[str, set[str]] = {
     "ops": {"_core"},
     "reference": set(),
     "telemetry": set(),
-    "optim": {"ops", "telemetry"},
-    "adapters": {"ops", "optim", "telemetry"},
-    "integrations": {"ops", "optim", "adapters", "telemetry"},
-    "cli": {"_core", "ops", "optim", "adapters", "integrations", "telemetry"},
+    "checks": set(),
+    "extras": set(),
+    "memory": {"checks", "ops"},
+    "optim": {"checks", "extras", "memory", "ops", "telemetry"},
+    "adapters": {"checks", "extras", "ops", "optim", "telemetry"},
+    "integrations": {"checks", "extras", "ops", "optim", "adapters", "telemetry"},
+    "cli": {"_core", "extras", "memory", "ops", "optim", "adapters", "integrations", "telemetry"},
     "__init__": {"ops"},
     "__main__": {"cli"},
 }
-LIGHT = {*sys.stdlib_module_names, "numpy"}  # what may be imported with the package
+LIGHT = {*sys.stdlib_module_names, "numpy"}  # what may be imported with what `ALONE` names
+ALONE = (PACKAGE, f"{PACKAGE}.memory")
 
 PYTHON, TORCH, CUDA = r"pybind11\b|Python\.h$", r"(torch|ATen|c10)/", r"cuda"
 FOREIGN = {  # folder: what its files may not include
@@ -98,9 +103,14 @@ def import_problems(modules: list[Module], root: Path) -> Iterator[str]:
 
 
 def start_problems(modules: list[Module]) -> Iterator[str]:
-    """Follows what `import lowrank_core` runs."""
+    """Follows what an import of each of `ALONE` runs."""
     by_name = {module.name: module for module in modules}
-    reached, pending = set(), [PACKAGE]
+    for start in ALONE:
+        yield from _reached_problems(by_name, start)
+
+
+def _reached_problems(by_name: dict[str, Module], start: str) -> Iterator[str]:
+    reached, pending = set(), [start]
     while pending:
         name = pending.pop()
         if name in reached or name not in by_name:
@@ -111,7 +121,7 @@ def start_problems(modules: list[Module]) -> Iterator[str]:
                 steps = imported.split(".")
                 pending += [".".join(steps[: i + 1]) for i in range(len(steps))]
             elif imported.partition(".")[0] not in LIGHT:
-                yield f"`import {PACKAGE}` imports {imported.partition('.')[0]}, through {name}"
+                yield f"`import {start}` imports {imported.partition('.')[0]}, through {name}"
 
 
 def include_problems(root: Path) -> Iterator[str]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from lowrank_core.memory.geometry import Side
 from lowrank_core.optim import GaLoreAdamW, formula_state_bytes
-from lowrank_core.optim.geometry import Side
 from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.projectors import Bases, ExactSVD, Query
 from torch import Tensor

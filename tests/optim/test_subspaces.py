@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lowrank_core.memory.geometry import PROJ_TYPES, Geometry, Side, place
 from lowrank_core.optim import GaLoreAdamW
-from lowrank_core.optim.geometry import PROJ_TYPES, Geometry, Side, place
 from lowrank_core.optim.projectors import ExactSVD, Query, RandomizedSVD
 from lowrank_core.optim.rules import Direction
 from optim_cases import plain_on_purpose

@@ -1,4 +1,9 @@
 """Training of adapters: rows of their Jacobian, and what a Kalman filter needs of a model's outputs (needs torch)."""
+# ruff: noqa: E402  (what is missing must be said before it is imported)
+
+from lowrank_core.extras import require_torch
+
+require_torch(__name__)
 
 from lowrank_core.adapters import kalman, noise
 from lowrank_core.adapters.cotangents import (

@@ -1,6 +1,12 @@
 """Optimizers that keep their state in a low-rank subspace of each weight's gradient (needs torch)."""
+# ruff: noqa: E402  (what is missing must be said before it is imported)
 
-from lowrank_core.optim.estimate import estimate_state_bytes, formula_state_bytes
+from lowrank_core.extras import require_torch
+
+require_torch(__name__)
+
+from lowrank_core.memory import formula_state_bytes
+from lowrank_core.optim.estimate import estimate_state_bytes
 from lowrank_core.optim.galore import GaLoreAdamW
 from lowrank_core.optim.groups import param_groups
 from lowrank_core.optim.loop import LowRankOptimizer

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from lowrank_core.memory.plan import PlanRow
 from lowrank_core.optim.parts import Bucket, Slot, number_name, steppable
-from lowrank_core.optim.plan import PlanRow
 from lowrank_core.optim.projectors import NoProjection
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowrank_core.checks import called
+from lowrank_core.memory.plan import PlanRow, format_plan, plan_row
+from lowrank_core.memory.storage import layout_bytes
 from lowrank_core.optim.admission import admit, warn_if_plain
 from lowrank_core.optim.checkpoint import restore, vet
-from lowrank_core.optim.checks import called
 from lowrank_core.optim.codecs import State
 from lowrank_core.optim.options import check_values, own_keys, plain_numbers
 from lowrank_core.optim.parts import Parts, Slot, slots
-from lowrank_core.optim.plan import PlanRow, format_plan, plan_row
 from lowrank_core.telemetry import Projection
 
 logger = logging.getLogger("lowrank_core.optim")
@@ -99,7 +99,7 @@ class StateOptimizer(torch.optim.Optimizer):
     def planned_state_bytes(self) -> int:
         """Bytes of the state once every parameter has taken a step with a gradient that is not zero."""
         layouts = (self._parts(group, slot.weight).layout(slot) for _, group, slot in self._slots())
-        return sum(prod(shape) * dtype.itemsize for layout in layouts for shape, dtype in layout.values())
+        return sum(map(layout_bytes, layouts))
 
     @property
     def skipped_steps(self) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from lowrank_core.optim.codecs import State
-from lowrank_core.optim.geometry import Side
+from lowrank_core.memory.geometry import Side
+from lowrank_core.memory.storage import Layout
+from lowrank_core.optim.codecs import State, name_of
 from lowrank_core.optim.parts import FORMAT, Parts, Slot
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _vet_state(slot: Slot, state: State, parts: Parts) -> None:
             "load it with the version of lowrank_core that wrote it"
         )
     check_geometry(_OP, slot, state)
-    layout = {"step": ((), torch.float32)} if state.keys() == _OPENED else parts.layout(slot)
+    layout: Layout = {"step": ((), "float32")} if state.keys() == _OPENED else parts.layout(slot)
     numbers = _PROJECTED if "proj.rank" in state else set()
     expected = layout.keys() | numbers | _OPENED
     if state.keys() != expected:
@@ -103,8 +103,8 @@ def _vet_state(slot: Slot, state: State, parts: Parts) -> None:
         )
     for key, (shape, dtype) in layout.items():
         held = state[key]
-        got = (tuple(held.shape), held.dtype) if isinstance(held, Tensor) else type(held).__name__
-        if got != (shape, dtype):
+        got = f"{tuple(held.shape)} {name_of(held.dtype)}" if isinstance(held, Tensor) else type(held).__name__
+        if got != f"{shape} {dtype}":
             raise ValueError(
                 f"{_OP}: `{key}` of `{slot.name}` must be {shape} {dtype}, got {got}; "
                 "the saved model has other shapes or another dtype"

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
-from typing import Any, ClassVar, NamedTuple, Protocol
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from lowrank_core.ops.subspace_step_check import BLOCK
+from lowrank_core.memory import storage
+from lowrank_core.memory.storage import AsBFloat16, AsBlocks8, AsWork, Storage, basis_storage, is_second, moment_storage
 from lowrank_core.ops.subspace_step_codecs import decode_moment, encode_moment
 from lowrank_core.optim import guard
 
 State = dict[str, Any]  # of one parameter: flat keys, tensors and plain numbers
-Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # state key -> shape and dtype of its tensor
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """The name of `dtype`, as layouts have it: "bfloat16" for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype with that name."""
+    return cast(torch.dtype, getattr(torch, name))
+
+
+@lru_cache
 def work_dtype(weight: torch.dtype) -> torch.dtype:
     """The dtype that a weight's update is computed in: float64 for float64, else float32."""
-    return torch.float64 if weight == torch.float64 else torch.float32
+    return dtype_of(storage.work_dtype(name_of(weight)))
 
 
 class Draw(NamedTuple):
@@ -32,16 +43,12 @@ class Draw(NamedTuple):
 NO_DRAW = Draw(0, 0)  # for codecs that draw nothing
 
 
-class Codec(Protocol):
-    """Stores a tensor of the working dtype under `name`, or under `name.<field>` if it takes several."""
+class Codec(Storage, Protocol):
+    """Writes and reads what its `layout` describes."""
 
     @property
     def host_only(self) -> bool:
         """True if it has no kernel for accelerators in this version."""
-        ...
-
-    def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:
-        """The entries that a tensor of `shape` occupies, for a weight of dtype `weight`."""
         ...
 
     def decode(self, state: State, name: str, work: torch.dtype) -> Tensor:
@@ -54,13 +61,10 @@ class Codec(Protocol):
 
 
 @dataclass(frozen=True)
-class Float32:
+class Float32(AsWork):
     """Stores the working precision: float32, float64 for float64 weights. `decode` gives the state itself."""
 
     host_only: ClassVar[bool] = False
-
-    def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:
-        return {name: (shape, work_dtype(weight))}
 
     def decode(self, state: State, name: str, work: torch.dtype) -> Tensor:
         value: Tensor = state[name]
@@ -71,7 +75,7 @@ class Float32:
 
 
 @dataclass(frozen=True)
-class BFloat16:
+class BFloat16(AsBFloat16):
     """Stores bfloat16, rounded to nearest.
 
     An orthonormal basis keeps |p_i . p_j - delta_ij| <= 2u + u^2 with u = 2^-8, and stays like that until its
@@ -79,9 +83,6 @@ class BFloat16:
     """
 
     host_only: ClassVar[bool] = False
-
-    def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:
-        return {name: (shape, torch.bfloat16)}
 
     def decode(self, state: State, name: str, work: torch.dtype) -> Tensor:
         value: Tensor = state[name]
@@ -92,7 +93,7 @@ class BFloat16:
 
 
 @dataclass(frozen=True)
-class StochasticBFloat16:
+class StochasticBFloat16(AsBFloat16):
     """Stores a moment in bfloat16, rounded without bias: rounded to nearest, a second moment would never decay.
 
     Determinism: D0 (same bits on every device and level; docs/numerics.md).
@@ -100,20 +101,17 @@ class StochasticBFloat16:
 
     host_only: ClassVar[bool] = True
 
-    def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:
-        return {name: (shape, torch.bfloat16)}
-
     def decode(self, state: State, name: str, work: torch.dtype) -> Tensor:
         value: Tensor = state[name]
         return value.to(work)
 
     def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
         codes = _room(state, name, value.shape, torch.bfloat16)
-        encode_moment(codes, None, value.float().contiguous(), second=_is_second(name), seed=draw.seed, step=draw.step)
+        encode_moment(codes, None, value.float().contiguous(), second=is_second(name), seed=draw.seed, step=draw.step)
 
 
 @dataclass(frozen=True)
-class Blocks8:
+class Blocks8(AsBlocks8):
     """Stores a moment in 8-bit codes with a float32 scale for each 256 elements, rounded without bias.
 
     A second moment (`exp_avg_sq`) has codes even in its root, so that small values survive beside large ones.
@@ -122,41 +120,31 @@ class Blocks8:
 
     host_only: ClassVar[bool] = True
 
-    def layout(self, name: str, shape: tuple[int, ...], weight: torch.dtype) -> Layout:
-        codes, blocks = torch.uint8 if _is_second(name) else torch.int8, -(-prod(shape) // BLOCK)
-        return {f"{name}.codes": (shape, codes), f"{name}.scales": ((blocks,), torch.float32)}
-
     def decode(self, state: State, name: str, work: torch.dtype) -> Tensor:
         codes: Tensor = state[f"{name}.codes"]
         value = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
-        decode_moment(value, codes, state[f"{name}.scales"], second=_is_second(name))
+        decode_moment(value, codes, state[f"{name}.scales"], second=is_second(name))
         return value.to(work)
 
     def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
-        entries = self.layout(name, tuple(value.shape), value.dtype)
-        codes, scales = (_room(state, key, torch.Size(shape), dtype) for key, (shape, dtype) in entries.items())
-        second = _is_second(name)
+        entries = self.layout(name, tuple(value.shape), name_of(value.dtype)).items()
+        codes, scales = (_room(state, key, torch.Size(shape), dtype_of(dtype)) for key, (shape, dtype) in entries)
+        second = is_second(name)
         encode_moment(codes, scales, value.float().contiguous(), second=second, seed=draw.seed, step=draw.step)
 
 
 _MOMENT_CODECS: dict[str, Codec] = {"float32": Float32(), "bfloat16": StochasticBFloat16(), "int8": Blocks8()}
-MOMENT_DTYPES = ("auto", *_MOMENT_CODECS)
+_BASIS_CODECS: dict[str, Float32 | BFloat16] = {"float32": Float32(), "bfloat16": BFloat16()}
 
 
 def moment_codec(name: str, weight: Tensor) -> Codec:
-    """The codec of the moments of `weight` that the key `moment_dtype` calls `name`.
-
-    "auto" takes no more than the weight's own width: bfloat16 without bias for bfloat16 weights, else the working
-    precision. It is the working precision also where a device has no kernel for the other.
-    """
-    if name == "auto":
-        name = "bfloat16" if weight.dtype == torch.bfloat16 and not guard.deferred(weight.device) else "float32"
-    return _MOMENT_CODECS[name]
+    """The codec of the moments of `weight` that the key `moment_dtype` calls `name`."""
+    return _MOMENT_CODECS[moment_storage(name, name_of(weight.dtype), host=not guard.deferred(weight.device))]
 
 
 def basis_codec(weight: torch.dtype) -> Float32 | BFloat16:
-    """The default codec of a basis: bfloat16 for bfloat16 weights, else the working precision."""
-    return BFloat16() if weight == torch.bfloat16 else Float32()
+    """The default codec of a basis."""
+    return _BASIS_CODECS[basis_storage(name_of(weight))]
 
 
 def _hold(state: State, name: str, value: Tensor, dtype: torch.dtype) -> None:
@@ -171,7 +159,3 @@ def _room(state: State, name: str, shape: torch.Size, dtype: torch.dtype, device
         # Of its own: a basis may arrive as a view that would keep a whole SVD factor alive.
         held = state[name] = torch.empty(shape, dtype=dtype, device=device)
     return held
-
-
-def _is_second(name: str) -> bool:
-    return name == "exp_avg_sq"

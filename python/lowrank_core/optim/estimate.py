@@ -1,68 +1,58 @@
-"""Memory before a run: bytes of optimizer state from shapes."""
+"""Memory before a run, of modules too: bytes of optimizer state."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import prod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lowrank_core.optim.checks import require
+from lowrank_core.checks import require
+from lowrank_core.memory import estimate as memory
+from lowrank_core.memory.estimate import DECIDING, OP, Keys, Shapes, Weight
+from lowrank_core.memory.plan import EXCLUDED
+from lowrank_core.optim import guard
+from lowrank_core.optim.codecs import name_of
 from lowrank_core.optim.galore import GaLoreAdamW
-from lowrank_core.optim.geometry import place
-from lowrank_core.optim.groups import EXCLUDED, param_groups
+from lowrank_core.optim.groups import split
 from lowrank_core.optim.targets import ALL_LINEAR
 
-_OP = "estimate_state_bytes"
 _CLASSES: dict[str, type[GaLoreAdamW]] = {"galore": GaLoreAdamW}
-_TO_COME = (
-    "qgalore",
-    "adarankgrad",
-    "dct",
-    "trion",
-    "dion2",
-    "fira",
-    "frugal",
-    "flora",
-    "coap",
-    "apollo",
-    "ldadam",
-    "lisa",
-)
-_STEP_BYTES = 4  # torch's count of steps is a float32
-
-Shape = Iterable[int]
 
 
 def estimate_state_bytes(
-    model_or_shapes: nn.Module | Mapping[str, Shape] | Iterable[Shape],
+    model_or_shapes: nn.Module | Shapes,
     optimizer: str = "galore",
     *,
-    rank: int = 128,
-    dtype: torch.dtype | None = None,
+    rank: int | None = 128,
+    dtype: torch.dtype | str | None = None,
     target_modules: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
-    **group_keys: Any,
+    others: Mapping[str, Any] | None = None,
+    **keys: Any,
 ) -> int:
     """Bytes of state that `optimizer` holds once every parameter has taken a step, exact to the byte.
 
     Equals `optimizer.state_bytes()` of the run ("galore"), or what torch.optim.AdamW holds ("adamw").
+    `lowrank_core.memory.estimate_state_bytes` does the same for shapes and needs no torch.
 
     Args:
-      model_or_shapes: a module, whose trainable parameters are split as by `param_groups`; or shapes by name,
-        of which those with a word of `exclude` in their name are for plain AdamW; or shapes alone, none
-        excluded.
+      model_or_shapes: a module, on the meta device too, whose trainable parameters are split as by
+        `param_groups`; or shapes by name, of which those with a word of `exclude` in their name are for plain
+        AdamW; or shapes alone, none excluded.
       optimizer: "adamw" or "galore".
-      rank: of the optimizers that have one.
+      rank: of the optimizers that have one; None: their own default.
       dtype: of the weights; None means the module's own, or float32 for shapes.
       target_modules, exclude: as in `param_groups`; the former for a module only, the latter not for shapes
         alone.
-      group_keys: as in `param_groups`, such as `proj_type`.
+      others: as in `param_groups`: keys that hold for what is not projected alone; for a module only.
+      keys: as given to the optimizer, such as `proj_type` or `moment_dtype`.
 
     Raises:
-      ValueError: an unknown name, or an argument that has no meaning for `model_or_shapes`.
+      TypeError: a key that the optimizer does not have.
+      ValueError: an unknown name, a value out of its range, or an argument that has no meaning for
+        `model_or_shapes`.
       NotImplementedError: an optimizer that this version does not have yet.
 
     Example:
@@ -72,82 +62,50 @@ def estimate_state_bytes(
       >>> adamw, round(estimate_state_bytes(shapes, "galore", rank=128) / adamw, 3)
       (721420296, 0.037)
     """
-    known = ("adamw", *_CLASSES)
-    if optimizer in _TO_COME:
-        raise NotImplementedError(
-            f"{_OP}: `optimizer` must be one of {', '.join(known)} in this version, got {optimizer!r}"
-        )
-    require(optimizer in known, _OP, "optimizer", f"be one of {', '.join(known)}", optimizer)
-    named = isinstance(model_or_shapes, (nn.Module, Mapping))
-    require(named or exclude is None, _OP, "exclude", "be left out where shapes have no names", exclude)
-    whole = isinstance(model_or_shapes, nn.Module)
-    require(whole or target_modules is None, _OP, "target_modules", "be left out without a module", target_modules)
-    if optimizer == "adamw":
-        return sum(2 * w.numel() * w.element_size() + _STEP_BYTES for _, w in _named_weights(model_or_shapes, dtype))
-    words = EXCLUDED if exclude is None else (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    keys = {"rank": rank, **group_keys}
+    memory.require_optimizer(optimizer)
+    name = dtype if dtype is None or isinstance(dtype, str) else name_of(dtype)
+    deciding = _deciding(optimizer, keys, others or {})
     if isinstance(model_or_shapes, nn.Module):
-        groups = param_groups(model_or_shapes, target_modules or ALL_LINEAR, words, verbose=False, **keys)
-        for group in groups:
-            group["params"] = [(name, _meta(p.shape, dtype or p.dtype)) for name, p in group["params"]]
+        words = EXCLUDED if exclude is None else exclude
+        targets = ALL_LINEAR if target_modules is None else target_modules
+        if name is not None:
+            memory.require_dtype(name)
+        if optimizer == "adamw":
+            return sum(memory.adamw_bytes(_weight(p, name)) for p in model_or_shapes.parameters() if p.requires_grad)
+        return _projecting_bytes(model_or_shapes, name, targets, words, others, memory.keys_of(rank, **deciding))
+    for arg, value in (("target_modules", target_modules), ("others", others)):
+        require(value is None, OP, arg, "be left out without a module", value)
+    shapes, name = model_or_shapes, "float32" if name is None else name
+    return memory.estimate_state_bytes(shapes, optimizer, rank=rank, dtype=name, exclude=exclude, **deciding)
+
+
+def _deciding(optimizer: str, keys: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `keys` that decide bytes. Raises as the optimizer does for keys and values that it does not take."""
+    if optimizer == "adamw":
+        names = ", ".join([*keys, *others])
+        require(not names, OP, "keys", "be left out for adamw, whose state they do not change", names)
     else:
-        weights = dict(_named_weights(model_or_shapes, dtype))
-        excluded = {name for name in weights if named and any(word in name for word in words)}
-        plain = [(name, weight) for name, weight in weights.items() if name in excluded]
-        projected = [(name, weight) for name, weight in weights.items() if name not in excluded]
-        groups = [{"params": plain}, {"params": projected, **keys}]
-    return _CLASSES[optimizer]([g for g in groups if g["params"]], rank=None).planned_state_bytes()
+        for given in (keys, {**keys, **others}):
+            _CLASSES[optimizer]([torch.empty(0, device="meta")], rank=None, **given)
+    return {key: value for key, value in keys.items() if key in DECIDING}
 
 
-def formula_state_bytes(
-    projected: Iterable[Shape],
-    others: int,
-    *,
-    rank: int,
-    proj_type: str = "std",
-    basis_bytes: float = 2,
-    moment_bytes: float = 2,
-    other_bytes: float = 2,
-) -> float:
-    """The published accounting: bases and moments alone, at any width.
-
-    sum over projected weights of basis_bytes s r + 2 moment_bytes l r, and 2 other_bytes for every other
-    parameter. Counts no step counters and no scales of quantized blocks, so it is no estimate of a run: that
-    is `estimate_state_bytes`.
-
-    Args:
-      projected: shapes of the projected weights, rank below min(m, n).
-      others: how many parameters all others have together.
-      rank, proj_type: as in the optimizer.
-      basis_bytes, moment_bytes, other_bytes: bytes per element of a basis, of a moment of a projected weight,
-        and of a moment of the others.
-
-    Source: the accounting behind the memory figures of COAP (arXiv:2412.00071), which it reproduces.
-
-    Example:
-      >>> from lowrank_core.optim import formula_state_bytes
-      >>> formula_state_bytes([(11008, 4096)], others=0, rank=128)
-      6684672
-    """
-    total = 2 * others * other_bytes
-    for shape in projected:
-        where, note = place(tuple(shape), rank, proj_type)
-        if where is None:
-            raise ValueError(f"formula_state_bytes: `projected` must be projectable, got {tuple(shape)}: {note}")
-        total += sum(prod(basis) for _, _, basis in where.bases()) * basis_bytes
-        total += 2 * prod(where.low_shape) * moment_bytes
+def _projecting_bytes(
+    model: nn.Module,
+    dtype: str | None,
+    targets: str | Iterable[str],
+    exclude: str | Iterable[str],
+    others: Mapping[str, Any] | None,
+    keys: Keys,
+) -> int:
+    sides = {"proj_type": keys.proj_type, "force_projection": keys.force_projection}
+    groups, _ = split(OP, model, targets, exclude, keys.rank, others, sides)
+    total = 0
+    for group in groups:
+        held_by = keys.plain(others) if group["rank"] is None else keys
+        total += sum(memory.projecting_bytes(_weight(param, dtype), held_by) for _, param in group["params"])
     return total
 
 
-def _named_weights(
-    model_or_shapes: nn.Module | Mapping[str, Shape] | Iterable[Shape], dtype: torch.dtype | None
-) -> list[tuple[str, torch.Tensor]]:
-    if isinstance(model_or_shapes, nn.Module):
-        named = model_or_shapes.named_parameters()
-        return [(name, _meta(p.shape, dtype or p.dtype)) for name, p in named if p.requires_grad]
-    shapes = model_or_shapes.items() if isinstance(model_or_shapes, Mapping) else enumerate(model_or_shapes)
-    return [(str(name), _meta(shape, dtype or torch.float32)) for name, shape in shapes]
-
-
-def _meta(shape: Shape, dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty(tuple(shape), dtype=dtype, device="meta")  # a shape and a dtype, no memory
+def _weight(param: Tensor, dtype: str | None) -> Weight:
+    return Weight(tuple(param.shape), dtype or name_of(param.dtype), host=not guard.deferred(param.device))

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from lowrank_core.checks import require_choice
+from lowrank_core.memory.storage import MOMENT_DTYPES
 from lowrank_core.optim.base import Params
-from lowrank_core.optim.checks import require_choice
-from lowrank_core.optim.codecs import MOMENT_DTYPES, basis_codec, moment_codec
+from lowrank_core.optim.codecs import basis_codec, moment_codec
 from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.projectors import ExactSVD, RandomizedSVD

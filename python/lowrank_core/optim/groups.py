@@ -8,12 +8,10 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from lowrank_core.optim.checks import is_count, require, require_choice
-from lowrank_core.optim.geometry import PROJ_TYPES, is_matrix, place, shorter_side
-from lowrank_core.optim.plan import PlanRow, format_plan, plan_row
-from lowrank_core.optim.targets import ALL_LINEAR, find_targets, names_of, words_of
-
-EXCLUDED = ("embed", "lm_head")
+from lowrank_core.checks import is_count, require, require_choice, words_of
+from lowrank_core.memory.geometry import PROJ_TYPES, is_matrix, place, shorter_side
+from lowrank_core.memory.plan import EXCLUDED, PlanRow, format_plan, plan_row
+from lowrank_core.optim.targets import ALL_LINEAR, find_targets, names_of
 
 
 def param_groups(

@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lowrank_core.optim.codecs import Codec, Draw, Layout, State, work_dtype
-from lowrank_core.optim.geometry import Geometry, place
+from lowrank_core.memory.geometry import Geometry, place
+from lowrank_core.memory.storage import Layout, state_layout
+from lowrank_core.optim.codecs import Codec, Draw, State, name_of, work_dtype
 from lowrank_core.optim.projectors import Bases, NoProjection, Projector, Space
 from lowrank_core.optim.residuals import Drop, Residual
 from lowrank_core.optim.rules import Moments, Rule
@@ -36,16 +37,16 @@ class Parts:
 
     def layout(self, slot: Slot) -> Layout:
         """Every tensor in the state of a parameter that has its moments, by key."""
-        weight, geometry = slot.weight.dtype, slot.geometry
-        entries: Layout = {"step": ((), torch.float32)}
-        if geometry is not None:
-            entries["proj.captured"] = ((), torch.float32)
-            for key, _, shape in geometry.bases():
-                entries |= self.basis_codec.layout(key, shape, weight)
-            entries |= self.residual.layout(geometry, weight)
-        for name in self.rule.moments:
-            entries |= self.codec_of(slot).layout(name, slot.low_shape, weight)
-        return entries
+        weight, geometry = name_of(slot.weight.dtype), slot.geometry
+        return state_layout(
+            geometry,
+            tuple(slot.weight.shape),
+            weight,
+            moments=self.rule.moments,
+            moment=self.codec_of(slot),
+            basis=self.basis_codec,
+            residual={} if geometry is None else self.residual.layout(geometry, weight),
+        )
 
     def bases(self, slot: Slot, state: State) -> Bases:
         """The bases held in `state`, decoded; empty where there are none (yet)."""

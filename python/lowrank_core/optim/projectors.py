@@ -9,10 +9,10 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lowrank_core.checks import is_count, is_number, require
+from lowrank_core.memory.geometry import Geometry, Side
 from lowrank_core.ops import project, project_back, range_finder_list, rsvd
-from lowrank_core.optim.checks import is_count, is_number, require
 from lowrank_core.optim.codecs import work_dtype
-from lowrank_core.optim.geometry import Geometry, Side
 from lowrank_core.optim.rules import Direction, Turn
 
 Bases = dict[str, Tensor]  # "left": [m, r], "right": [n, r]; decoded to the working dtype

@@ -6,19 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from lowrank_core.optim.codecs import Layout, State
-from lowrank_core.optim.geometry import Geometry
+from lowrank_core.memory.geometry import Geometry
+from lowrank_core.memory.storage import Layout
+from lowrank_core.optim.codecs import State
 from lowrank_core.optim.rules import Direction
 
 
 class Residual(Protocol):
     """Makes the direction of a projected weight from that of the subspace and from the whole gradient."""
 
-    def layout(self, geometry: Geometry, weight: torch.dtype) -> Layout:
-        """The tensors that it keeps in the state itself, from the first step on: `residual.<field>`."""
+    def layout(self, geometry: Geometry, weight: str) -> Layout:
+        """The tensors that it keeps in the state itself, from the first step on: `residual.<field>`.
+
+        `weight` is the name of the weight's dtype.
+        """
         ...
 
     def complete(
@@ -45,7 +48,7 @@ class Residual(Protocol):
 class Drop:
     """The rest is dropped: the direction is lifted and nothing is added (GaLore)."""
 
-    def layout(self, geometry: Geometry, weight: torch.dtype) -> Layout:
+    def layout(self, geometry: Geometry, weight: str) -> Layout:
         return {}
 
     def complete(

@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lowrank_core.optim.checks import is_number, require
+from lowrank_core.checks import is_number, require
+from lowrank_core.memory.storage import ADAM_MOMENTS
 
 Moments = dict[str, Tensor]
 
@@ -93,7 +94,7 @@ class Adam:
 
     @property
     def moments(self) -> tuple[str, ...]:
-        return ("exp_avg", "exp_avg_sq")
+        return ADAM_MOMENTS
 
     def update(self, grad: Tensor, moments: Moments, step: float | Tensor) -> Direction:
         beta1, beta2 = self.betas

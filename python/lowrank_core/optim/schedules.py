@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from lowrank_core.optim.checks import is_count, require
+from lowrank_core.checks import is_count, require
 from lowrank_core.optim.codecs import State
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lowrank_core.optim.checks import require
-from lowrank_core.optim.geometry import is_matrix
-from lowrank_core.optim.plan import numberless
+from lowrank_core.checks import require, words_of
+from lowrank_core.memory.geometry import is_matrix
+from lowrank_core.memory.plan import numberless
 
 ALL_LINEAR = "all-linear"
 _LINEAR_WEIGHTS = ("weight", "weight_v", "weight_orig")  # the latter by weight_norm and spectral_norm of torch.nn.utils
@@ -37,14 +37,6 @@ def names_of(op: str, model: nn.Module) -> Names:
         require(not is_lazy(param), op, "model", rule, type(model).__name__, "run a batch through it first")
         names.setdefault(param, []).append(name)
     return names
-
-
-def words_of(op: str, arg: str, value: str | Iterable[str]) -> tuple[str, ...]:
-    """One word or several as a tuple; raises ValueError where there is no word in it, or an empty one."""
-    words = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
-    rule = "be a word or several, none of them empty"
-    require(all(isinstance(word, str) and word for word in words), op, arg, rule, value)
-    return words
 
 
 def find_targets(op: str, model: nn.Module, names: Names, target_modules: str | Iterable[str]) -> set[Tensor]:

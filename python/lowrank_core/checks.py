@@ -1,4 +1,4 @@
-"""The one form of a refusal in `lowrank_core.optim`."""
+"""The one form of a refusal in `lowrank_core.optim` and `lowrank_core.memory`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,14 @@ def require_choice(op: str, arg: str, value: object, options: Iterable[str | Non
     options = tuple(options)
     known = value is None or isinstance(value, str)
     require(known and value in options, op, arg, f"be one of {', '.join(map(str, options))}", value)
+
+
+def words_of(op: str, arg: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    """One word or several as a tuple; raises ValueError where there is no word in it, or an empty one."""
+    words = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    rule = "be a word or several, none of them empty"
+    require(all(isinstance(word, str) and word for word in words), op, arg, rule, value)
+    return words
 
 
 def is_count(value: object, least: int) -> bool:

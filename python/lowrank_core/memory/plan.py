@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from lowrank_core.optim.geometry import Geometry
+from lowrank_core.memory.geometry import Geometry
+
+EXCLUDED = ("embed", "lm_head")  # words in the names of what is left to plain AdamW by default
 
 
 class PlanRow(NamedTuple):

@@ -1,0 +1,5 @@
+"""Memory of optimizer state from shapes alone, and where a weight is projected. Needs NumPy, not torch."""
+
+from lowrank_core.memory.estimate import estimate_state_bytes, formula_state_bytes
+
+__all__ = ["estimate_state_bytes", "formula_state_bytes"]

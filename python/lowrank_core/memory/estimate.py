@@ -1,0 +1,224 @@
+"""Memory before a run: bytes of optimizer state from shapes. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from math import prod
+from typing import Any, NamedTuple
+
+from lowrank_core.checks import is_count, require, require_choice, words_of
+from lowrank_core.memory.geometry import PROJ_TYPES, place
+from lowrank_core.memory.plan import EXCLUDED
+from lowrank_core.memory.storage import (
+    ADAM_MOMENTS,
+    ITEM_SIZES,
+    MOMENT_DTYPES,
+    STORAGES,
+    basis_storage,
+    layout_bytes,
+    moment_storage,
+    real_view,
+    state_layout,
+)
+
+OP = "estimate_state_bytes"
+PROJECTING = ("galore",)
+OPTIMIZERS = ("adamw", *PROJECTING)
+_TO_COME = (
+    "qgalore",
+    "adarankgrad",
+    "dct",
+    "trion",
+    "dion2",
+    "fira",
+    "frugal",
+    "flora",
+    "coap",
+    "apollo",
+    "ldadam",
+    "lisa",
+)
+_STEP_BYTES = 4  # torch's count of steps is a float32
+_WEIGHTS = ("float32", "float64", "bfloat16", "float16", "complex64", "complex128", "complex32")
+
+Shape = Iterable[int]
+Shapes = Mapping[str, Shape] | Iterable[Shape]
+
+
+class Weight(NamedTuple):
+    """What memory depends on of one trainable parameter."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    host: bool = True  # False: on an accelerator
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of a group that decide its bytes, with the defaults of GaLoreAdamW.
+
+    Raises:
+      ValueError: a value is out of its range.
+    """
+
+    rank: int | None = 128
+    proj_type: str = "std"
+    force_projection: bool = False
+    moment_dtype: str = "auto"
+    plain_moment_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.rank is None or is_count(self.rank, 1), OP, "rank", "be an int >= 1 or None", self.rank)
+        require_choice(OP, "proj_type", self.proj_type, PROJ_TYPES)
+        force = self.force_projection
+        require(isinstance(force, bool), OP, "force_projection", "be True or False", force)
+        require_choice(OP, "moment_dtype", self.moment_dtype, MOMENT_DTYPES)
+        require_choice(OP, "plain_moment_dtype", self.plain_moment_dtype, (None, *MOMENT_DTYPES))
+
+    def plain(self, others: Mapping[str, Any] | None) -> Keys:
+        """Of what is not projected: these without a rank, and with those of `others` that decide bytes."""
+        own = {key: value for key, value in (others or {}).items() if key in DECIDING}
+        return replace(self, **{**own, "rank": None})
+
+
+DECIDING = frozenset(field.name for field in fields(Keys)) - {"rank"}
+
+
+def estimate_state_bytes(
+    shapes: Shapes,
+    optimizer: str = "galore",
+    *,
+    rank: int | None = 128,
+    dtype: str = "float32",
+    exclude: str | Iterable[str] | None = None,
+    proj_type: str = Keys.proj_type,
+    force_projection: bool = Keys.force_projection,
+    moment_dtype: str = Keys.moment_dtype,
+    plain_moment_dtype: str | None = Keys.plain_moment_dtype,
+) -> int:
+    """Bytes of state that `optimizer` holds once every parameter has taken a step, exact to the byte.
+
+    Equals `optimizer.state_bytes()` of a run on the CPU ("galore"), or what torch.optim.AdamW holds ("adamw").
+    `lowrank_core.optim.estimate_state_bytes` takes modules too, and needs torch; this needs none.
+
+    Args:
+      shapes: by name, of which those with a word of `exclude` in their name are for plain AdamW; or shapes
+        alone, none excluded.
+      optimizer: "adamw" or "galore".
+      rank: of the optimizers that have one; None: their own default.
+      dtype: name of the weights' dtype, such as "bfloat16".
+      exclude: a word or several; None: "embed" and "lm_head".
+      proj_type, force_projection, moment_dtype, plain_moment_dtype: as given to the optimizer.
+
+    Raises:
+      ValueError: an unknown name, a value out of its range, or `exclude` for shapes without names.
+      NotImplementedError: an optimizer that this version does not have yet.
+
+    Example:
+      >>> from lowrank_core.memory import estimate_state_bytes
+      >>> shapes = {"embed.weight": (32000, 4096), "up.weight": (11008, 4096)}
+      >>> adamw = estimate_state_bytes(shapes, "adamw", dtype="bfloat16")
+      >>> adamw, estimate_state_bytes(shapes, rank=128, dtype="bfloat16", plain_moment_dtype="int8")
+      (704643080, 272924684)
+    """
+    require_optimizer(optimizer)
+    require_dtype(dtype)
+    named = isinstance(shapes, Mapping)
+    require(named or exclude is None, OP, "exclude", "be left out where shapes have no names", exclude)
+    words = words_of(OP, "exclude", EXCLUDED if exclude is None else exclude) if named else ()
+    weights = [(name, Weight(shape, dtype)) for name, shape in _shapes(shapes)]
+    if optimizer == "adamw":
+        return sum(adamw_bytes(weight) for _, weight in weights)
+    keys = keys_of(rank, proj_type, force_projection, moment_dtype, plain_moment_dtype)
+    plain = keys.plain(None)
+    by_name = {name: plain if any(word in name for word in words) else keys for name, _ in weights}
+    return sum(projecting_bytes(weight, by_name[name]) for name, weight in weights)
+
+
+def require_optimizer(optimizer: str) -> None:
+    """Raises unless `optimizer` is the name of one whose memory is known."""
+    known = ", ".join(OPTIMIZERS)
+    if optimizer in _TO_COME:
+        raise NotImplementedError(f"{OP}: `optimizer` must be one of {known} in this version, got {optimizer!r}")
+    require_choice(OP, "optimizer", optimizer, OPTIMIZERS)
+
+
+def require_dtype(dtype: str) -> None:
+    """Raises unless `dtype` is the name of one that trains."""
+    require_choice(OP, "dtype", dtype, _WEIGHTS)
+
+
+def keys_of(rank: int | None, *args: Any, **keys: Any) -> Keys:
+    """The keys with the optimizer's own rank where `rank` is None."""
+    return Keys(Keys.rank if rank is None else rank, *args, **keys)
+
+
+def adamw_bytes(weight: Weight) -> int:
+    """What torch.optim.AdamW holds: two moments of the weight's dtype, a count."""
+    return 2 * prod(weight.shape) * ITEM_SIZES[weight.dtype] + _STEP_BYTES
+
+
+def projecting_bytes(weight: Weight, keys: Keys) -> int:
+    """What GaLoreAdamW holds."""
+    shape, dtype = real_view(weight.shape, weight.dtype)
+    complex_ = dtype != weight.dtype  # takes the plain path
+    where = None if complex_ else place(shape, keys.rank, keys.proj_type, keys.force_projection)[0]
+    key = keys.moment_dtype if where else keys.plain_moment_dtype or keys.moment_dtype
+    moment, basis = STORAGES[moment_storage(key, dtype, weight.host)], STORAGES[basis_storage(dtype)]
+    return layout_bytes(
+        state_layout(where, shape, dtype, moments=ADAM_MOMENTS, moment=moment, basis=basis, residual={})
+    )
+
+
+def formula_state_bytes(
+    projected: Iterable[Shape],
+    others: int,
+    *,
+    rank: int,
+    proj_type: str = "std",
+    basis_bytes: float = 2,
+    moment_bytes: float = 2,
+    other_bytes: float = 2,
+) -> float:
+    """The published accounting: bases and moments alone, at any width.
+
+    sum over projected weights of basis_bytes s r + 2 moment_bytes l r, and 2 other_bytes for every other
+    parameter. Counts no step counters and no scales of quantized blocks, so it is no estimate of a run: that
+    is `estimate_state_bytes`.
+
+    Args:
+      projected: shapes of the projected weights, rank below min(m, n).
+      others: how many parameters all others have together.
+      rank, proj_type: as in the optimizer.
+      basis_bytes, moment_bytes, other_bytes: bytes per element of a basis, of a moment of a projected weight,
+        and of a moment of the others.
+
+    Source: the accounting behind the memory figures of COAP (arXiv:2412.00071), which it reproduces.
+
+    Example:
+      >>> from lowrank_core.memory import formula_state_bytes
+      >>> formula_state_bytes([(11008, 4096)], others=0, rank=128)
+      6684672
+    """
+    total = 2 * others * other_bytes
+    for shape in projected:
+        where, note = place(tuple(shape), rank, proj_type)
+        if where is None:
+            raise ValueError(f"formula_state_bytes: `projected` must be projectable, got {tuple(shape)}: {note}")
+        total += sum(prod(basis) for _, _, basis in where.bases()) * basis_bytes
+        total += 2 * prod(where.low_shape) * moment_bytes
+    return total
+
+
+def _shapes(shapes: Shapes) -> list[tuple[str, tuple[int, ...]]]:
+    """Names (positions where there are none) and shapes. Raises ValueError for what is no shape."""
+    rule = "be shapes by name, or shapes alone, of whole numbers >= 0"
+    require(isinstance(shapes, Iterable) and not isinstance(shapes, str), OP, "shapes", rule, shapes)
+    pairs = shapes.items() if isinstance(shapes, Mapping) else enumerate(shapes)
+    found = []
+    for name, shape in pairs:
+        sizes = tuple(shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else (None,)
+        require(all(is_count(size, 0) for size in sizes), OP, "shapes", rule, shape)
+        found.append((str(name), tuple(map(int, sizes))))
+    return found
