@@ -10,6 +10,7 @@ from lowrank_core.cli.options import flag, option, real, whole
 
 OPTIMIZERS = ("galore", "adamw")
 PROJ_TYPES = ("std", "reverse_std", "left", "right", "full")
+MOMENT_DTYPES = ("auto", "float32", "bfloat16", "int8")
 PRECISIONS = ("fp32", "bf16", "amp-bf16", "amp-fp16")
 # Of the matrices of attention and feed-forward, and of the rest. The best of docs/results/train_sweep.json.
 PEAK_LRS = {"galore": (5e-3, 5e-3), "adamw": (5e-4, 5e-4)}
@@ -20,6 +21,7 @@ GALORE: dict[str, Any] = {
     "projector": "rsvd",
     "moments": "keep",
     "moment_dtype": "auto",
+    "plain_moment_dtype": None,
     "rounding": "nearest",
 }
 _TUNED = "tuned per optimizer"
@@ -69,7 +71,9 @@ class TrainConfig:
     moments: str | None = option("galore", None, "what a refresh does to the moments", shown=GALORE["moments"],
                                  choices=("keep", "rotate"))
     moment_dtype: str | None = option("galore", None, "storage of moments", shown=GALORE["moment_dtype"],
-                                      choices=("auto", "float32", "bfloat16", "int8"))
+                                      choices=MOMENT_DTYPES)
+    plain_moment_dtype: str | None = option("galore", None, "of those of embedding, head and norms",
+                                            shown="as --moment-dtype", choices=MOMENT_DTYPES)
     rounding: str | None = option("galore", None, "of bfloat16 weights", shown=GALORE["rounding"],
                                   choices=("nearest", "stochastic"))
 
