@@ -6,7 +6,6 @@ import copy
 import io
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -169,4 +168,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 AnyOrder.TestCase.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
-TestAnyOrder = pytest.mark.usefixtures("one_thread")(AnyOrder.TestCase)
+TestAnyOrder = AnyOrder.TestCase
