@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lowrank_core.cli.config import PEAK_LRS, TrainConfig, resolve
+from lowrank_core.cli.config import GALORE, PEAK_LRS, TrainConfig, resolve
 from lowrank_core.cli.loop import lr_at
 from lowrank_core.cli.metrics import read
 from lowrank_core.cli.model import Decoder, ModelShape
@@ -60,8 +60,8 @@ def test_schedule_scales_both_rates(tiny, cli, tmp_path, run):
     from lowrank_core.cli import checkpoint
 
     rates = ["--lr-others", 0.02, "--compare", "adamw", "--compare-lr", 0.01, "--compare-lr-others", 0.02]
-    assert cli(*tiny, *rates, "--out", tmp_path).code == 0
-    shape = {"warmup": 3, "steps": 24, "min_ratio": 0.1}
+    assert cli(*tiny, *rates, "--min-lr-ratio", 0.25, "--out", tmp_path).code == 0
+    shape = {"warmup": 3, "steps": 24, "min_ratio": 0.25}
     for line in read(tmp_path / "metrics.jsonl"):
         if line["event"] == "train" and line["run"] == run:
             assert line["lr"] == lr_at(line["step"], peak=0.01, **shape)
@@ -86,3 +86,80 @@ def test_equal_rates_are_one_rate():
             stepped.step()
             stepped.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(parted.parameters(), whole.parameters(), strict=True))
+
+
+def test_schedule_rises_in_a_line_and_falls_to_its_floor():
+    """Powers of two: products and sums are exact, and so is the cosine at its ends and in its middle."""
+    shape = {"peak": 8.0, "warmup": 4, "steps": 20, "min_ratio": 0.25}
+    assert [lr_at(step, **shape) for step in (1, 2, 4, 12, 20)] == [2.0, 4.0, 8.0, 5.0, 2.0]
+    falling = [lr_at(step, **shape) for step in range(4, 21)]
+    assert falling == sorted(falling, reverse=True) and len(set(falling)) == 17
+
+
+OWN = {
+    "update_proj_gap": 7, "scale": 0.5, "proj_type": "reverse_std", "projector": "svd", "moments": "rotate",
+    "moment_dtype": "int8", "rounding": "stochastic",
+}  # fmt: skip
+SHARED = {"betas": (0.5, 0.75), "eps": 0.125}
+
+
+@pytest.mark.parametrize("name", ["galore", "adamw"])
+def test_every_option_reaches_its_optimizer(name):
+    assert OWN.keys() == GALORE.keys() and all(OWN[key] != GALORE[key] for key in OWN)
+    config = resolve(replace(SMALL, **SHARED, **OWN, precision="bf16", rank=3, seed=5, weight_decay=0.0625))
+    model, optimizer = built(name, config)
+    for key, value in {**SHARED, **({**OWN, "seed": 5} if name == "galore" else {})}.items():
+        assert set(by_name(model, optimizer, key).values()) == {value}, key
+    decays = by_name(model, optimizer, "weight_decay")
+    assert decays == {key: 0.0625 if p.ndim == 2 else 0.0 for key, p in model.named_parameters()}
+    if name == "galore":
+        assert by_name(model, optimizer, "rank") == {key: None if key in OTHERS else 3 for key in decays}
+    else:
+        assert type(optimizer) is torch.optim.AdamW and set(by_name(model, optimizer, "fused").values()) == {True}
+
+
+def test_defaults():
+    """What a run without options does, written a second time: a default that changes is a decision."""
+    config = resolve(TrainConfig(compare="adamw")).to_json()
+    assert config == {
+        "text": [], "val_fraction": 0.1, "dim": 256, "layers": 4, "heads": 4, "ffn": 688, "seq_len": 128,
+        "optimizer": "galore", "compare": "adamw", "lr": 0.005, "lr_others": 0.005, "compare_lr": 0.0005,
+        "compare_lr_others": 0.0005, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "rank": 64,
+        "update_proj_gap": 50, "scale": 0.25, "proj_type": "std", "projector": "rsvd", "moments": "keep",
+        "moment_dtype": "auto", "rounding": "nearest", "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
+        "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "seed": 0, "eval_every": 50, "eval_batches": 16,
+    }  # fmt: skip
+    assert TrainConfig().optimizer == "galore" and TrainConfig().compare is None
+
+
+def test_seed_decides_weights_batches_and_sketches(tiny, cli, tmp_path, monkeypatch):
+    from lowrank_core.cli import loop
+
+    runs, seeds = [], set()
+    start, draw = loop.Run.__init__, loop.training_batch
+    monkeypatch.setattr(loop.Run, "__init__", lambda run, *a: (runs.append(run), start(run, *a))[1])
+    monkeypatch.setattr(loop, "training_batch", lambda *a, **k: (seeds.add(k["seed"]), draw(*a, **k))[1])
+    first: list[dict[str, torch.Tensor]] = []
+    build = loop.build_optimizer
+    monkeypatch.setattr(
+        loop,
+        "build_optimizer",
+        lambda name, model, config: (
+            first.append({key: p.detach().clone() for key, p in model.named_parameters()}),
+            build(name, model, config),
+        )[1],
+    )
+    assert cli(*tiny, "--seed", 5, "--out", tmp_path).code == 0
+    assert seeds == {5} and {group["seed"] for group in runs[0].optimizer.param_groups} == {5}
+    model = Decoder(ModelShape(16, 1, 2, 24, 16), seed=5)
+    assert all(torch.equal(p, first[0][key]) for key, p in model.named_parameters())
+
+
+def test_gradients_are_clipped_after_the_loss_scale_is_taken_off(tiny, cli, tmp_path):
+    """The norm that clipping sees is that of float32 but for float16's rounding, not 2^16 times as large."""
+    norms = {}
+    for precision in ("fp32", "amp-fp16"):
+        assert cli(*tiny, "--precision", precision, "--clip", 0.5, "--out", tmp_path / precision).code == 0
+        lines = read(tmp_path / precision / "metrics.jsonl")
+        norms[precision] = next(line["grad_norm"] for line in lines if line["event"] == "train")
+    assert norms["fp32"] / 2 < norms["amp-fp16"] < 2 * norms["fp32"]
