@@ -104,15 +104,20 @@ def _neighbours(ladder: Ladder, rows: list[dict[str, Any]]) -> tuple[Any, ...]:
     return ladder.values[max(0, at - 1) : at + 2]
 
 
+def keep(trials: dict[str, list[dict[str, Any]]]) -> None:
+    """Writes docs/results/train_sweep.json, after every turn: a search that is stopped has its best so far."""
+    chosen = {optimizer: best(rows) for optimizer, rows in trials.items()}
+    chosen["adamw, one rate"] = best([row for row in trials["adamw"] if row["point"]["others"] == 1.0])
+    write("train_sweep", seed=SEED, trials_of_each=TRIALS, best=chosen, trials=trials)
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     # In turns: where this is stopped, all have had the same number of trials.
     trials: dict[str, list[dict[str, Any]]] = {}
     for grown in zip_longest(*map(search, SEARCH)):
         trials.update((name, rows) for name, rows in zip(SEARCH, grown, strict=True) if rows)
-    chosen = {optimizer: best(rows) for optimizer, rows in trials.items()}
-    chosen["adamw, one rate"] = best([row for row in trials["adamw"] if row["point"]["others"] == 1.0])
-    write("train_sweep", seed=SEED, best=chosen, trials=trials)
+        keep(trials)
 
 
 if __name__ == "__main__":
