@@ -124,7 +124,7 @@ def test_defaults():
     assert config == {
         "text": [], "val_fraction": 0.1, "dim": 256, "layers": 4, "heads": 4, "ffn": 688, "seq_len": 128,
         "optimizer": "galore", "compare": "adamw", "lr": 0.005, "lr_others": 0.005, "compare_lr": 0.0005,
-        "compare_lr_others": 0.0005, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "rank": 64,
+        "compare_lr_others": 0.005, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "rank": 64,
         "update_proj_gap": 50, "scale": 0.25, "proj_type": "std", "projector": "rsvd", "moments": "keep",
         "moment_dtype": "auto", "rounding": "nearest", "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
         "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "seed": 0, "eval_every": 50, "eval_batches": 16,
