@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lowrank_core.memory import estimate as memory
 from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, formula_state_bytes, param_groups, projectors, rules
 from lowrank_core.optim.schedules import FixedGap
 from optim_cases import draw, same
@@ -33,6 +34,8 @@ GALORE: dict[str, Any] = {
     "force_projection": False,
     "maximize": False,
 }
+# Of those, what decides the bytes of the state; it stands once more where torch is not needed.
+DECIDING = {key: GALORE[key] for key in ("rank", "proj_type", "force_projection", "moment_dtype", "plain_moment_dtype")}
 # Of everything else in the folder that is called with arguments.
 OTHERS: list[tuple[Any, dict[str, Any]]] = [
     (
@@ -47,8 +50,17 @@ OTHERS: list[tuple[Any, dict[str, Any]]] = [
     ),
     (
         estimate_state_bytes,
-        {"optimizer": "galore", "rank": 128, "dtype": None, "target_modules": None, "exclude": None},
+        {
+            "optimizer": "galore",
+            "rank": 128,
+            "dtype": None,
+            "target_modules": None,
+            "exclude": None,
+            "others": None,
+        },
     ),
+    (memory.Keys, DECIDING),
+    (memory.estimate_state_bytes, {"optimizer": "galore", "dtype": "float32", "exclude": None, **DECIDING}),
     (formula_state_bytes, {"proj_type": "std", "basis_bytes": 2, "moment_bytes": 2, "other_bytes": 2}),
     (projectors.RandomizedSVD, {"scale": 1.0, "oversample": 10, "niter": 2, "warm_niter": 1}),
     (projectors.ExactSVD, {"scale": 1.0}),
