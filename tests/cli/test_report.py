@@ -105,7 +105,8 @@ def test_single_run_has_a_report_too(text, cli, tmp_path):
     outcome = cli("train", "--text", text, *TINY, "--optimizer", "adamw", "--out", tmp_path)
     assert outcome.code == 0 and "GaLore" not in outcome.out
     assert_png((tmp_path / "report.png").read_bytes())
-    assert "no projected matrices in this run" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "no projected matrices in this run" in page and "<th>--compare</th><td>unset</td>" in page
 
 
 def test_plots_survive_missing_values():

@@ -179,10 +179,11 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str, st
     """The first option of `one` whose value in `other` differs: its flag and both values in words."""
     for name, value in one.items():
         if value != other.get(name):
-            return flag(name), _words(value), _words(other.get(name))
+            return flag(name), in_words(value), in_words(other.get(name))
     return None
 
 
-def _words(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """The value of an option as a reader meets it."""
     text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return "unset" if value is None or not text else text

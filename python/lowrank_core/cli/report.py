@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lowrank_core.cli.config import TrainConfig
+from lowrank_core.cli.config import TrainConfig, in_words
 from lowrank_core.cli.environment import environment
 from lowrank_core.cli.files import METRICS_FILE, write_atomic
 from lowrank_core.cli.metrics import read
@@ -68,7 +67,7 @@ def what_it_buys(rows: list[Row]) -> str:
 def _parts(config: TrainConfig, rows: list[Row], plots: list[str], where: dict[str, Any]) -> list[str]:
     columns = [[name, *values] for name, *values in zip(_HEAD, *map(_cells, rows), strict=True)]
     place = [(name, str(value)) for name, value in {**where["versions"], **where["machine"]}.items()]
-    options = [(flag(name), _words(value)) for name, value in config.to_json().items()]
+    options = [(flag(name), in_words(value)) for name, value in config.to_json().items()]
     meaning = what_it_buys(rows)
     return [
         html_table(columns[0], columns[1:], "numbers"),
@@ -102,7 +101,3 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row['seconds_per_step']:.3f}",
         f"{row['seconds']:.1f}",
     )
-
-
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
