@@ -143,6 +143,28 @@ def test_vectors_in_two_dimensions_are_no_targets() -> None:
         param_groups(model, ["1.weight"], rank=4)
 
 
+def test_complex_matrices_are_no_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Linear(9, 7), nn.Linear(7, 9, dtype=torch.complex64))
+    groups = param_groups(model, ["weight"], rank=4)
+    plan = {row.name: row for row in GaLoreAdamW(groups).plan()}
+    assert [name for name, row in plan.items() if row.projected] == ["0.weight"]
+    assert [name for name, _ in groups[-1]["params"]] == ["0.weight"]
+    line = next(line for line in capsys.readouterr().out.splitlines() if "9x7" in line)
+    assert line.split()[-1] == plan["1.weight"].reason == "complex"
+    assert projected(model) == ["0.weight"]
+
+
+def test_a_frozen_lazy_layer_is_nobodys_business() -> None:
+    model = nn.Sequential(nn.Linear(9, 7), nn.LazyLinear(6))
+    model[1].weight.requires_grad = model[1].bias.requires_grad = False
+    for targets in ("all-linear", ["weight"], r"0\.weight"):
+        assert projected(model, targets) == ["0.weight"]
+
+
+def test_normed_weights_are_excluded_by_their_own_name() -> None:
+    assert projected(Model(), exclude="normed.weight") == [name for name in LINEAR if name != DIRECTION]
+
+
 def test_tied_weights_answer_to_all_their_names() -> None:
     model = Model()
     model.head.weight = model.embed.weight

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from lowrank_core.checks import is_count, require, require_choice, words_of
-from lowrank_core.memory.geometry import PROJ_TYPES, is_matrix, place, shorter_side
+from lowrank_core.memory.geometry import PROJ_TYPES, place, shorter_side
 from lowrank_core.memory.plan import EXCLUDED, PlanRow, format_plan, plan_row
-from lowrank_core.optim.targets import ALL_LINEAR, find_targets, names_of
+from lowrank_core.optim.targets import ALL_LINEAR, can_be_target, find_targets, names_of
 
 
 def param_groups(
@@ -32,8 +32,8 @@ def param_groups(
 
     A target is a matrix: a parameter that, seen as [d0, the rest], has at least two rows and two columns. It
     is projected if `rank` is below min(m, n), or by `force_projection`. The matrix of a re-parametrized weight
-    (`parametrizations.weight.original1` and `weight_v` of weight_norm, `original` and `weight_orig` of
-    spectral_norm) answers to `weight` too.
+    (`parametrizations.weight.original1` of weight_norm, `original` of spectral_norm) answers to `weight` too, by
+    the older forms it is called `weight_v` and `weight_orig`. Complex parameters are never projected.
 
     Args:
       model: any module whose parameters have shapes.
@@ -100,7 +100,7 @@ def split(
             rows.append(_placed(name, shape, rank, proj_type, force))
         else:
             excluded += param in wanted
-            rows.append(plan_row(name, shape, None, _reason(shape, param in wanted, by)))
+            rows.append(plan_row(name, shape, None, _reason(param, param in wanted, by)))
         (projected if rows[-1].projected else plain).append((name, param))
     if not projected:
         _refuse_plan(op, rank, targets, excluded, words)
@@ -120,10 +120,10 @@ def _check_keys(op: str, rank: int | None, group_keys: Mapping[str, Any], others
     require("rank" not in (others or {}), op, "others", rule, others, "pass `rank` beside it")
 
 
-def _reason(shape: tuple[int, ...], wanted: bool, excluded_by: list[str]) -> str:
+def _reason(param: Tensor, wanted: bool, excluded_by: list[str]) -> str:
     """Why a parameter is no target, and what would change that."""
-    if not is_matrix(shape):
-        return place(shape, 1)[1]  # nothing that the caller chooses would change it
+    if not can_be_target(param):  # nothing that the caller chooses would change it
+        return "complex" if param.is_complex() else place(tuple(param.shape), 1)[1]
     if wanted:
         return f'excluded by "{excluded_by[0]}": pass exclude=()'
     return "not a target: name it in `target_modules`" + (" and pass exclude=()" if excluded_by else "")

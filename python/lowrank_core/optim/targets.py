@@ -20,11 +20,14 @@ Names = dict[Tensor, list[str]]
 
 
 def names_of(op: str, model: nn.Module) -> Names:
-    """Every parameter of `model` with all the names it goes by, in the order of the first.
+    """Every parameter of `model` that has a shape with all the names it goes by, in the order of the first.
+
+    The name of a re-parametrized weight stands behind that of its parameter: `fc.weight` behind
+    `fc.parametrizations.weight.original1`.
 
     Raises:
       TypeError: `model` is no module.
-      ValueError: a lazy parameter has no shape yet.
+      ValueError: a lazy parameter that is to be trained has no shape yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -33,15 +36,22 @@ def names_of(op: str, model: nn.Module) -> Names:
         )
     names: Names = {}
     for name, param in model.named_parameters(remove_duplicate=False):
-        rule = f"have no lazy parameter without a shape (there is `{name}`)"
-        require(not is_lazy(param), op, "model", rule, type(model).__name__, "run a batch through it first")
-        names.setdefault(param, []).append(name)
+        if is_lazy(param):
+            rule = f"have no lazy parameter without a shape (there is `{name}`)"
+            require(not param.requires_grad, op, "model", rule, type(model).__name__, "run a batch through it first")
+            continue
+        names.setdefault(param, []).extend(dict.fromkeys((name, _PARAMETRIZED.sub(r"\1", name))))
     return names
+
+
+def can_be_target(param: Tensor) -> bool:
+    """True for a matrix; complex ones are never projected."""
+    return is_matrix(tuple(param.shape)) and not param.is_complex()
 
 
 def find_targets(op: str, model: nn.Module, names: Names, target_modules: str | Iterable[str]) -> set[Tensor]:
     """The matrices of `model` that `target_modules` means; see `param_groups`."""
-    matrices = {param: known_as for param, known_as in names.items() if is_matrix(tuple(param.shape))}
+    matrices = {param: known_as for param, known_as in names.items() if can_be_target(param)}
     if target_modules == ALL_LINEAR:
         target_modules = (ALL_LINEAR,)
     if isinstance(target_modules, str):
@@ -56,19 +66,19 @@ def find_targets(op: str, model: nn.Module, names: Names, target_modules: str | 
     require(bool(words), op, "target_modules", f'name something, or be "{ALL_LINEAR}"', words)
     found = set()
     for word in words:
-        hits = _linear(model) if word == ALL_LINEAR else _with_word(matrices, word)
+        hits = _linear(model) & matrices.keys() if word == ALL_LINEAR else _with_word(matrices, word)
         _require_match(op, bool(hits), word, matrices, "")
         found |= hits
     return found
 
 
 def _linear(model: nn.Module) -> set[Tensor]:
-    """The matrices that hold the weights of `nn.Linear` and of transformers' `Conv1D`, re-parametrized or not."""
+    """The parameters that hold the weights of `nn.Linear` and of transformers' `Conv1D`, re-parametrized or not."""
     found = set()
     for module in model.modules():
         # A parametrized module is of a class made from its own, so the bases count.
         if isinstance(module, nn.Linear) or any(base.__name__ == "Conv1D" for base in type(module).__mro__):
-            found |= {param for param in _held_weights(module) if is_matrix(tuple(param.shape))}
+            found |= set(_held_weights(module))
     return found
 
 
@@ -80,20 +90,12 @@ def _held_weights(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _with_word(matrices: Names, word: str) -> set[Tensor]:
-    return {param for param, known_as in matrices.items() if any(word in name for name in _spelled(known_as))}
-
-
-def _spelled(known_as: Iterable[str]) -> Iterator[str]:
-    """Each name, and `fc.weight` for `fc.parametrizations.weight.original1`."""
-    for name in known_as:
-        yield name
-        if (plain := _PARAMETRIZED.sub(r"\1", name)) != name:
-            yield plain
+    return {param for param, known_as in matrices.items() if any(word in name for name in known_as)}
 
 
 def _whole_names(known_as: Iterable[str]) -> Iterator[str]:
     """The names of a parameter and of the modules that hold it themselves."""
-    for name in _spelled(known_as):
+    for name in known_as:
         yield name
         yield name.rpartition(".")[0]
 
