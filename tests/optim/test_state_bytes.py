@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowrank_core import memory
 from lowrank_core.memory.estimate import Keys
-from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, formula_state_bytes, param_groups
+from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, formula_state_bytes, guard, param_groups
 from torch import nn
 
 
@@ -113,6 +113,14 @@ def test_keys_of_what_is_not_projected() -> None:
     assert held != estimate_state_bytes(model, rank=5, **keys)
     others["plain_moment_dtype"] = "int8"
     assert estimate_state_bytes(model, rank=5, **keys) == estimate_state_bytes(model, rank=5, others=others, **keys)
+
+
+def test_moments_of_a_device_without_a_kernel_for_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model().to(torch.bfloat16)
+    on_host = estimate_state_bytes(model, rank=5)
+    monkeypatch.setattr(guard, "deferred", lambda device: True)
+    held = held_after_a_step(model, GaLoreAdamW(param_groups(model, rank=5, verbose=False)))
+    assert on_host < estimate_state_bytes(model, rank=5) == held
 
 
 def test_without_a_rank_the_estimate_takes_the_optimizers_own() -> None:
