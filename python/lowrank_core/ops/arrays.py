@@ -100,13 +100,20 @@ def call_finite(
     """`kernel(*args, **options)`; where it meets NaN or infinity, says in which of `arrays` it stands.
 
     Raises:
-      ValueError: one of `arrays` is not finite.
+      ValueError: one of `arrays` is not finite, or a result is not although all of them are.
     """
     try:
         return kernel(*args, **options)
     except FloatingPointError:
-        name = next((name for name, a in arrays.items() if a is not None and not _is_finite(a)), next(iter(arrays)))
-        raise ValueError(f"{op}: `{name}` must be finite, got NaN or infinity") from None
+        given = {name: a for name, a in arrays.items() if a is not None}
+        bad = next((name for name, a in given.items() if not _is_finite(a)), None)
+        if bad is not None:
+            raise ValueError(f"{op}: `{bad}` must be finite, got NaN or infinity") from None
+        raise ValueError(
+            f"{op}: {', '.join(f'`{name}`' for name in given)} must be small enough for the result to fit its dtype, "
+            "got finite numbers that overflowed inside; divide by a power of two and multiply the result, or pass "
+            "float64"
+        ) from None
 
 
 def _is_finite(a: Array) -> bool:

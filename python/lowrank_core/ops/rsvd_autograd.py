@@ -6,6 +6,8 @@ into a rotation inside the span, the textbook formula, and a change out of it, w
 
     dX S - R dY = (1 - UUᵀ) dA V,      dY S - Rᵀ dX = (1 - VVᵀ) dAᵀ U.
 
+All of it is computed for A divided by a power of two near its first singular value, which changes neither U nor V and
+no bit of the rest; so squares neither overflow nor vanish.
 Neglecting R (as formulas for a full decomposition do) is wrong for a truncated one. The system is symmetric, so the
 same solve serves the adjoint.
 Source: Townsend, "Differentiating the singular value decomposition" (2016), eqs. 16-22; the residual term: Francuz,
@@ -62,7 +64,22 @@ def _apply(a: Tensor, u: Tensor, s: Tensor, v: Tensor, x: Tensor, y: Tensor) -> 
     return x * scale - _residual(a, u, s, v, y), y * scale - _residual(a.mT, v, s, u, x)
 
 
+def _power_below(x: Tensor) -> Tensor:
+    """The power of two below every positive number, a normal one that can be divided by; 1 for 0. A constant."""
+    limits = torch.finfo(x.dtype)
+    half = torch.where(x > 0, x.detach(), 1.0).clamp(4 * limits.tiny, limits.max) / 2
+    return half / torch.frexp(half).mantissa
+
+
 def _solve(a: Tensor, u: Tensor, s: Tensor, v: Tensor, f: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns are independent, so each is solved at a size near 1; one of zeros is its own solution, whatever s."""
+    size = torch.cat([f, h], dim=-2).abs().amax(dim=-2, keepdim=True)
+    power, zero = _power_below(size), size == 0
+    x, y = _solve_moderate(a, u, torch.where(zero.squeeze(-2), 1.0, s), v, f / power, h / power)
+    return torch.where(zero, 0.0, x * power), torch.where(zero, 0.0, y * power)
+
+
+def _solve_moderate(a: Tensor, u: Tensor, s: Tensor, v: Tensor, f: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """Eliminating Y leaves (s_i² - R Rᵀ) x_i = s_i f_i + R h_i: positive definite while s_i exceeds the residual."""
     scale = s.unsqueeze(-2)
 
@@ -99,17 +116,30 @@ def _project_out(basis: Tensor, x: Tensor) -> Tensor:
 
 def svd_vjp(a: Tensor, u: Tensor, s: Tensor, v: Tensor, du: Tensor, ds: Tensor, dv: Tensor) -> Tensor:
     """Gradient with respect to `a` [..., m, n] given those of u, s and v; differentiable itself."""
-    # Inside the span, with F_ij = 1 / (s_j² - s_i²):  K = F ∘ (Uᵀdu - duᵀU),  L = F ∘ (Vᵀdv - dvᵀV).
-    s2 = s.square()
-    gap = s2.unsqueeze(-2) - s2.unsqueeze(-1)
-    diagonal = torch.eye(s.shape[-1], dtype=torch.bool, device=s.device)
-    f = torch.where(diagonal, 0.0, 1.0 / torch.where(diagonal, 1.0, gap))
-    uu, vv = u.mT @ du, v.mT @ dv
-    k, ell = f * (uu - uu.mT), f * (vv - vv.mT)
-    inner = torch.diag_embed(ds) + k * s.unsqueeze(-2) + s.unsqueeze(-1) * ell
-    x, y = _complement(a, u, s, v, _project_out(u, du), _project_out(v, dv))
+    if s.shape[-1] == 0:
+        return torch.zeros_like(a)
+    power = _power_below(s[..., :1])
+    within, across = _rotations(a / power.unsqueeze(-1), u, s / power, v, du, dv)
+    inner = torch.diag_embed(ds) + within / power.unsqueeze(-1)
+    x, y = (part / power.unsqueeze(-1) for part in across)
     da: Tensor = u @ inner @ v.mT + x @ v.mT + u @ y.mT
     return da
+
+
+def _rotations(
+    a: Tensor, u: Tensor, s: Tensor, v: Tensor, du: Tensor, dv: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What du and dv ask of `a`: by turning within the span, U [.] Vᵀ, and out of it, X Vᵀ + U Yᵀ."""
+    # With F_ij = 1 / (s_j² - s_i²):  K = F ∘ (Uᵀdu - duᵀU),  L = F ∘ (Vᵀdv - dvᵀV).
+    uu, vv = u.mT @ du, v.mT @ dv
+    k, ell = uu - uu.mT, vv - vv.mT
+    s2 = s.square()
+    gap = s2.unsqueeze(-2) - s2.unsqueeze(-1)
+    # Values as good as equal, and every value beside itself, need no rotation where none is asked for.
+    idle = (gap.abs() < torch.finfo(s.dtype).tiny ** 0.5) & (k == 0) & (ell == 0)
+    f = torch.where(idle, 0.0, 1.0 / torch.where(idle, 1.0, gap))
+    within = f * k * s.unsqueeze(-2) + s.unsqueeze(-1) * (f * ell)
+    return within, _complement(a, u, s, v, _project_out(u, du), _project_out(v, dv))
 
 
 def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
