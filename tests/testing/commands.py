@@ -19,9 +19,9 @@ _PLACEHOLDER = re.compile(r"<[^>]*>|\bSTEM\b")
 _COMMAND = re.compile(r"(make|python|pip install|[A-Z_]+=\S+ python) ")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _VARIABLE = re.compile(r"[A-Z_]+=")
-# What makes a run short. An option that the page itself gives stays as it is there.
+# What makes a run short. An option that the page itself gives stays as it is there, but for the number of steps.
 _SHORT = {
-    "--steps": "4", "--dim": "16", "--layers": "1", "--heads": "2", "--ffn": "24", "--seq-len": "16", "--rank": "4",
+    "--dim": "16", "--layers": "1", "--heads": "2", "--ffn": "24", "--seq-len": "16", "--rank": "4",
     "--batch-size": "2", "--warmup": "1", "--eval-every": "2", "--eval-batches": "1", "--threads": "1",
 }  # fmt: skip
 
@@ -51,7 +51,7 @@ def run(command: Command) -> None:
     _make_texts(words)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         try:
-            code = main([*words[1:], *_shortening(words)])
+            code = main(_shortened(words[1:]))
         except SystemExit as left:  # --help leaves like this
             code = int(left.code or 0)
     assert code == 0, f"{shlex.join(words)} ended with {code}"
@@ -111,13 +111,19 @@ def _values(words: list[str], option: str) -> list[str]:
     return rest[: next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))]
 
 
-def _shortening(words: list[str]) -> list[str]:
-    if words[1] != "train" or "--help" in words or "--resume" in words:  # a resumed run has its own options
-        return []
+def _shortened(words: list[str]) -> list[str]:
+    """The words, for a run of 4 steps, which a later command may resume for 8."""
+    if words[0] != "train" or "--help" in words:
+        return words
     given = {word for word in words if word.startswith("--")}
+    if "--steps" in given:
+        at = words.index("--steps") + 1
+        words = [*words[:at], "8" if "--resume" in given else "4", *words[at + 1 :]]
+    if "--resume" in given:  # has its own options
+        return words
     if "adamw" in _values(words, "--optimizer"):  # which has no rank
         given.add("--rank")
-    return [word for name, value in _SHORT.items() if name not in given for word in (name, value)]
+    return words + [word for pair in {"--steps": "4", **_SHORT}.items() if pair[0] not in given for word in pair]
 
 
 def _check_make(words: list[str]) -> None:
