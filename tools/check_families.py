@@ -29,7 +29,7 @@ PLACES = (
 SHARED = {
     "cuda/*.cu": (),
     "cpp/bindings/*.cpp": ("caster", "core", "gemm", "module"),
-    "python/lowrank_core/ops/*.py": ("__init__", "arrays", "declare", "torch_registry"),
+    "python/lowrank_core/ops/*.py": ("__init__", "arrays", "declare", "torch_autograd", "torch_registry", "torch_vmap"),
     "python/lowrank_core/reference/*.py": ("__init__", "philox"),
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from lowrank_core import _core
 from lowrank_core.ops.arrays import Array, check_array, check_same, dtype_name, empty, is_torch
-from lowrank_core.ops.declare import Op, torch_ops
+from lowrank_core.ops.declare import MULTILINEAR, Op, torch_ops
 
 _OP = "chain_matmul"
 
@@ -106,5 +106,7 @@ OPS = (
         fake=_fake,
         backward=f"{_AUTOGRAD}:chain_backward",
         setup_context=f"{_AUTOGRAD}:save_chain",
+        forward=MULTILINEAR,
+        mapped=f"{_AUTOGRAD}:map_chain",
     ),
 )

@@ -206,7 +206,7 @@ def _input_grad(x: Tensor, wanted: bool) -> Tensor:
     return grad
 
 
-_AUTOGRAD = "lowrank_core.ops.chain_lr_autograd"
+_AUTOGRAD, _FORWARD = "lowrank_core.ops.chain_lr_autograd", "lowrank_core.ops.chain_lr_forward"
 # torch's autograd takes no keyword-only tensors, so the operators have `bias` before `scale`.
 OPS = (
     Op(
@@ -215,6 +215,8 @@ OPS = (
         fake=_fake_lora,
         backward=f"{_AUTOGRAD}:lora_backward",
         setup_context=f"{_AUTOGRAD}:save_layer",
+        forward=f"{_FORWARD}:lora_forward",
+        leading=("x",),
     ),
     Op(
         "usv_linear(Tensor x, Tensor w, Tensor u, Tensor s, Tensor v, Tensor? bias=None, *, float scale) -> Tensor",
@@ -222,6 +224,8 @@ OPS = (
         fake=_fake_usv,
         backward=f"{_AUTOGRAD}:usv_backward",
         setup_context=f"{_AUTOGRAD}:save_layer",
+        forward=f"{_FORWARD}:usv_forward",
+        leading=("x",),
     ),
     Op(
         "lora_linear_backward(Tensor dy, Tensor x, Tensor w, Tensor a, Tensor b, *, float scale, bool input_grad) "
@@ -230,6 +234,7 @@ OPS = (
         fake=_fake_lora_backward,
         backward=f"{_AUTOGRAD}:lora_second",
         setup_context=f"{_AUTOGRAD}:save_gradient",
+        forward=f"{_FORWARD}:lora_gradient_forward",
     ),
     Op(
         "usv_linear_backward(Tensor dy, Tensor x, Tensor w, Tensor u, Tensor s, Tensor v, *, float scale, "
@@ -238,5 +243,6 @@ OPS = (
         fake=_fake_usv_backward,
         backward=f"{_AUTOGRAD}:usv_second",
         setup_context=f"{_AUTOGRAD}:save_gradient",
+        forward=f"{_FORWARD}:usv_gradient_forward",
     ),
 )

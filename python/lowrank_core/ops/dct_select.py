@@ -163,5 +163,6 @@ OPS = (
         f"dct_select(Tensor g, int rank, Tensor? atoms=None, *, {SETTINGS}) -> (Tensor, Tensor, Tensor)",
         run=_select,
         fake=_fake_select,
+        leading=("g",),
     ),
 )

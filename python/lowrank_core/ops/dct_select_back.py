@@ -5,7 +5,7 @@ from __future__ import annotations
 from lowrank_core import _core
 from lowrank_core.ops.arrays import Array, check_array, check_int, check_same, dtype_name, empty, is_torch
 from lowrank_core.ops.dct_select import check_basis, check_side, resolve_basis
-from lowrank_core.ops.declare import Op, torch_ops
+from lowrank_core.ops.declare import MULTILINEAR, Op, torch_ops
 
 
 def dct_project_back(coeffs: Array, indices: Array, n: int, *, side: str, basis: str | Array = "dct2") -> Array:
@@ -94,5 +94,7 @@ OPS = (
         'str basis="dct2") -> Tensor',
         run=_run,
         fake=_fake,
+        forward=MULTILINEAR,
+        leading=("coeffs", "indices"),
     ),
 )

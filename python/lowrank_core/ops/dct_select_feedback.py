@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from lowrank_core import _core
 from lowrank_core.ops.arrays import Array, call_finite, check_array, check_same, is_torch
 from lowrank_core.ops.dct_select import SETTINGS, Selection, Triplet, check_select, outputs, resolve
@@ -51,7 +49,6 @@ def dct_select_feedback_(
     """
     name, atoms, where = resolve(_OP, g, basis, side)
     if is_torch(g):
-        _check_no_gradient(residual, g)
         _check(residual, g, rank, atoms, keep, name, where, norm_ord)
         run = torch_ops().dct_select_feedback_
         out = run(residual, g, rank, atoms, keep=keep, basis=name, side=where, norm_ord=norm_ord)
@@ -59,15 +56,6 @@ def dct_select_feedback_(
         out = _run(residual, g, rank, atoms, keep=keep, basis=name, side=where, norm_ord=norm_ord)
     indices, coeffs, captured = out
     return Selection(indices, coeffs, captured, where)
-
-
-def _check_no_gradient(residual: Array, g: Array) -> None:
-    """An operator that writes to its argument has no derivative; torch would only warn, in the backward pass."""
-    for name, array in (("residual", residual), ("g", g)):
-        if getattr(array, "requires_grad", False) and sys.modules["torch"].is_grad_enabled():
-            raise RuntimeError(
-                f"{_OP}: `{name}` must not require a gradient, got one that does; detach it, or use torch.no_grad()"
-            )
 
 
 def _check(

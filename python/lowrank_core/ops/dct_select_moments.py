@@ -80,5 +80,7 @@ OPS = (
         "rotate_moments(Tensor m, Tensor v, Tensor old_indices, Tensor new_indices, str side) -> (Tensor, Tensor)",
         run=_rotate,
         fake=_fake_rotate,
+        forward="lowrank_core.ops.dct_select_autograd:rotate_forward",
+        leading=("m", "v", "old_indices", "new_indices"),
     ),
 )

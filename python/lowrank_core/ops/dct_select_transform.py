@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lowrank_core import _core
 from lowrank_core.ops.arrays import Array, check_array, check_int, dtype_name, empty, is_torch
-from lowrank_core.ops.declare import Op, torch_ops
+from lowrank_core.ops.declare import MULTILINEAR, Op, torch_ops
 
 LONGEST = 2**29 - 1  # up to which angles are exact
 
@@ -107,6 +107,8 @@ OPS = (
         fake=_fake_dct,
         backward=f"{_AUTOGRAD}:dct_backward",
         setup_context=f"{_AUTOGRAD}:save_dim",
+        forward=MULTILINEAR,
+        mapped=f"{_AUTOGRAD}:map_lines",
     ),
     Op(
         "idct(Tensor x, int dim=-1) -> Tensor",
@@ -114,5 +116,7 @@ OPS = (
         fake=_fake_idct,
         backward=f"{_AUTOGRAD}:idct_backward",
         setup_context=f"{_AUTOGRAD}:save_dim",
+        forward=MULTILINEAR,
+        mapped=f"{_AUTOGRAD}:map_lines",
     ),
 )

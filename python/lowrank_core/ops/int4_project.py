@@ -6,7 +6,7 @@ from typing import Any
 
 from lowrank_core import _core
 from lowrank_core.ops.arrays import Array, check_array, check_same, dtype_name, empty, is_torch
-from lowrank_core.ops.declare import Op, torch_ops
+from lowrank_core.ops.declare import MULTILINEAR, Op, torch_ops
 from lowrank_core.ops.int4_project_codes import OPS as CODES
 from lowrank_core.ops.int4_project_matrix import Int4Matrix, check_codes
 
@@ -144,6 +144,9 @@ OPS = (
         fake=_fake_project,
         backward=f"{_AUTOGRAD}:project_backward",
         setup_context=f"{_AUTOGRAD}:save",
+        forward=MULTILINEAR,
+        constants=("scales", "offsets"),
+        leading=("g",),
     ),
     Op(
         f"int4_project_back({_CODES}, Tensor r) -> Tensor",
@@ -151,5 +154,8 @@ OPS = (
         fake=_fake_project_back,
         backward=f"{_AUTOGRAD}:project_back_backward",
         setup_context=f"{_AUTOGRAD}:save",
+        forward=MULTILINEAR,
+        constants=("scales", "offsets"),
+        leading=("r",),
     ),
 )

@@ -152,7 +152,8 @@ def _noise(r: Array | float, h: Array) -> Array:
     if not isinstance(r, (int, float)) or isinstance(r, bool):
         return r
     if is_torch(h):
-        return h.new_tensor(float(r), dtype=sys.modules["torch"].float64)
+        torch = sys.modules["torch"]
+        return torch.full((), float(r), dtype=torch.float64, device=h.device)
     return sys.modules["cupy"].asarray(float(r)) if is_cupy(h) else np.asarray(float(r))
 
 

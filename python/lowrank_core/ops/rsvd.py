@@ -313,6 +313,7 @@ OPS = (
         fake=_fake_rsvd,
         backward=f"{_AUTOGRAD}:rsvd_backward",
         setup_context=f"{_AUTOGRAD}:save_rsvd",
+        leading=("a", "basis"),
     ),
     Op(
         "svd_lowrank(Tensor a, int q=6, int niter=2, *, int seed=0) -> (Tensor, Tensor, Tensor)",
@@ -320,13 +321,20 @@ OPS = (
         fake=_fake_svd_lowrank,
         backward=f"{_AUTOGRAD}:svd_lowrank_backward",
         setup_context=f"{_AUTOGRAD}:save_svd_lowrank",
+        leading=("a",),
     ),
-    Op(f"range_finder(Tensor a, int rank, {_SETTINGS}) -> Tensor", run=_range_finder, fake=fake_range_finder),
+    Op(
+        f"range_finder(Tensor a, int rank, {_SETTINGS}) -> Tensor",
+        run=_range_finder,
+        fake=fake_range_finder,
+        leading=("a", "basis"),
+    ),
     Op(
         f"rsvd_backward({_STATE}) -> Tensor",
         run=f"{_AUTOGRAD}:run_rsvd_backward",
         fake=f"{_AUTOGRAD}:fake_rsvd_backward",
         backward=f"{_AUTOGRAD}:rsvd_backward_backward",
         setup_context=f"{_AUTOGRAD}:save_rsvd_backward",
+        leading=("a", "u", "s", "vh", "du", "ds", "dvh"),
     ),
 )

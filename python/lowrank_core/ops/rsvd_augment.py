@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from lowrank_core.ops.arrays import (
     factor_dtype,
     is_torch,
 )
+from lowrank_core.ops.declare import without_derivative
 
 _OP = "augment_truncate"
 
@@ -104,21 +105,27 @@ def augment_truncate(
         _check(i, layer)
     factors = [1.0] * len(layers) if weights is None else [float(x) for x in weights]
     _check_rule(len(layers), lr, tol, max_rank, min_rank, budget, factors)
-    out = [_outputs(layer) for layer in layers]
-    ranks = call_finite(
-        _OP,
-        _core.augment_truncate,
-        out,
-        [list(layer.values()) for layer in layers],
-        arrays={f"{name}[{i}]": array for i, layer in enumerate(layers) for name, array in layer.items()},
-        lr=float(lr),
-        tol=float(tol),
-        min_rank=min_rank,
-        max_rank=max_rank,
-        budget=budget,
-        weights=factors,
-    )
-    return [_result(arrays, rank, lost) for arrays, (rank, lost) in zip(out, ranks, strict=True)]
+    named = {f"{name}[{i}]": array for i, layer in enumerate(layers) for name, array in layer.items()}
+
+    def compute() -> tuple[Any, ...]:
+        out = [_outputs(layer) for layer in layers]
+        ranks = call_finite(
+            _OP,
+            _core.augment_truncate,
+            out,
+            [list(layer.values()) for layer in layers],
+            arrays=named,
+            lr=float(lr),
+            tol=float(tol),
+            min_rank=min_rank,
+            max_rank=max_rank,
+            budget=budget,
+            weights=factors,
+        )
+        return tuple(x for arrays, found in zip(out, ranks, strict=True) for x in _result(arrays, *found))
+
+    flat, size = without_derivative(_OP, list(named.values()), compute), len(AugmentedBasis._fields)
+    return [AugmentedBasis(*flat[i : i + size]) for i in range(0, len(flat), size)]
 
 
 def _layers(lists: dict[str, Sequence[Array]]) -> list[dict[str, Array]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lowrank_core import _core
 from lowrank_core.ops.arrays import (
@@ -20,7 +20,7 @@ from lowrank_core.ops.arrays import (
     factor_dtype,
     is_torch,
 )
-from lowrank_core.ops.declare import Op, torch_ops
+from lowrank_core.ops.declare import Op, torch_ops, without_derivative
 from lowrank_core.ops.rsvd import RSVD, triplet
 
 # Below these relative errors the energy left is a difference of equal numbers (docs/numerics.md).
@@ -97,12 +97,7 @@ def qb(
             RuntimeWarning,
             stacklevel=2,
         )
-    q = empty(a, (m, cap), factor_dtype(a))
-    b = empty(a, (cap, n), factor_dtype(a))
-    rank, captured = call_finite(
-        "qb", _core.qb, q, b, a, arrays={"a": a}, energy=energy, block=block, niter=niter, seed=seed
-    )
-    return QB(compact(q[:, :rank]), compact(b[:rank]), captured)
+    return QB(*without_derivative("qb", [a], lambda: _qb(a, cap, energy=energy, block=block, niter=niter, seed=seed)))
 
 
 def factored_svd(b: Array, a: Array, *, rank: int | None = None) -> RSVD:
@@ -223,6 +218,13 @@ def _fake_orthonormalize(y: Array, *, method: str = "auto") -> Array:
 # ---- computation ---------------------------------------------------------------------------------------------------
 
 
+def _qb(a: Array, cap: int, **options: Any) -> tuple[Array, Array, float]:
+    q = empty(a, (a.shape[0], cap), factor_dtype(a))
+    b = empty(a, (cap, a.shape[1]), factor_dtype(a))
+    rank, captured = call_finite("qb", _core.qb, q, b, a, arrays={"a": a}, **options)
+    return compact(q[:, :rank]), compact(b[:rank]), captured
+
+
 def _factored_svd(b: Array, a: Array, *, rank: int | None = None) -> tuple[Array, Array, Array]:
     out = _fake_factored_svd(b, a, rank=rank)
     call_finite("factored_svd", _core.factored_svd, *out, b, a, arrays={"b": b, "a": a})
@@ -248,10 +250,12 @@ OPS = (
         fake=_fake_factored_svd,
         backward=f"{_AUTOGRAD}:factored_svd_backward",
         setup_context=f"{_AUTOGRAD}:save_factored_svd",
+        leading=("b", "a"),
     ),
     Op(
         "orthonormalize(Tensor y, *, str method='auto') -> Tensor",
         run=_orthonormalize,
         fake=_fake_orthonormalize,
+        leading=("y",),
     ),
 )

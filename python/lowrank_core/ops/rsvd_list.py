@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lowrank_core import _core
 from lowrank_core.ops.arrays import Array, call_finite, resolve_precision
+from lowrank_core.ops.declare import without_derivative
 from lowrank_core.ops.rsvd import fake_range_finder
 
 
@@ -51,16 +52,20 @@ def range_finder_list(
         for a, rank, basis, seed in zip(arrays, ranks, bases, seeds, strict=True)
     ]
     named = {f"arrays[{i}]": a for i, a in enumerate(arrays)} | {f"bases[{i}]": b for i, b in enumerate(bases)}
-    call_finite(
-        "range_finder_list",
-        _core.range_finder,
-        out,
-        list(arrays),
-        arrays=named,
-        oversample=oversample,
-        niter=niter,
-        basis=bases,
-        seed=seeds,
-        precision=resolve_precision("range_finder_list", precision),
-    )
-    return out
+
+    def compute() -> tuple[Array, ...]:
+        call_finite(
+            "range_finder_list",
+            _core.range_finder,
+            out,
+            list(arrays),
+            arrays=named,
+            oversample=oversample,
+            niter=niter,
+            basis=bases,
+            seed=seeds,
+            precision=resolve_precision("range_finder_list", precision),
+        )
+        return tuple(out)
+
+    return list(without_derivative("range_finder_list", list(named.values()), compute))

@@ -13,7 +13,7 @@ from lowrank_core.ops.arrays import (
     resolve_precision,
     transpose,
 )
-from lowrank_core.ops.declare import Op, torch_ops
+from lowrank_core.ops.declare import MULTILINEAR, Op, torch_ops
 
 
 def project(g: Array, basis: Array, *, side: str) -> Array:
@@ -155,6 +155,8 @@ OPS = (
         fake=_fake_project,
         backward=f"{_AUTOGRAD}:project_backward",
         setup_context=f"{_AUTOGRAD}:save_project",
+        forward=MULTILINEAR,
+        leading=("g", "basis"),
     ),
     Op(
         "project_back(Tensor r, Tensor basis, str side) -> Tensor",
@@ -162,5 +164,7 @@ OPS = (
         fake=_fake_project_back,
         backward=f"{_AUTOGRAD}:project_back_backward",
         setup_context=f"{_AUTOGRAD}:save_project",
+        forward=MULTILINEAR,
+        leading=("r", "basis"),
     ),
 )

@@ -24,6 +24,8 @@ from lowrank_core.ops.rsvd import OPS as RSVD
 from lowrank_core.ops.rsvd_factor import OPS as RSVD_FACTOR
 from lowrank_core.ops.rsvd_project import OPS as RSVD_PROJECT
 from lowrank_core.ops.subspace_step import OPS as SUBSPACE_STEP
+from lowrank_core.ops.torch_autograd import Kernel
+from lowrank_core.ops.torch_vmap import batching_rule
 
 FAMILIES: tuple[tuple[Op, ...], ...] = (
     *(RSVD, RSVD_FACTOR, RSVD_PROJECT),
@@ -43,13 +45,6 @@ def _resolve(name: Callable[..., Any] | str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     resolved: Callable[..., Any] = getattr(import_module(module), function)
     return resolved
-
-
-def _not_differentiable(name: str) -> Callable[..., Any]:
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise NotImplementedError(f"{name}: has no derivative; detach its input")
-
-    return backward
 
 
 def _counting(run: Callable[..., Any], written: list[int]) -> Callable[..., Any]:
@@ -75,11 +70,17 @@ def _register(op: Op) -> None:
         _library.impl(op.name, run, key)
     qualified = f"{NAMESPACE}::{op.name}"
     torch.library.register_fake(qualified, _resolve(op.fake), lib=_library)
-    if op.mutates:
-        return  # torch takes no derivative for an operator that writes to its arguments, and refuses one by itself
-    backward = _resolve(op.backward) if op.backward else _not_differentiable(op.name)
-    setup = _resolve(op.setup_context) if op.setup_context else None
-    torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
+    overload = getattr(getattr(torch.ops, NAMESPACE), op.name).default
+    kernel = Kernel(
+        op,
+        overload,
+        backward=_resolve(op.backward) if op.backward else None,
+        setup_context=_resolve(op.setup_context) if op.setup_context else None,
+        forward=_resolve(op.forward) if op.forward else None,
+    )
+    _library.impl(op.name, kernel, "Autograd")
+    rule = batching_rule(op, overload, _resolve(op.mapped) if op.mapped else None)
+    torch.library.register_vmap(qualified, rule, lib=_library)
 
 
 for _family in FAMILIES:

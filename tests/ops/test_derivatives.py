@@ -1,0 +1,216 @@
+"""Derivatives of everything: right in reverse mode, forward mode and what torch.func makes of both, or refused by a
+sentence; never zero."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import lowrank_core
+import pytest
+import torch
+from derivative_cases import ALL, CASES, IN_PLACE, PLAIN, Case, floats, function_of
+from lowrank_core import ops
+from testing import checks, tolerance
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# torch's own forward mode loads its formulas through torch.jit.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+
+FORWARD = {name: case for name, case in CASES.items() if case.forward}
+REVERSE = {name: case for name, case in CASES.items() if case.reverse}
+BOTH = {name: case for name, case in FORWARD.items() if case.reverse}
+REFUSALS = [(name, i) for name, case in {**CASES, **PLAIN}.items() if not case.forward for i in range(len(case.inputs))]
+
+
+def close(found: Any, exact: Any) -> bool:
+    """Sums of at most 100 products of numbers of order one, a few times over, in float64."""
+    pairs = zip(floats(found), floats(exact), strict=True)
+    bound = 4 * tolerance.gamma(100, torch.float64)
+    return all(x.shape == y.shape and bool((x - y).abs().max() <= bound * (1 + y.abs().max())) for x, y in pairs)
+
+
+def tangents(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.cos(torch.arange(x.numel(), dtype=x.dtype) + i).view_as(x) for i, x in enumerate(inputs))
+
+
+def one(case: Case, i: int) -> tuple[Callable[[Tensor], Any], Tensor]:
+    """The function of input i alone."""
+    call = lambda x: case.call(*case.inputs[:i], x, *case.inputs[i + 1 :])  # noqa: E731
+    return call, case.inputs[i]
+
+
+def loss(call: Callable[..., Any]) -> Callable[..., Tensor]:
+    """A scalar whose derivatives of every order differ from zero."""
+    return lambda *x: sum(
+        (y.double() * torch.cos(torch.arange(y.numel()).view_as(y))).sum() ** 3 for y in floats(call(*x))
+    )
+
+
+# ---- nothing is left out -------------------------------------------------------------------------------------------
+
+
+def test_every_operator_and_every_function_has_a_row() -> None:
+    from lowrank_core.ops.torch_registry import FAMILIES
+
+    behind = {name for case in ALL.values() for name in case.ops}
+    assert {op.name for family in FAMILIES for op in family} == behind
+    public = {name for module in (lowrank_core, ops) for name in module.__all__}
+    functions = {name for name in public if inspect.isfunction(getattr(ops, name, None))}
+    assert functions == {function_of(name) for name in ALL}
+
+
+# ---- forward mode --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_tangents_are_those_of_the_exact_function(name: str) -> None:
+    """Of all arguments together and of each alone, by torch.func and by dual tensors."""
+    case = FORWARD[name]
+    assert case.exact is not None
+    directions = tangents(case.inputs)
+    found = torch.func.jvp(case.call, case.inputs, directions)
+    assert close(found[1], torch.func.jvp(case.exact, case.inputs, directions)[1])
+    assert checks.same_bits(floats(found[0]), floats(case.call(*case.inputs)))
+    for i, direction in enumerate(directions):
+        call, x = one(case, i)
+        exact, _ = one(case._replace(call=case.exact), i)
+        expected = floats(torch.func.jvp(exact, (x,), (direction,))[1])
+        with forward_ad.dual_level():
+            out = floats(call(forward_ad.make_dual(x, direction)))
+            duals = [forward_ad.unpack_dual(y).tangent for y in out]
+        assert close(tuple(torch.zeros_like(y) if t is None else t for y, t in zip(out, duals, strict=True)), expected)
+        assert any(y.any() for y in expected)
+
+
+@pytest.mark.parametrize(("name", "i"), REFUSALS)
+def test_what_has_no_tangent_says_so(name: str, i: int) -> None:
+    call, x = one(ALL[name], i)
+    sentence = (
+        "("
+        + "|".join((function_of(name), "positive_features", "attention_operands"))
+        + "): has no (forward-mode )?derivative"
+    )
+    with pytest.raises(NotImplementedError, match=sentence):
+        torch.func.jvp(lambda y: floats(call(y)), (x,), (torch.ones_like(x),))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=sentence):
+        call(forward_ad.make_dual(x, torch.ones_like(x)))
+    with torch.no_grad(), forward_ad.dual_level(), pytest.raises(NotImplementedError, match=sentence):
+        call(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+def test_tangents_in_half_precision_and_with_a_batch() -> None:
+    """The dtype of the result; a plain basis for a batch."""
+    g, basis = CASES["project"].inputs
+    batch = torch.stack([g, 2 * g])
+    for dtype in (torch.bfloat16, torch.float64):
+        x, p = batch.to(dtype), basis.to(dtype)
+        out, tangent = torch.func.jvp(lambda x, p: lowrank_core.project(x, p, side="left"), (x, p), (x, p))
+        assert out.dtype == tangent.dtype == dtype
+        bound = tolerance.product(p.double().mT, x.double(), dtype)
+        assert bool(((tangent.double() - 2 * (p.double().mT @ x.double())).abs() <= 4 * bound).all())
+
+
+def test_the_tangents_of_u_and_v() -> None:
+    """True ones, where reverse mode leaves the gradients of K and L."""
+    from derivative_cases import LB, S, V, W, X
+
+    ours = lambda u, v: lowrank_core.usv_linear(X, W, u, S, v, scale=0.5)  # noqa: E731
+    exact = lambda u, v: X @ W.mT + 0.5 * X @ v @ S.mT @ u.mT  # noqa: E731
+    directions = tangents((LB, V))
+    assert close(*(torch.func.jvp(f, (LB, V), directions)[1] for f in (ours, exact)))
+
+
+# ---- both modes, one over the other --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_second_derivatives_in_every_order_of_modes(name: str) -> None:
+    case = BOTH[name]
+    assert case.exact is not None
+    modes = (torch.func.jacfwd, torch.func.jacrev)
+    for i in range(len(case.inputs)):
+        call, x = one(case, i)
+        exact, _ = one(case._replace(call=case.exact), i)
+        expected = torch.autograd.functional.hessian(loss(exact), x)
+        size = expected.abs().max()
+        for outer, inner in itertools.product(modes, modes):
+            found = outer(inner(loss(call)))(x)
+            assert bool((found - expected).abs().max() <= 1e3 * tolerance.gamma(100, x.dtype) * size)
+
+
+def test_the_hessian_of_a_whole_adapter() -> None:
+    """Mixed derivatives of all arguments, three levels deep."""
+    case = CASES["lora_linear"]
+    flat = lambda call: lambda x: loss(call)(x, *case.inputs[1:])  # noqa: E731
+    x = case.inputs[0]
+    third = [torch.func.jacrev(torch.func.hessian(flat(f)))(x[:1]) for f in (case.call, case.exact)]
+    assert bool((third[0] - third[1]).abs().max() <= 1e3 * tolerance.gamma(100, x.dtype) * third[1].abs().max())
+    mixed = [torch.func.hessian(loss(f), argnums=(0, 1, 2, 3, 4))(*case.inputs) for f in (case.call, case.exact)]
+    for row, other in zip(*mixed, strict=True):
+        for found, exact in zip(row, other, strict=True):
+            assert bool((found - exact).abs().max() <= 1e3 * tolerance.gamma(100, x.dtype) * (1 + exact.abs().max()))
+
+
+# ---- reverse mode --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REVERSE)
+def test_torch_func_grad_is_backward(name: str) -> None:
+    case = REVERSE[name]
+    argnums = tuple(range(len(case.inputs)))
+    found = torch.func.grad(loss(case.call), argnums=argnums)(*case.inputs)
+    leaves = tuple(x.clone().requires_grad_() for x in case.inputs)
+    expected = torch.autograd.grad(loss(case.call)(*leaves), leaves)
+    assert checks.same_bits(found, expected) and all(bool(g.any()) for g in expected)
+
+
+@pytest.mark.parametrize("name", REVERSE)
+def test_batched_backward_passes(name: str) -> None:
+    """jacrev and is_grads_batched equal one pass each."""
+    call, x = one(REVERSE[name], 0)
+    leaf = x.clone().requires_grad_()
+    out = floats(call(leaf))[0]
+    cotangents = torch.eye(out.numel(), dtype=out.dtype).view(out.numel(), *out.shape)
+    one_each = torch.stack([torch.autograd.grad(out, leaf, c, retain_graph=True)[0] for c in cotangents])
+    (batched,) = torch.autograd.grad(out, leaf, cotangents, retain_graph=True, is_grads_batched=True)
+    jacobian = torch.func.jacrev(lambda y: floats(call(y))[0])(x).view_as(one_each)
+    bound = 1e3 * tolerance.gamma(100, x.dtype) * one_each.abs().max()  # the solver of rsvd stops for all at once
+    assert bool((batched - one_each).abs().max() <= bound) and bool((jacobian - one_each).abs().max() <= bound)
+
+
+@pytest.mark.parametrize("name", [name for name, case in {**CASES, **PLAIN}.items() if not case.reverse])
+def test_what_has_no_gradient_says_so(name: str) -> None:
+    """Also where another term of the loss has one, and for every argument by itself."""
+    case = ALL[name]
+    for i in range(len(case.inputs)):
+        call, x = one(case, i)
+        leaf = x.clone().requires_grad_()
+        total = leaf.sum() + sum(y.double().sum() for y in floats(call(leaf)))
+        with pytest.raises(NotImplementedError, match="has no derivative"):
+            total.backward()
+        with torch.no_grad():
+            assert not any(y.requires_grad for y in floats(call(leaf)))
+
+
+# ---- functions that write to their arguments -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "i"), [(name, i) for name, case in IN_PLACE.items() for i in range(len(case.inputs))])
+def test_in_place_functions_are_not_recorded(name: str, i: int) -> None:
+    case = IN_PLACE[name]
+    fresh = case._replace(inputs=tuple(x.clone() for x in case.inputs))
+    call, x = one(fresh, i)
+    before = [y.clone() for y in fresh.inputs]
+    with pytest.raises(RuntimeError, match=f"{function_of(name)}: `.*` must not require a gradient.*detach it"):
+        call(x.clone().requires_grad_())
+    with pytest.raises(RuntimeError, match=f"{function_of(name)}: `.*` must not require a gradient"):
+        torch.func.grad(lambda y: (call(y), y.sum())[1])(x)
+    with pytest.raises(NotImplementedError, match=f"{function_of(name)}: has no derivative"):
+        torch.func.jvp(lambda y: (call(y), y)[1], (x,), (torch.ones_like(x),))
+    assert checks.same_bits(list(fresh.inputs), before)
+    with torch.no_grad():
+        call(x.clone().requires_grad_())
