@@ -155,6 +155,26 @@ def test_the_hessian_of_a_whole_adapter() -> None:
             assert bool((found - exact).abs().max() <= 1e3 * tolerance.gamma(100, x.dtype) * (1 + exact.abs().max()))
 
 
+@pytest.mark.parametrize("name", [name for name in REVERSE if name not in FORWARD])
+def test_second_derivatives_without_forward_mode(name: str) -> None:
+    """torch.func has those of plain torch expressions; what is left of them says so."""
+    call, x = one(REVERSE[name], 0)
+    with pytest.raises(
+        NotImplementedError, match=r"(rsvd|svd_lowrank|factored_svd|kalman_diag_gain): has no forward-mode"
+    ):
+        torch.func.hessian(loss(call))(x)
+    leaf = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(loss(call)(leaf), leaf, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), leaf)
+    twice = lambda y: torch.func.grad(lambda z: torch.func.grad(loss(call))(z).sum())(y)  # noqa: E731
+    if name == "kalman_diag_gain":
+        bound = 1e3 * tolerance.gamma(100, x.dtype) * second.abs().max()
+        assert bool((twice(x) - second).abs().max() <= bound)
+        return
+    with pytest.raises(NotImplementedError, match=r"rsvd: has no second derivative under torch\.func; take"):
+        twice(x)
+
+
 # ---- reverse mode --------------------------------------------------------------------------------------------------
 
 

@@ -200,6 +200,10 @@ def save_rsvd_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def rsvd_backward_backward(ctx: Any, dda: Tensor) -> tuple[Tensor | None, ...]:
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "rsvd: has no second derivative under torch.func; take torch.autograd.grad with create_graph=True"
+        )
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in ctx.saved_tensors]
         return torch.autograd.grad(run_rsvd_backward(*leaves), leaves, dda)
