@@ -28,8 +28,8 @@ def chain_matmul(matrices: Sequence[Array]) -> Array:
       ValueError: no factor, shapes that do not chain or broadcast. TypeError: not floating-point arrays of one dtype.
 
     Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); |error| at most the sum over the products
-    of gamma(k + 2) times the product of magnitudes. Differentiable, any number of times; a derivative is a chain again,
-    in its own cheapest order.
+    of gamma(k + 2) times the product of magnitudes. Differentiable any number of times, in reverse and forward mode; a
+    derivative is a chain again, in its own cheapest order.
     Source: Cormen, Leiserson, Rivest, Stein, 4th ed., section 14.2; the cost counts numbers moved as well as
     multiply-adds, since thin factors are bound by the former.
 

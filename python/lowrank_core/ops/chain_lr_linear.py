@@ -30,9 +30,9 @@ def lora_linear(x: Tensor, w: Tensor, a: Tensor, b: Tensor, *, scale: float, bia
     Raises:
       ValueError: shapes or devices that do not fit. TypeError: not floating-point tensors.
 
-    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). Differentiable twice. The backward pass
-    computes a.grad = scale (dy b)ᵀ x and b.grad = scale dyᵀ (x aᵀ) from thin products; no [d_out, d_in] matrix is
-    formed unless `w` requires a gradient.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). Differentiable any number of times, in
+    reverse and forward mode. The backward pass computes a.grad = scale (dy b)ᵀ x and b.grad = scale dyᵀ (x aᵀ) from
+    thin products; no [d_out, d_in] matrix is formed unless `w` requires a gradient.
     Source: Hu et al., arXiv 2106.09685, eq. 3; the order of the products as in arXiv 2406.03136.
 
     Example:
@@ -72,7 +72,8 @@ def usv_linear(
       ValueError: shapes or devices that do not fit. TypeError: not floating-point tensors. NotImplementedError: a
       second derivative through `u` or `v`, for what stands in their gradients is not a derivative.
 
-    Numerics: tier D1. Differentiable twice in x, s and bias.
+    Numerics: tier D1. Differentiable any number of times in x, w, s and bias, in reverse and forward mode; tangents of
+    u and v are true ones.
     Source: Schotthöfer et al., arXiv 2410.18720 (GeoLoRA), with K- and L-gradients from one backward pass.
 
     Example:

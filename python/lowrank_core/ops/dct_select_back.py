@@ -25,8 +25,8 @@ def dct_project_back(coeffs: Array, indices: Array, n: int, *, side: str, basis:
       ValueError: a shape, a side or an index that does not fit. TypeError: not a floating-point array, or indices that
       are not int64.
 
-    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). Not differentiable; `idct` of a scattered
-    spectrum is.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). Differentiable in forward mode alone;
+    `idct` of a scattered spectrum in both.
     Source: as `dct_select`.
 
     Example:

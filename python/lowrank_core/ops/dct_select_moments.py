@@ -30,7 +30,7 @@ def rotate_moments(m: Array, v: Array, old_indices: Array, new_indices: Array, *
       ValueError: shapes, side or order that do not fit. TypeError: not a floating-point array, or indices that are not
       int64.
 
-    Numerics: tier D0 (same bits on every device and level; docs/numerics.md). Not differentiable.
+    Numerics: tier D0 (same bits on every device and level; docs/numerics.md). Differentiable in forward mode alone.
     Source: Modoranu et al. 2025, arXiv 2505.17967, whose dense r x r product this equals. A column that enters with
     zero moments while the bias correction is near 1 has a first step of (1 - beta1) / sqrt(1 - beta2).
 

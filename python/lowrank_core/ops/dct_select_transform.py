@@ -24,8 +24,8 @@ def dct(x: Array, *, dim: int = -1) -> Array:
     Raises:
       ValueError: `dim` out of range, no dimension, or too long. TypeError: not a floating-point array.
 
-    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). Differentiable any number of times: the
-    derivative of `dct` is `idct`.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). Differentiable any number of times, in
+    reverse and forward mode: the derivative of `dct` is `idct`.
     Source: Makhoul 1980, through a complex transform of half the length (Cooley, Tukey 1965; Bluestein 1970 for large
     prime factors); awkward short lengths by a product with the matrix.
 

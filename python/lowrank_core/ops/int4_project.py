@@ -26,7 +26,7 @@ def int4_project(q: Int4Matrix, g: Array) -> Array:
       ValueError: a shape or device that does not fit. TypeError: no Int4Matrix, or no floating-point array.
 
     Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); the error of a product with the decoded
-    P. Differentiable any number of times in `g`.
+    P. Differentiable any number of times in `g`, in reverse and forward mode; not in scales and offsets.
     Source: Q-GaLore (arXiv 2407.08296), section 3; deviation: P is never dense, codes are decoded panel by panel.
 
     Example:

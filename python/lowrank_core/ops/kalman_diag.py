@@ -39,7 +39,8 @@ def kalman_diag_gain(p: Array, h: Array, r: Array | float) -> Array:
       ValueError: a shape or device that does not fit; NaN, infinity, a negative p; H diag(p) Hᵀ + R is not positive
         definite. TypeError: not a floating-point array.
 
-    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). Differentiable twice in p, h and r.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). Differentiable twice, in reverse mode, in
+    p, h and r.
     Source: Kalman 1960 with a diagonal covariance; Puskorius, Feldkamp 1994.
 
     Example:

@@ -50,7 +50,8 @@ def rsvd(
         which is faster and more exact.
       basis: [..., m, k], k >= 1, a guess of the column space (say, the last refresh's). It replaces the sketch
         and of the first iteration, and need neither be orthonormal nor of full rank; `oversample` fresh random columns
-        stand beside it, without which a direction orthogonal to it could never enter. Not differentiable.
+        stand beside it, without which a direction orthogonal to it could never enter. It gets no gradient: the
+        exact factors do not depend on it.
       seed: 0 <= seed < 2**63. Every matrix of a batch sees the same sketch, so a batch equals its members.
       precision: how float32 products are evaluated. "highest" and "high": in float32. "medium": those that only look
         for directions may multiply bfloat16-rounded operands with float32 accumulation, where the CPU does that faster;
@@ -65,8 +66,8 @@ def rsvd(
     Raises:
       ValueError: an argument out of its range, or `a` not finite. TypeError: not a floating-point array.
 
-    Numerics: tier D1 (same bits for any thread count on one instruction-set level). Differentiable twice where the
-    singular values are distinct and s[r-1] exceeds the first value cut off.
+    Numerics: tier D1 (same bits for any thread count on one instruction-set level). Differentiable twice, in reverse
+    mode, where the singular values are distinct and s[r-1] exceeds the first value cut off.
     Source: Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1, with a sparse sketch of the rows (8 entries in each);
     Musco, Musco 2015, algorithm 2 with two blocks, for the last step; warm start as in COAP (arXiv 2412.00071,
     eq. 6) plus fresh columns. docs/adr/0007-randomized-svd.md says why.

@@ -114,7 +114,7 @@ def factored_svd(b: Array, a: Array, *, rank: int | None = None) -> RSVD:
     Raises:
       ValueError: shapes that do not chain, `rank` out of its range, not finite. TypeError: not floating-point arrays.
 
-    Numerics: tier D1. Differentiable twice where the singular values are distinct.
+    Numerics: tier D1. Differentiable twice, in reverse mode, where the singular values are distinct.
     Source: QR of b, then the SVD of the small factor; the standard product SVD (Golub, Van Loan, 4th ed., 8.6.3).
 
     Example:

@@ -32,7 +32,7 @@ def project(g: Array, basis: Array, *, side: str) -> Array:
       ValueError: a shape, side or device that does not fit. TypeError: not a floating-point array.
 
     Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). float32 products follow torch's matmul
-    precision; differentiable twice in g and basis.
+    precision; differentiable any number of times in g and basis, in reverse and forward mode.
     Source: Zhao et al. 2024 (GaLore), arXiv 2403.03507, section 3.
 
     Example:
