@@ -118,7 +118,7 @@ def test_gradients_and_hooks_are_left_alone() -> None:
 
 
 def count_passes(model: nn.Module, x: Tensor, rows: int) -> int:
-    """Backward passes through the first layer's output."""
+    """Backward passes that begin at the outputs."""
     passes = 0
 
     def count(_: Tensor) -> None:
@@ -127,7 +127,7 @@ def count_passes(model: nn.Module, x: Tensor, rows: int) -> int:
 
     with adapters.record_linears(model) as tape:
         outputs = model(x)
-    tape.calls[0].y.register_hook(count)
+    outputs.register_hook(count)
     adapters.jacobian_rows(outputs, adapter_cases.trainable(model), torch.ones(rows, 5), tape=tape)
     return passes
 
@@ -165,8 +165,3 @@ def test_refusals() -> None:
         adapters.jacobian_rows(outputs, [model.gain], torch.ones(3, 4))
     with pytest.raises(ValueError, match="jacobian_rows: `chunk` must be >= 1, got 0"):
         adapters.jacobian_rows(outputs, [model.gain], chunk=0)
-    changed = nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Linear(6, 2)).double()
-    with adapters.record_linears(changed) as tape:
-        outputs = changed(adapter_cases.tokens())
-    with pytest.raises(ValueError, match="jacobian_rows: `tape` must hold outputs as their layers returned them"):
-        adapters.jacobian_rows(outputs, list(changed.parameters()), tape=tape)

@@ -13,7 +13,8 @@ from lowrank_core.adapters.cotangents import (
     softmax_cotangents,
     split_score,
 )
-from lowrank_core.adapters.jacobian import LinearTape, jacobian_rows, record_linears
+from lowrank_core.adapters.jacobian import jacobian_rows
+from lowrank_core.adapters.tape import LinearTape, record_linears
 
 __all__ = [
     "LinearTape",
