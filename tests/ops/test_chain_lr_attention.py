@@ -145,10 +145,54 @@ def test_any_shape(length: int, count: int, d_k: int, d_v: int, rank: int) -> No
 
 
 def test_empty_problems() -> None:
-    for t in (attention(0), attention(4, 0), attention(5, lead=(0,))):
-        for method in ("exact", "chained"):
-            found = grad(t, method=method)
-            assert not found.da.any() and not found.db.any()
+    heads: list[tuple[tuple[int, ...], tuple[int, ...] | None]] = [
+        ((0,), None), ((2, 0), None), ((0, 2), None), ((0,), (2,)), ((3, 0), (3, 2)), ((3, 0), (3, 1)),
+        ((0, 4), (0, 2)),
+    ]  # fmt: skip
+    sizes: list[dict[str, int]] = [{"count": 0}, {"d_q": 0}, {"d_k": 0}, {"d_v": 0}, {"rank": 0}]
+    problems = [
+        attention(0),
+        *(attention(5, lead=q, kv_lead=k) for q, k in heads),
+        *(attention(4, **s, size=1e-3) for s in sizes),
+    ]
+    for t in problems:
+        for method in ("exact", "chained", "auto"):
+            for arrays in (t, {name: a.numpy() for name, a in t.items()}):
+                found = grad(arrays, method=method)
+                assert found.da.shape == t["a"].shape and found.db.shape == t["b"].shape
+                assert not found.da.any() and not found.db.any()
+
+
+def test_no_heads_of_keys_are_refused() -> None:
+    with pytest.raises(ValueError, match="`keys` must have a number of heads that divides the 4 of `queries`, got 0"):
+        grad(attention(5, lead=(4,), kv_lead=(0,)))
+
+
+@pytest.mark.parametrize(("scale", "error"), [(None, TypeError), ("two", TypeError), (float("nan"), ValueError)])
+def test_scales_that_are_no_numbers(scale: Any, error: type[Exception]) -> None:
+    x, w, a, b = (torch.ones(shape) for shape in ((3, 4), (5, 4), (2, 4), (5, 2)))
+    calls = {
+        "attention_lora_grad": lambda: grad(attention(5), scale=scale),
+        "lora_linear": lambda: lowrank_core.lora_linear(x, w, a, b, scale=scale),
+        "usv_linear": lambda: lowrank_core.usv_linear(x, w, b, torch.eye(2), a.mT, scale=scale),
+    }
+    for name, call in calls.items():
+        with pytest.raises(error, match=f"{name}: `scale` must be a .*number, got"):
+            call()
+
+
+def test_features_that_are_no_pair() -> None:
+    t = attention(5)
+    for features, message in (
+        ((t["a"],), "must be a pair"),
+        ((t["a"],) * 3, r"must be a pair \(U, V\), got 3 arrays"),
+        (lambda q, k: 5, r"must return a pair \(U, V\), got int"),
+        (5, "must be a pair, a callable or None, got int"),
+    ):
+        with pytest.raises(TypeError, match=f"attention_lora_grad: `features` {message}"):
+            grad(t, features=features, method="chained")
+    with pytest.raises(TypeError, match="chain_matmul: `matrices` must be a list of matrices, got NoneType"):
+        lowrank_core.chain_matmul(None)
 
 
 def test_non_finite_arguments_are_named() -> None:

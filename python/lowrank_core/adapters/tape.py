@@ -35,7 +35,17 @@ class Call:
 
 @dataclass
 class LinearTape:
-    """What `record_linears` has seen: the calls of linear layers, in their order."""
+    """What `record_linears` has seen: the calls of linear layers, in their order.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core import adapters
+      >>> model = torch.nn.Linear(3, 2)
+      >>> with adapters.record_linears(model) as tape:
+      ...     y = model(torch.ones(3))
+      >>> len(tape.calls), len(tape.weights())
+      (1, 2)
+    """
 
     calls: list[Call] = field(default_factory=list)
 
@@ -57,6 +67,15 @@ def record_linears(model: nn.Module, params: Sequence[Tensor] | None = None) -> 
       The tape. It holds the inputs of those layers until it is dropped: the memory that autograd keeps anyway. Run one
       forward pass inside. Weights that are computed (parametrized, weight-normed) are left to autograd, as are those
       that `jacobian_rows` finds used in another way too.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core import adapters
+      >>> model = torch.nn.Linear(3, 2)
+      >>> with adapters.record_linears(model) as tape:
+      ...     y = model(torch.tensor([1.0, 2.0, 3.0]))
+      >>> adapters.jacobian_rows(y, [model.weight], tape=tape)[0][1].tolist()
+      [[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]]
     """
     own = {id(p) for p in model.parameters() if p.requires_grad}
     wanted = own if params is None else own & {id(p) for p in params}

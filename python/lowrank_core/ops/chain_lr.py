@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +42,8 @@ def chain_matmul(matrices: Sequence[Array]) -> Array:
       >>> y.shape, float(y[0, 0])
       ((100, 70), 120.0)
     """
+    if not isinstance(matrices, Iterable):
+        raise TypeError(f"{_OP}: `matrices` must be a list of matrices, got {type(matrices).__name__}")
     matrices = list(matrices)
     if matrices and is_torch(matrices[0]):
         _check(matrices)
@@ -63,6 +67,17 @@ def _check(matrices: Sequence[Array]) -> None:
                 f"has columns, got shape {list(matrix.shape)}"
             )
     leading(_OP, "matrices", [tuple(matrix.shape[:-2]) for matrix in matrices])
+
+
+def finite_number(op: str, argument: str, value: Any) -> float:
+    """`value` as a float; refuses what is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{op}: `{argument}` must be a number, got {value!r}") from None
+    if not -math.inf < number < math.inf:
+        raise ValueError(f"{op}: `{argument}` must be a finite number, got {value!r}")
+    return number
 
 
 def leading(op: str, argument: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

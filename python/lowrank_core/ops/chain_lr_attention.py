@@ -10,7 +10,8 @@ import numpy as np
 
 from lowrank_core import _core
 from lowrank_core.ops.arrays import Array, call_finite, dtype_name, empty, is_torch
-from lowrank_core.ops.chain_lr_heads import Heads, check_heads
+from lowrank_core.ops.chain_lr import finite_number
+from lowrank_core.ops.chain_lr_heads import Heads, check_heads, check_pair
 from lowrank_core.ops.declare import Op, torch_ops
 
 _OP = "attention_lora_grad"
@@ -95,15 +96,16 @@ def attention_lora_grad(
       ((3, 8), (8, 3), 0.0)
     """
     mask = key_mask
-    left, right = features if isinstance(features, tuple) else (None, None)
+    scale = finite_number(_OP, "scale", scale)
+    left, right = check_pair(_OP, "be", features) if isinstance(features, tuple) else (None, None)
     arrays = (queries, keys, values, dout, a, b, weight)
-    options: dict[str, Any] = {"scale": float(scale), "method": method, "degree": degree, "causal": bool(causal)}
+    options: dict[str, Any] = {"scale": scale, "method": method, "degree": degree, "causal": bool(causal)}
     _check(arrays, left, right, mask, **options)
     if features is not None and left is None:
         if not callable(features):
             raise TypeError(f"{_OP}: `features` must be a pair, a callable or None, got {type(features).__name__}")
         operands = torch_ops().attention_operands if is_torch(queries) else _operands
-        left, right = features(*operands(*arrays, mask, scale=float(scale)))
+        left, right = check_pair(_OP, "return", features(*operands(*arrays, mask, scale=scale)))
     run = torch_ops().attention_lora_grad if is_torch(queries) else _run
     return AttentionLoRAGrad(*run(*arrays, left, right, mask, **options))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,6 +60,14 @@ def _check_mask(op: str, mask: Array, keys: Array) -> Array:
     return mask.to(sys.modules["torch"].uint8) if is_torch(mask) else mask.astype(np.uint8)
 
 
+def check_pair(op: str, verb: str, features: Any) -> tuple[Array, Array]:
+    """The two of what `features` is or returns."""
+    if not isinstance(features, (tuple, list)) or len(features) != 2:
+        got = f"{len(features)} arrays" if isinstance(features, (tuple, list)) else type(features).__name__
+        raise TypeError(f"{op}: `features` must {verb} a pair (U, V), got {got}")
+    return features[0], features[1]
+
+
 def _check_features(op: str, left: Array, right: Array, queries: Array, keys: Array) -> None:
     for side, rows in ((left, queries.shape[-2]), (right, keys.shape[-2])):
         check_array(op, "features", side)
@@ -91,8 +99,8 @@ def _layout(op: str, arrays: tuple[Array, ...], left: Array | None, right: Array
     return Heads([q, k, v, g, weight, a, b], left, right, None if mask is None else mask[..., 0, :], lead)
 
 
-def _groups(op: str, queries: Array, keys: Array) -> int | None:
-    """How many query heads share a head of keys, None where they simply broadcast."""
+def _groups(op: str, queries: Array, keys: Array) -> tuple[int, int] | None:
+    """Heads of keys, and how many of the queries' share one; None where they simply broadcast."""
     if queries.ndim < 3 or keys.ndim < 3:
         return None
     many, few = queries.shape[-3], keys.shape[-3]
@@ -100,17 +108,16 @@ def _groups(op: str, queries: Array, keys: Array) -> int | None:
         return None
     if few == 0 or many % few:
         raise ValueError(f"{op}: `keys` must have a number of heads that divides the {many} of `queries`, got {few}")
-    return int(many // few)
+    return int(few), int(many // few)
 
 
-def _split(x: Array, groups: int | None) -> Array:
+def _split(x: Array, groups: tuple[int, int] | None) -> Array:
     """[..., heads, n, d] as [..., heads of keys, groups, n, d]; a single head serves all."""
     if groups is None or x.ndim < 3:
         return x
-    heads = x.shape[-3]
-    return x.reshape(*x.shape[:-3], *((1, 1) if heads == 1 else (heads // groups, groups)), *x.shape[-2:])
+    return x.reshape(*x.shape[:-3], *((1, 1) if x.shape[-3] == 1 else groups), *x.shape[-2:])
 
 
-def _insert(x: Array, groups: int | None) -> Array:
+def _insert(x: Array, groups: tuple[int, int] | None) -> Array:
     """[..., heads of keys, n, d] as [..., heads of keys, 1, n, d]."""
     return x if groups is None or x.ndim < 3 else x[..., None, :, :]

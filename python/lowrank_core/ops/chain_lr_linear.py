@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_core import _core
 from lowrank_core.ops.arrays import check_array, check_same, dtype_name, empty, is_torch
+from lowrank_core.ops.chain_lr import finite_number
 from lowrank_core.ops.declare import Op, torch_ops
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def lora_linear(x: Tensor, w: Tensor, a: Tensor, b: Tensor, *, scale: float, bia
       [6.0, 6.0, 6.0]
     """
     _check_lora(x, w, a, b, bias)
-    y: Tensor = torch_ops().lora_linear(x, w, a, b, bias, scale=float(scale))
+    y: Tensor = torch_ops().lora_linear(x, w, a, b, bias, scale=finite_number("lora_linear", "scale", scale))
     return y
 
 
@@ -85,7 +86,7 @@ def usv_linear(
       [[4.0, 4.0], [4.0, 4.0]]
     """
     _check_usv(x, w, u, s, v, bias)
-    y: Tensor = torch_ops().usv_linear(x, w, u, s, v, bias, scale=float(scale))
+    y: Tensor = torch_ops().usv_linear(x, w, u, s, v, bias, scale=finite_number("usv_linear", "scale", scale))
     return y
 
 
