@@ -99,5 +99,5 @@ def _text(result: dict[str, Any]) -> str:
     size = f"{result['parameters']:,} parameters, {result['dtype']}{rank}"
     notes = ["Activations are not counted."]
     if result["dtype"] != "fp32" and len(rows) > 1:
-        notes.append(f"AdamW keeps moments in the dtype of the weights, {rows[1]['optimizer']} in float32.")
+        notes.append(f"On an accelerator {rows[1]['optimizer']} keeps moments in float32 in this version.")
     return f"{size}\n\n{table(head, cells)}\n\n{' '.join(notes)}"
