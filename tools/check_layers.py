@@ -29,7 +29,7 @@ BELOW: dict[str, set[str]] = {
     "optim": {"checks", "extras", "memory", "ops", "telemetry"},
     "adapters": {"checks", "extras", "ops", "optim", "telemetry"},
     "integrations": {"checks", "extras", "ops", "optim", "adapters", "telemetry"},
-    "cli": {"_core", "extras", "memory", "ops", "optim", "adapters", "integrations", "telemetry"},
+    "cli": {"__version__", "_core", "extras", "memory", "ops", "optim", "adapters", "integrations", "telemetry"},
     "__init__": {"ops"},
     "__main__": {"cli"},
 }

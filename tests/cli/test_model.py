@@ -63,8 +63,10 @@ def test_weights_depend_on_the_seed_alone():
 
 
 def test_names_and_shapes_are_those_of_the_estimator():
-    sizes = Sizes(dim=16, ffn=24, layers=2, vocab=256)
-    assert {name: tuple(p.shape) for name, p in Decoder(SHAPE, seed=0).named_parameters()} == sizes.shapes()
+    (ends, once), (block, layers) = Sizes(dim=16, ffn=24, layers=2, vocab=256).parts()
+    assert (once, layers) == (1, 2)
+    shapes = ends | {f"blocks.{i}.{name}": shape for i in range(layers) for name, shape in block.items()}
+    assert {name: tuple(p.shape) for name, p in Decoder(SHAPE, seed=0).named_parameters()} == shapes
 
 
 def test_untrained_loss_is_that_of_a_guess():

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lowrank_core.cli.errors import CliError
-from lowrank_core.cli.options import flag, option, real, whole
+from lowrank_core.cli.options import flag, option, path, real, whole
 
 OPTIMIZERS = ("galore", "adamw")
 PROJ_TYPES = ("std", "reverse_std", "left", "right", "full")
@@ -34,7 +34,8 @@ class TrainConfig:
     """The options of `lowrank-core train` that decide its numbers; None means "decided by the others"."""
 
     text: tuple[str, ...] = option("data", (), "files or folders to train on",
-                                   shown="the source of Python's standard library", nargs="+", metavar="PATH")
+                                   shown="the source of Python's standard library", nargs="+", metavar="PATH",
+                                   type=path, action="extend")
     val_fraction: float = option("data", 0.1, "share of the text held out for validation", type=real(0, 1, ends="()"))
 
     dim: int = option("model", 256, "width", type=whole(2))
@@ -77,7 +78,8 @@ class TrainConfig:
     rounding: str | None = option("galore", None, "of bfloat16 weights", shown=GALORE["rounding"],
                                   choices=("nearest", "stochastic"))
 
-    steps: int = option("schedule", 500, "optimizer steps", type=whole(1))
+    steps: int = option("schedule", 500, "optimizer steps; may grow when a run is resumed, which from there on takes "
+                        "the learning rate of a run of that length", type=whole(1))
     batch_size: int = option("schedule", 8, "windows in one forward pass", type=whole(1))
     accumulation: int = option("schedule", 1, "forward passes per optimizer step", type=whole(1))
     warmup: int | None = option("schedule", None, "steps of linear warm-up", shown="steps // 10", type=whole(0),
@@ -161,6 +163,11 @@ def _check_runs(config: TrainConfig) -> None:
     for name in ("compare_lr", "compare_lr_others"):
         if config.compare is None and getattr(config, name) is not None:
             raise CliError(f"`{flag(name)}` must come with `--compare`; add `--compare adamw` or leave it out")
+    if config.rounding is not None and config.precision != "bf16":
+        raise CliError(
+            f"`--rounding` must come with `--precision bf16`, got {config.precision}, whose weights are float32; "
+            "leave it out"
+        )
     for name in ("rank", *GALORE):
         if "galore" not in config.runs and getattr(config, name) is not None:
             raise CliError(f"`{flag(name)}` must come with the optimizer galore, got {config.optimizer}; leave it out")

@@ -8,12 +8,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lowrank_core.cli.errors import CliError, writing
+from lowrank_core.cli.errors import CliError
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILES = ("report.png", "report.html", "summary.json")
 CHECKPOINT_SUFFIX = ".checkpoint.safetensors"
+_PART_SUFFIX = ".tmp"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a failed write (full disk, no permission, a limit) into a sentence."""
+    try:
+        yield
+    except OSError as failure:
+        saved = any(path.parent.glob("*" + CHECKPOINT_SUFFIX))
+        raise CliError(
+            f"cannot write '{path}' ({failure.strerror}); "
+            f"{'the last checkpoint is intact' if saved else 'there is no checkpoint yet'}: make room or fix the "
+            f"permission, then {'continue with `--resume`' if saved else 'give the same command again'}"
+        ) from failure
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -22,7 +37,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
       CliError: the write failed; `path` is as it was.
     """
-    part = path.with_name(path.name + ".tmp")
+    part = path.with_name(path.name + _PART_SUFFIX)
     with writing(path):
         try:
             with open(part, "wb") as file:
@@ -57,8 +72,9 @@ def claimed(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as failure:
+        reason = "a file" if folder.is_file() else failure.strerror
         raise CliError(
-            f"`--out` must be a folder that can be written, got '{folder}' ({failure.strerror})"
+            f"`--out` must be a folder that can be written, got '{folder}' ({reason}); choose another"
         ) from failure
     try:
         try:
@@ -71,6 +87,26 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def run_files(folder: Path) -> list[Path]:
-    """What an earlier run left in `folder`."""
-    names = (RUN_FILE, METRICS_FILE, *REPORT_FILES)
-    return [folder / n for n in names if (folder / n).exists()] + sorted(folder.glob("*" + CHECKPOINT_SUFFIX))
+    """What an earlier run left in `folder`, parts of interrupted writes included."""
+    with reading(folder):
+        return sorted(path for path in folder.iterdir() if is_run_file(path.name))
+
+
+def is_run_file(name: str) -> bool:
+    """Whether a run writes files of that name into its folder."""
+    name = name.removesuffix(_PART_SUFFIX)
+    return name in (RUN_FILE, METRICS_FILE, *REPORT_FILES) or name.endswith(CHECKPOINT_SUFFIX)
+
+
+def holds_results(found: list[Path]) -> bool:
+    """Whether `run_files` would be a loss: without a checkpoint or a report a resume starts from nothing too."""
+    return any(path.name in REPORT_FILES or path.name.endswith(CHECKPOINT_SUFFIX) for path in found)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns a failed read (no permission, a folder in a file's place) into a sentence."""
+    try:
+        yield
+    except OSError as failure:
+        raise CliError(f"cannot read '{path}' ({failure.strerror}); make it readable") from failure

@@ -13,6 +13,7 @@ from typing import Any
 
 from lowrank_core.cli.environment import cpu_name, version, versions
 from lowrank_core.cli.errors import CliError
+from lowrank_core.extras import how_to_install
 
 OVERRIDE = "LOWRANK_CORE_ISA"  # read by the compiled core when it first asks for its level
 
@@ -103,6 +104,6 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 def _torch_words(torch: dict[str, Any] | None) -> str:
     if torch is None:
-        return "not installed; training needs it: pip install 'lowrank_core[train]'"
+        return f"not installed; training needs it: {how_to_install('train')}"
     devices = ", ".join(torch["gpus"]) or "no GPU"
     return f"{torch['version']} (CUDA {torch['cuda'] or 'not built'}, {devices})"

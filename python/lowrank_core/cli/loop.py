@@ -13,13 +13,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from lowrank_core.cli import checkpoint
 from lowrank_core.cli.config import TrainConfig, difference
-from lowrank_core.cli.data import Corpus, training_batch, validation_windows
+from lowrank_core.cli.data import training_batch, validation_windows
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import CHECKPOINT_SUFFIX
 from lowrank_core.cli.metrics import MetricsLog
 from lowrank_core.cli.model import Decoder, ModelShape, next_byte_loss
 from lowrank_core.cli.optimizers import build_optimizer, state_bytes, subspaces
 from lowrank_core.cli.sample import LENGTH, PROMPT, TEMPERATURE, as_text, continuation
+from lowrank_core.cli.text import Corpus
 from lowrank_core.optim import estimate_state_bytes
 
 AUTOCAST = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}
@@ -138,10 +139,13 @@ class Run:
         saved = checkpoint.load(self.path)
         if saved["run"] != self.name:
             raise CliError(f"the checkpoint '{self.path}' is one of {saved['run']}; put the right one in its place")
-        if found := difference(self._config.to_json(), saved["config"]):
-            option, ours, theirs = found
+        ours, theirs = self._config.to_json(), saved["config"]
+        if theirs["steps"] < ours["steps"]:  # they may have grown since
+            theirs = {**theirs, "steps": ours["steps"]}
+        if found := difference(ours, theirs):
+            option, here, there = found
             raise CliError(
-                f"the checkpoint '{self.path}' belongs to another run: `{option}` is {theirs} there, {ours} here; "
+                f"the checkpoint '{self.path}' belongs to another run: `{option}` is {there} there, {here} here; "
                 "put the right one in its place"
             )
         if saved["text"] != self._corpus.sha256:

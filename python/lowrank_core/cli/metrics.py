@@ -11,8 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lowrank_core.cli.errors import writing
-from lowrank_core.cli.files import write_atomic
+from lowrank_core.cli.files import reading, write_atomic, writing
 
 Line = dict[str, Any]
 
@@ -48,19 +47,26 @@ class MetricsLog:
 
 
 def read(path: Path) -> Iterator[Line]:
-    """The whole lines of `path`, in order; a broken last line is left out, a missing file is empty."""
-    if not path.exists():
-        return
-    with open(path, "rb") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                return
-            yield line
+    """The whole lines of `path`, in order; broken ones are passed over, a missing file is empty."""
+    with reading(path):
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            for text in file:
+                try:
+                    line = json.loads(text)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(line, dict) and isinstance(line.get("run"), str) and isinstance(line.get("step"), int):
+                    yield line
 
 
-def cut_back(path: Path, run: str, step: int) -> None:
-    """Drops what the resumed `run` will write again: its lines beyond `step`, the step of its checkpoint."""
+def cut_back(path: Path, run: str, step: int) -> int:
+    """Drops what the resumed `run` will write again: its lines beyond `step`, the step of its checkpoint.
+
+    Returns how many of its steps until then have no line: a log that was lost or damaged since.
+    """
     kept = [line for line in read(path) if line["run"] != run or line["step"] <= step]
     write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    logged = {line["step"] for line in kept if line["run"] == run and line.get("event") == "train"}
+    return max(0, step) - len(logged)

@@ -8,17 +8,21 @@ from collections.abc import Callable
 from dataclasses import Field, field, fields
 from typing import Any
 
+LARGEST = 2**63 - 1  # what torch and NumPy count with
 
-def whole(low: int) -> Callable[[str], int]:
-    """Parser of a whole number >= `low`."""
+
+def whole(low: int, high: int = LARGEST) -> Callable[[str], int]:
+    """Parser of a whole number from `low` to `high`."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
-        except ValueError:
-            value = low - 1
+        except ValueError:  # no number, or one of thousands of digits
+            value = high + 1 if text.isdecimal() else low - 1
         if value < low:
-            raise argparse.ArgumentTypeError(f"must be a whole number >= {low}, got '{text}'")
+            raise argparse.ArgumentTypeError(f"must be a whole number >= {low}, got {quoted(text)}")
+        if value > high:
+            raise argparse.ArgumentTypeError(f"must be a whole number <= {high}, got {quoted(text)}")
         return value
 
     return parse
@@ -38,10 +42,22 @@ def real(low: float, high: float = math.inf, *, ends: str = "[]") -> Callable[[s
             value = math.nan
         inside = (value > low if above else value >= low) and (value < high if below else value <= high)
         if not inside or math.isinf(value):
-            raise argparse.ArgumentTypeError(f"must be a number {rule}, got '{text}'")
+            raise argparse.ArgumentTypeError(f"must be a number {rule}, got {quoted(text)}")
         return value
 
     return parse
+
+
+def path(text: str) -> str:
+    """Parser of a path, which the file system itself must find or refuse."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"must name a file or a folder, got {quoted(text)}")
+    return text
+
+
+def quoted(text: str) -> str:
+    """`text` in quotes, cut where it would fill the screen."""
+    return f"'{text}'" if len(text) <= 60 else f"'{text[:40]}...' ({len(text)} characters)"
 
 
 def option(section: str, default: Any, text: str, *, shown: str | None = None, **parse: Any) -> Any:
@@ -71,3 +87,28 @@ def add_options(parser: argparse.ArgumentParser, declared: Any) -> None:
 def _shown(item: Field[Any]) -> str:
     shown = item.metadata["shown"] or item.default
     return " ".join(map(str, shown)) if isinstance(shown, tuple) else str(shown)
+
+
+def check_values(config: Any) -> None:
+    """Checks every field of a dataclass of options as if it had come from the command line.
+
+    Raises:
+      ValueError: one could not have; the sentence names it.
+    """
+    for item in fields(config):
+        value, parse = getattr(config, item.name), item.metadata["parse"]
+        if value is None and item.default is None:
+            continue
+        many = "nargs" in parse
+        fits = isinstance(value, tuple) is many and (parse.get("nargs") != 2 or len(value) == 2)
+        if not fits or not all(_could_be_given(single, parse) for single in (value if many else (value,))):
+            raise ValueError(f"{item.name} is {value!r}")
+
+
+def _could_be_given(value: Any, parse: dict[str, Any]) -> bool:
+    if "choices" in parse:
+        return value in parse["choices"]
+    try:
+        return bool(parse["type"](str(value)) == value) and not isinstance(value, bool)
+    except argparse.ArgumentTypeError:
+        return False

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import NoReturn
 
+from lowrank_core import __version__
 from lowrank_core.cli.config import OPTIMIZERS, PROJ_TYPES, TrainConfig
-from lowrank_core.cli.options import add_options, flag, whole
+from lowrank_core.cli.options import LARGEST, add_options, flag, path, quoted, whole
 from lowrank_core.cli.presets import DTYPES, PRESETS
 
 
@@ -20,17 +22,30 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
+SAVE_EVERY = 50  # steps
+MAX_THREADS = 1024  # beyond, systems refuse to start them, which ends the process
+
 _Commands = argparse._SubParsersAction  # the type of `add_subparsers`, which has no public name
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `lowrank-core`; `command` in its result is the name of the module that runs."""
     parser = Parser(prog="lowrank-core", description="Low-rank training of language models, and what it takes.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"lowrank-core {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_train(commands)
     _add_estimate(commands)
     _add_info(commands)
     return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options in `argv`, None for those of the process; ends it with a sentence where they are wrong."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.command is None:
+        parser.error("COMMAND is missing; it must be train, estimate or info")
+    return options
 
 
 # fmt: off
@@ -43,13 +58,14 @@ def _add_train(commands: _Commands[Parser]) -> None:
         "the last one, bit for bit.",
     )
     run = train.add_argument_group("run")
-    run.add_argument("--out", default="runs/train", metavar="DIR", help="folder of the run (default: %(default)s)")
+    run.add_argument("--out", default="runs/train", type=path, metavar="DIR",
+                     help="folder of the run (default: %(default)s)")
     again = run.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
     again.add_argument("--overwrite", action="store_true", help="delete the run in --out and start anew")
-    run.add_argument("--save-every", type=whole(1), default=50, metavar="N",
+    run.add_argument("--save-every", type=whole(1), default=SAVE_EVERY, metavar="N",
                      help="steps between two checkpoints (default: %(default)s)")
-    run.add_argument("--threads", type=whole(1), metavar="N",
+    run.add_argument("--threads", type=whole(1, MAX_THREADS), metavar="N",
                      help="CPU threads (default: torch's choice; a resumed run keeps its own)")
     add_options(train, TrainConfig)
 
@@ -95,7 +111,9 @@ def matrix(text: str) -> tuple[int, int, int]:
     """`MxN` or `MxN*COUNT` as (m, n, count), all >= 1."""
     size, _, count = text.partition("*")
     numbers = [*size.split("x"), count or "1"]
-    if len(numbers) != 3 or not all(n.isdecimal() and int(n) >= 1 for n in numbers):
-        raise argparse.ArgumentTypeError(f"must be MxN or MxN*COUNT, got '{text}'")
+    if len(numbers) != 3 or not all(n.isdecimal() and len(n) < 20 and 1 <= int(n) <= LARGEST for n in numbers):
+        raise argparse.ArgumentTypeError(
+            f"must be MxN or MxN*COUNT, whole numbers from 1 to {LARGEST}, got {quoted(text)}"
+        )
     m, n, times = map(int, numbers)
     return m, n, times

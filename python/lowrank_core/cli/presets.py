@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+Shapes = dict[str, tuple[int, ...]]
+Parts = list[tuple[Shapes, int]]  # and how often each occurs
+
 
 class Sizes(NamedTuple):
     """A decoder with SwiGLU and an untied head; all >= 1."""
@@ -13,10 +16,10 @@ class Sizes(NamedTuple):
     layers: int
     vocab: int
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter by name, as in `model.Decoder`."""
+    def parts(self) -> Parts:
+        """The shape of every parameter by name, as in `model.Decoder`: one layer, and what there is once."""
         d, f = self.dim, self.ffn
-        block = {
+        block: Shapes = {
             "attention_norm.weight": (d,),
             **{f"attention.{name}_proj.weight": (d, d) for name in "qkvo"},
             "ffn_norm.weight": (d,),
@@ -24,9 +27,8 @@ class Sizes(NamedTuple):
             "ffn.up_proj.weight": (f, d),
             "ffn.down_proj.weight": (d, f),
         }
-        blocks = {f"blocks.{i}.{name}": shape for i in range(self.layers) for name, shape in block.items()}
-        ends: dict[str, tuple[int, ...]] = {"norm.weight": (d,), "lm_head.weight": (self.vocab, d)}
-        return {"embed.weight": (self.vocab, d), **blocks, **ends}
+        ends: Shapes = {"embed.weight": (self.vocab, d), "norm.weight": (d,), "lm_head.weight": (self.vocab, d)}
+        return [(ends, 1), (block, self.layers)]
 
 
 # Source: Zhao et al. (2024), arXiv:2403.03507, configuration files (the table swaps two numbers of 1b).

@@ -1,0 +1,92 @@
+"""What a folder says about the run in it, and which of its options a resume may change."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lowrank_core.cli.config import TrainConfig, difference
+from lowrank_core.cli.environment import versions
+from lowrank_core.cli.errors import CliError
+from lowrank_core.cli.files import CHECKPOINT_SUFFIX, RUN_FILE, reading
+from lowrank_core.cli.options import check_values
+from lowrank_core.cli.parser import MAX_THREADS
+
+_REMEDY = "put it right, or start anew with `--overwrite`"
+
+
+def stored_run(folder: Path) -> dict[str, Any]:
+    """What the run in `folder` wrote about itself when it began, checked.
+
+    Raises:
+      CliError: there is no run, or its description is damaged.
+    """
+    path = folder / RUN_FILE
+    if not path.exists():
+        raise CliError(f"`--resume` needs a run, but there is none in '{folder}'; leave `--resume` out")
+    with reading(path):
+        data = path.read_bytes()
+    try:
+        stored: dict[str, Any] = json.loads(data)
+        check_values(TrainConfig.from_json(stored["config"]))
+        threads = stored["threads"]
+        if not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
+            raise ValueError(f"threads is {threads!r}")
+    except KeyError as failure:
+        raise CliError(f"'{path}' is damaged ({failure} is missing); {_REMEDY}") from failure
+    except (ValueError, TypeError, RecursionError) as failure:
+        raise CliError(f"'{path}' is damaged ({failure}); {_REMEDY}") from failure
+    return stored
+
+
+def resumed(given: dict[str, Any], stored: dict[str, Any]) -> TrainConfig:
+    """The stored options. Those given again must be the same, but `steps` may have grown."""
+    before = TrainConfig.from_json(stored["config"])
+    steps = given.get("steps", before.steps)
+    if steps < before.steps:
+        raise CliError(f"`--steps` may only grow when a run is resumed, from {before.steps}, got {steps}; leave it out")
+    others = {name: value for name, value in given.items() if name != "steps"}
+    if found := difference(others, stored["config"]):
+        option, here, there = found
+        raise CliError(
+            f"`{option}` must stay {there} as in the run being resumed, got {here}; "
+            "leave it out, or start a new run in another `--out`"
+        )
+    if stored.get("versions") != versions():
+        print("note: the run began with other versions; it goes on, but not bit for bit", file=sys.stderr)
+    return replace(before, steps=steps)
+
+
+def grow(folder: Path, config: TrainConfig, stored: dict[str, Any]) -> dict[str, Any] | None:
+    """The run's new description if `config` has more steps than `stored`, else None.
+
+    Two optimizers that are compared follow one schedule, so both must have come to the end of the old one.
+
+    Raises:
+      CliError: one has not, or its checkpoint is damaged.
+    """
+    from lowrank_core.cli import checkpoint
+    from lowrank_core.cli.loop import lr_at
+
+    before = stored["config"]["steps"]
+    if config.steps == before:
+        return None
+    paths = [folder / (name + CHECKPOINT_SUFFIX) for name in config.runs]
+    done = [checkpoint.load(path)["progress"]["step"] if path.exists() else 0 for path in paths]
+    if len(done) > 1 and min(done) < before:
+        name = config.runs[done.index(min(done))]
+        raise CliError(
+            f"`--steps` of a comparison may grow once both optimizers have done {before} steps, got {min(done)} of "
+            f"{name}; resume without `--steps` first"
+        )
+    schedule = {"peak": 1.0, "warmup": config.warmup or 0, "min_ratio": config.min_lr_ratio}
+    now = lr_at(done[0] + 1, steps=config.steps, **schedule)
+    last = lr_at(done[0], steps=before, **schedule) if done[0] else 0.0
+    print(
+        f"steps: {config.steps} instead of {before}; from step {done[0] + 1} on the learning rate is that of a run of "
+        f"{config.steps} steps: {now:.3g} of its peak there, {last:.3g} in the step before"
+    )
+    return {**stored, "config": config.to_json()}
