@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from lowrank_core.cli.options import flag
 
 TEXT_WORDS = ("def", "return", "class", "self", "import", "for", "in", "if", "else", "while", "yield", "none", "true")
@@ -30,3 +33,20 @@ def wait_for_lines(folder: Path, count: int, process: subprocess.Popen[str]) -> 
     while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < count):
         assert time.monotonic() < deadline, "the run logs nothing"
         time.sleep(0.002)
+
+
+@contextmanager
+def at_step(number: int, act: Callable[[], object]) -> Iterator[None]:
+    """Calls `act` in every run of this process before the step after `number`."""
+    from lowrank_core.cli.loop import Run
+
+    step = Run.train_step
+
+    def watched(run, log):
+        if run.step == number:
+            act()
+        return step(run, log)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "train_step", watched)
+        yield

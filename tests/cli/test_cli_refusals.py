@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli_cases import at_step
 from lowrank_core.cli import checkpoint
 from lowrank_core.cli.files import run_files
 from safetensors.torch import load_file, save_file
@@ -53,8 +54,24 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["--resume", "--overwrite"], "not allowed with"),
         (["--text", "/nowhere"], "got '/nowhere', which does not exist"),
         (["--text", "/dev/null"], "got '/dev/null', which is neither"),
-        (["--text", sys.executable], "which is binary"),
+        (["--text", sys.executable], "which is binary .* UTF-16 without"),
+        (["--text", ""], "--text: must name a file or a folder, got ''"),
+        (["--out", ""], "--out: must name a file or a folder, got ''"),
+        (["--out", __file__], "`--out` must be a folder .* got '.*' \\(a file\\)"),
+        (["--out", "/dev/null/run"], "`--out` must be a folder .* got '/dev/null/run' \\(Not a directory\\)"),
+        (["--steps", "9" * 19], "--steps: must be a whole number <= 9223372036854775807, got '9999999999999999999'"),
+        (["--seed", "9" * 5000], "--seed: must be a whole number <= .*, got '9{40}\\.\\.\\.' \\(5000 characters\\)"),
+        (["--threads", "1025"], "--threads: must be a whole number <= 1024"),
+        (["--rounding", "stochastic"], "`--rounding` must come with `--precision bf16`, got fp32"),
+        (["--rounding", "nearest", "--precision", "amp-bf16"], "`--rounding` must come with `--precision bf16`"),
         (["--seq-len", "100000"], "`--text` must hold at least 200002 bytes"),
+        (
+            ["--dim", str(2**62), "--ffn", "9"],
+            "a matrix must hold at most 2\\^60 numbers, got 256 x 4611686018427387904",
+        ),
+        (["--layers", str(2**62)], "optimizer state of galore take [0-9,.]+ MB .* lower `--dim`, `--layers`"),
+        (["--accumulation", str(2**62)], "windows of 17 bytes take .* lower `--batch-size` or `--accumulation`"),
+        (["--eval-batches", str(2**62)], "windows of 17 bytes take .* lower `--eval-batches` or `--batch-size`"),
         (["--out", "/proc/nothing"], "`--out` must be a folder that can be written"),
     ],
 )
@@ -68,11 +85,12 @@ def test_texts_that_are_none(tiny, cli, tmp_path):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("too short")
     (tmp_path / "folder").mkdir()
-    for name in ("empty.txt", "folder"):
-        assert_refused(cli(*tiny, "--text", tmp_path / name, "--out", tmp_path / "run"), "must hold text, got none in")
-    assert_refused(
-        cli(*tiny, "--text", tmp_path / "short.txt", "--out", tmp_path / "run"), "at least 34 bytes .* got 9"
-    )
+    for name, sentence in (
+        ("empty.txt", "must hold text, got none in"),
+        ("folder", "must hold text, got none in"),
+        ("short.txt", "at least 34 bytes .* got 9"),
+    ):
+        assert_refused(cli("train", "--text", tmp_path / name, *tiny[3:], "--out", tmp_path / "run"), sentence)
     assert not (tmp_path / "run").exists()
 
 
@@ -102,6 +120,7 @@ def test_resume_needs_the_same_options_and_text(tiny, cli, tmp_path, text):
     assert cli(*options, "--out", tmp_path / "run").code == 0
     before = contents(tmp_path / "run")
     resume = ("train", "--resume", "--out", tmp_path / "run")
+    assert_refused(cli(*resume, "--steps", 23), "`--steps` may only grow .*, from 24, got 23")
     assert_refused(cli(*resume, "--dim", 32), "`--dim` must stay 16 as in the run being resumed, got 32")
     assert_refused(cli(*resume, "--betas", 0.8, 0.9), "`--betas` must stay 0.9 0.999 .*, got 0.8 0.9")
     (copy / "file00.py").write_text("other text, " * 100)
@@ -153,8 +172,29 @@ def test_foreign_checkpoints(tiny, cli, finished, tmp_path):
     assert_refused(cli(*resume), "is one of adamw")
     path.write_bytes(good)
     assert cli(*resume).code == 0
-    (finished / "run.json").write_text("{")
-    assert_refused(cli(*resume), "run.json' is damaged")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("{", "", "run.json' is damaged"),
+        ('"config"', '"configs"', "damaged \\('config' is missing\\)"),
+        ('"dim": 16', '"dim": "wide"', "damaged \\(dim is 'wide'\\)"),
+        ('"dim": 16', '"dim": 0', "damaged \\(dim is 0\\)"),
+        ('"dim": 16', '"dim": null', "damaged \\(dim is None\\)"),
+        ('"dim": 16', '"dim": 16, "wings": 2', "damaged .*wings"),
+        ('"optimizer": "galore"', '"optimizer": "sgd"', "damaged \\(optimizer is 'sgd'\\)"),
+        ('"lr": 0.01', '"lr": NaN', "damaged \\(lr is nan\\)"),
+        ('"threads": 1', '"threads": true', "damaged"),
+        ('"threads": 1', '"threads": 1e9', "damaged \\(threads is 1000000000.0\\)"),
+    ],
+)
+def test_damaged_description(cli, finished, old, new, sentence):
+    path = finished / "run.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    assert_refused(cli("train", "--resume", "--out", finished), sentence)
 
 
 def test_deleted_checkpoint_starts_that_optimizer_anew(cli, finished):
@@ -181,10 +221,7 @@ def test_full_disk(tiny, cli, tmp_path, monkeypatch, fail_at):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     whole = cli(*tiny, "--out", tmp_path / "whole")
-    step = _after_step(
-        12, lambda: monkeypatch.setattr((files if fail_at == "checkpoint" else metrics).os, "fsync", full)
-    )
-    with step:
+    with at_step(12, lambda: monkeypatch.setattr((files if fail_at == "checkpoint" else metrics).os, "fsync", full)):
         assert_refused(cli(*tiny, "--out", tmp_path / "cut"), "No space left on device.*is intact.*`--resume`")
     monkeypatch.undo()
     assert checkpoint.load(tmp_path / "cut" / CHECKPOINT)["progress"]["step"] == 12
@@ -193,29 +230,6 @@ def test_full_disk(tiny, cli, tmp_path, monkeypatch, fail_at):
         cli("train", "--resume", "--out", tmp_path / "cut").out.splitlines()[-3].split()[:3]
         == (whole.out.splitlines()[-3].split()[:3])
     )
-
-
-def _after_step(number: int, act):
-    """Patches `Run.train_step` so that `act` is called before the step after `number`."""
-    from lowrank_core.cli.loop import Run
-
-    step = Run.train_step
-
-    def watched(run, log):
-        if run.step == number:
-            act()
-        return step(run, log)
-
-    patch = pytest.MonkeyPatch.context()
-
-    class Patched:
-        def __enter__(self):
-            patch.__enter__().setattr(Run, "train_step", watched)
-
-        def __exit__(self, *error):
-            patch.__exit__(*error)
-
-    return Patched()
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")

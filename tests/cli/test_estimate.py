@@ -40,6 +40,17 @@ def test_presets_have_the_published_sizes(cli, preset, millions):
     assert round(result["parameters"] / 1e6, 2) == pytest.approx(millions)
 
 
+def test_any_count_of_matrices_is_counted(cli):
+    """Linear in the number of layers, and in no time: nothing is listed."""
+    one, two, many = (numbers(cli("estimate", "--layers", n, "--json")) for n in (1, 2, 2**62))
+    for row in (0, 1):
+        for key in ("weights", "gradients", "state", "total"):
+            a, b, c = (result["bytes"][row][key] for result in (one, two, many))
+            assert c == a + (2**62 - 1) * (b - a) > 2**64
+    shapes = [numbers(cli("estimate", "--shape", f"64x32*{n}", "--json")) for n in (1, 2**62)]
+    assert shapes[1]["bytes"][1]["state"] == 2**62 * shapes[0]["bytes"][1]["state"]
+
+
 def test_explicit_shapes(cli):
     result = numbers(cli("estimate", "--shape", "64x32*3", "--shape", "16x16", "--rank", 8, "--json"))
     assert result["parameters"] == 3 * 64 * 32 + 16 * 16
@@ -63,7 +74,10 @@ def test_table(cli):
         (["--optimizer", "adamw", "--rank", "4"], "`--rank` must come with the optimizer galore"),
         (["--optimizer", "adamw", "--proj-type", "left"], "`--proj-type` must come with the optimizer galore"),
         (["--preset", "1b", "--dim", "64"], "`--dim` must not come with `--preset`"),
-        (["--shape", "3x4x5"], "must be MxN or MxN\\*COUNT, got '3x4x5'"),
+        (["--shape", "3x4x5"], "must be MxN or MxN\\*COUNT, .* got '3x4x5'"),
+        (["--shape", f"{2**63}x4"], "whole numbers from 1 to 9223372036854775807, got '9223372036854775808x4'"),
+        (["--shape", f"{2**31}x{2**31}"], "at most 2\\^60 numbers, got 2147483648 x 2147483648"),
+        (["--dim", str(2**60)], "at most 2\\^60 numbers, got 256 x 1152921504606846976"),
         (["--shape", "0x4"], "got '0x4'"),
         (["--preset", "2b"], "invalid choice: '2b'"),
     ],

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 
+import lowrank_core
 import pytest
 from lowrank_core import _core
 from lowrank_core.cli.info import openmp_libraries
 
+MAIN = "import sys; from lowrank_core.cli import main; sys.exit(main(sys.argv[1:]))"
 WITHOUT_TORCH = """
 import importlib.util, sys
 hidden = ("torch", "safetensors", "tqdm", "matplotlib")
@@ -47,12 +49,11 @@ def test_table(cli):
 
 
 def test_override_is_shown_and_a_wrong_one_refused():
-    code = "import sys; from lowrank_core.cli import main; sys.exit(main(['info', '--json']))"
-    forced = python(code, LOWRANK_CORE_ISA="generic")
+    forced = python(MAIN, "info", "--json", LOWRANK_CORE_ISA="generic")
     assert json.loads(forced.stdout)["instruction_sets"] | {"available": []} == {
         "active": "generic", "available": [], "override": "generic",
     }  # fmt: skip
-    wrong = python(code, LOWRANK_CORE_ISA="mmx")
+    wrong = python(MAIN, "info", LOWRANK_CORE_ISA="mmx")
     assert wrong.returncode == 2 and "LOWRANK_CORE_ISA" in wrong.stderr and wrong.stderr.count("\n") == 1
 
 
@@ -64,7 +65,7 @@ def test_second_openmp_runtime_is_reported(tmp_path, cli, monkeypatch):
         "7f02-7f03 r-xp 00000000 08:01 12 /site packages/x.libs/libgomp-a34b3233.so.1\n"
         "7f03-7f04 r-xp 00000000 08:01 13 /usr/lib/libgompx.so\n"
         "7f04-7f05 rw-p 00000000 00:00 0\n"
-        "7f05-7f06 r-xp 00000000 08:01 14 /opt/intel/libiomp5.so\n"
+        "7f05-7f06 r-xp 00000000 08:01 14 /opt/intel/libiomp5.so (deleted)\n"
     )
     found = openmp_libraries(maps)
     assert found == [
@@ -82,7 +83,8 @@ def test_without_torch():
     assert info.returncode == 0 and "torch" in info.stdout and "not installed" in info.stdout
     for command in ("train", "estimate"):
         refused = python(WITHOUT_TORCH, command)
-        assert refused.returncode == 2 and "pip install 'lowrank_core[train]'" in refused.stderr
+        extra = {"train": "train", "estimate": "torch"}[command]
+        assert refused.returncode == 2 and f"pip install '.[{extra}]'" in refused.stderr
         assert refused.stderr.count("\n") == 1
 
 
@@ -110,7 +112,21 @@ def test_help(cli, command):
 
 def test_no_command(cli):
     outcome = cli()
-    assert outcome.code == 2 and "COMMAND" in outcome.err and outcome.err.count("\n") == 1
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert "COMMAND is missing; it must be train, estimate or info" in outcome.err
+
+
+def test_version(cli):
+    assert cli("--version").out == f"lowrank-core {lowrank_core.__version__}\n"
+
+
+def test_broken_installations_are_named(tmp_path):
+    """A package that is found and cannot be imported is a fact, no traceback."""
+    for name in ("torch", "cupy"):
+        (tmp_path / f"{name}.py").write_text("raise OSError('libcuda.so.1: not found')")
+    info = python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {MAIN}", "info")
+    assert info.returncode == 0 and info.stderr == ""
+    assert info.stdout.count("cannot be imported (OSError: libcuda.so.1: not found)") == 2
 
 
 def test_closed_pipe_is_no_error():

@@ -41,8 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _end(130, f"{where}: interrupted")
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
         return _end(141)
-    except (CliError, OSError) as refusal:
+    except CliError as refusal:
         return _end(2, f"{where}: {refusal}")
+    except OSError as failure:
+        what = "standard output" if failure.filename is None else f"'{failure.filename}'"
+        return _end(2, f"{where}: cannot use {what} ({failure.strerror}); make room or fix the permission")
     except MemoryError:
         return _end(2, f"{where}: out of memory; free some, or ask for less")
 

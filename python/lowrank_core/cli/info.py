@@ -11,13 +11,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lowrank_core.cli.environment import cpu_name, version, versions
+from lowrank_core.cli import waiting
+from lowrank_core.cli.environment import cpu_name, versions
 from lowrank_core.cli.errors import CliError
 from lowrank_core.extras import how_to_install
 
 OVERRIDE = "LOWRANK_CORE_ISA"  # read by the compiled core when it first asks for its level
 
-_OPENMP = re.compile(r"/lib(gomp|omp|iomp5)\b[^/]*\.so[^/]*$")
+_OPENMP = re.compile(r"/lib(gomp|omp|iomp5)\b[^/]*\.so[^/ ]*$")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,7 +43,12 @@ def collect() -> dict[str, Any]:
         "build": dict(_core.build_info()),
         "cpu": cpu_name(),
         "instruction_sets": {"active": active, "available": list(_core.isa_levels()), "override": forced},
-        "threads": {"lowrank_core": _core.num_threads(), "openmp": openmp_libraries(), "pools": _pools()},
+        "threads": {
+            "lowrank_core": _core.num_threads(),
+            "openmp": openmp_libraries(),
+            "pools": _pools(),
+            "waiting": waiting.chosen(),
+        },
         **devices,
     }
 
@@ -53,7 +59,7 @@ def openmp_libraries(maps: Path = Path("/proc/self/maps")) -> list[str]:
         lines = maps.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    mapped = (line.split(maxsplit=5)[-1] for line in lines if "/" in line)
+    mapped = (line.split(maxsplit=5)[-1].removesuffix(" (deleted)") for line in lines if "/" in line)
     return sorted({path for path in mapped if _OPENMP.search(path)})
 
 
@@ -68,7 +74,10 @@ def _pools() -> list[dict[str, Any]] | None:
 def _torch() -> dict[str, Any] | None:
     if importlib.util.find_spec("torch") is None:
         return None
-    torch = importlib.import_module("torch")
+    try:
+        torch = importlib.import_module("torch")
+    except Exception as failure:  # whatever a broken installation raises is what there is to know about it
+        return {"error": _words(failure)}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     threads, cuda = torch.get_num_threads(), torch.version.cuda
     return {"version": torch.__version__, "threads": threads, "cuda": cuda, "gpus": gpus}
@@ -77,7 +86,14 @@ def _torch() -> dict[str, Any] | None:
 def _cupy() -> dict[str, Any] | None:
     if importlib.util.find_spec("cupy") is None:
         return None
-    return {"version": version("cupy") or importlib.import_module("cupy").__version__}
+    try:
+        return {"version": importlib.import_module("cupy").__version__}
+    except Exception as failure:
+        return {"error": _words(failure)}
+
+
+def _words(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {' '.join(str(failure).split())}"
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
@@ -88,10 +104,11 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         ("processor", facts["cpu"]),
         ("instruction set", f"{sets['active']} (available: {', '.join(sets['available'])})"),
         ("override", f"{OVERRIDE}={sets['override']}" if sets["override"] else f"none ({OVERRIDE} is not set)"),
-        ("threads", f"{threads['lowrank_core']} in lowrank_core, {torch['threads'] if torch else 'no'} in torch"),
+        ("threads", f"{threads['lowrank_core']} in lowrank_core, {(torch or {}).get('threads', 'none')} in torch"),
+        ("waiting threads", threads["waiting"] or f"no setting; `train` uses {'='.join(waiting.POLICY)}"),
         *(("OpenMP runtime", path) for path in threads["openmp"]),
         ("torch", _torch_words(torch)),
-        ("CuPy", facts["cupy"]["version"] if facts["cupy"] else "not installed"),
+        ("CuPy", _cupy_words(facts["cupy"])),
     ]
     lines = [f"{name:<24}{value}" for name, value in rows]
     if len(threads["openmp"]) > 1:
@@ -105,5 +122,13 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 def _torch_words(torch: dict[str, Any] | None) -> str:
     if torch is None:
         return f"not installed; training needs it: {how_to_install('train')}"
+    if "error" in torch:
+        return f"cannot be imported ({torch['error']})"
     devices = ", ".join(torch["gpus"]) or "no GPU"
     return f"{torch['version']} (CUDA {torch['cuda'] or 'not built'}, {devices})"
+
+
+def _cupy_words(cupy: dict[str, Any] | None) -> str:
+    if cupy is None:
+        return "not installed"
+    return f"cannot be imported ({cupy['error']})" if "error" in cupy else str(cupy["version"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def stored_run(folder: Path) -> dict[str, Any]:
         stored: dict[str, Any] = json.loads(data)
         check_values(TrainConfig.from_json(stored["config"]))
         threads = stored["threads"]
-        if not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
+        if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"threads is {threads!r}")
     except KeyError as failure:
         raise CliError(f"'{path}' is damaged ({failure} is missing); {_REMEDY}") from failure
@@ -82,9 +83,9 @@ def grow(folder: Path, config: TrainConfig, stored: dict[str, Any]) -> dict[str,
             f"`--steps` of a comparison may grow once both optimizers have done {before} steps, got {min(done)} of "
             f"{name}; resume without `--steps` first"
         )
-    schedule = {"peak": 1.0, "warmup": config.warmup or 0, "min_ratio": config.min_lr_ratio}
-    now = lr_at(done[0] + 1, steps=config.steps, **schedule)
-    last = lr_at(done[0], steps=before, **schedule) if done[0] else 0.0
+    share = partial(lr_at, peak=1.0, warmup=config.warmup or 0, min_ratio=config.min_lr_ratio)
+    now = share(done[0] + 1, steps=config.steps)
+    last = share(done[0], steps=before) if done[0] else 0.0
     print(
         f"steps: {config.steps} instead of {before}; from step {done[0] + 1} on the learning rate is that of a run of "
         f"{config.steps} steps: {now:.3g} of its peak there, {last:.3g} in the step before"

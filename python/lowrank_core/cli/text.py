@@ -72,7 +72,8 @@ def load_corpus(paths: Sequence[str], *, val_fraction: float, window: int, out: 
         train, val = _split_by_position(SEPARATOR.join(text for _, text in texts), val_fraction, window, paths)
         split = "by position"
     return Corpus(
-        *(np.frombuffer(part, np.uint8) for part in (train, val)),
+        train=np.frombuffer(train, np.uint8),
+        val=np.frombuffer(val, np.uint8),
         files=len(texts),
         skipped=len(found) - len(texts),
         repeated=len(met) - len(found),
