@@ -30,7 +30,7 @@ MODEL: dict[str, Any] = {
 }  # fmt: skip
 GALORE: dict[str, Any] = {"rank": 64, "proj_type": "std", "projector": "rsvd", "moment_dtype": "float32"}
 _CURVE_EVERY = 10  # steps
-_TRAINING = ("cli/data.py", "cli/loop.py", "cli/model.py", "cli/optimizers.py")
+_TRAINING = ("cli/data.py", "cli/loop.py", "cli/model.py", "cli/optimizers.py", "cli/text.py")
 _SOURCES = {
     "adamw": [f"python/lowrank_core/{name}" for name in _TRAINING],
     "galore": [

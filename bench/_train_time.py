@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from lowrank_core.cli.config import TrainConfig, resolve
-from lowrank_core.cli.data import load_corpus
 from lowrank_core.cli.loop import Run
 from lowrank_core.cli.metrics import MetricsLog
+from lowrank_core.cli.text import load_corpus
 
 LEFT_OUT = 5  # first steps: allocations, and a refresh that is not a warm one
 

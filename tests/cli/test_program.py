@@ -22,7 +22,7 @@ def test_threads_of_train_wait_asleep():
     spins = r"GOMP_SPINCOUNT = '(\d+)'"
 
     def spun(**chosen: str) -> list[bytes]:
-        ours = {name: value for name, value in os.environ.items() if name not in waiting._CHOICES}
+        ours = {name: value for name, value in os.environ.items() if name not in waiting.CHOICES}
         done = subprocess.run([*COMMAND, "train", "--text", "/nowhere"], capture_output=True,
                               env={**ours, "OMP_DISPLAY_ENV": "verbose", **chosen})  # fmt: skip
         assert done.returncode == 2 and b"does not exist" in done.stderr
@@ -36,7 +36,7 @@ def test_threads_of_train_wait_asleep():
 
 def test_start_over_where_it_cannot(monkeypatch):
     """No executable, or a system that refuses: the run goes on as it is."""
-    for name in waiting._CHOICES:
+    for name in waiting.CHOICES:
         monkeypatch.delenv(name, raising=False)
 
     def refuse(*arguments):

@@ -12,12 +12,12 @@ from contextlib import suppress
 
 POLICY = ("OMP_WAIT_POLICY", "passive")
 # Any of them set by the user is the user's choice.
-_CHOICES = (POLICY[0], "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+CHOICES = (POLICY[0], "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def chosen() -> str | None:
     """The setting in the environment as `NAME=value`, None if there is none."""
-    return next((f"{name}={os.environ[name]}" for name in _CHOICES if name in os.environ), None)
+    return next((f"{name}={os.environ[name]}" for name in CHOICES if name in os.environ), None)
 
 
 def start_over_passive() -> None:
