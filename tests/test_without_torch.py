@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -57,3 +58,14 @@ def test_the_estimate_from_shapes() -> None:
         assert done.stderr == "" and int(done.stdout) == memory.estimate_state_bytes(
             shapes, rank=8, dtype="bfloat16", **keys
         )
+
+
+@pytest.mark.parametrize(
+    "options", [["--preset", "60m"], ["--shape", "4096x11008*64"], []], ids=["preset", "shape", ""]
+)
+def test_the_command_estimate(options: list[str]) -> None:
+    argv = ["estimate", *options, "--dtype", "bf16", "--moment-dtype", "int8", "--json"]
+    call = f"from lowrank_core.cli import main; raise SystemExit(main({argv!r}))"
+    done, as_ever = without_torch(call), without_torch(call, setup="")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == json.loads(as_ever.stdout)

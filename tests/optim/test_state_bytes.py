@@ -105,6 +105,15 @@ def test_every_way_to_store_moments(dtype: torch.dtype, moments: str, plain: str
     assert held == sum(parts)
 
 
+def test_complex_weights_take_the_plain_path() -> None:
+    weight = nn.Parameter(torch.randn(9, 8, dtype=torch.complex64))
+    weight.grad = torch.ones_like(weight)
+    optimizer = GaLoreAdamW([weight, nn.Parameter(torch.zeros(9, 8))], rank=5)
+    optimizer.step()
+    one = memory.estimate_state_bytes([(9, 8)], rank=5, dtype="complex64")
+    assert one == optimizer.state_bytes() == 2 * 72 * 8 + 4
+
+
 def test_keys_of_what_is_not_projected() -> None:
     model, others = Model().to(torch.bfloat16), {"moment_dtype": "float32", "lr": 0.1}
     keys = {"moment_dtype": "int8"}

@@ -7,10 +7,10 @@ from typing import Any
 
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import flag, option, path, real, whole
+from lowrank_core.memory.geometry import PROJ_TYPES
+from lowrank_core.memory.storage import MOMENT_DTYPES
 
 OPTIMIZERS = ("galore", "adamw")
-PROJ_TYPES = ("std", "reverse_std", "left", "right", "full")
-MOMENT_DTYPES = ("auto", "float32", "bfloat16", "int8")
 PRECISIONS = ("fp32", "bf16", "amp-bf16", "amp-fp16")
 # Of the matrices of attention and feed-forward, and of the rest. The best found by bench/train_sweep.py.
 PEAK_LRS = {"galore": (5e-3, 5e-3), "adamw": (5e-4, 5e-3)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 from dataclasses import replace
 from math import prod
@@ -12,40 +11,33 @@ from typing import Any
 from lowrank_core.cli.config import TrainConfig, resolve
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import flag
-from lowrank_core.cli.presets import DTYPES, PRESETS, Parts, Shapes, Sizes
+from lowrank_core.cli.presets import DTYPES, PRESETS, Parts, Sizes
 from lowrank_core.cli.table import megabytes, table
-from lowrank_core.extras import how_to_install
+from lowrank_core.memory import estimate_state_bytes
+from lowrank_core.memory.storage import ITEM_SIZES
 
 BYTE_VALUES = 256
-MAX_MATRIX = 2**60  # elements: more would overflow what bytes are counted in
+STORED = ("proj_type", "moment_dtype", "plain_moment_dtype")  # keys of the optimizer that decide its bytes
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the table, or the same as JSON."""
-    if importlib.util.find_spec("torch") is None:
-        raise CliError(f"needs torch; {how_to_install('torch')}")
     parts, width = _parts(options)
-    result = estimate(parts, options.optimizer, _rank(options, parts, width), options.proj_type, options.dtype)
+    result = estimate(parts, options.optimizer, options.dtype, _keys(options, parts, width))
     print(json.dumps(result, indent=1) if options.json else _text(result))
     return 0
 
 
-def estimate(parts: Parts, optimizer: str, rank: int | None, proj_type: str | None, dtype: str) -> dict[str, Any]:
-    """Bytes for AdamW and, if it is another, for `optimizer`; `dtype` is a key of `DTYPES`.
-
-    Raises:
-      CliError: a matrix is too large to be counted.
-    """
-    import torch
-
-    _check_sizes(parts)
-    kind: torch.dtype = getattr(torch, DTYPES[dtype])
+def estimate(parts: Parts, optimizer: str, dtype: str, keys: dict[str, Any]) -> dict[str, Any]:
+    """Bytes for AdamW and, if it is another, for `optimizer` with `keys`; `dtype` is a key of `DTYPES`."""
+    kind = DTYPES[dtype]
     parameters = sum(count * sum(map(prod, shapes.values())) for shapes, count in parts)
-    weights = parameters * kind.itemsize
+    weights = parameters * ITEM_SIZES[kind]
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(("adamw", optimizer)):
-        keys: dict[str, Any] = {} if name == "adamw" else {"rank": rank, "proj_type": proj_type or "std"}
-        state = _state_bytes(parts, optimizer=name, dtype=kind, **keys)
+        own = {} if name == "adamw" else keys
+        # The state is a sum over parameters, so that a thousand layers cost what one does.
+        state = sum(count * estimate_state_bytes(shapes, name, dtype=kind, **own) for shapes, count in parts)
         rows.append(
             {
                 "optimizer": name,
@@ -55,34 +47,13 @@ def estimate(parts: Parts, optimizer: str, rank: int | None, proj_type: str | No
                 "total": 2 * weights + state,
             }
         )
-    return {"parameters": parameters, "dtype": dtype, "rank": rank, "bytes": rows}
+    said = {name: keys.get(name) for name in ("rank", *STORED)}
+    return {"parameters": parameters, "dtype": dtype, **said, "bytes": rows}
 
 
 def decoder(dim: int, ffn: int, layers: int) -> Parts:
     """The decoder that `train` trains."""
     return Sizes(dim, ffn, layers, BYTE_VALUES).parts()
-
-
-def _state_bytes(parts: Parts, **keys: Any) -> int:
-    """The state is a sum over parameters, so that a thousand layers cost what two do."""
-    from lowrank_core.optim import estimate_state_bytes
-
-    once: Shapes = {f"{i}.{name}": shape for i, (shapes, _) in enumerate(parts) for name, shape in shapes.items()}
-    total = base = estimate_state_bytes(once, **keys)
-    for shapes, count in parts:
-        if count > 1:
-            again: Shapes = {f"again.{name}": shape for name, shape in shapes.items()}
-            total += (count - 1) * (estimate_state_bytes({**once, **again}, **keys) - base)
-    return total
-
-
-def _check_sizes(parts: Parts) -> None:
-    for name, shape in ((name, shape) for shapes, _ in parts for name, shape in shapes.items()):
-        if prod(shape) > MAX_MATRIX:
-            raise CliError(
-                f"a matrix must hold at most 2^60 numbers, got {' x '.join(map(str, shape))} ({name}); "
-                "lower `--shape`, `--dim` or `--ffn`"
-            )
 
 
 def _parts(options: argparse.Namespace) -> tuple[Parts, int]:
@@ -100,17 +71,18 @@ def _parts(options: argparse.Namespace) -> tuple[Parts, int]:
     return decoder(config.dim, config.ffn or 0, config.layers), config.dim
 
 
-def _rank(options: argparse.Namespace, parts: Parts, width: int) -> int | None:
+def _keys(options: argparse.Namespace, parts: Parts, width: int) -> dict[str, Any]:
+    """The keys of the optimizer that decide its bytes; those that are not given stay out."""
+    given = {name: getattr(options, name) for name in ("rank", *STORED) if getattr(options, name) is not None}
     if options.optimizer == "adamw":
-        for name in ("rank", "proj_type"):
-            if getattr(options, name) is not None:
-                raise CliError(f"`{flag(name)}` must come with the optimizer galore, got adamw; leave it out")
-        return None
-    rank: int = options.rank or max(1, width // 4)
+        for name in given:
+            raise CliError(f"`{flag(name)}` must come with the optimizer galore, got adamw; leave it out")
+        return {}
+    rank: int = given.get("rank", max(1, width // 4))
     largest = max(min(shape) for shapes, _ in parts for shape in shapes.values() if len(shape) == 2)
     if rank >= largest:
         raise CliError(f"`--rank` must be < {largest}, the largest min(m, n) of a matrix, got {rank}; lower it")
-    return rank
+    return {**given, "rank": rank}
 
 
 def _text(result: dict[str, Any]) -> str:
@@ -128,6 +100,10 @@ def _text(result: dict[str, Any]) -> str:
     head = ("optimizer", "weights", "gradients", "optimizer state", "total", "state of AdamW's")
     size = f"{result['parameters']:,} parameters, {result['dtype']}{rank}"
     notes = ["Activations are not counted."]
-    if result["dtype"] != "fp32" and len(rows) > 1:
-        notes.append(f"On an accelerator {rows[1]['optimizer']} keeps moments in float32 in this version.")
+    if len(rows) > 1:
+        moment = result["moment_dtype"] or "auto"
+        plain = result["plain_moment_dtype"] or moment
+        kept = moment if plain == moment else f"{moment}, {plain} where nothing is projected"
+        on_device = "" if result["dtype"] == "fp32" else "; on an accelerator float32 in this version"
+        notes.append(f"Moments of {rows[1]['optimizer']}: {kept} (auto: the dtype of the weights{on_device}).")
     return f"{size}\n\n{table(head, cells)}\n\n{' '.join(notes)}"

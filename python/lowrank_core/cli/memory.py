@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.errors import CliError
-from lowrank_core.cli.estimate import decoder, estimate
+from lowrank_core.cli.estimate import STORED, decoder, estimate
 from lowrank_core.cli.table import megabytes
 
 _INDEX_BYTES = 8  # a window's byte as a token
@@ -45,7 +45,8 @@ def held_bytes(config: TrainConfig, name: str) -> int:
     """Bytes of weights, gradients and optimizer state of one of the run's optimizers."""
     dtype = "bf16" if config.precision == "bf16" else "fp32"
     parts = decoder(config.dim, config.ffn or 0, config.layers)
-    return int(estimate(parts, name, config.rank, config.proj_type, dtype)["bytes"][-1]["total"])
+    keys = {key: value for key in ("rank", *STORED) if (value := getattr(config, key)) is not None}
+    return int(estimate(parts, name, dtype, keys)["bytes"][-1]["total"])
 
 
 def limit_bytes() -> int:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lowrank_core import __version__
-from lowrank_core.cli.config import OPTIMIZERS, PROJ_TYPES, TrainConfig
+from lowrank_core.cli.config import OPTIMIZERS, TrainConfig
 from lowrank_core.cli.options import LARGEST, add_options, flag, path, quoted, whole
 from lowrank_core.cli.presets import DTYPES, PRESETS
+from lowrank_core.memory.geometry import PROJ_TYPES
+from lowrank_core.memory.storage import MOMENT_DTYPES
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,6 +90,9 @@ def _add_estimate(commands: _Commands[Parser]) -> None:
     estimate.add_argument("--rank", type=whole(1), metavar="N",
                           help="rank of the projection (default: a quarter of the width)")
     estimate.add_argument("--proj-type", choices=PROJ_TYPES, help="side that is projected (default: std)")
+    estimate.add_argument("--moment-dtype", choices=MOMENT_DTYPES, help="storage of moments (default: auto)")
+    estimate.add_argument("--plain-moment-dtype", choices=MOMENT_DTYPES,
+                          help="of those of what is not projected (default: as --moment-dtype)")
     estimate.add_argument("--dtype", default="fp32", choices=tuple(DTYPES),
                           help="of weights and gradients (default: %(default)s)")
     _add_json(estimate)
