@@ -37,7 +37,8 @@ def kalman(p0: float) -> Callable[[nn.Linear, Tensor, Tensor], bool]:
         )
         jac, score = adapters.split_score(rows)
         with torch.no_grad():
-            kalman_diag_step_([p.data for p in params], variances, jac, score, kl_limit=KL_LIMIT)
+            with torch.no_grad():
+                kalman_diag_step_(params, variances, jac, score, kl_limit=KL_LIMIT)
         return bool(logits.argmax() == y)
 
     return step
