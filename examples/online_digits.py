@@ -37,8 +37,7 @@ def kalman(p0: float) -> Callable[[nn.Linear, Tensor, Tensor], bool]:
         )
         jac, score = adapters.split_score(rows)
         with torch.no_grad():
-            with torch.no_grad():
-                kalman_diag_step_(params, variances, jac, score, kl_limit=KL_LIMIT)
+            kalman_diag_step_(params, variances, jac, score, kl_limit=KL_LIMIT)
         return bool(logits.argmax() == y)
 
     return step
