@@ -79,7 +79,7 @@ def test_weights_that_are_used_again(use: str, batched: bool) -> None:
     model, x = stack(), tokens()
     first, last = model[0], model[2]
     uses: dict[str, Callable[[Tensor], Tensor]] = {
-        "linear": lambda y: F.linear(torch.sin(y), first.weight, last.bias).mean(0),
+        "linear": lambda y: F.linear(torch.sin(y), weight=first.weight, bias=last.bias).mean(0),
         "matmul": lambda y: (torch.sin(y) @ first.weight.mT).mean(0),
         "penalty": lambda y: torch.cat([y.mean(0), first.weight.square().sum()[None], last.bias.norm()[None]]),
         "bias": lambda y: (y * first.bias).mean(0),
@@ -233,6 +233,10 @@ def test_graphs_that_reach_nothing() -> None:
     other, params = stack(), list(model.parameters())
     with pytest.raises(ValueError, match="`outputs` must depend on one of `params`, got a graph that reaches none"):
         adapters.jacobian_rows(other(x), params)
+    with adapters.record_linears(model) as tape:  # of another pass
+        model(x)
+    with pytest.raises(ValueError, match="`outputs` must depend on one of `params`, got a graph that reaches none"):
+        adapters.jacobian_rows(other(x), params, tape=tape)
     with torch.no_grad(), pytest.raises(ValueError, match="`outputs` must have a graph"):
         adapters.jacobian_rows(model(x), params)
     model[0].weight.requires_grad_(False)

@@ -2,6 +2,8 @@
 
 Those for class logits end with the row y - ŷ, whose Jacobian row is the score of the cross-entropy (minus its
 gradient); `split_score` takes it off again.
+
+Cotangents are constants: `logits` is read detached, and what is returned carries no graph.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def softmax_cotangents(logits: Tensor, target: Tensor) -> Tensor:
     """Cotangents of the softmax observation, one block of c rows for each sample, and y - ŷ last.
 
     Args:
-      logits: [c] or [b, c].
+      logits: [c] or [b, c]; read detached, the result is a constant.
       target: [] or [b], int64 classes.
 
     Returns:
@@ -65,7 +67,7 @@ def lumped_cotangents(logits: Tensor, target: Tensor, *, keep: int) -> Tensor:
     """As `softmax_cotangents` for many classes: the `keep` likeliest and the target stay, the others count as one.
 
     Args:
-      logits: [c] or [b, c].
+      logits: [c] or [b, c]; read detached, the result is a constant.
       target: [] or [b], int64 classes.
       keep: >= 1.
 
@@ -99,7 +101,7 @@ def monte_carlo_cotangents(logits: Tensor, target: Tensor, *, samples: int, seed
     """Draws of the Fisher matrix, for any number of classes and tokens: `samples` rows, and y - ŷ last.
 
     Args:
-      logits: [..., c]: tokens of any number of dimensions.
+      logits: [..., c]: tokens of any number of dimensions; read detached, the result is a constant.
       target: [...], int64 classes; negative ones (such as torch's -100) mark tokens that do not count.
       samples: >= 1.
       seed: of the draws; give every step its own.

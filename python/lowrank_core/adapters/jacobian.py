@@ -47,7 +47,8 @@ def jacobian_rows(
       retain_graph: whether the graph survives the last row.
 
     Returns:
-      One tensor [k, *param.shape] for each of `params`, in its dtype: the lists that `kalman_diag_step_` takes.
+      One tensor [k, *param.shape] for each of `params`, in its dtype: the lists that `kalman_diag_step_` takes. They
+      are constants, as gradients without create_graph; `cotangents` are read detached.
 
     Raises:
       ValueError: a shape that does not fit; a parameter that requires no gradient; outputs without a graph, of a graph

@@ -66,7 +66,7 @@ def softmax_observation(jac: Rows, logits: Tensor, target: Tensor, *, epsilon: f
 
     Args:
       jac: [c, n] or a list of [c, *shape]: ∂logits/∂theta.
-      logits: [c]. target: [], its class.
+      logits: [c], read detached: a constant. target: [], its class.
       epsilon: >= 0, of the noise R = Λ + epsilon I, Λ = diag(ŷ) - ŷŷᵀ. 0: M = Cᵀ J and score Jᵀ(y - ŷ), no inverse.
         Above 0 it damps what Λ does not where a prediction is confident and wrong.
 
@@ -143,7 +143,7 @@ def divergence(jac: Rows, delta: Rows) -> float:
     """
     pairs = [(jac, delta)] if isinstance(jac, Tensor) and isinstance(delta, Tensor) else zip(jac, delta, strict=True)
     change = sum(rows.reshape(rows.shape[0], -1).double() @ d.reshape(-1).double() for rows, d in pairs)
-    return 0.5 * float(torch.as_tensor(change).square().sum())
+    return 0.5 * float(torch.as_tensor(change).detach().square().sum())
 
 
 def predict_variance(p: Tensor, *, q: float = 0.0, alpha: float = 0.0, gamma: float = 1.0) -> Tensor:

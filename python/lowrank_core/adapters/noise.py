@@ -1,7 +1,8 @@
 """Estimators of the observation noise R [m, m], float64, of a Kalman filter.
 
 `before` gives the R that a step is taken with; `after` tells the estimator how the step went. e is the error target
-minus output, A = H diag(p) Hᵀ before the step (`predicted_covariance`), A⁺ the same with the variances after it.
+minus output, A = H diag(p) Hᵀ before the step (`predicted_covariance`), A⁺ the same with the variances after it. R is a
+constant: e and A are read detached, and no graph grows from step to step.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class NoisePolicy:
         self.r = state["r"].clone()
 
     def _mean(self, found: Tensor) -> None:
-        self.r = self.beta * self.r + (1.0 - self.beta) * found
+        self.r = self.beta * self.r + (1.0 - self.beta) * found.detach()
 
 
 class EmaPre(NoisePolicy):
@@ -90,7 +91,7 @@ class Scalar(NoisePolicy):
 
     def before(self, e: Tensor, a: Tensor) -> Tensor:
         self.steps += 1
-        self.mean += (float(e.double().square().mean()) - self.mean) / self.steps
+        self.mean += (float(e.detach().double().square().mean()) - self.mean) / self.steps
         self.r = max(self.mean, self.floor) * torch.eye(e.numel(), dtype=torch.float64, device=e.device)
         return self.r
 
@@ -123,7 +124,7 @@ class Ggn(NoisePolicy):
         self.epsilon = epsilon
 
     def before(self, e: Tensor, a: Tensor) -> Tensor:
-        error = e.double()
+        error = e.detach().double()
         y = torch.nn.functional.one_hot(error.argmax(), error.numel()) - error
         self.r = torch.diag(y) - torch.outer(y, y) + self.epsilon * torch.eye(y.numel(), dtype=y.dtype, device=y.device)
         return self.r
