@@ -31,8 +31,9 @@ def test_stops_with_a_checkpoint(tiny, cli, tmp_path, name, code):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
-def test_closing_terminal_hangs_up_twice(tiny, cli, tmp_path):
+def test_closing_terminal_hangs_up_twice(tiny, cli, tmp_path, monkeypatch):
     """The kernel tells the group, and the shell tells its jobs: one wish to stop."""
+    monkeypatch.setattr("lowrank_core.cli.stop.os._exit", lambda code: pytest.fail("ended at once"))
     with at_step(7, lambda: send(signal.SIGHUP, signal.SIGHUP)):
         assert cli(*tiny, "--out", tmp_path).code == 129
     assert checkpoint.load(tmp_path / CHECKPOINT)["progress"]["step"] == 8
