@@ -114,6 +114,15 @@ def test_complex_weights_take_the_plain_path() -> None:
     assert one == optimizer.state_bytes() == 2 * 72 * 8 + 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forced_projections_are_counted(dtype: torch.dtype) -> None:
+    model, keys = Model().to(dtype), {"force_projection": True, "proj_type": "right"}
+    held = held_after_a_step(model, GaLoreAdamW(param_groups(model, rank=40, verbose=False, **keys)))
+    assert held == estimate_state_bytes(model, rank=40, **keys)
+    shapes = {name: p.shape for name, p in trainable(model).items()}
+    assert held == estimate_state_bytes(shapes, rank=40, dtype=dtype, **keys) > estimate_state_bytes(model, "adamw")
+
+
 def test_keys_of_what_is_not_projected() -> None:
     model, others = Model().to(torch.bfloat16), {"moment_dtype": "float32", "lr": 0.1}
     keys = {"moment_dtype": "int8"}
