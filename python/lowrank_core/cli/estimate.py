@@ -104,6 +104,8 @@ def _text(result: dict[str, Any]) -> str:
         moment = result["moment_dtype"] or "auto"
         plain = result["plain_moment_dtype"] or moment
         kept = moment if plain == moment else f"{moment}, {plain} where nothing is projected"
-        on_device = "" if result["dtype"] == "fp32" else "; on an accelerator float32 in this version"
-        notes.append(f"Moments of {rows[1]['optimizer']}: {kept} (auto: the dtype of the weights{on_device}).")
+        notes.append(f"Moments of {rows[1]['optimizer']}: {kept}.")
+        if "auto" in (moment, plain):
+            on_device = "" if result["dtype"] == "fp32" else ", on an accelerator float32 in this version"
+            notes.append(f"auto: the dtype of the weights{on_device}.")
     return f"{size}\n\n{table(head, cells)}\n\n{' '.join(notes)}"
