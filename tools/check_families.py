@@ -28,7 +28,7 @@ PLACES = (
 # Layers that hold families and, besides, only these.
 SHARED = {
     "cuda/*.cu": (),
-    "cpp/bindings/*.cpp": ("caster", "core", "gemm", "module"),
+    "cpp/bindings/*.cpp": ("caster", "core", "gemm", "kernel", "module"),
     "python/lowrank_core/ops/*.py": ("__init__", "arrays", "declare", "torch_autograd", "torch_registry", "torch_vmap"),
     "python/lowrank_core/reference/*.py": ("__init__", "philox"),
 }

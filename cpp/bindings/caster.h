@@ -6,25 +6,27 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "lowrank_core/view.h"
 
 namespace lowrank {
 
-// An array that a kernel reads, respectively writes; read-only memory is refused as a WriteArray.
-struct ReadArray {
+// An array as a View. What makes it unusable is kept until the argument's name is known (kernel.h).
+struct Array {
   View view;
+  std::string refusal;  // "must ..., got ...; ..."
   pybind11::object owner;
 };
-struct WriteArray {
-  View view;
-  pybind11::object owner;
-};
+// One that a kernel reads, respectively writes; read-only memory is refused as a WriteArray.
+struct ReadArray : Array {};
+struct WriteArray : Array {};
 
-// Throws Error (ValueError) or TypeError with a sentence.
-View view_of(pybind11::handle array, bool writable, pybind11::object& owner);
+constexpr const char* kNotOnHost =
+    "must be in host memory, got a CUDA array; this kernel has no CUDA version yet, move the array to the CPU";
 
-// Refuses a view that is not in host memory.
-void require_cpu(const View& view, const char* argument);
+// Errors that are not the array's, such as those of a producer of capsules, are thrown.
+void load_array(pybind11::handle from, bool writable, Array& to);
 
 }  // namespace lowrank
 
@@ -34,7 +36,7 @@ template <>
 struct type_caster<lowrank::ReadArray> {
   PYBIND11_TYPE_CASTER(lowrank::ReadArray, const_name("numpy.typing.ArrayLike"));
   bool load(handle src, bool) {
-    value.view = lowrank::view_of(src, false, value.owner);
+    lowrank::load_array(src, false, value);
     return true;
   }
 };
@@ -43,7 +45,7 @@ template <>
 struct type_caster<lowrank::WriteArray> {
   PYBIND11_TYPE_CASTER(lowrank::WriteArray, const_name("numpy.typing.ArrayLike"));
   bool load(handle src, bool) {
-    value.view = lowrank::view_of(src, true, value.owner);
+    lowrank::load_array(src, true, value);
     return true;
   }
 };

@@ -2,7 +2,7 @@
 
 #include <pybind11/stl.h>
 
-#include "caster.h"
+#include "kernel.h"
 #include "register.h"
 
 namespace py = pybind11;
@@ -16,7 +16,6 @@ void expect(bool fits, const char* what) {
 }
 
 bool is_matrix(const View& view, int64_t rows, int64_t cols) {
-  require_cpu(view, "an argument");
   return view.rank == 2 && view.shape[0] == rows && view.shape[1] == cols;
 }
 
@@ -29,13 +28,11 @@ void bind_chain_matmul(const WriteArray& out, const std::vector<ReadArray>& matr
   expect(!matrices.empty() && out.view.rank >= 2, "the matrices");
   std::vector<View> views;
   for (const ReadArray& m : matrices) {
-    require_cpu(m.view, "matrices");
     expect(m.view.rank == 2 || (m.view.rank == out.view.rank && m.view.batch() == out.view.batch()),
            "the leading dimensions of a matrix");
     expect(views.empty() || cols_of(views.back()) == rows_of(m.view), "the shapes of two neighbours");
     views.push_back(m.view);
   }
-  require_cpu(out.view, "out");
   expect(rows_of(out.view) == rows_of(views[0]) && cols_of(out.view) == cols_of(views.back()), "the result's shape");
   chain::chain_matmul_cpu(out.view, views);
 }
@@ -61,7 +58,6 @@ void bind_adapter_linear(const WriteArray& y, const ReadArray& x, const ReadArra
   expect(is_matrix(first.view, d_in, rank) && is_matrix(last.view, d_out, rank), "first and last");
   std::optional<Matrix> row;
   if (bias) {
-    require_cpu(bias->view, "bias");
     expect(bias->view.rank == 1 && bias->view.shape[0] == d_out, "bias and w");
     row = Matrix{bias->view.data, bias->view.dtype, 1, d_out, 0, bias->view.stride[0]};
   }
@@ -100,7 +96,6 @@ bool same_batch(const View& view, const View& like) {
 
 chain::Attention attention(const Arrays& arrays, const OptionalArray& mask, double scale, bool causal) {
   expect(arrays.size() == 7, "the arrays");
-  for (const ReadArray& array : arrays) require_cpu(array.view, "an argument");
   const View &q = arrays[0].view, &k = arrays[1].view, &v = arrays[2].view, &dout = arrays[3].view;
   const View &weight = arrays[4].view, &a = arrays[5].view, &b = arrays[6].view;
   expect(same_batch(q, q) && same_batch(k, q) && same_batch(v, q) && same_batch(dout, q), "the leading dimensions");
@@ -110,7 +105,6 @@ chain::Attention attention(const Arrays& arrays, const OptionalArray& mask, doub
   expect(!causal || rows_of(q) == rows_of(k), "queries and keys of a causal head");
   chain::Attention problem{q, k, v, dout, std::nullopt, weight.matrix(), a.matrix(), b.matrix(), scale, causal};
   if (mask) {
-    require_cpu(mask->view, "mask");
     bool fits = mask->view.dtype == DType::kUInt8 && mask->view.rank == q.rank - 1;
     for (int i = 0; fits && i + 2 < q.rank; ++i) fits = mask->view.shape[size_t(i)] == q.shape[size_t(i)];
     expect(fits && mask->view.shape[size_t(q.rank - 2)] == rows_of(k), "mask and keys");
@@ -131,8 +125,6 @@ chain::Features features(const OptionalArray& left, const OptionalArray& right, 
   chain::Features found{std::nullopt, std::nullopt, degree};
   expect(left.has_value() == right.has_value() && degree >= 0, "features");
   if (!left) return found;
-  require_cpu(left->view, "features");
-  require_cpu(right->view, "features");
   expect(same_batch(left->view, problem.queries) && same_batch(right->view, problem.queries) &&
              rows_of(left->view) == rows_of(problem.queries) && rows_of(right->view) == rows_of(problem.keys) &&
              cols_of(left->view) == cols_of(right->view),
@@ -174,41 +166,37 @@ void bind_operands(const WriteArray& queries, const WriteArray& keys, const Arra
   chain::attention_operands_cpu(queries.view, keys.view, problem);
 }
 
-void bind_gaussian(const WriteArray& out, uint64_t seed) {
-  require_cpu(out.view, "out");
-  chain::gaussian_cpu(out.view, seed);
-}
+void bind_gaussian(const WriteArray& out, uint64_t seed) { chain::gaussian_cpu(out.view, seed); }
 
 }  // namespace
 
 void register_chain_lr(py::module_& module) {
   using namespace py::literals;
-  using Release = py::call_guard<py::gil_scoped_release>;
-  module.def("chain_matmul", &bind_chain_matmul, "out"_a, "matrices"_a, Release(),
-             "The product of a list of matrices, or batches of them, into out.");
-  module.def("plan_chain", &bind_plan_chain, "dims"_a,
-             "Last split of factors i .. j of a chain of plain matrices [dims[i], dims[i + 1]].");
-  module.def("adapter_linear", &bind_adapter_linear, "y"_a, "x"_a, "w"_a, "first"_a, "last"_a, py::kw_only(),
-             "middle"_a = py::none(), "bias"_a = py::none(), "scale"_a, Release(),
-             "y <- x wᵀ + scale ((x first) middleᵀ) lastᵀ + bias.");
-  module.def("adapter_gradient", &bind_adapter_gradient, "first_grad"_a, "last_grad"_a, "dy"_a, "x"_a, "first"_a,
-             "last"_a, py::kw_only(), "middle_grad"_a = py::none(), "scale"_a, Release(),
-             "With G = dyᵀ x: scale Gᵀ last, scale G first and scale lastᵀ G first.");
-  module.def("attention_exact", &bind_exact, "da"_a, "db"_a, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a, "causal"_a,
-             Release(), "Gradients of an attention adapter by tiles of scores.");
-  module.def("attention_chained", &bind_chained, "da"_a, "db"_a, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a,
-             "causal"_a, "degree"_a, "left"_a, "right"_a, Release(),
-             "The same by features: monomials up to a degree, or the ones given.");
-  module.def("attention_largest_score", &bind_largest, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a, "causal"_a,
-             "exactly"_a, Release(), "Largest score in magnitude, or the product of the largest norms.");
-  module.def("attention_sampled_error", &bind_sampled, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a, "causal"_a,
-             "left"_a, "right"_a, Release(), "Relative error of a few rows by given features.");
-  module.def("attention_operands", &bind_operands, "queries"_a, "keys"_a, "arrays"_a, py::kw_only(), "mask"_a,
-             "scale"_a, Release(), "What features are taken of: effective queries, and keys less their mean.");
-  module.def("taylor_error", &chain::taylor_error, "largest"_a, "degree"_a,
-             "Estimated relative error of the chained gradient where exp is cut after an even degree.");
-  module.def("gaussian", &bind_gaussian, "out"_a, py::kw_only(), "seed"_a, Release(),
-             "Fills `out` with standard normal numbers of a seed.");
+  kernel(module, "chain_matmul", &bind_chain_matmul, "out"_a, "matrices"_a,
+         "The product of a list of matrices, or batches of them, into out.");
+  kernel(module, "plan_chain", &bind_plan_chain, "dims"_a,
+         "Last split of factors i .. j of a chain of plain matrices [dims[i], dims[i + 1]].");
+  kernel(module, "adapter_linear", &bind_adapter_linear, "y"_a, "x"_a, "w"_a, "first"_a, "last"_a, py::kw_only(),
+         "middle"_a = py::none(), "bias"_a = py::none(), "scale"_a,
+         "y <- x wᵀ + scale ((x first) middleᵀ) lastᵀ + bias.");
+  kernel(module, "adapter_gradient", &bind_adapter_gradient, "first_grad"_a, "last_grad"_a, "dy"_a, "x"_a, "first"_a,
+         "last"_a, py::kw_only(), "middle_grad"_a = py::none(), "scale"_a,
+         "With G = dyᵀ x: scale Gᵀ last, scale G first and scale lastᵀ G first.");
+  kernel(module, "attention_exact", &bind_exact, "da"_a, "db"_a, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a,
+         "causal"_a, "Gradients of an attention adapter by tiles of scores.");
+  kernel(module, "attention_chained", &bind_chained, "da"_a, "db"_a, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a,
+         "causal"_a, "degree"_a, "left"_a, "right"_a,
+         "The same by features: monomials up to a degree, or the ones given.");
+  kernel(module, "attention_largest_score", &bind_largest, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a, "causal"_a,
+         "exactly"_a, "Largest score in magnitude, or the product of the largest norms.");
+  kernel(module, "attention_sampled_error", &bind_sampled, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a, "causal"_a,
+         "left"_a, "right"_a, "Relative error of a few rows by given features.");
+  kernel(module, "attention_operands", &bind_operands, "queries"_a, "keys"_a, "arrays"_a, py::kw_only(), "mask"_a,
+         "scale"_a, "What features are taken of: effective queries, and keys less their mean.");
+  kernel(module, "taylor_error", &chain::taylor_error, "largest"_a, "degree"_a,
+         "Estimated relative error of the chained gradient where exp is cut after an even degree.");
+  kernel(module, "gaussian", &bind_gaussian, "out"_a, py::kw_only(), "seed"_a,
+         "Fills `out` with standard normal numbers of a seed.");
 }
 
 }  // namespace lowrank

@@ -2,7 +2,7 @@
 #include <omp.h>
 #include <pybind11/stl.h>
 
-#include "caster.h"
+#include "kernel.h"
 #include "lowrank_core/checks.h"
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/isa.h"
@@ -28,7 +28,6 @@ py::dict build_info() {
 }
 
 void philox_bits(const WriteArray& out, uint64_t seed, uint32_t stream, uint32_t step, uint64_t first) {
-  require_cpu(out.view, "out");
   LRC_CHECK(out.view.rank == 1 && out.view.dtype == DType::kInt64 && out.view.contiguous(),
             "philox_bits: `out` must be a contiguous int64 vector");
   auto* bits = static_cast<int64_t*>(out.view.data);
@@ -38,15 +37,27 @@ void philox_bits(const WriteArray& out, uint64_t seed, uint32_t stream, uint32_t
 }  // namespace
 
 void register_core(py::module_& module) {
+  static const py::exception<ArrayError> array_error(module, "ArrayError", PyExc_ValueError);
   py::register_exception_translator([](std::exception_ptr p) {
     try {
       if (p) std::rethrow_exception(p);
+    } catch (const ArrayError& error) {
+      py::set_error(array_error, error.what());
     } catch (const Error& error) {
-      PyErr_SetString(PyExc_ValueError, error.what());
+      py::set_error(PyExc_ValueError, error.what());
     } catch (const NotFinite& error) {
-      PyErr_SetString(PyExc_FloatingPointError, error.what());
+      py::set_error(PyExc_FloatingPointError, error.what());
     }
   });
+  module.def(
+      "array_refusal",
+      [](py::handle array) -> std::optional<std::string> {
+        ReadArray read;
+        load_array(array, false, read);
+        if (!read.refusal.empty()) return read.refusal;
+        return read.view.on_cuda ? std::optional<std::string>(kNotOnHost) : std::nullopt;
+      },
+      py::arg("array"), "Why a kernel cannot read `array`, \"must ..., got ...; ...\", or None where it can.");
   module.def("build_info", &build_info, "Facts of this build: version, compiler, CUDA toolkit or None.");
   module.def("isa", [] { return std::string(name(isa())); }, "The instruction-set level in use.");
   module.def("isa_levels", &isa_levels, "The levels that this machine and build have, lowest first.");
@@ -61,8 +72,8 @@ void register_core(py::module_& module) {
         omp_set_num_threads(count);
       },
       py::arg("count"), "Sets it, for this thread; torch.set_num_threads does the same.");
-  module.def("philox_bits", &philox_bits, py::arg("out"), py::arg("seed"), py::arg("stream"), py::arg("step"),
-             py::arg("first") = 0, "Fills `out` (int64) with the 32-bit values of elements first, first + 1, ...");
+  kernel(module, "philox_bits", &philox_bits, py::arg("out"), py::arg("seed"), py::arg("stream"), py::arg("step"),
+         py::arg("first") = 0, "Fills `out` (int64) with the 32-bit values of elements first, first + 1, ...");
 }
 
 }  // namespace lowrank

@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "caster.h"
+#include "kernel.h"
 #include "register.h"
 
 namespace py = pybind11;
@@ -41,7 +41,6 @@ void expect(bool fits, const char* argument) {
 }
 
 void expect_float(const View& view, const char* argument, int least_rank) {
-  require_cpu(view, argument);
   const bool is_float = view.dtype == DType::kFloat32 || view.dtype == DType::kFloat64 ||
                         view.dtype == DType::kBFloat16 || view.dtype == DType::kFloat16;
   expect(is_float && view.rank >= least_rank, argument);
@@ -54,7 +53,6 @@ void expect_like(const View& view, const View& like, const char* argument) {
 
 // [..., r] int64, contiguous, one list for each matrix.
 int64_t* indices_of(const View& view, int64_t batch, int64_t count, const char* argument) {
-  require_cpu(view, argument);
   expect(view.rank >= 1 && view.dtype == DType::kInt64 && view.contiguous(), argument);
   expect(view.shape[size_t(view.rank - 1)] == count && view.size() == batch * count, argument);
   return static_cast<int64_t*>(view.data);
@@ -86,8 +84,8 @@ dct::Selection selection_of(const std::string& basis, const OptionalArray& atoms
   LRC_CHECK(basis != "hadamard" || power, "dct_select: `basis` 'hadamard' needs a power of two");
   if (!atoms) return selection;
   expect_float(atoms->view, "atoms", 2);
+  expect(atoms->view.rank == 2 && atoms->view.shape[0] == n && atoms->view.shape[1] == n, "atoms");
   selection.atoms = atoms->view.matrix();
-  expect(atoms->view.rank == 2 && selection.atoms->rows == n && selection.atoms->cols == n, "atoms");
   return selection;
 }
 
@@ -110,7 +108,6 @@ struct Chosen {
 Chosen chosen(const View& indices, const View& coeffs, const View& captured, const View& g, bool left) {
   expect_float(g, "g", 2);
   expect_float(coeffs, "coeffs", 2);
-  require_cpu(captured, "captured");
   expect(coeffs.rank == g.rank && coeffs.batch() == g.batch(), "coeffs");
   expect(captured.dtype == DType::kFloat64 && captured.contiguous() && captured.size() == g.batch(), "captured");
   const bool any = g.batch() > 0;
@@ -192,19 +189,18 @@ void bind_rotate(const WriteArray& m_out, const WriteArray& v_out, const ReadArr
 
 void register_dct_select(py::module_& module) {
   using namespace py::literals;
-  using Release = py::call_guard<py::gil_scoped_release>;
-  module.def("dct_transform", &bind_transform, "out"_a, "x"_a, py::kw_only(), "basis"_a = "dct2", "method"_a = "auto",
-             Release(), "Coordinates of `x` along its last dimension into out; dct3 is the inverse of dct2.");
-  module.def("dct_select", &bind_select, "indices"_a, "coeffs"_a, "captured"_a, "g"_a, py::kw_only(), "basis"_a,
-             "atoms"_a = py::none(), "side"_a, "norm_ord"_a = 2, Release(),
-             "The best atoms for `g`: their numbers, coordinates, and the share of the squares that they capture.");
-  module.def("dct_select_feedback", &bind_feedback, "indices"_a, "coeffs"_a, "captured"_a, "residual"_a, "g"_a,
-             py::kw_only(), "keep"_a, "basis"_a, "atoms"_a = py::none(), "side"_a, "norm_ord"_a = 2, Release(),
-             "The same for coordinates of `g` plus `residual`, which becomes what was not chosen.");
-  module.def("dct_project_back", &bind_project_back, "out"_a, "coeffs"_a, "indices"_a, py::kw_only(), "basis"_a,
-             "atoms"_a = py::none(), "side"_a, Release(), "The matrix that has these coordinates into out.");
-  module.def("rotate_moments", &bind_rotate, "m_out"_a, "v_out"_a, "m"_a, "v"_a, "old_indices"_a, "new_indices"_a,
-             py::kw_only(), "side"_a, Release(), "Both moments moved to where their atom is in the new list.");
+  kernel(module, "dct_transform", &bind_transform, "out"_a, "x"_a, py::kw_only(), "basis"_a = "dct2",
+         "method"_a = "auto", "Coordinates of `x` along its last dimension into out; dct3 is the inverse of dct2.");
+  kernel(module, "dct_select", &bind_select, "indices"_a, "coeffs"_a, "captured"_a, "g"_a, py::kw_only(), "basis"_a,
+         "atoms"_a = py::none(), "side"_a, "norm_ord"_a = 2,
+         "The best atoms for `g`: their numbers, coordinates, and the share of the squares that they capture.");
+  kernel(module, "dct_select_feedback", &bind_feedback, "indices"_a, "coeffs"_a, "captured"_a, "residual"_a, "g"_a,
+         py::kw_only(), "keep"_a, "basis"_a, "atoms"_a = py::none(), "side"_a, "norm_ord"_a = 2,
+         "The same for coordinates of `g` plus `residual`, which becomes what was not chosen.");
+  kernel(module, "dct_project_back", &bind_project_back, "out"_a, "coeffs"_a, "indices"_a, py::kw_only(), "basis"_a,
+         "atoms"_a = py::none(), "side"_a, "The matrix that has these coordinates into out.");
+  kernel(module, "rotate_moments", &bind_rotate, "m_out"_a, "v_out"_a, "m"_a, "v"_a, "old_indices"_a, "new_indices"_a,
+         py::kw_only(), "side"_a, "Both moments moved to where their atom is in the new list.");
 }
 
 }  // namespace lowrank

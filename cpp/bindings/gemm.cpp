@@ -1,6 +1,8 @@
 #include "lowrank_core/gemm.h"
 
-#include "caster.h"
+#include "lowrank_core/dense.h"
+
+#include "kernel.h"
 #include "precision.h"
 #include "register.h"
 
@@ -13,7 +15,6 @@ std::string dims(const Matrix& m) { return "[" + std::to_string(m.rows) + ", " +
 
 void batched_gemm(const WriteArray& c, const ReadArray& a, const ReadArray& b, double alpha, double beta,
                   const std::string& precision) {
-  for (const View* view : {&c.view, &a.view, &b.view}) require_cpu(*view, "c, a and b");
   const int64_t count = c.view.batch();
   LRC_CHECK(a.view.batch() == count && b.view.batch() == count, "gemm: c, a and b must have the same leading size");
   const GemmOptions options{alpha, beta, math_of(precision)};
@@ -26,12 +27,21 @@ void batched_gemm(const WriteArray& c, const ReadArray& a, const ReadArray& b, d
   }
 }
 
+void bind_convert(const WriteArray& to, const ReadArray& from) {
+  LRC_CHECK(to.view.rank == 2 && from.view.rank == 2, "convert: `to` and `from_` must be matrices");
+  const Matrix out = to.view.matrix(), in = from.view.matrix();
+  LRC_CHECK(out.rows == in.rows && out.cols == in.cols, "convert: `from_` must be " + dims(out) + ", got " + dims(in));
+  copy(out, in);
+}
+
 }  // namespace
 
 void register_gemm(py::module_& module) {
-  module.def("gemm", &batched_gemm, py::arg("c"), py::arg("a"), py::arg("b"), py::kw_only(), py::arg("alpha") = 1.0,
-             py::arg("beta") = 0.0, py::arg("precision") = "highest", py::call_guard<py::gil_scoped_release>(),
-             "c <- alpha a b + beta c for (batches of) matrices of any strides.");
+  kernel(module, "gemm", &batched_gemm, py::arg("c"), py::arg("a"), py::arg("b"), py::kw_only(), py::arg("alpha") = 1.0,
+         py::arg("beta") = 0.0, py::arg("precision") = "highest",
+         "c <- alpha a b + beta c for (batches of) matrices of any strides.");
+  kernel(module, "convert", &bind_convert, py::arg("to"), py::arg("from_"),
+         "to <- from_, a matrix of another floating dtype, rounded once.");
 }
 
 }  // namespace lowrank

@@ -2,7 +2,7 @@
 
 #include <pybind11/stl.h>
 
-#include "caster.h"
+#include "kernel.h"
 #include "register.h"
 
 namespace py = pybind11;
@@ -34,7 +34,6 @@ Format format_of(int rank, int dim, int64_t group_size, const std::string& schem
 
 // Memory safety only: the operators have checked the contract and worded the refusals.
 void expect(const View& view, const char* argument, const View& like, const Format& format, int64_t along) {
-  require_cpu(view, argument);
   bool fits = view.rank == like.rank && view.contiguous();
   for (int i = 0; fits && i < like.rank; ++i) {
     fits = view.shape[size_t(i)] == (i == format.dim ? along : like.shape[size_t(i)]);
@@ -65,7 +64,6 @@ Codes codes_of(const Array& packed, const Array& scales, const std::optional<Arr
 void bind_quantize(const WriteArray& packed, const WriteArray& scales, const std::optional<WriteArray>& offsets,
                    const ReadArray& x, int dim, int64_t group_size, const std::string& scheme,
                    std::optional<uint64_t> seed) {
-  require_cpu(x.view, "x");
   const Format format = format_of(x.view.rank, dim, group_size, scheme);
   const Codes codes = codes_of(packed, scales, offsets);
   expect_codes(codes, x.view, format);
@@ -74,7 +72,6 @@ void bind_quantize(const WriteArray& packed, const WriteArray& scales, const std
 
 void bind_dequantize(const WriteArray& out, const ReadArray& packed, const ReadArray& scales,
                      const std::optional<ReadArray>& offsets, int dim, int64_t group_size, const std::string& scheme) {
-  require_cpu(out.view, "out");
   const Format format = format_of(out.view.rank, dim, group_size, scheme);
   const Codes codes = codes_of(packed, scales, offsets);
   expect_codes(codes, out.view, format);
@@ -85,7 +82,6 @@ void bind_project(const WriteArray& out, const ReadArray& packed, const ReadArra
                   const std::optional<ReadArray>& offsets, const ReadArray& x, int64_t rows, int64_t cols, int dim,
                   int64_t group_size, const std::string& scheme, bool back) {
   for (const View* view : {&out.view, &x.view}) {
-    require_cpu(*view, "out and x");
     LRC_CHECK(view->rank >= 2 && view->batch() == out.view.batch(),
               "int4_project: `out` and `x` must be batches alike");
   }
@@ -105,15 +101,14 @@ void bind_project(const WriteArray& out, const ReadArray& packed, const ReadArra
 
 void register_int4_project(py::module_& module) {
   using namespace py::literals;
-  using Release = py::call_guard<py::gil_scoped_release>;
-  module.def("quantize_int4", &bind_quantize, "packed"_a, "scales"_a, "offsets"_a, "x"_a, py::kw_only(), "dim"_a,
-             "group_size"_a, "scheme"_a, "seed"_a = py::none(), Release(),
-             "Codes of `x` into packed, scales and offsets; with a seed rounded stochastically.");
-  module.def("dequantize_int4", &bind_dequantize, "out"_a, "packed"_a, "scales"_a, "offsets"_a, py::kw_only(), "dim"_a,
-             "group_size"_a, "scheme"_a, Release(), "Decodes into `out`.");
-  module.def("int4_project", &bind_project, "out"_a, "packed"_a, "scales"_a, "offsets"_a, "x"_a, py::kw_only(),
-             "rows"_a, "cols"_a, "dim"_a, "group_size"_a, "scheme"_a, "back"_a = false, Release(),
-             "out <- Pᵀ x, or P x with `back`, for the packed matrix P [rows, cols].");
+  kernel(module, "quantize_int4", &bind_quantize, "packed"_a, "scales"_a, "offsets"_a, "x"_a, py::kw_only(), "dim"_a,
+         "group_size"_a, "scheme"_a, "seed"_a = py::none(),
+         "Codes of `x` into packed, scales and offsets; with a seed rounded stochastically.");
+  kernel(module, "dequantize_int4", &bind_dequantize, "out"_a, "packed"_a, "scales"_a, "offsets"_a, py::kw_only(),
+         "dim"_a, "group_size"_a, "scheme"_a, "Decodes into `out`.");
+  kernel(module, "int4_project", &bind_project, "out"_a, "packed"_a, "scales"_a, "offsets"_a, "x"_a, py::kw_only(),
+         "rows"_a, "cols"_a, "dim"_a, "group_size"_a, "scheme"_a, "back"_a = false,
+         "out <- Pᵀ x, or P x with `back`, for the packed matrix P [rows, cols].");
 }
 
 }  // namespace lowrank

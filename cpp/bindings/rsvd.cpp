@@ -2,7 +2,7 @@
 
 #include <pybind11/stl.h>
 
-#include "caster.h"
+#include "kernel.h"
 #include "precision.h"
 #include "register.h"
 
@@ -15,7 +15,6 @@ using rsvd::Params;
 
 // Memory safety only: the operators have checked the contract and worded the refusals.
 void expect(const View& view, const char* argument, const View& like, int64_t rows, int64_t cols, DType dtype) {
-  require_cpu(view, argument);
   const bool fits = view.rank == like.rank && view.batch() == like.batch() && view.dtype == dtype &&
                     view.shape[size_t(view.rank - 2)] == rows && view.shape[size_t(view.rank - 1)] == cols;
   if (!fits) fail(std::string("rsvd: `") + argument + "` has the wrong shape or dtype");
@@ -28,7 +27,6 @@ struct Shape {
 };
 
 Shape matrix_shape(const View& a) {
-  require_cpu(a, "a");
   LRC_CHECK(a.rank >= 2, "rsvd: `a` must have at least 2 dimensions");
   return {a.shape[size_t(a.rank - 2)], a.shape[size_t(a.rank - 1)]};
 }
@@ -41,7 +39,6 @@ std::optional<View> checked_basis(const std::optional<ReadArray>& basis, const V
 }
 
 void expect_values(const View& s, const View& a, int64_t rank) {
-  require_cpu(s, "s");
   const bool fits = s.rank == a.rank - 1 && s.shape[size_t(s.rank - 1)] == rank && s.dtype == work_type(a) &&
                     s.size() == a.batch() * rank;
   if (!fits) fail("rsvd: `s` has the wrong shape or dtype");
@@ -142,21 +139,20 @@ void bind_sketch(const WriteArray& out, uint64_t seed, uint32_t step, uintptr_t 
 
 void register_rsvd(py::module_& module) {
   using namespace py::literals;
-  using Release = py::call_guard<py::gil_scoped_release>;
-  module.def("rsvd", &bind_rsvd, "u"_a, "s"_a, "vh"_a, "a"_a, py::kw_only(), "oversample"_a = 10, "niter"_a = 2,
-             "basis"_a = py::none(), "seed"_a = 0, "precision"_a = "highest", Release(),
-             "Leading singular triplets of `a` into u, s, vh.");
-  module.def("range_finder", &bind_range_finder, "q"_a, "a"_a, py::kw_only(), "oversample"_a = 10, "niter"_a = 2,
-             "basis"_a, "seed"_a, "precision"_a = "highest", Release(),
-             "Leading left singular vectors of each array of the list `a` into its partner in q.");
-  module.def("factored_svd", &bind_factored_svd, "u"_a, "s"_a, "vh"_a, "b"_a, "a"_a, Release(),
-             "Leading singular triplets of the product b a into u, s, vh.");
-  module.def("orthonormalize", &bind_orthonormalize, "q"_a, "y"_a, py::kw_only(), "method"_a = "auto", Release(),
-             "Orthonormal basis of the columns of `y` into q; False where the method breaks down.");
-  module.def("qb", &bind_qb, "q"_a, "b"_a, "a"_a, py::kw_only(), "energy"_a, "block"_a = 16, "niter"_a = 1,
-             "seed"_a = 0, Release(), "Grows q b until it captures `energy`; returns (rank, captured).");
-  module.def("sketch", &bind_sketch, "out"_a, py::kw_only(), "seed"_a = 0, "step"_a = 0, "stream"_a = 0, Release(),
-             "Fills `out` with the random signs that a sketch of its shape has.");
+  kernel(module, "rsvd", &bind_rsvd, "u"_a, "s"_a, "vh"_a, "a"_a, py::kw_only(), "oversample"_a = 10, "niter"_a = 2,
+         "basis"_a = py::none(), "seed"_a = 0, "precision"_a = "highest",
+         "Leading singular triplets of `a` into u, s, vh.");
+  kernel(module, "range_finder", &bind_range_finder, "q"_a, "a"_a, py::kw_only(), "oversample"_a = 10, "niter"_a = 2,
+         "basis"_a, "seed"_a, "precision"_a = "highest",
+         "Leading left singular vectors of each array of the list `a` into its partner in q.");
+  kernel(module, "factored_svd", &bind_factored_svd, "u"_a, "s"_a, "vh"_a, "b"_a, "a"_a,
+         "Leading singular triplets of the product b a into u, s, vh.");
+  kernel(module, "orthonormalize", &bind_orthonormalize, "q"_a, "y"_a, py::kw_only(), "method"_a = "auto",
+         "Orthonormal basis of the columns of `y` into q; False where the method breaks down.");
+  kernel(module, "qb", &bind_qb, "q"_a, "b"_a, "a"_a, py::kw_only(), "energy"_a, "block"_a = 16, "niter"_a = 1,
+         "seed"_a = 0, "Grows q b until it captures `energy`; returns (rank, captured).");
+  kernel<Devices::kAny>(module, "sketch", &bind_sketch, "out"_a, py::kw_only(), "seed"_a = 0, "step"_a = 0,
+                        "stream"_a = 0, "Fills `out` with the random signs that a sketch of its shape has.");
 }
 
 }  // namespace lowrank

@@ -2,7 +2,7 @@
 
 #include <pybind11/stl.h>
 
-#include "caster.h"
+#include "kernel.h"
 #include "register.h"
 
 namespace py = pybind11;
@@ -11,7 +11,6 @@ namespace lowrank {
 namespace {
 
 Matrix expect(const View& view, int64_t rows, int64_t cols) {
-  require_cpu(view, "an argument");
   LRC_CHECK(view.rank == 2 && view.shape[0] == rows && view.shape[1] == cols,
             "augment_truncate: the shapes of a layer do not fit");
   return view.matrix();
@@ -71,9 +70,9 @@ std::vector<std::pair<int64_t, double>> bind_augment(const std::vector<std::vect
 
 void register_rsvd_augment(py::module_& module) {
   using namespace py::literals;
-  module.def("augment_truncate", &bind_augment, "out"_a, "layers"_a, py::kw_only(), "lr"_a, "tol"_a, "min_rank"_a,
-             "max_rank"_a, "budget"_a, "weights"_a, py::call_guard<py::gil_scoped_release>(),
-             "One basis step of each layer into out; returns (rank, share lost) for each.");
+  kernel(module, "augment_truncate", &bind_augment, "out"_a, "layers"_a, py::kw_only(), "lr"_a, "tol"_a, "min_rank"_a,
+         "max_rank"_a, "budget"_a, "weights"_a,
+         "One basis step of each layer into out; returns (rank, share lost) for each.");
 }
 
 }  // namespace lowrank

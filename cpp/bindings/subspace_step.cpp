@@ -2,7 +2,7 @@
 
 #include <pybind11/stl.h>
 
-#include "caster.h"
+#include "kernel.h"
 #include "precision.h"
 #include "register.h"
 
@@ -35,7 +35,6 @@ bool is_float(DType dtype) {
 }
 
 Matrix matrix_of(const View& view, bool turned, const char* argument) {
-  require_cpu(view, argument);
   expect(view.rank == 2 && is_float(view.dtype), argument);
   return turned ? view.matrix().transposed() : view.matrix();
 }
@@ -55,7 +54,6 @@ Job job_of(const View& low, const View& g, const View& basis, bool right) {
 }
 
 Moment moment_of(const View& values, const WriteArray* scales, const Matrix& low, bool second, const char* argument) {
-  require_cpu(values, argument);
   expect(values.contiguous() && values.size() == low.rows * low.cols, argument);
   Moment moment{Storage::kWork, values.data, nullptr};
   if (values.dtype == low.dtype) return moment;
@@ -65,7 +63,6 @@ Moment moment_of(const View& values, const WriteArray* scales, const Matrix& low
     return moment;
   }
   expect(values.dtype == (second ? DType::kUInt8 : DType::kInt8) && scales, argument);
-  require_cpu(scales->view, argument);
   expect(scales->view.contiguous() && scales->view.dtype == DType::kFloat32 &&
              scales->view.size() == blockwise::blocks(values.size()),
          argument);
@@ -145,7 +142,6 @@ void bind_update(const Writes& params, const Reads& grads, const Reads& bases, c
     job.step = steps[i];
     job.seed = seeds[i];
     if (!limits.empty()) {
-      require_cpu(limits[i].view, "limits");
       expect(limits[i].view.size() == 1 && limits[i].view.dtype == DType::kFloat32, "limits");
       job.limit = static_cast<float*>(limits[i].view.data);
     }
@@ -161,7 +157,6 @@ void bind_round(const WriteArray& to, const ReadArray& from, uint64_t seed, int6
 }
 
 Matrix values_of(const View& values) {
-  require_cpu(values, "values");
   expect(values.contiguous() && values.dtype == DType::kFloat32, "values");
   return row_major(static_cast<float*>(values.data), 1, values.size());
 }
@@ -186,21 +181,20 @@ void bind_decode(const WriteArray& values, const WriteArray& codes, const std::o
 
 void register_subspace_step(py::module_& module) {
   using namespace py::literals;
-  using Release = py::call_guard<py::gil_scoped_release>;
-  module.def("subspace_project", &bind_project, "low"_a, "grads"_a, "bases"_a, "right"_a, py::kw_only(),
-             "maximize"_a = false, "precision"_a = "highest", Release(),
-             "Low-rank gradients of a list; false if one of them is not finite.");
-  module.def("subspace_update", &bind_update, "params"_a, "grads"_a, "bases"_a, "low"_a, "exp_avg"_a,
-             "exp_avg_scales"_a, "exp_avg_sq"_a, "exp_avg_sq_scales"_a, "limits"_a, "right"_a, "steps"_a, "seeds"_a,
-             py::kw_only(), "rule"_a, "betas"_a, "eps"_a, "lr"_a, "weight_decay"_a, "scale"_a, "residual"_a,
-             "residual_scale"_a, "growth"_a, "maximize"_a, "stochastic"_a, "precision"_a = "highest", Release(),
-             "Moments and weights of a list, from the low-rank gradients, which it overwrites.");
-  module.def("round_stochastic", &bind_round, "to"_a, "from_"_a, py::kw_only(), "seed"_a, "step"_a, Release(),
-             "Rounds a matrix as a step rounds the weights: bfloat16 stochastically, other dtypes to nearest.");
-  module.def("encode_moment", &bind_encode, "codes"_a, "scales"_a, "values"_a, py::kw_only(), "second"_a, "seed"_a,
-             "step"_a, Release(), "Stores a float32 moment as a step does: in bfloat16 or 8-bit blocks.");
-  module.def("decode_moment", &bind_decode, "values"_a, "codes"_a, "scales"_a, py::kw_only(), "second"_a, Release(),
-             "The float32 values of a stored moment.");
+  kernel(module, "subspace_project", &bind_project, "low"_a, "grads"_a, "bases"_a, "right"_a, py::kw_only(),
+         "maximize"_a = false, "precision"_a = "highest",
+         "Low-rank gradients of a list; false if one of them is not finite.");
+  kernel(module, "subspace_update", &bind_update, "params"_a, "grads"_a, "bases"_a, "low"_a, "exp_avg"_a,
+         "exp_avg_scales"_a, "exp_avg_sq"_a, "exp_avg_sq_scales"_a, "limits"_a, "right"_a, "steps"_a, "seeds"_a,
+         py::kw_only(), "rule"_a, "betas"_a, "eps"_a, "lr"_a, "weight_decay"_a, "scale"_a, "residual"_a,
+         "residual_scale"_a, "growth"_a, "maximize"_a, "stochastic"_a, "precision"_a = "highest",
+         "Moments and weights of a list, from the low-rank gradients, which it overwrites.");
+  kernel(module, "round_stochastic", &bind_round, "to"_a, "from_"_a, py::kw_only(), "seed"_a, "step"_a,
+         "Rounds a matrix as a step rounds the weights: bfloat16 stochastically, other dtypes to nearest.");
+  kernel(module, "encode_moment", &bind_encode, "codes"_a, "scales"_a, "values"_a, py::kw_only(), "second"_a, "seed"_a,
+         "step"_a, "Stores a float32 moment as a step does: in bfloat16 or 8-bit blocks.");
+  kernel(module, "decode_moment", &bind_decode, "values"_a, "codes"_a, "scales"_a, py::kw_only(), "second"_a,
+         "The float32 values of a stored moment.");
 }
 
 }  // namespace lowrank

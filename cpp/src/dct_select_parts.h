@@ -21,8 +21,8 @@ struct Prepared {
   int64_t n = 0;
   fft::Plan<T> plan;
   Buffer<T> turns{0};
-  Buffer<int64_t> time{0}, exchanged{0};  // where number i of a row stands; with the complex parts exchanged
-  Buffer<int64_t> frequency{0};           // where coordinate k stands
+  Buffer<int32_t> time{0}, exchanged{0};  // where number i of a row stands; with the complex parts exchanged
+  Buffer<int32_t> frequency{0};           // where coordinate k stands
 };
 template <class T>
 std::shared_ptr<const Prepared<T>> prepared(int64_t n);

@@ -10,7 +10,8 @@
 namespace lowrank::dct {
 namespace {
 
-constexpr size_t kKept = 8;  // plans of one kind: a model has a handful of widths
+constexpr size_t kKept = 8;              // plans of one kind: a model has a handful of widths
+constexpr int64_t kKeptSize = 64 << 20;  // their bytes; larger ones are built for each call
 
 // Lengths up to which the product was faster on two cores with AVX-512: odd rows are complex ones of full length, and
 // convolutions cost several transforms.
@@ -20,26 +21,56 @@ int64_t longest_product(int64_t n) {
   return chirped ? 112 : 24;
 }
 
-// The last few values by their number, built outside any parallel region; the caller holds what it uses.
+template <class T>
+int64_t bytes(const Buffer<T>& buffer) {
+  return buffer.size() * int64_t(sizeof(T));
+}
+template <class T>
+int64_t bytes(const Prepared<T>& p) {
+  return bytes(p.plan.numbers) + bytes(p.plan.places) + bytes(p.turns) + bytes(p.time) + bytes(p.exchanged) +
+         bytes(p.frequency);
+}
+
+// The last few values by their number, as far as they are small enough, built outside any parallel region; the caller
+// holds what it uses. Nobody waits for the lock: where another thread has it, or had it when this process was forked,
+// the value is built anew.
 template <class Value>
 class Cache {
  public:
   template <class Build>
   std::shared_ptr<const Value> get(int64_t n, const Build& build) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = std::find_if(kept_.begin(), kept_.end(), [&](const Entry& entry) { return entry.n == n; });
-    Entry entry = found == kept_.end() ? Entry{n, std::make_shared<const Value>(build())} : *found;
-    if (found != kept_.end()) kept_.erase(found);
-    if (kept_.size() == kKept) kept_.pop_back();
-    kept_.insert(kept_.begin(), entry);
-    return entry.value;
+    if (auto value = find(n)) return value;
+    const auto value = std::make_shared<const Value>(build());
+    keep({n, bytes(*value), value});
+    return value;
   }
 
  private:
   struct Entry {
-    int64_t n;
+    int64_t n, size;
     std::shared_ptr<const Value> value;
   };
+
+  std::shared_ptr<const Value> find(int64_t n) {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock) return nullptr;
+    const auto found = std::find_if(kept_.begin(), kept_.end(), [&](const Entry& entry) { return entry.n == n; });
+    if (found == kept_.end()) return nullptr;
+    std::rotate(kept_.begin(), found, found + 1);
+    return kept_.front().value;
+  }
+
+  void keep(Entry entry) {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || entry.size > kKeptSize) return;
+    int64_t size = 0;
+    kept_.insert(kept_.begin(), std::move(entry));
+    for (size_t i = 0; i < kept_.size(); ++i) {
+      size += kept_[i].size;
+      if (i == kKept || size > kKeptSize) return kept_.resize(i);
+    }
+  }
+
   std::mutex mutex_;
   std::vector<Entry> kept_;
 };
@@ -60,14 +91,14 @@ Prepared<T> prepare(int64_t n) {
     to[2] = T(turn.root_cos);
     to[3] = T(turn.root_sin);
   }
-  made.time = Buffer<int64_t>(n);
-  made.exchanged = Buffer<int64_t>(n);
-  made.frequency = Buffer<int64_t>(n);
+  made.time = Buffer<int32_t>(n);
+  made.exchanged = Buffer<int32_t>(n);
+  made.frequency = Buffer<int32_t>(n);
   for (int64_t i = 0; i < n; ++i) {
-    made.time[i] = makhoul_place(n, i) * (odd ? 2 : 1);  // an odd row has no imaginary parts
+    made.time[i] = int32_t(makhoul_place(n, i) * (odd ? 2 : 1));  // an odd row has no imaginary parts
     made.exchanged[i] = made.time[i] ^ 1;
   }
-  const int64_t* const place = made.plan.place;
+  const int32_t* const place = made.plan.place;
   made.frequency[0] = 2 * place[0];
   if (!odd) made.frequency[half] = 2 * place[0] + 1;
   for (int64_t k = 1; k < n - k; ++k) {
@@ -158,7 +189,7 @@ Engine<T>::Engine(Basis basis, int64_t n) : transform_{basis, n, n, nullptr, nul
   transform_.vectors = 2 * prepared_->plan.length;
   transform_.points = prepared_->plan.place;
   transform_.turns = prepared_->turns.data();
-  const int64_t* const frequency = prepared_->frequency.data();
+  const int32_t* const frequency = prepared_->frequency.data();
   transform_.place_before = basis == Basis::kDct2 ? prepared_->time.data() : frequency;
   transform_.place_after = basis == Basis::kDct2 ? frequency : prepared_->exchanged.data();
 }

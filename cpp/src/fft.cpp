@@ -111,10 +111,9 @@ void add_chirp(Plan<T>& plan, const std::vector<int64_t>& radix, Writer<T>& writ
     kernel[size_t(j)] = kernel[size_t((m - j) % m)] = std::conj(w);
   }
   transform(kernel.data(), 1, spectrum.data(), m);
-  std::vector<Complex> placed(static_cast<size_t>(m));
-  for (int64_t k = 0; k < m; ++k) placed[size_t(place_of(radix, 0, m, k))] = spectrum[size_t(k)] / double(m);
+  for (int64_t k = 0; k < m; ++k) kernel[size_t(place_of(radix, 0, m, k))] = spectrum[size_t(k)] / double(m);
   plan.kernel = writer.here();
-  for (const Complex& z : placed) writer.put(z);
+  for (const Complex& z : kernel) writer.put(z);
 }
 
 }  // namespace
@@ -135,18 +134,18 @@ int64_t smooth_length(int64_t n) {
 
 template <class T>
 Plan<T> make_plan(int64_t n) {
-  LRC_CHECK(n >= 1, "fft: the length must be >= 1, got " + std::to_string(n));
+  LRC_CHECK(n >= 1 && n < int64_t(1) << 29, "fft: the length must be >= 1 and below 2^29, got " + std::to_string(n));
   Plan<T> plan;
   plan.n = n;
   plan.chirped = largest_prime(n) > kLargestRadix;
   plan.length = plan.chirped ? smooth_length(2 * n - 1) : n;
   const std::vector<int64_t> radix = radices(plan.length);
   plan.numbers = Buffer<T>(numbers_needed(radix, plan.length, plan.chirped ? n : 0));
-  plan.places = Buffer<int64_t>(n);
+  plan.places = Buffer<int32_t>(n);
   Writer<T> writer(plan.numbers.data());
   add_stages(plan, radix, writer);
   if (plan.chirped) add_chirp(plan, radix, writer);
-  for (int64_t k = 0; k < n; ++k) plan.places[k] = plan.chirped ? k : place_of(radix, 0, n, k);
+  for (int64_t k = 0; k < n; ++k) plan.places[k] = int32_t(plan.chirped ? k : place_of(radix, 0, n, k));
   plan.place = plan.places.data();
   return plan;
 }

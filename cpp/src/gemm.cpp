@@ -1,9 +1,5 @@
 #include "lowrank_core/gemm.h"
 
-#include <cstdlib>
-#include <memory>
-#include <new>
-
 #include "lowrank_core/parallel.h"
 #include "lowrank_core/simd/gemm_dense.h"
 
@@ -77,27 +73,6 @@ void gram(const Matrix& g, const Matrix& y, const GemmOptions& options) {
   const Arithmetic arithmetic = arithmetic_for(g.dtype, options.math);
   const DenseProduct product{g, y.transposed(), y, options.alpha, options.beta, arithmetic, true};
   LRC_AT_LEVEL(gemm_dense, product);
-}
-
-void* workspace(Workspace kind, size_t bytes) {
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  struct Buffer {
-    std::unique_ptr<void, Free> memory;
-    size_t bytes = 0;
-  };
-  constexpr size_t page = 4096;
-  thread_local Buffer buffers[4];
-  Buffer& buffer = buffers[size_t(kind)];
-  if (buffer.bytes < bytes) {
-    buffer = {};
-    const size_t rounded = (bytes + page - 1) / page * page;
-    buffer.memory.reset(std::aligned_alloc(page, rounded));
-    if (!buffer.memory) throw std::bad_alloc();
-    buffer.bytes = rounded;
-  }
-  return buffer.memory.get();
 }
 
 void for_each_task(int64_t count, void (*task)(const void* job, int64_t index), const void* job) {

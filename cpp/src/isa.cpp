@@ -43,6 +43,9 @@ std::atomic<Isa>& current() {
   return level;
 }
 
+constexpr int kNoLevel = -1;
+thread_local int level_of_thread = kNoLevel;
+
 }  // namespace
 
 Isa detected_isa() {
@@ -50,9 +53,13 @@ Isa detected_isa() {
   return level;
 }
 
-Isa isa() { return current().load(std::memory_order_relaxed); }
+Isa isa() { return level_of_thread == kNoLevel ? current().load(std::memory_order_relaxed) : Isa(level_of_thread); }
 
 void set_isa(const std::string& text) { current().store(parse(text)); }
+
+LevelScope::LevelScope(Isa level) : before_(level_of_thread) { level_of_thread = int(level); }
+
+LevelScope::~LevelScope() { level_of_thread = before_; }
 
 const char* name(Isa level) {
   switch (level) {

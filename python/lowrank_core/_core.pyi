@@ -10,8 +10,10 @@ import typing
 import numpy.typing
 
 __all__: list[str] = [
+    "ArrayError",
     "adapter_gradient",
     "adapter_linear",
+    "array_refusal",
     "attention_chained",
     "attention_exact",
     "attention_largest_score",
@@ -20,6 +22,7 @@ __all__: list[str] = [
     "augment_truncate",
     "build_info",
     "chain_matmul",
+    "convert",
     "dct_project_back",
     "dct_select",
     "dct_select_feedback",
@@ -36,6 +39,7 @@ __all__: list[str] = [
     "isa_levels",
     "kalman_diag_gain",
     "kalman_diag_step",
+    "kalman_diag_step_",
     "num_threads",
     "orthonormalize",
     "philox_bits",
@@ -53,6 +57,9 @@ __all__: list[str] = [
     "subspace_update",
     "taylor_error",
 ]
+
+class ArrayError(ValueError):
+    pass
 
 def adapter_gradient(
     first_grad: numpy.typing.ArrayLike,
@@ -82,6 +89,11 @@ def adapter_linear(
 ) -> None:
     """
     y <- x wᵀ + scale ((x first) middleᵀ) lastᵀ + bias.
+    """
+
+def array_refusal(array: typing.Any) -> str | None:
+    """
+    Why a kernel cannot read `array`, "must ..., got ...; ...", or None where it can.
     """
 
 def attention_chained(
@@ -173,6 +185,11 @@ def build_info() -> dict[str, typing.Any]:
 def chain_matmul(out: numpy.typing.ArrayLike, matrices: collections.abc.Sequence[numpy.typing.ArrayLike]) -> None:
     """
     The product of a list of matrices, or batches of them, into out.
+    """
+
+def convert(to: numpy.typing.ArrayLike, from_: numpy.typing.ArrayLike) -> None:
+    """
+    to <- from_, a matrix of another floating dtype, rounded once.
     """
 
 def dct_project_back(
@@ -347,6 +364,19 @@ def kalman_diag_step(
 ) -> bool:
     """
     One step over a list; false, with nothing written, where an argument is not finite or a p negative.
+    """
+
+def kalman_diag_step_(
+    theta: collections.abc.Sequence[numpy.typing.ArrayLike],
+    p: collections.abc.Sequence[numpy.typing.ArrayLike],
+    jac: collections.abc.Sequence[numpy.typing.ArrayLike],
+    score: collections.abc.Sequence[numpy.typing.ArrayLike],
+    *,
+    lr: typing.SupportsFloat | typing.SupportsIndex,
+    limit: typing.SupportsFloat | typing.SupportsIndex,
+) -> bool:
+    """
+    The same in place.
     """
 
 def num_threads() -> int:

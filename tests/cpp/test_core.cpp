@@ -1,13 +1,9 @@
-// What every kernel stands on: random bits, half precision, views, fixed-order sums, threads, levels.
-#include <omp.h>
-
+// What every kernel stands on: random bits, half precision, views, fixed-order sums.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <set>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -15,8 +11,6 @@
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/dense.h"
 #include "lowrank_core/half.h"
-#include "lowrank_core/isa.h"
-#include "lowrank_core/parallel.h"
 #include "lowrank_core/philox.h"
 #include "lowrank_core/reduce.h"
 #include "lowrank_core/rsvd.h"
@@ -173,6 +167,10 @@ void views() {
   CHECK(!view.contiguous() && view.matrix(1).data == data.data() + 40 && view.matrix(3).data == data.data() + 20);
   view.shape[0] = 0;
   CHECK(view.size() == 0 && view.batch() == 0 && view.contiguous());
+  CHECK(refusal([&] { view.matrix(); }) == "view: matrix 0 must be one of a batch of 0");
+  view.shape[0] = 2;
+  CHECK(refusal([&] { view.matrix(6); }) == "view: matrix 6 must be one of a batch of 6");
+  CHECK(!refusal([&] { view.matrix(-1); }).empty());
   View unit{.data = data.data(), .rank = 2};
   unit.shape = {1, 3};
   unit.stride = {-77, 1};
@@ -219,50 +217,6 @@ void sums() {
   for (const double result : results) CHECK(result == results[0]);
 }
 
-void threads() {
-  for (const int count : {1, 3}) {
-    omp_set_num_threads(count);
-    CHECK(max_threads() == count);
-    std::vector<std::atomic<int>> seen(1000);
-    parallel_for(1000, [&](int64_t i) { ++seen[size_t(i)]; });
-    CHECK(std::all_of(seen.begin(), seen.end(), [](const auto& n) { return n == 1; }));
-    parallel_for(-3, [&](int64_t) { CHECK(false); });
-
-    std::atomic<int64_t> covered{0}, nested{0};
-    parallel_chunks(1001, 10, [&](int64_t begin, int64_t end) {
-      covered += end - begin;
-      parallel_for(3, [&](int64_t) { ++nested; });
-    });
-    CHECK(covered == 1001 && nested == 3 * 101);
-
-    std::atomic<int> ended{0};
-    std::string caught;
-    try {
-      parallel_for(50, [&](int64_t i) {
-        ++ended;
-        if (i == 7) throw std::runtime_error("body 7");
-      });
-    } catch (const std::runtime_error& error) {
-      caught = error.what();
-    }
-    CHECK(caught == "body 7" && (count == 1 || ended == 50));
-  }
-}
-
-void levels() {
-  const std::vector<std::string> names = isa_levels();
-  CHECK(!names.empty() && names[0] == "generic" && names.back() == name(detected_isa()));
-  const std::string before = name(isa());
-  for (const std::string& level : names) {
-    set_isa(level);
-    CHECK(name(isa()) == level);
-  }
-  const std::string text = refusal([] { set_isa("sse9"); });
-  CHECK(text.find("isa: the level must be one of generic") == 0 && text.find("got 'sse9'") != std::string::npos);
-  CHECK(name(isa()) == names.back());
-  set_isa(before);
-}
-
 // ---- magnitudes --------------------------------------------------------------------------------------------------
 
 // Wherever it stands: numbers after it must not push it out.
@@ -288,8 +242,6 @@ int main() {
   lowrank::views();
   lowrank::buffers();
   lowrank::sums();
-  lowrank::threads();
-  lowrank::levels();
   lowrank::the_largest_magnitude_keeps_a_nan();
   return lowrank::testing::finish();
 }

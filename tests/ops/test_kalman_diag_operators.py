@@ -216,7 +216,7 @@ def test_refused_lists() -> None:
     with pytest.raises(ValueError, match="`theta` must be contiguous, got another layout"):
         square = torch.ones(3, 4).mT
         lc.kalman_diag_step_(square, torch.ones(4, 3), torch.ones(2, 4, 3), torch.ones(4, 3))
-    with pytest.raises(ValueError, match="`p` must not overlap itself in memory, got stride 0; clone it"):
+    with pytest.raises(ValueError, match="kalman_diag_step_: `p` must not overlap itself in memory"):
         lc.kalman_diag_step_(one.theta, torch.ones(1).double().expand(12), one.jac, one.score)
 
 

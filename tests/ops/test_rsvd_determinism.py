@@ -73,7 +73,7 @@ def test_lists_of_different_lengths_are_refused() -> None:
     for options in ({"ranks": [1]}, {"ranks": [1, 1], "seeds": [1]}, {"ranks": [1, 1], "bases": [None]}):
         with pytest.raises(ValueError, match=r"range_finder_list: .* must have the same length, got 2"):
             range_finder_list([a, a], **options)
-    with pytest.raises(ValueError, match=r"`rank` must be between 0 and 5, got 6"):
+    with pytest.raises(ValueError, match=r"range_finder_list: `ranks\[1\]` must be between 0 and 5, got 6"):
         range_finder_list([a, a], [1, 6])
 
 

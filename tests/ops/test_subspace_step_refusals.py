@@ -247,7 +247,7 @@ def test_read_only_memory_is_not_written(name: str) -> None:
     after.grad.flags.writeable = after.basis.flags.writeable = False
     getattr(after, name).flags.writeable = False
     arguments, keys = lists([after])
-    with pytest.raises(ValueError, match="the output is read-only; pass a writable copy"):
+    with pytest.raises(ValueError, match="must be writable, got a read-only array; pass a writable copy"):
         lowrank_core.subspace_step_(*arguments, lr=0.1, **keys)
     assert all(np.array_equal(x, y) for x, y in zip(after.state(), before.state(), strict=True))
     getattr(after, name).flags.writeable = True

@@ -23,6 +23,12 @@ class Error : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+// The memory behind an argument is none that a kernel can use; Python's _core.ArrayError, a ValueError.
+class ArrayError : public Error {
+ public:
+  using Error::Error;
+};
+
 // An argument holds NaN or infinity. Kernels notice it on the way; the operator says which argument.
 class NotFinite : public std::runtime_error {
  public:

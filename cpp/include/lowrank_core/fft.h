@@ -35,15 +35,15 @@ struct Plan {
   bool chirped = false;
   int stages = 0;
   Stage<T> stage[kMostStages];
-  const int64_t* place = nullptr;  // [n]: where frequency k stands
+  const int32_t* place = nullptr;  // [n]: where frequency k stands
   const T* chirp = nullptr;        // [n] of cos, sin: exp(-pi i j² / n)
   const T* kernel = nullptr;       // [length] of re, im: the spectrum to multiply with, as the passes leave it
 
   Buffer<T> numbers{0};
-  Buffer<int64_t> places{0};
+  Buffer<int32_t> places{0};
 };
 
-// A plan for n >= 1 points. T is float or double.
+// A plan for n >= 1 points, n below 2^29. T is float or double.
 template <class T>
 Plan<T> make_plan(int64_t n);
 

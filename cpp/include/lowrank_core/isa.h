@@ -13,11 +13,24 @@ namespace lowrank {
 
 enum class Isa { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 
-Isa isa();                         // the level in use
+Isa isa();                         // the level in use: of the innermost LevelScope, else the one set
 Isa detected_isa();                // the highest level that this CPU and this build have
 void set_isa(const std::string&);  // throws Error for an unknown level or one above detected_isa()
 const char* name(Isa level);
 std::vector<std::string> isa_levels();  // those that can be chosen here, lowest first
+
+// Keeps the calling thread at one level, so that a kernel does not change it on the way when another thread calls
+// set_isa().
+class LevelScope {
+ public:
+  explicit LevelScope(Isa level);
+  ~LevelScope();
+  LevelScope(const LevelScope&) = delete;
+  LevelScope& operator=(const LevelScope&) = delete;
+
+ private:
+  const int before_;
+};
 
 }  // namespace lowrank
 

@@ -153,6 +153,8 @@ struct View {
   // Matrix number `index` of a batched view, leading dimensions counted row-major.
   Matrix matrix(int64_t index = 0) const {
     LRC_CHECK(rank >= 2, "view: a matrix needs at least 2 dimensions, got " + std::to_string(rank));
+    LRC_CHECK(index >= 0 && index < batch(),
+              "view: matrix " + std::to_string(index) + " must be one of a batch of " + std::to_string(batch()));
     int64_t offset = 0;
     for (int i = rank - 3; i >= 0; --i) {
       offset += (index % shape[i]) * stride[i];

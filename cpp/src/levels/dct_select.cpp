@@ -7,13 +7,40 @@ namespace {
 
 using dct::RowJob;
 
-LRC_HD int64_t through(const int64_t* table, int64_t i) { return table ? table[i] : i; }
+template <class I>
+LRC_HD int64_t through(const I* table, int64_t i) {
+  return table ? table[i] : i;
+}
 
-template <class T>
+// Rows of simd/rows.h where a vector is one number.
+template <class T, class S>
+class Row {
+ public:
+  Row(const Matrix& m, int64_t row, int64_t)
+      : at_(m.as<S>() + row * m.row_stride), step_(m.col_stride), cols_(m.cols) {}
+
+  template <class F>
+  LRC_HD void for_each(const F& f) const {
+    for (int64_t j = 0; j < cols_; ++j) f(j, Single<T>{T(to_float(at_[j * step_]))});
+  }
+  template <class F>
+  LRC_HD void write(const F& f) const {
+    for (int64_t j = 0; j < cols_; ++j) at_[j * step_] = Store<S>::from(f(j)[0]);
+  }
+
+ private:
+  S* at_;
+  int64_t step_, cols_;
+};
+
+// Takes as many rows at a time as V has lanes.
+template <class V>
 class Worker {
  public:
+  using T = Element<V>;
+
   explicit Worker(const RowJob<T>& job) : job_(job), t_(*job.transform) {
-    z_ = static_cast<T*>(workspace(Workspace::kTiles, size_t(t_.vectors * kLanes<T>) * sizeof(T)));
+    z_ = static_cast<T*>(workspace(Workspace::kTiles, size_t(t_.vectors * kLanesOf<V>) * sizeof(T)));
     const int64_t sums = (job.magnitudes ? 2 : job.squares ? 1 : 0) * t_.n * kSum;
     if (sums == 0) return;
     squares_ = static_cast<double*>(workspace(Workspace::kPartial, size_t(sums) * sizeof(double)));
@@ -22,12 +49,12 @@ class Worker {
   }
 
   void run() {
-    for (int64_t row = job_.begin; row < job_.end; row += kLanes<T>) {
+    for (int64_t row = job_.begin; row < job_.end; row += kLanesOf<V>) {
       load(row);
-      transform_tile(t_, z_);
+      transform_tile<V>(t_, z_);
       to_turn_ = t_.basis == Basis::kDct2;
       if (to_turn_ && (job_.residual.data || (job_.out.data && !job_.out_columns))) {
-        turn_all(t_, z_);
+        turn_all<V>(t_, z_);
         to_turn_ = false;
       }
       if (job_.residual.data) add_residual(row);
@@ -40,18 +67,22 @@ class Worker {
   }
 
  private:
-  static constexpr int64_t kSum = kLanes<double>;  // partial sums of one coordinate
+  static constexpr int kSum = kLanesOf<V> == 1 ? 1 : kLanes<double>;  // partial sums of one coordinate
+  using Sum = Vector<double, kSum>;
+  template <class S>
+  using Lines = std::conditional_t<kLanesOf<V> == 1, Row<T, S>, Rows<T, S>>;
 
-  LRC_HD T* after(int64_t k) const { return z_ + through(t_.place_after, k) * kLanes<T>; }
+  LRC_HD T* after(int64_t k) const { return z_ + through(t_.place_after, k) * kLanesOf<V>; }
 
   void load(int64_t row) {
     const bool all_written = !job_.in_columns && t_.vectors == t_.n;
-    if (!all_written) memset(z_, 0, size_t(t_.vectors * kLanes<T>) * sizeof(T));
-    const Vec<T> scale = broadcast(T(job_.scale));
-    const int64_t *const columns = job_.in_columns, *const place = t_.place_before;
+    if (!all_written) memset(z_, 0, size_t(t_.vectors * kLanesOf<V>) * sizeof(T));
+    const V scale = broadcast_to<V>(T(job_.scale));
+    const int64_t* const columns = job_.in_columns;
+    const int32_t* const place = t_.place_before;
     T* const z = z_;
     with_type(job_.in.dtype, [&](auto tag) {
-      Rows<T, decltype(tag)>(job_.in, row, job_.end).for_each([=](int64_t j, const Vec<T>& v) {
+      Lines<decltype(tag)>(job_.in, row, job_.end).for_each([=](int64_t j, const V& v) {
         set_number(z, through(place, through(columns, j)), v * scale);
       });
     });
@@ -59,22 +90,22 @@ class Worker {
 
   void add_residual(int64_t row) {
     with_type(job_.residual.dtype, [&](auto tag) {
-      const Rows<T, decltype(tag)> rows(job_.residual, row, job_.end);
-      rows.for_each([&](int64_t k, const Vec<T>& v) { store_bits(after(k), load_bits<Vec<T>>(after(k)) + v); });
-      rows.write([&](int64_t k) { return load_bits<Vec<T>>(after(k)); });
+      const Lines<decltype(tag)> rows(job_.residual, row, job_.end);
+      rows.for_each([&](int64_t k, const V& v) { store_bits(after(k), load_bits<V>(after(k)) + v); });
+      rows.write([&](int64_t k) { return load_bits<V>(after(k)); });
     });
   }
 
   void store(int64_t row) {
-    const Vec<T> scale = broadcast(T(job_.scale_out));
+    const V scale = broadcast_to<V>(T(job_.scale_out));
     const Transform<T> transform = t_;
     const int64_t* const columns = job_.out_columns;
     const T* const z = z_;
     const bool to_turn = to_turn_;
     with_type(job_.out.dtype, [&](auto tag) {
-      Rows<T, decltype(tag)>(job_.out, row, job_.end).write([=](int64_t j) {
+      Lines<decltype(tag)>(job_.out, row, job_.end).write([=](int64_t j) {
         const int64_t k = through(columns, j);
-        return (to_turn ? turned_one(transform, z, k) : number(z, through(transform.place_after, k))) * scale;
+        return (to_turn ? turned_one<V>(transform, z, k) : number<V>(z, through(transform.place_after, k))) * scale;
       });
     });
   }
@@ -82,29 +113,29 @@ class Worker {
   // Adds f of all numbers of each coordinate, as float64 vectors.
   template <class F>
   LRC_HD void accumulate(double* sums, const F& f) {
-    const auto add = [=](int64_t k, const Vec<T>& x) {
-      T numbers[kLanes<T>];
+    const auto add = [=](int64_t k, const V& x) {
+      T numbers[kLanesOf<V>];
       store_bits(numbers, x);
-      auto sum = load_bits<Vec<double>>(sums + k * kSum);
+      auto sum = load_bits<Sum>(sums + k * kSum);
 #pragma GCC unroll 2
-      for (int64_t i = 0; i < kLanes<T>; i += kSum) {
-        sum = f(sum, __builtin_convertvector(load_bits<Vector<T, kSum>>(numbers + i), Vec<double>));
+      for (int64_t i = 0; i < kLanesOf<V>; i += kSum) {
+        sum = f(sum, __builtin_convertvector(load_bits<Vector<T, kSum>>(numbers + i), Sum));
       }
       store_bits(sums + k * kSum, sum);
     };
     const Transform<T> t = t_;
     const T* const z = z_;
     if (!to_turn_) {
-      for (int64_t k = 0; k < t.n; ++k) add(k, number(z, through(t.place_after, k)));
+      for (int64_t k = 0; k < t.n; ++k) add(k, number<V>(z, through(t.place_after, k)));
       return;
     }
     const bool even = t.n % 2 == 0;
     const int64_t half = t.n / 2;
-    const Numbers<T> first = turned_first(t, z);
+    const Numbers<V> first = turned_first<V>(t, z);
     add(0, first.first);
     if (even) add(half, first.second);
-    for (int64_t k = 1; k <= quads(t); ++k) {
-      const Quad<T> y = turned(t, z, k);
+    for (int64_t k = 1; k <= quads<V>(t); ++k) {
+      const Quad<V> y = turned<V>(t, z, k);
       add(k, y.k.first);
       add(t.n - k, y.k.second);
       if (!even || 2 * k == half) continue;
@@ -114,10 +145,10 @@ class Worker {
   }
 
   void add_squares() {
-    accumulate(squares_, [](const Vec<double>& sum, const Vec<double>& x) { return multiply_add(x, x, sum); });
+    accumulate(squares_, [](const Sum& sum, const Sum& x) { return multiply_add(x, x, sum); });
   }
   void add_magnitudes() {
-    accumulate(magnitudes_, [](const Vec<double>& sum, const Vec<double>& x) { return sum + (x < 0 ? -x : x); });
+    accumulate(magnitudes_, [](const Sum& sum, const Sum& x) { return sum + (x < 0 ? -x : x); });
   }
 
   void fold(const double* sums, double* to) const {
@@ -138,9 +169,19 @@ class Worker {
   double *squares_ = nullptr, *magnitudes_ = nullptr;
 };
 
+// A tile with few rows in its lanes is mostly zeros. Where that shows, the rows go through one by one, by the same
+// operations as in a lane, hence to the same bits.
+template <class T>
+void run(const RowJob<T>& job) {
+  constexpr int64_t most_zeros = 4, large = int64_t(1) << 20;
+  const bool few = (job.end - job.begin) * most_zeros <= kLanes<T>;
+  if (few && job.transform->vectors * kVectorBytes > large) return Worker<Single<T>>(job).run();
+  Worker<Vec<T>>(job).run();
+}
+
 }  // namespace
 
-void dct_rows(const dct::RowJob<float>& job) { Worker<float>(job).run(); }
-void dct_rows(const dct::RowJob<double>& job) { Worker<double>(job).run(); }
+void dct_rows(const dct::RowJob<float>& job) { run(job); }
+void dct_rows(const dct::RowJob<double>& job) { run(job); }
 
 }  // namespace lowrank::LRC_LEVEL

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from lowrank_core import _core
 
 Array: TypeAlias = Any
 """A `numpy.ndarray`, `torch.Tensor` or `cupy.ndarray`; a function returns the kind it was given."""
@@ -47,6 +50,13 @@ def compact(a: Array) -> Array:
     return a.clone(memory_format=sys.modules["torch"].contiguous_format) if is_torch(a) else a.copy()
 
 
+def converted(x: Array, like: Array) -> Array:
+    """The matrix `x` in the dtype of `like`, rounded once, whatever the caller's floating-point mode."""
+    out = empty(like, tuple(like.shape), dtype_name(like))
+    _core.convert(out, x)
+    return out
+
+
 def transpose(a: Array) -> Array:
     """The last two dimensions swapped, as a view."""
     return a.mT if is_torch(a) else a.swapaxes(-1, -2)
@@ -63,11 +73,56 @@ def check_array(op: str, argument: str, a: Array, *, ndim: int = 2) -> None:
         raise TypeError(
             f"{op}: `{argument}` must be a numpy.ndarray, torch.Tensor or cupy.ndarray, got {type(a).__name__}"
         )
+    check_dense(op, argument, a)
     allowed = _FLOATS if is_torch(a) else ("float32", "float64")
     if dtype_name(a) not in allowed:
         raise TypeError(f"{op}: `{argument}` must be {' or '.join(allowed)}, got {dtype_name(a)}")
     if a.ndim < ndim:
         raise ValueError(f"{op}: `{argument}` must have at least {ndim} dimensions, got shape {list(a.shape)}")
+
+
+def check_dense(op: str, argument: str, a: Array) -> None:
+    """Refuses what is no strided array in memory: other layouts of torch, tensors that only stand for others, and
+    another byte order than the machine's.
+    """
+    if isinstance(a, np.ndarray):
+        if not a.dtype.isnative:
+            way = "call `.astype(x.dtype.newbyteorder('='))`"
+            raise ValueError(f"{op}: `{argument}` must be in the machine's byte order, got {a.dtype}; {way}")
+        return
+    if not is_torch(a):
+        return
+    torch = sys.modules["torch"]
+    if a.layout is not torch.strided or a.is_nested:
+        kind = "a nested tensor" if a.is_nested else f"layout {a.layout}"
+        raise TypeError(f"{op}: `{argument}` must be an ordinary dense tensor, got {kind}; call `.to_dense()`")
+    if type(a) in (torch.Tensor, torch.nn.Parameter) or torch.compiler.is_compiling() or _stands_in(a):
+        return
+    rule = _core.array_refusal(a)  # of a subclass, which may hold nothing
+    if rule and a.device.type != "meta":
+        raise TypeError(f"{op}: `{argument}` {rule}")
+
+
+def _stands_in(a: Array) -> bool:
+    """True for the tensors without memory that torch traces with."""
+    return type(a).__module__.startswith("torch._subclasses")
+
+
+def check_memory(op: str, argument: str, a: Array) -> None:
+    """Refuses tensors that have only a shape, for an operator whose result depends on what they hold."""
+    if not is_torch(a):
+        return
+    if a.device.type == "meta" or (_stands_in(a) and not sys.modules["torch"].compiler.is_compiling()):
+        raise ValueError(f"{op}: `{argument}` must hold memory of its own, got a tensor that has only a shape")
+
+
+def check_in_place(op: str, argument: str, a: Array) -> None:
+    """Refuses a view that is to be negated when it is read: torch would change a copy of it."""
+    if is_torch(a) and not sys.modules["torch"].compiler.is_compiling() and a.is_neg():
+        raise ValueError(
+            f"{op}: `{argument}` must hold its values, got a view that is to be negated when it is read; "
+            "call `.resolve_neg()`"
+        )
 
 
 def check_same(op: str, argument: str, a: Array, like: Array) -> None:
@@ -88,10 +143,37 @@ def check_int(op: str, argument: str, value: int, low: int, high: int | None = N
         raise ValueError(f"{op}: `{argument}` must be {bound}, got {value}{hint}")
 
 
+def plain_int(value: Any) -> Any:
+    """An integer of NumPy or torch, also one of 0 dimensions, as Python's; anything else as it is, for `check_int`."""
+    if type(value) is int or isinstance(value, bool) or getattr(value, "ndim", None) != 0:
+        return value
+    return operator.index(value) if "int" in str(value.dtype) else value
+
+
+def plain_ints(*values: Any) -> tuple[Any, ...]:
+    """`plain_int` of each."""
+    return tuple(plain_int(value) for value in values)
+
+
 def is_symbolic(value: object) -> bool:
     """True for torch's symbolic integer."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.SymInt)
+
+
+def call_named(op: str, kernel: Callable[..., Any], *args: Any, arrays: dict[str, Array | None], **options: Any) -> Any:
+    """`kernel(*args, **options)`; where it cannot use the memory of one of `arrays`, says which, for operator `op`.
+
+    Raises:
+      ValueError: an array without memory of its own, unaligned, read-only, that shares memory with another, ...
+    """
+    try:
+        return kernel(*args, **options)
+    except _core.ArrayError as error:
+        for name, a in arrays.items():
+            if a is not None and (rule := _core.array_refusal(a)):
+                raise ValueError(f"{op}: `{name}` {rule}") from None
+        raise ValueError(f"{op}: {str(error).partition(': ')[2]}") from None
 
 
 def call_finite(
@@ -103,7 +185,7 @@ def call_finite(
       ValueError: one of `arrays` is not finite, or a result is not although all of them are.
     """
     try:
-        return kernel(*args, **options)
+        return call_named(op, kernel, *args, arrays=arrays, **options)
     except FloatingPointError:
         given = {name: a for name, a in arrays.items() if a is not None}
         bad = next((name for name, a in given.items() if not _is_finite(a)), None)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, check_array, check_same, dtype_name, empty, is_torch
+from lowrank_core.ops.arrays import Array, call_named, check_array, check_same, dtype_name, empty, is_torch
 from lowrank_core.ops.declare import MULTILINEAR, Op, torch_ops
 
 _OP = "chain_matmul"
@@ -108,7 +108,9 @@ def _fake(matrices: Sequence[Array]) -> Array:
 def _run(matrices: Sequence[Array]) -> Array:
     out = _fake(matrices)
     lead = tuple(out.shape[:-2])
-    _core.chain_matmul(out, [m if m.ndim == 2 else expand(m, (*lead, *m.shape[-2:])) for m in matrices])
+    named = {f"matrices[{i}]": m for i, m in enumerate(matrices)}
+    factors = [m if m.ndim == 2 else expand(m, (*lead, *m.shape[-2:])) for m in matrices]
+    call_named(_OP, _core.chain_matmul, out, factors, arrays=named)
     return out
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, call_finite, dtype_name, empty, is_torch
+from lowrank_core.ops.arrays import Array, call_finite, call_named, converted, dtype_name, empty, is_torch, plain_int
 from lowrank_core.ops.chain_lr import finite_number
 from lowrank_core.ops.chain_lr_heads import Heads, check_heads, check_pair
 from lowrank_core.ops.declare import Op, torch_ops
@@ -17,7 +17,7 @@ from lowrank_core.ops.declare import Op, torch_ops
 _OP = "attention_lora_grad"
 MAX_ERROR = 0.5  # estimate above which the chained gradient is refused
 MAX_FEATURES = 1 << 14  # monomials: their products with the values would no longer be thin
-
+NAMES = ("queries", "keys", "values", "dout", "a", "b", "weight", "features[0]", "features[1]")
 Triplet = tuple[Array, Array, Array]
 
 
@@ -95,7 +95,7 @@ def attention_lora_grad(
       >>> da.shape, db.shape, float(error_bound)
       ((3, 8), (8, 3), 0.0)
     """
-    mask = key_mask
+    mask, degree = key_mask, plain_int(degree)
     scale = finite_number(_OP, "scale", scale)
     left, right = check_pair(_OP, "be", features) if isinstance(features, tuple) else (None, None)
     arrays = (queries, keys, values, dout, a, b, weight)
@@ -197,8 +197,7 @@ def _run(
 ) -> Triplet:
     arrays = (queries, keys, values, dout, a, b, weight)
     heads = _check(arrays, left, right, key_mask, scale=scale, method=method, degree=degree, causal=causal)
-    names = ("queries", "keys", "values", "dout", "a", "b", "weight", "features[0]", "features[1]")
-    named = dict(zip(names, (*arrays, left, right), strict=True))
+    named = dict(zip(NAMES, (*arrays, left, right), strict=True))
     problem = {"mask": heads.mask, "scale": scale, "causal": causal}
 
     def call(kernel: Callable[..., Any], *out: Array, **options: Any) -> Any:
@@ -216,7 +215,7 @@ def _run(
         call(_core.attention_chained, da, db, degree=degree, left=heads.left, right=heads.right)
     else:
         call(_core.attention_exact, da, db)
-    return _cast(da, a), _cast(db, b), _scalar(error if chained else 0.0, a)
+    return converted(da, a), converted(db, b), _scalar(error if chained else 0.0, a)
 
 
 def _error(call: Callable[..., Any], heads: Heads, depth: int, degree: int) -> float:
@@ -233,14 +232,10 @@ def _error(call: Callable[..., Any], heads: Heads, depth: int, degree: int) -> f
     return error
 
 
-def _cast(x: Array, like: Array) -> Array:
-    return x.to(like.dtype) if is_torch(x) else x.astype(like.dtype, copy=False)
-
-
 def _scalar(value: float, like: Array) -> Array:
     if is_torch(like):
         torch = sys.modules["torch"]
-        return torch.tensor(value, dtype=torch.float64)
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
     return np.float64(value)
 
 
@@ -278,7 +273,8 @@ def _operands(
     arrays = (queries, keys, values, dout, a, b, weight)
     heads = check_heads(_OP, arrays, None, None, key_mask, False)
     out = _fake_operands(*arrays, key_mask, scale=scale)
-    _core.attention_operands(*out, heads.arrays, mask=heads.mask, scale=scale)
+    options: dict[str, Any] = {"arrays": dict(zip(NAMES, arrays, strict=False)), "mask": heads.mask, "scale": scale}
+    call_named(_OP, _core.attention_operands, *out, heads.arrays, **options)
     return out
 
 

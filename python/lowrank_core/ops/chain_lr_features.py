@@ -7,7 +7,17 @@ import sys
 import numpy as np
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import MAX_SEED, Array, check_array, check_int, check_same, dtype_name, empty, is_torch
+from lowrank_core.ops.arrays import (
+    MAX_SEED,
+    Array,
+    check_array,
+    check_int,
+    check_same,
+    dtype_name,
+    empty,
+    is_torch,
+    plain_ints,
+)
 from lowrank_core.ops.declare import Op, torch_ops
 
 _OP = "positive_features"
@@ -42,6 +52,7 @@ def positive_features(q: Array, k: Array, *, count: int = 256, seed: int = 0) ->
       >>> u.shape, v.shape, bool((u > 0).all())
       ((5, 64), (7, 64), True)
     """
+    count, seed = plain_ints(count, seed)
     if is_torch(q):
         _check(q, k, count, seed)
         u, v = torch_ops().positive_features(q, k, count=count, seed=seed)

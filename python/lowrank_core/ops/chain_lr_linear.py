@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import check_array, check_same, dtype_name, empty, is_torch
+from lowrank_core.ops.arrays import call_named, check_array, check_same, dtype_name, empty, is_torch
 from lowrank_core.ops.chain_lr import finite_number
 from lowrank_core.ops.declare import Op, torch_ops
 
@@ -143,7 +143,9 @@ def _fake_lora(x: Tensor, w: Tensor, a: Tensor, b: Tensor, bias: Tensor | None =
 
 def _lora(x: Tensor, w: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, *, scale: float) -> Tensor:
     out = _fake_lora(x, w, a, b, bias, scale=scale)
-    _core.adapter_linear(_rows(out), _rows(x), w, a.mT, b, bias=bias, scale=scale)
+    named = {"x": x, "w": w, "a": a, "b": b, "bias": bias}
+    factors = (_rows(out), _rows(x), w, a.mT, b)
+    call_named("lora_linear", _core.adapter_linear, *factors, arrays=named, bias=bias, scale=scale)
     return out
 
 
@@ -157,7 +159,9 @@ def _fake_usv(
 
 def _usv(x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, bias: Tensor | None = None, *, scale: float) -> Tensor:
     out = _fake_usv(x, w, u, s, v, bias, scale=scale)
-    _core.adapter_linear(_rows(out), _rows(x), w, v, u, middle=s, bias=bias, scale=scale)
+    named = {"x": x, "w": w, "u": u, "s": s, "v": v, "bias": bias}
+    factors = (_rows(out), _rows(x), w, v, u)
+    call_named("usv_linear", _core.adapter_linear, *factors, arrays=named, middle=s, bias=bias, scale=scale)
     return out
 
 

@@ -14,6 +14,7 @@ from lowrank_core.ops.arrays import (
     dtype_name,
     empty,
     is_torch,
+    plain_ints,
 )
 from lowrank_core.ops.declare import Op, torch_ops
 
@@ -66,6 +67,7 @@ def dct_select(g: Array, rank: int, *, basis: str | Array = "dct2", side: str = 
       >>> indices, coeffs.shape, round(float(captured), 6), side
       (array([3]), (10, 1), 1.0, 'right')
     """
+    rank, norm_ord = plain_ints(rank, norm_ord)
     name, atoms, where = resolve("dct_select", g, basis, side)
     if is_torch(g):
         check_select("dct_select", g, rank, atoms, name, where, norm_ord)  # before torch's schema

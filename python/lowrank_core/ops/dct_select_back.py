@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, check_array, check_int, check_same, dtype_name, empty, is_torch
+from lowrank_core.ops.arrays import (
+    Array,
+    call_named,
+    check_array,
+    check_dense,
+    check_int,
+    check_same,
+    dtype_name,
+    empty,
+    is_torch,
+    plain_int,
+)
 from lowrank_core.ops.dct_select import check_basis, check_side, resolve_basis
 from lowrank_core.ops.declare import MULTILINEAR, Op, torch_ops
+
+_OP = "dct_project_back"
 
 
 def dct_project_back(coeffs: Array, indices: Array, n: int, *, side: str, basis: str | Array = "dct2") -> Array:
@@ -36,7 +49,8 @@ def dct_project_back(coeffs: Array, indices: Array, n: int, *, side: str, basis:
       >>> back = lc.dct_project_back(chosen.coeffs, chosen.indices, 8, side=chosen.side)
       >>> assert np.allclose(back, g)
     """
-    name, atoms = resolve_basis("dct_project_back", basis)
+    n = plain_int(n)
+    name, atoms = resolve_basis(_OP, basis)
     if is_torch(coeffs):
         _check(coeffs, indices, n, atoms, name, side)
         return torch_ops().dct_project_back(coeffs, indices, n, atoms, side=side, basis=name)
@@ -48,21 +62,21 @@ def check_indices(op: str, argument: str, indices: Array, like: Array, shape: tu
     if not hasattr(indices, "dtype") or dtype_name(indices) != "int64":
         kind = dtype_name(indices) if hasattr(indices, "dtype") else type(indices).__name__
         raise TypeError(f"{op}: `{argument}` must be an int64 array, got {kind}; pass what dct_select returned")
+    check_dense(op, argument, indices)
     check_same(op, argument, indices, like)
     if tuple(indices.shape) != shape:
         raise ValueError(f"{op}: `{argument}` must be {list(shape)}, got shape {list(indices.shape)}")
 
 
 def _check(coeffs: Array, indices: Array, n: int, atoms: Array | None, basis: str, side: str) -> None:
-    op = "dct_project_back"
-    check_array(op, "coeffs", coeffs)
-    check_side(op, side)
+    check_array(_OP, "coeffs", coeffs)
+    check_side(_OP, side)
     rank = coeffs.shape[-2] if side == "left" else coeffs.shape[-1]
-    check_int(op, "n", n, 0)
+    check_int(_OP, "n", n, 0)
     if rank > n:
-        raise ValueError(f"{op}: `n` must be >= the {rank} coordinates of `coeffs`, got {n}")
-    check_indices(op, "indices", indices, coeffs, (*coeffs.shape[:-2], rank))
-    check_basis(op, coeffs, n, atoms, basis)
+        raise ValueError(f"{_OP}: `n` must be >= the {rank} coordinates of `coeffs`, got {n}")
+    check_indices(_OP, "indices", indices, coeffs, (*coeffs.shape[:-2], rank))
+    check_basis(_OP, coeffs, n, atoms, basis)
 
 
 def _fake(
@@ -77,7 +91,9 @@ def _run(
     coeffs: Array, indices: Array, n: int, atoms: Array | None = None, *, side: str = "right", basis: str = "dct2"
 ) -> Array:
     out = _fake(coeffs, indices, n, atoms, side=side, basis=basis)
-    _core.dct_project_back(out, coeffs, contiguous(indices), basis=basis, atoms=atoms, side=side)
+    named = {"coeffs": coeffs, "indices": indices, "basis": atoms}
+    options = {"basis": basis, "atoms": atoms, "side": side}
+    call_named(_OP, _core.dct_project_back, out, coeffs, contiguous(indices), arrays=named, **options)
     return out
 
 

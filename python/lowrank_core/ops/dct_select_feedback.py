@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, call_finite, check_array, check_same, is_torch
+from lowrank_core.ops.arrays import (
+    Array,
+    call_finite,
+    check_array,
+    check_in_place,
+    check_same,
+    is_torch,
+    plain_ints,
+)
 from lowrank_core.ops.dct_select import SETTINGS, Selection, Triplet, check_select, outputs, resolve
 from lowrank_core.ops.declare import Op, torch_ops
 
@@ -47,8 +55,10 @@ def dct_select_feedback_(
       array([[0., 0.],
              [0., 1.]])
     """
+    rank, norm_ord = plain_ints(rank, norm_ord)
     name, atoms, where = resolve(_OP, g, basis, side)
     if is_torch(g):
+        check_in_place(_OP, "residual", residual)
         _check(residual, g, rank, atoms, keep, name, where, norm_ord)
         run = torch_ops().dct_select_feedback_
         out = run(residual, g, rank, atoms, keep=keep, basis=name, side=where, norm_ord=norm_ord)

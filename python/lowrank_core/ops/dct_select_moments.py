@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, check_array, check_same, dtype_name, empty, is_torch
+from lowrank_core.ops.arrays import Array, call_named, check_array, check_same, dtype_name, empty, is_torch
 from lowrank_core.ops.dct_select_back import check_indices, contiguous
 from lowrank_core.ops.declare import Op, torch_ops
 
@@ -71,7 +71,9 @@ def _fake_rotate(m: Array, v: Array, old_indices: Array, new_indices: Array, sid
 
 def _rotate(m: Array, v: Array, old_indices: Array, new_indices: Array, side: str) -> tuple[Array, Array]:
     out = _fake_rotate(m, v, old_indices, new_indices, side)
-    _core.rotate_moments(*out, m, v, contiguous(old_indices), contiguous(new_indices), side=side)
+    named = {"m": m, "v": v, "old_indices": old_indices, "new_indices": new_indices}
+    indices = (contiguous(old_indices), contiguous(new_indices))
+    call_named(_OP, _core.rotate_moments, *out, m, v, *indices, arrays=named, side=side)
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, check_array, check_int, dtype_name, empty, is_torch
+from lowrank_core.ops.arrays import Array, call_named, check_array, check_int, dtype_name, empty, is_torch, plain_int
 from lowrank_core.ops.declare import MULTILINEAR, Op, torch_ops
 
 LONGEST = 2**29 - 1  # up to which angles are exact
@@ -34,6 +34,7 @@ def dct(x: Array, *, dim: int = -1) -> Array:
       >>> lc.dct(np.array([1.0, 1.0, 1.0, 1.0])).round(6) + 0.0  # a constant has frequency 0 alone
       array([2., 0., 0., 0.])
     """
+    dim = plain_int(dim)
     if is_torch(x):
         _check("dct", x, dim)  # before torch's schema, which has its own words
         return torch_ops().dct(x, dim)
@@ -50,6 +51,7 @@ def idct(x: Array, *, dim: int = -1) -> Array:
       >>> x = np.array([[1.0, 2.0, 4.0], [3.0, 5.0, 6.0]])
       >>> assert np.allclose(lc.idct(lc.dct(x, dim=0), dim=0), x)
     """
+    dim = plain_int(dim)
     if is_torch(x):
         _check("idct", x, dim)
         return torch_ops().idct(x, dim)
@@ -78,7 +80,7 @@ def _fake(op: str, x: Array, dim: int) -> Array:
 
 def _transform(op: str, x: Array, dim: int, basis: str) -> Array:
     out = _fake(op, x, dim)
-    _core.dct_transform(_last(out, dim), _last(x, dim), basis=basis)
+    call_named(op, _core.dct_transform, _last(out, dim), _last(x, dim), arrays={"x": x}, basis=basis)
     return out
 
 

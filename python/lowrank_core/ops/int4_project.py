@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, check_array, check_same, dtype_name, empty, is_torch
+from lowrank_core.ops.arrays import Array, call_named, check_array, check_same, dtype_name, empty, is_torch
 from lowrank_core.ops.declare import MULTILINEAR, Op, torch_ops
 from lowrank_core.ops.int4_project_codes import OPS as CODES
 from lowrank_core.ops.int4_project_matrix import Int4Matrix, check_codes
@@ -89,12 +89,16 @@ def _allocate(op: str, q: Int4Matrix, x: Array) -> Array:
 
 def _run(op: str, q: Int4Matrix, x: Array) -> Array:
     out = _allocate(op, q, x)
-    _core.int4_project(
+    name = "g" if op == "int4_project" else "r"
+    call_named(
+        op,
+        _core.int4_project,
         out,
         q.packed,
         q.scales,
         q.offsets,
         x,
+        arrays={"q.packed": q.packed, "q.scales": q.scales, "q.offsets": q.offsets, name: x},
         rows=q.shape[0],
         cols=q.shape[1],
         dim=q.dim,

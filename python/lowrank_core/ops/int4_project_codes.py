@@ -12,10 +12,12 @@ from lowrank_core.ops.arrays import (
     MAX_SEED,
     Array,
     call_finite,
+    call_named,
     check_array,
     check_int,
     empty,
     is_torch,
+    plain_ints,
 )
 from lowrank_core.ops.declare import Op, torch_ops
 from lowrank_core.ops.int4_project_matrix import (
@@ -75,6 +77,7 @@ def quantize_int4(
       >>> q.packed.shape, q.scales.shape
       ((8, 64), (8, 1))
     """
+    group_size, dim, seed = plain_ints(group_size, dim, seed)
     _check_quantize(x, group_size, dim, scheme, rounding, seed)
     settings: dict[str, Any] = {
         "group_size": group_size,
@@ -223,7 +226,8 @@ def _dequantize(
 ) -> Array:
     settings: dict[str, Any] = {"dim": dim, "group_size": group_size, "scheme": scheme}
     out = _fake_dequantize(packed, scales, offsets, shape, **settings, dtype=dtype)
-    _core.dequantize_int4(out, packed, scales, offsets, **settings)
+    named = {"q.packed": packed, "q.scales": scales, "q.offsets": offsets}
+    call_named("dequantize_int4", _core.dequantize_int4, out, packed, scales, offsets, arrays=named, **settings)
     return out
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lowrank_core.ops.arrays import Array, check_int, check_same, dtype_name, is_cupy, is_torch
+from lowrank_core.ops.arrays import Array, check_dense, check_int, check_same, dtype_name, is_cupy, is_torch
 
 SCHEMES = ("affine", "affine_zp", "symmetric", "nf4")
 GROUP_MULTIPLE, LARGEST_GROUP = 32, 256
@@ -76,6 +76,7 @@ def check_codes(op: str, q: Int4Matrix) -> None:
 
 
 def _check_part(op: str, name: str, part: Array, q: Int4Matrix, along: int, dtypes: tuple[str, ...]) -> None:
+    check_dense(op, f"q.{name}", part)
     expected = with_size(q.shape, q.dim, along)
     if dtype_name(part) not in dtypes:
         raise TypeError(f"{op}: `q.{name}` must be {' or '.join(dtypes)}, got {dtype_name(part)}")

@@ -10,7 +10,17 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, check_array, dtype_name, empty, is_cupy, is_torch
+from lowrank_core.ops.arrays import (
+    Array,
+    call_named,
+    check_array,
+    check_in_place,
+    check_memory,
+    dtype_name,
+    empty,
+    is_cupy,
+    is_torch,
+)
 from lowrank_core.ops.declare import Op, torch_ops
 from lowrank_core.ops.kalman_diag_check import check_gain, check_lists, check_numbers, check_step
 
@@ -126,8 +136,8 @@ def kalman_diag_step_(
       True if the step was taken; False, with nothing changed, if p, jac or score hold NaN or infinity.
 
     Raises:
-      ValueError: as above, and lists of different lengths; a negative p, with nothing changed. TypeError: a wrong
-        dtype or library.
+      ValueError: as above, and lists of different lengths; a negative p, or theta or p share memory with another array
+        or with themselves, with nothing changed. TypeError: a wrong dtype or library.
 
     Numerics, source: as `kalman_diag_step`. Call it under no_grad.
 
@@ -143,9 +153,17 @@ def kalman_diag_step_(
     lists = [[a] if single else list(a) for a in (theta, p, jac, score)]
     check_lists(STEP_, *lists, single=single)
     check_numbers(STEP_, lr, kl_limit)
-    if lists[0] and is_torch(lists[0][0]):
-        return bool(torch_ops().kalman_diag_step_(*lists, lr=lr, kl_limit=kl_limit))
-    return _step_list(*lists, lr=lr, kl_limit=kl_limit)
+    for name, arrays in (("theta", lists[0]), ("p", lists[1])):
+        for i, a in enumerate(arrays):
+            check_memory(STEP_, name if single else f"{name}[{i}]", a)
+            check_in_place(STEP_, name if single else f"{name}[{i}]", a)
+    run = torch_ops().kalman_diag_step_ if lists[0] and is_torch(lists[0][0]) else _step_list
+    if not single:
+        return bool(run(*lists, lr=lr, kl_limit=kl_limit))
+    try:
+        return bool(run(*lists, lr=lr, kl_limit=kl_limit))
+    except ValueError as error:  # of a kernel that takes lists
+        raise ValueError(str(error).replace("[0]`", "`")) from None
 
 
 def _noise(r: Array | float, h: Array) -> Array:
@@ -166,7 +184,7 @@ def _fake_gain(p: Array, h: Array, r: Array) -> Array:
 def _gain(p: Array, h: Array, r: Array) -> Array:
     k = _fake_gain(p, h, r)
     try:
-        _core.kalman_diag_gain(k, p, h, r)
+        call_named(GAIN, _core.kalman_diag_gain, k, p, h, r, arrays={"p": p, "h": h, "r": r})
     except FloatingPointError:
         _refuse(GAIN, [p], {"p": [p], "h": [h]})
     return k
@@ -186,7 +204,10 @@ def _step(
 ) -> tuple[Array, Array]:
     out = _fake_step(theta, p, jac, score, lr=lr, kl_limit=kl_limit)
     given = _flattened([theta], [p], [jac], [score])
-    if not _core.kalman_diag_step([out[0].reshape(-1)], [out[1].reshape(-1)], *given, lr=lr, limit=_limit(kl_limit)):
+    new = ([out[0].reshape(-1)], [out[1].reshape(-1)])
+    named = {"theta": theta, "p": p, "jac": jac, "score": score}
+    options = {"lr": lr, "limit": _limit(kl_limit)}
+    if not call_named(STEP, _core.kalman_diag_step, *new, *given, arrays=named, **options):
         _refuse(STEP, [p], {"p": [p], "jac": [jac], "score": [score]})
     return out
 
@@ -196,7 +217,7 @@ def _step_list(
 ) -> bool:
     """Checked lists; False where something is not finite."""
     given = _flattened(theta, p, jac, score)
-    if _core.kalman_diag_step(*given[:2], *given, lr=lr, limit=_limit(kl_limit)):
+    if call_named(STEP_, _core.kalman_diag_step_, *given, arrays={}, lr=lr, limit=_limit(kl_limit)):
         return True
     if any(_is_negative(a) for a in p):
         _refuse(STEP_, p, {})
@@ -237,7 +258,7 @@ def _step_tensors(
 
     check_lists(STEP_, theta, p, jac, score, single=False)
     check_numbers(STEP_, lr, kl_limit)
-    return torch.tensor(_step_list(theta, p, jac, score, lr=lr, kl_limit=kl_limit))
+    return torch.tensor(_step_list(theta, p, jac, score, lr=lr, kl_limit=kl_limit), device="cpu")
 
 
 def _fake_step_tensors(
@@ -247,7 +268,7 @@ def _fake_step_tensors(
 
     check_lists(STEP_, theta, p, jac, score, single=False)
     check_numbers(STEP_, lr, kl_limit)
-    return torch.empty((), dtype=torch.bool)
+    return torch.empty((), dtype=torch.bool, device="cpu")
 
 
 _AUTOGRAD = "lowrank_core.ops.kalman_diag_autograd"

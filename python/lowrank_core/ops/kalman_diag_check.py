@@ -86,9 +86,6 @@ def _check_vector(op: str, name: str, a: Array, n: int, like: Array) -> None:
 def _check_flat(op: str, argument: str, a: Array) -> None:
     """What is changed in place is a vector of any stride, or contiguous."""
     if a.ndim == 1:
-        step = a.stride(0) if is_torch(a) else a.strides[0]
-        if step == 0 and a.shape[0] > 1:
-            raise ValueError(f"{op}: `{argument}` must not overlap itself in memory, got stride 0; clone it")
         return
     if not (a.is_contiguous() if is_torch(a) else a.flags.c_contiguous):
         raise ValueError(f"{op}: `{argument}` must be contiguous, got another layout; pass a contiguous one")

@@ -15,6 +15,7 @@ from lowrank_core.ops.arrays import (
     empty,
     factor_dtype,
     is_torch,
+    plain_ints,
     resolve_precision,
     transpose,
 )
@@ -80,6 +81,7 @@ def rsvd(
       ((4, 1), (1,), (1, 3))
       >>> assert np.allclose(u * s @ vh, a)
     """
+    rank, oversample, niter, seed = plain_ints(rank, oversample, niter, seed)
     if is_torch(a):
         # Before torch's schema, which refuses a wrong type in its own words.
         _check("rsvd", a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
@@ -109,6 +111,7 @@ def svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple
       >>> u, s, v = lc.svd_lowrank(a, q=2)
       >>> assert np.allclose(u * s @ v.T, a)
     """
+    q, niter, seed = plain_ints(q, niter, seed)
     if is_torch(a):
         _check("svd_lowrank", a, q, None, oversample=0, niter=niter, seed=seed, precision=None)
         u, s, v = torch_ops().svd_lowrank(a, q, niter, seed=seed)
@@ -142,6 +145,7 @@ def range_finder(
       >>> assert np.allclose(basis @ (basis.T @ a), a)
       >>> basis = lc.range_finder(1.1 * a, rank=1, basis=basis, niter=1)  # a warm start
     """
+    rank, oversample, niter, seed = plain_ints(rank, oversample, niter, seed)
     if is_torch(a):
         _check("range_finder", a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
         return torch_ops().range_finder(

@@ -19,6 +19,7 @@ from lowrank_core.ops.arrays import (
     empty,
     factor_dtype,
     is_torch,
+    plain_ints,
 )
 from lowrank_core.ops.declare import without_derivative
 
@@ -99,6 +100,7 @@ def augment_truncate(
       >>> step.u.shape, round(step.lost, 3)
       ((6, 1), 0.447)
     """
+    max_rank, min_rank, budget = plain_ints(max_rank, min_rank, budget)
     lists = {"u": u, "s": s, "v": v, "gv": gv, "gu": gu} | ({} if gs is None else {"gs": gs})
     layers = _layers(lists)
     for i, layer in enumerate(layers):

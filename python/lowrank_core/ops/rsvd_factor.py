@@ -11,6 +11,7 @@ from lowrank_core.ops.arrays import (
     MAX_SEED,
     Array,
     call_finite,
+    call_named,
     check_array,
     check_int,
     check_same,
@@ -19,6 +20,8 @@ from lowrank_core.ops.arrays import (
     empty,
     factor_dtype,
     is_torch,
+    plain_int,
+    plain_ints,
 )
 from lowrank_core.ops.declare import Op, torch_ops, without_derivative
 from lowrank_core.ops.rsvd import RSVD, triplet
@@ -78,6 +81,7 @@ def qb(
       >>> q.shape, round(captured, 3)
       ((3, 2), 0.999)
     """
+    max_rank, block, niter, seed = plain_ints(max_rank, block, niter, seed)
     check_array("qb", "a", a)
     if a.ndim != 2:
         raise ValueError(f"qb: `a` must be one matrix, got shape {list(a.shape)}; loop over the batch")
@@ -125,6 +129,7 @@ def factored_svd(b: Array, a: Array, *, rank: int | None = None) -> RSVD:
       array([5., 1.])
       >>> assert np.allclose(u * s @ vh, b @ a)
     """
+    rank = plain_int(rank)
     if is_torch(b):
         _check_product(b, a, rank)
         return RSVD(*torch_ops().factored_svd(b, a, rank=rank))
@@ -233,7 +238,7 @@ def _factored_svd(b: Array, a: Array, *, rank: int | None = None) -> tuple[Array
 
 def _orthonormalize(y: Array, *, method: str = "auto") -> Array:
     out = _fake_orthonormalize(y, method=method)
-    if not _core.orthonormalize(out, y, method=method):
+    if not call_named("orthonormalize", _core.orthonormalize, out, y, arrays={"y": y}, method=method):
         raise RuntimeError(
             f"orthonormalize: `y` must have linearly independent columns for method={method!r}; "
             "use method='auto', which fills the missing directions"

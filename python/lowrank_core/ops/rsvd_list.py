@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, call_finite, resolve_precision
+from lowrank_core.ops.arrays import Array, call_finite, plain_ints, resolve_precision
 from lowrank_core.ops.declare import without_derivative
 from lowrank_core.ops.rsvd import fake_range_finder
 
@@ -41,15 +42,16 @@ def range_finder_list(
     Numerics, source: as `range_finder`. A plain function, not differentiable.
     """
     bases = [None] * len(arrays) if bases is None else list(bases)
-    seeds = [0] * len(arrays) if seeds is None else list(seeds)
+    seeds = [0] * len(arrays) if seeds is None else list(plain_ints(*seeds))
+    ranks, (oversample, niter) = plain_ints(*ranks), plain_ints(oversample, niter)
     if not len(arrays) == len(ranks) == len(bases) == len(seeds):
         raise ValueError(
             "range_finder_list: `arrays`, `ranks`, `bases` and `seeds` must have the same length, "
             f"got {len(arrays)}, {len(ranks)}, {len(bases)} and {len(seeds)}"
         )
     out = [
-        fake_range_finder(a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
-        for a, rank, basis, seed in zip(arrays, ranks, bases, seeds, strict=True)
+        _output(i, a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
+        for i, (a, rank, basis, seed) in enumerate(zip(arrays, ranks, bases, seeds, strict=True))
     ]
     named = {f"arrays[{i}]": a for i, a in enumerate(arrays)} | {f"bases[{i}]": b for i, b in enumerate(bases)}
 
@@ -69,3 +71,14 @@ def range_finder_list(
         return tuple(out)
 
     return list(without_derivative("range_finder_list", list(named.values()), compute))
+
+
+def _output(i: int, a: Array, rank: int, basis: Array | None, **options: Any) -> Array:
+    """Checks member `i` and allocates its result; a refusal names it by its place."""
+    try:
+        return fake_range_finder(a, rank, basis, **options)
+    except (ValueError, TypeError) as error:
+        text = str(error).replace("range_finder:", "range_finder_list:", 1)
+        for argument, list_of in (("a", "arrays"), ("rank", "ranks"), ("basis", "bases"), ("seed", "seeds")):
+            text = text.replace(f"`{argument}`", f"`{list_of}[{i}]`")
+        raise type(error)(text) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lowrank_core import _core
 from lowrank_core.ops.arrays import (
     Array,
+    call_named,
     check_array,
     check_same,
     dtype_name,
@@ -120,20 +121,20 @@ def _expand(basis: Array, x: Array) -> Array:
 
 def _project(g: Array, basis: Array, side: str) -> Array:
     out = _fake_project(g, basis, side)
-    _multiply(out, g, _expand(basis, g), side)
+    _multiply("project", out, g, _expand(basis, g), side, {"g": g, "basis": basis})
     return out
 
 
 def _project_back(r: Array, basis: Array, side: str) -> Array:
     out = _fake_project_back(r, basis, side)
-    _multiply(out, r, _expand(transpose(basis), r), side)
+    _multiply("project_back", out, r, _expand(transpose(basis), r), side, {"r": r, "basis": basis})
     return out
 
 
-def _multiply(out: Array, x: Array, basis: Array, side: str) -> None:
+def _multiply(op: str, out: Array, x: Array, basis: Array, side: str, named: dict[str, Array]) -> None:
     """out <- basisᵀ x (left) or x basis (right)."""
     a, b = (transpose(basis), x) if side == "left" else (x, basis)
-    _core.gemm(out, a, b, precision=resolve_precision("project", None))
+    call_named(op, _core.gemm, out, a, b, arrays=named, precision=resolve_precision(op, None))
 
 
 def _fake_project(g: Array, basis: Array, side: str) -> Array:

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, empty, is_torch, resolve_precision
+from lowrank_core.ops.arrays import (
+    Array,
+    call_named,
+    check_in_place,
+    check_memory,
+    empty,
+    is_torch,
+    plain_ints,
+    resolve_precision,
+)
 from lowrank_core.ops.declare import Op, torch_ops
 from lowrank_core.ops.subspace_step_check import (
     OP,
@@ -88,7 +97,8 @@ def subspace_step_(
       True if the step was taken; False if a gradient is not finite.
 
     Raises:
-      ValueError: lists of different lengths, a shape or value that does not fit. TypeError: a wrong dtype or library.
+      ValueError: lists of different lengths, a shape or value that does not fit, what is changed shares memory with
+        another array or with itself. TypeError: a wrong dtype or library.
 
     Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); draws are D0 (same bits on every device
     and level; docs/numerics.md): Philox by (seed, step, element). Not differentiable; call it under no_grad.
@@ -107,9 +117,10 @@ def subspace_step_(
     """
     if rounding not in ROUNDINGS:
         raise ValueError(f"{OP}: `rounding` must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    seeds = [0] * len(params) if seeds is None else seeds
     lists = (
         list(params), list(grads), list(bases), *parted("exp_avg", exp_avg), *parted("exp_avg_sq", exp_avg_sq or ()),
-        list(limits or ()), rights(sides), list(steps), [0] * len(params) if seeds is None else list(seeds),
+        list(limits or ()), rights(sides), list(plain_ints(*steps)), list(plain_ints(*seeds)),
     )  # fmt: skip
     options: dict[str, Any] = {
         "rule": rule, "betas": tuple(betas), "eps": eps, "lr": float(lr), "weight_decay": weight_decay, "scale": scale,
@@ -117,6 +128,10 @@ def subspace_step_(
         "stochastic": rounding == "stochastic", "precision": resolve_precision(OP, precision),
     }  # fmt: skip
     _check(*lists, **options)
+    for name, changed in (("params", 0), ("exp_avg", 3), ("exp_avg_sq", 5), ("limits", 7)):
+        for i, array in enumerate(lists[changed]):
+            check_memory(OP, f"{name}[{i}]", array)
+            check_in_place(OP, f"{name}[{i}]", array)
     if not any(is_torch(param) for param in params):
         return step_list(*lists, **options)
     return bool(torch_ops().subspace_step_(*lists, **{**options, "betas": list(betas)}))
@@ -130,7 +145,8 @@ def project_list(
         empty(g, low_shape(g, p, turned), low_dtype(w))
         for w, g, p, turned in zip(params, grads, bases, right, strict=True)
     ]
-    return low, _core.subspace_project(low, grads, bases, right, maximize=maximize, precision=precision)
+    options = {"maximize": maximize, "precision": precision}
+    return low, call_named(OP, _core.subspace_project, low, grads, bases, right, arrays={}, **options)
 
 
 def step_list(
@@ -149,14 +165,24 @@ def step_list(
     low: list[Array] | None = None,
     **options: Any,
 ) -> bool:
-    """`subspace_step_` without its checks; `low`: what `project_list` found, which is overwritten."""
+    """`subspace_step_` without its checks. `low`: what `project_list` found, which is overwritten; then weights that
+    share memory are stepped one after the other.
+    """
+    drafted = low is not None
     if low is None:
         shared = {key: options[key] for key in ("maximize", "precision")}
         low, finite = project_list(params, grads, bases, right, **shared)
         if not finite:
             return False
     moments = (exp_avg, exp_avg_scales, exp_avg_sq, exp_avg_sq_scales)
-    _core.subspace_update(params, grads, bases, low, *moments, limits, right, steps, seeds, **options)
+    lists = (params, grads, bases, low, *moments, limits, right, steps, seeds)
+    try:
+        call_named(OP, _core.subspace_update, *lists, arrays={}, **options)
+    except ValueError as error:  # raised before anything was changed
+        if not (drafted and "must not share memory with `params[" in str(error)):
+            raise
+        for i in range(len(params)):
+            call_named(OP, _core.subspace_update, *(one[i : i + 1] for one in lists), arrays={}, **options)
     return True
 
 
@@ -170,14 +196,14 @@ def _step(*lists: Any, betas: list[float], **options: Any) -> Any:
 
     _check(*lists, betas=tuple(betas), **options)
     taken = step_list(*lists, betas=(betas[0], betas[1]), **options)
-    return torch.tensor(taken)
+    return torch.tensor(taken, device="cpu")
 
 
 def _fake_step(*lists: Any, betas: list[float], **options: Any) -> Any:
     import torch
 
     _check(*lists, betas=tuple(betas), **options)
-    return torch.empty((), dtype=torch.bool)
+    return torch.empty((), dtype=torch.bool, device="cpu")
 
 
 OPS = (

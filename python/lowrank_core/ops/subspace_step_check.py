@@ -6,7 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from lowrank_core.ops.arrays import MAX_SEED, Array, check_array, check_int, check_same, dtype_name, is_torch
+from lowrank_core.ops.arrays import (
+    MAX_SEED,
+    Array,
+    check_array,
+    check_dense,
+    check_int,
+    check_same,
+    dtype_name,
+    is_torch,
+)
 
 OP = "subspace_step_"
 BLOCK = 256  # elements that share a scale
@@ -126,12 +135,6 @@ def _check_weight(param: Array, grad: Array, basis: Array, right: bool, i: int) 
         check_same(OP, f"{name}[{i}]", a, param)
         if a.ndim != 2:
             raise ValueError(f"{OP}: `{name}[{i}]` must be a matrix, got shape {list(a.shape)}")
-    strides = param.stride() if is_torch(param) else param.strides
-    overlaps = any(stride == 0 and length > 1 for stride, length in zip(strides, param.shape, strict=True))
-    if overlaps and math.prod(param.shape) > 0:
-        raise ValueError(
-            f"{OP}: `params[{i}]` must not overlap itself in memory, got strides {tuple(strides)}; clone it"
-        )
     if tuple(grad.shape) != tuple(param.shape):
         raise ValueError(
             f"{OP}: `grads[{i}]` must have the shape {list(param.shape)} of its weight, got {list(grad.shape)}"
@@ -167,6 +170,7 @@ def _check_alike(first: Array, second: Array, i: int) -> None:
 
 
 def _check_stored(argument: str, a: Array, size: int, allowed: tuple[str, ...], param: Array) -> None:
+    check_dense(OP, argument, a)
     check_same(OP, argument, a, param)
     if dtype_name(a) not in allowed:
         raise TypeError(f"{OP}: `{argument}` must be {' or '.join(allowed)}, got {dtype_name(a)}")

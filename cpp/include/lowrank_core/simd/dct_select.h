@@ -15,10 +15,10 @@ struct Transform {
   int64_t n;
   int64_t vectors;              // of a tile, at least n
   const fft::Plan<T>* plan;     // of the cosine bases: n / 2 points, or n if n is odd
-  const int64_t* points;        // [plan->n]: the plan's places
+  const int32_t* points;        // [plan->n]: the plan's places
   const T* turns;               // [n / 2 + 1][4]: turn_of
-  const int64_t* place_before;  // [n]: the vector where number i of a row has to stand; null: i
-  const int64_t* place_after;   // [n]: the vector where coordinate k is found; null: k
+  const int32_t* place_before;  // [n]: the vector where number i of a row has to stand; null: i
+  const int32_t* place_after;   // [n]: the vector where coordinate k is found; null: k
 };
 
 // Rows [begin, end) of `in`, times `scale`, through the transform; then, where asked for, in this order: `residual`

@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "lowrank_core/checks.h"
+#include "lowrank_core/workspace.h"
 
 namespace lowrank {
 
@@ -71,10 +72,6 @@ struct Product {
   Operand a, b;
   Epilogue epilogue;
 };
-
-// Memory of the calling thread, aligned to a page and kept for its next product; the kinds do not overlap.
-enum class Workspace : uint8_t { kPanelsA, kPanelsB, kTiles, kPartial };
-void* workspace(Workspace kind, size_t bytes);
 
 // parallel_for without a template, for files that must not leave weak symbols: task(job, i) for i in [0, count).
 void for_each_task(int64_t count, void (*task)(const void* job, int64_t index), const void* job);

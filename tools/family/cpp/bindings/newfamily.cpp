@@ -1,6 +1,6 @@
 #include "lowrank_core/newfamily.h"
 
-#include "caster.h"
+#include "kernel.h"
 #include "register.h"
 
 namespace py = pybind11;
@@ -10,7 +10,6 @@ namespace {
 
 void bind(const WriteArray& out, const ReadArray& x) {
   for (const View* view : {&out.view, &x.view}) {
-    require_cpu(*view, "out and x");
     LRC_CHECK(view->dtype == DType::kFloat32, "newfamily: the arrays must be float32");
     LRC_CHECK(view->contiguous(), "newfamily: the arrays must be contiguous");
   }
@@ -21,8 +20,7 @@ void bind(const WriteArray& out, const ReadArray& x) {
 }  // namespace
 
 void register_newfamily(py::module_& module) {
-  module.def("newfamily", &bind, py::arg("out"), py::arg("x"), py::call_guard<py::gil_scoped_release>(),
-             "The formula of `x` into out.");
+  kernel(module, "newfamily", &bind, py::arg("out"), py::arg("x"), "The formula of `x` into out.");
 }
 
 }  // namespace lowrank

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, check_array, dtype_name, empty, is_torch
+from lowrank_core.ops.arrays import Array, call_named, check_array, dtype_name, empty, is_torch
 from lowrank_core.ops.declare import Op, torch_ops
 
 
@@ -46,7 +46,7 @@ def _fake(x: Array) -> Array:
 
 def _run(x: Array) -> Array:
     out = _fake(x)
-    _core.newfamily(out, x)
+    call_named("newfamily", _core.newfamily, out, x, arrays={"x": x})
     return out
 
 

@@ -1,0 +1,33 @@
+// workspace: memory that a thread keeps from one product to the next, so that small products do not pay for pages.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lowrank {
+
+// The kinds do not overlap; asking for a kind again may move what was handed out for it.
+enum class Workspace : uint8_t { kPanelsA, kPanelsB, kTiles, kPartial };
+
+// Memory of the calling thread, aligned to a page.
+void* workspace(Workspace kind, size_t bytes);
+
+// What a thread keeps of a kind at most once its part of a kernel has ended.
+constexpr size_t kKeptBytes = size_t(8) << 20;
+
+// Gives back what the calling thread holds beyond that. Nothing that workspace() returned to it may be in use.
+void trim_workspace();
+
+// The bytes that the calling thread holds.
+size_t workspace_bytes();
+
+// Trims at the end of its life.
+class WorkspaceScope {
+ public:
+  WorkspaceScope() = default;
+  ~WorkspaceScope() { trim_workspace(); }
+  WorkspaceScope(const WorkspaceScope&) = delete;
+  WorkspaceScope& operator=(const WorkspaceScope&) = delete;
+};
+
+}  // namespace lowrank
