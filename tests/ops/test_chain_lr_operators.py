@@ -10,7 +10,7 @@ import lowrank_core
 import pytest
 import torch
 from chain_cases import attention, normal
-from testing import cases, checks
+from testing import cases, checks, compiler
 from torch import Tensor
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -108,7 +108,7 @@ def test_compiled_attention_gives_the_same_bits(method: str) -> None:
         options |= {"method": "chained", "features": make}
 
     def call(queries: Tensor) -> Any:
-        found = chain_cases.grad(t | {"queries": queries}, **options)
+        found = chain_cases.grad({**t, "queries": queries}, **options)
         return found.da, found.db, found.error_bound
 
     compiled = torch.compile(call, fullgraph=True, backend="eager")
@@ -116,6 +116,7 @@ def test_compiled_attention_gives_the_same_bits(method: str) -> None:
 
 
 def test_compiled_refusals_are_the_same() -> None:
+    compiler.needs_sentences()
     torch._dynamo.reset()
     compiled = torch.compile(lambda a: lowrank_core.chain_matmul([a, a]), fullgraph=True, backend="eager")
     with pytest.raises(Exception, match=r"chain_matmul: `matrices\[1\]` must have 3 rows"):

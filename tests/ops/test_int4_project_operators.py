@@ -10,7 +10,7 @@ import lowrank_core
 import numpy as np
 import pytest
 import torch
-from testing import cases, checks
+from testing import cases, checks, compiler
 from torch import Tensor
 
 
@@ -95,6 +95,7 @@ def test_compiles_into_one_graph(backend: str, dynamic: bool) -> None:
 
 
 def test_compiled_refusals_are_the_same() -> None:
+    compiler.needs_sentences()
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: lowrank_core.quantize_int4(x, dim=2), fullgraph=True, backend="eager")
     with pytest.raises(Exception, match=r"quantize_int4: `dim` must be between -2 and 1, got 2 for shape \[4, 3\]"):

@@ -11,7 +11,7 @@ import lowrank_core as lc
 import numpy as np
 import pytest
 import torch
-from testing import cases, checks
+from testing import cases, checks, compiler
 from torch import Tensor
 
 
@@ -75,6 +75,7 @@ def _model(theta: Tensor, p: Tensor, jac: Tensor, score: Tensor) -> tuple[Tensor
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_into_one_graph(backend: str, dynamic: bool) -> None:
+    compiler.needs_bools()
     torch._dynamo.reset()
     compiled = torch.compile(_model, fullgraph=True, backend=backend, dynamic=dynamic)
     for m, n in ((5, 40), (7, 60)) if dynamic else ((5, 40),):

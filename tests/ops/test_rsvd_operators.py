@@ -10,7 +10,7 @@ import family
 import lowrank_core
 import pytest
 import torch
-from testing import cases, checks, tolerance
+from testing import cases, checks, compiler, tolerance
 from torch import Tensor
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -113,6 +113,7 @@ def test_compiles_into_one_graph(backend: str, dynamic: bool) -> None:
 
 
 def test_compiled_refusals_are_the_same() -> None:
+    compiler.needs_sentences()
     torch._dynamo.reset()
     compiled = torch.compile(lambda a: lowrank_core.rsvd(a, 6), fullgraph=True, backend="eager")
     with pytest.raises(Exception, match=r"rsvd: `rank` must be between 0 and 3, got 6 for shape \[4, 3\]"):
