@@ -50,6 +50,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["--compare", "galore"], "`--compare` must be another optimizer"),
         (["--compare-lr", "1"], "`--compare-lr` must come with `--compare`"),
         (["--compare-lr-others", "1"], "`--compare-lr-others` must come with `--compare`"),
+        (["--compare-betas", "0.5", "0.5"], "`--compare-betas` must come with `--compare`"),
+        (["--compare-weight-decay", "0"], "`--compare-weight-decay` must come with `--compare`"),
         (["--lr-others", "0"], "--lr-others: must be a number > 0, got '0'"),
         (["--resume", "--overwrite"], "not allowed with"),
         (["--text", "/nowhere"], "got '/nowhere', which does not exist"),

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lowrank_core.cli.config import GALORE, PEAK_LRS, TrainConfig, resolve
+from lowrank_core.cli.config import GALORE, TUNED, TrainConfig, resolve
 from lowrank_core.cli.loop import lr_at
 from lowrank_core.cli.metrics import read
 from lowrank_core.cli.model import Decoder, ModelShape
 from lowrank_core.cli.optimizers import build_optimizer
 
+PEAK_LRS = {name: (best["lr"], best["lr_others"]) for name, best in TUNED.items()}
 OTHERS = {"embed.weight", "lm_head.weight", "norm.weight", "blocks.0.attention_norm.weight", "blocks.0.ffn_norm.weight"}
 SMALL = TrainConfig(dim=16, layers=1, heads=2, ffn=24, seq_len=16, compare="adamw")
 
@@ -52,6 +53,35 @@ def test_the_rest_has_the_rate_of_the_matrices_unless_told(given, rates):
     compared = resolve(replace(SMALL, **{f"compare_{key}": value for key, value in given.items()}))
     assert compared.peak_lrs("adamw")[0] == given.get("lr", PEAK_LRS["adamw"][0])
     assert compared.peak_lrs("galore") == PEAK_LRS["galore"]
+
+
+@pytest.mark.parametrize(
+    ("given", "first", "second"),
+    [
+        ({}, TUNED["galore"]["betas"], TUNED["adamw"]["betas"]),
+        ({"betas": (0.5, 0.75)}, (0.5, 0.75), (0.5, 0.75)),
+        ({"compare_betas": (0.5, 0.75)}, TUNED["galore"]["betas"], (0.5, 0.75)),
+        ({"betas": (0.5, 0.75), "compare_betas": (0.25, 0.5)}, (0.5, 0.75), (0.25, 0.5)),
+    ],
+)
+def test_betas_hold_for_both_unless_told(given, first, second):
+    for config in (replace(SMALL, **given), resolve(replace(SMALL, **given))):
+        assert config.tuned("galore")["betas"] == first and config.tuned("adamw")["betas"] == second
+
+
+@pytest.mark.parametrize(
+    ("given", "first", "second"),
+    [
+        ({}, TUNED["galore"]["weight_decay"], TUNED["adamw"]["weight_decay"]),
+        ({"weight_decay": 0.0}, 0.0, 0.0),
+        ({"weight_decay": 0.5}, 0.5, 0.5),
+        ({"weight_decay": 0.5, "compare_weight_decay": 0.0}, 0.5, 0.0),
+        ({"compare_weight_decay": 0.25}, TUNED["galore"]["weight_decay"], 0.25),
+    ],
+)
+def test_decay_holds_for_both_unless_told(given, first, second):
+    for config in (replace(SMALL, **given), resolve(replace(SMALL, **given))):
+        assert config.tuned("galore")["weight_decay"] == first and config.tuned("adamw")["weight_decay"] == second
 
 
 @pytest.mark.parametrize("run", ["galore", "adamw"])
@@ -98,7 +128,7 @@ def test_schedule_rises_in_a_line_and_falls_to_its_floor():
 
 OWN = {
     "update_proj_gap": 7, "scale": 0.5, "proj_type": "reverse_std", "projector": "svd", "moments": "rotate",
-    "moment_dtype": "int8", "rounding": "stochastic",
+    "moment_dtype": "int8", "plain_moment_dtype": "bfloat16", "rounding": "stochastic",
 }  # fmt: skip
 SHARED = {"betas": (0.5, 0.75), "eps": 0.125}
 
@@ -124,9 +154,10 @@ def test_defaults():
     assert config == {
         "text": [], "val_fraction": 0.1, "dim": 256, "layers": 4, "heads": 4, "ffn": 688, "seq_len": 128,
         "optimizer": "galore", "compare": "adamw", "lr": 0.005, "lr_others": 0.005, "compare_lr": 0.0005,
-        "compare_lr_others": 0.005, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "rank": 64,
+        "compare_lr_others": 0.005, "betas": [0.9, 0.999], "compare_betas": [0.9, 0.999], "eps": 1e-8,
+        "weight_decay": 0.0, "compare_weight_decay": 0.0, "rank": 64,
         "update_proj_gap": 50, "scale": 0.25, "proj_type": "std", "projector": "rsvd", "moments": "keep",
-        "moment_dtype": "auto", "rounding": "nearest", "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
+        "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest", "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
         "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "seed": 0, "eval_every": 50, "eval_batches": 16,
     }  # fmt: skip
     assert TrainConfig().optimizer == "galore" and TrainConfig().compare is None

@@ -12,8 +12,11 @@ from lowrank_core.memory.storage import MOMENT_DTYPES
 
 OPTIMIZERS = ("galore", "adamw")
 PRECISIONS = ("fp32", "bf16", "amp-bf16", "amp-fp16")
-# Of the matrices of attention and feed-forward, and of the rest. The best found by bench/train_sweep.py.
-PEAK_LRS = {"galore": (5e-3, 5e-3), "adamw": (5e-4, 5e-3)}
+# The best found by bench/train_sweep.py; `lr` is that of the matrices of attention and feed-forward.
+TUNED: dict[str, dict[str, Any]] = {
+    "galore": {"lr": 5e-3, "lr_others": 5e-3, "betas": (0.9, 0.999), "weight_decay": 0.0},
+    "adamw": {"lr": 5e-4, "lr_others": 5e-3, "betas": (0.9, 0.999), "weight_decay": 0.0},
+}
 GALORE: dict[str, Any] = {
     "update_proj_gap": 50,
     "scale": 0.25,
@@ -26,6 +29,7 @@ GALORE: dict[str, Any] = {
 }
 _TUNED = "tuned per optimizer"
 _OTHERS = "that of the matrices, if given, else tuned"
+_BOTH = "that of --optimizer, if given, else tuned"
 
 
 # fmt: off
@@ -55,10 +59,15 @@ class TrainConfig:
     compare_lr: float | None = option("optimizer", None, "--lr of --compare", shown=_TUNED, type=real(0, ends="(]"))
     compare_lr_others: float | None = option("optimizer", None, "--lr-others of --compare", shown=_OTHERS,
                                              type=real(0, ends="(]"))
-    betas: tuple[float, float] = option("optimizer", (0.9, 0.999), "decay of the two moments", nargs=2,
-                                        type=real(0, 1, ends="[)"), metavar=("B1", "B2"))
+    betas: tuple[float, float] | None = option("optimizer", None, "decay of the two moments", shown=_TUNED, nargs=2,
+                                               type=real(0, 1, ends="[)"), metavar=("B1", "B2"))
+    compare_betas: tuple[float, float] | None = option("optimizer", None, "--betas of --compare", shown=_BOTH, nargs=2,
+                                                       type=real(0, 1, ends="[)"), metavar=("B1", "B2"))
     eps: float = option("optimizer", 1e-8, "Adam's epsilon", type=real(0, ends="(]"))
-    weight_decay: float = option("optimizer", 0.0, "decoupled decay of the matrices", type=real(0))
+    weight_decay: float | None = option("optimizer", None, "decoupled decay of the matrices", shown=_TUNED,
+                                        type=real(0))
+    compare_weight_decay: float | None = option("optimizer", None, "--weight-decay of --compare", shown=_BOTH,
+                                                type=real(0))
 
     rank: int | None = option("galore", None, "rank of the projection", shown="dim // 4", type=whole(1), metavar="N")
     update_proj_gap: int | None = option("galore", None, "steps from one refresh to the next",
@@ -108,12 +117,19 @@ class TrainConfig:
         """Bytes that one optimizer step predicts."""
         return self.batch_size * self.accumulation * self.seq_len
 
+    def tuned(self, run: str) -> dict[str, Any]:
+        """`lr`, `lr_others`, `betas` and `weight_decay` of one of `runs`: those given, else the best found for it."""
+        other = "" if run == self.optimizer else "compare_"
+        given = {name: getattr(self, other + name) for name in TUNED[run]}
+        given["lr_others"] = given["lr"] if given["lr_others"] is None else given["lr_others"]
+        for name in ("betas", "weight_decay"):
+            given[name] = getattr(self, name) if given[name] is None else given[name]
+        return {name: TUNED[run][name] if value is None else value for name, value in given.items()}
+
     def peak_lrs(self, run: str) -> tuple[float, float]:
         """Peak learning rates of one of `runs`: of the matrices of attention and feed-forward, and of the rest."""
-        first = run == self.optimizer
-        lr, others = (self.lr, self.lr_others) if first else (self.compare_lr, self.compare_lr_others)
-        tuned = PEAK_LRS[run] if lr is None else (lr, lr)
-        return tuned[0], tuned[1] if others is None else others
+        tuned = self.tuned(run)
+        return tuned["lr"], tuned["lr_others"]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, tuples as lists: what a round trip through JSON leaves as it is."""
@@ -135,15 +151,12 @@ def resolve(config: TrainConfig) -> TrainConfig:
     _check_runs(config)
     if config.dim % (2 * config.heads):
         raise CliError(f"`--dim` must be a multiple of 2 * heads = {2 * config.heads}, got {config.dim}; change one")
-    lr, lr_others = config.peak_lrs(config.optimizer)
-    compare_lr, compare_lr_others = (None, None) if config.compare is None else config.peak_lrs(config.compare)
+    compared = {} if config.compare is None else config.tuned(config.compare)
     filled = replace(
         config,
         ffn=config.ffn or -(-8 * config.dim // (3 * 16)) * 16,
-        lr=lr,
-        lr_others=lr_others,
-        compare_lr=compare_lr,
-        compare_lr_others=compare_lr_others,
+        **config.tuned(config.optimizer),
+        **{f"compare_{name}": value for name, value in compared.items()},
         warmup=(warmup := config.steps // 10 if config.warmup is None else config.warmup),
         eval_every=config.eval_every or max(1, config.steps // 10),
     )
@@ -160,7 +173,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
 def _check_runs(config: TrainConfig) -> None:
     if config.compare == config.optimizer:
         raise CliError(f"`--compare` must be another optimizer than `--optimizer`, got {config.compare} twice")
-    for name in ("compare_lr", "compare_lr_others"):
+    for name in (f"compare_{name}" for name in TUNED[config.optimizer]):
         if config.compare is None and getattr(config, name) is not None:
             raise CliError(f"`{flag(name)}` must come with `--compare`; add `--compare adamw` or leave it out")
     if config.rounding is not None and config.precision != "bf16":

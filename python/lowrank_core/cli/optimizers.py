@@ -18,12 +18,12 @@ def build_optimizer(name: str, model: nn.Module, config: TrainConfig) -> torch.o
     Both part the model alike: the matrices of attention and feed-forward, which GaLore projects, have the rate `lr`;
     embedding, head and norms have `lr_others`. Vectors (the norms' weights) are never decayed.
     """
-    shared: dict[str, Any] = {"betas": config.betas, "eps": config.eps}
-    matrices_lr, others_lr = config.peak_lrs(name)
+    tuned = config.tuned(name)
+    shared: dict[str, Any] = {"betas": tuned["betas"], "eps": config.eps}
     groups = param_groups(model, rank=config.rank or 1, verbose=False)
     for group in groups:
-        group["lr"] = others_lr if group["rank"] is None else matrices_lr
-    groups = _spare_vectors(groups, config.weight_decay)
+        group["lr"] = tuned["lr_others" if group["rank"] is None else "lr"]
+    groups = _spare_vectors(groups, tuned["weight_decay"])
     if name == "adamw":
         plain = [{key: value for key, value in group.items() if key != "rank"} for group in groups]
         return torch.optim.AdamW(plain, fused=True, **shared)
