@@ -157,7 +157,8 @@ def test_defaults():
         "compare_lr_others": 0.005, "betas": [0.9, 0.999], "compare_betas": [0.9, 0.999], "eps": 1e-8,
         "weight_decay": 0.0, "compare_weight_decay": 0.0, "rank": 64,
         "update_proj_gap": 50, "scale": 0.25, "proj_type": "std", "projector": "rsvd", "moments": "keep",
-        "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest", "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
+        "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest",
+        "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
         "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "seed": 0, "eval_every": 50, "eval_batches": 16,
     }  # fmt: skip
     assert TrainConfig().optimizer == "galore" and TrainConfig().compare is None
