@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "lowrank_core/reduce.h"
 
@@ -20,6 +21,9 @@ template <class T>
 double load(const T* p) {
   return double(to_float(*p));
 }
+
+// Takes a NaN, which then stays.
+double larger(double kept, double size) { return size > kept || size != size ? size : kept; }
 
 template <class T>
 double squared_norm_of_row(const Matrix& a, int64_t i) {
@@ -96,8 +100,7 @@ double largest_magnitude(const Matrix& a) {
       for (int64_t i = part * rows; i < std::min(m.rows, (part + 1) * rows); ++i) {
         const T* x = m.as<T>() + i * m.row_stride;
         for (int64_t j = 0; j < m.cols; ++j) {
-          const double size = std::abs(load(x + j * m.col_stride));
-          if (size > largest || size != size) largest = size;  // takes a NaN, which then stays
+          largest = larger(largest, std::abs(load(x + j * m.col_stride)));
         }
       }
       partial[part] = largest;
@@ -105,14 +108,48 @@ double largest_magnitude(const Matrix& a) {
   });
   double largest = 0.0;
   for (int64_t i = 0; i < parts; ++i) {
-    if (partial[i] > largest || partial[i] != partial[i]) largest = partial[i];
+    largest = larger(largest, partial[i]);
   }
   return largest;
 }
 
-double scale_of(const Matrix& a) {
-  const double largest = largest_magnitude(a);
+double scale_of(double largest) {
   return largest > 0.0 && std::isfinite(largest) ? std::ldexp(1.0, std::ilogb(largest)) : 1.0;
+}
+
+double scale_of(const Matrix& a) { return scale_of(largest_magnitude(a)); }
+
+std::vector<double> column_magnitudes(const Matrix& a) {
+  std::vector<double> largest(static_cast<size_t>(a.cols), 0.0);
+  const bool by_columns = prefers_transpose(a);
+  const Matrix m = by_columns ? a.transposed() : a;
+  with_float_type(m.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    for (int64_t i = 0; i < m.rows; ++i) {
+      const T* x = m.as<T>() + i * m.row_stride;
+      for (int64_t j = 0; j < m.cols; ++j) {
+        double& kept = largest[size_t(by_columns ? i : j)];
+        kept = larger(kept, std::abs(load(x + j * m.col_stride)));
+      }
+    }
+  });
+  return largest;
+}
+
+void copy_divided(const Matrix& to, const Matrix& from, double scale) {
+  LRC_CHECK(to.rows == from.rows && to.cols == from.cols, "copy_divided: the shapes must agree");
+  with_float_type(to.dtype, [&](auto to_tag) {
+    with_float_type(from.dtype, [&](auto from_tag) {
+      using To = decltype(to_tag);
+      parallel_for(to.rows, [&](int64_t i) {
+        To* const y = to.as<To>() + i * to.row_stride;
+        const auto* const x = from.as<decltype(from_tag)>() + i * from.row_stride;
+        for (int64_t j = 0; j < to.cols; ++j) {
+          y[j * to.col_stride] = Store<To>::from(load(x + j * from.col_stride) / scale);
+        }
+      });
+    });
+  });
 }
 
 void copy(const Matrix& to, const Matrix& from) {

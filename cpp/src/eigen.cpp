@@ -13,10 +13,11 @@ namespace {
 
 // A column of the scaled matrix no longer than this is dropped: its square would lose bits, and it changes nothing.
 constexpr double kNegligible = 0x1p-500;
-constexpr int kMaxIterations = 60;        // for each eigenvalue; about 2 are usual
 constexpr int64_t kRowsPerTask = 64;      // rows of the matrix that one task updates
 constexpr int64_t kSerialBelow = 128;     // fewer rows cost less than the threads' start
 constexpr int64_t kRowsPerReflector = 8;  // they stay in L1
+constexpr int kPatience = 10;             // sweeps that even what is rounding beside the largest entry takes part in
+constexpr int64_t kTurnsPerRow = 64;      // rotations kept for each row of the matrix, before they are applied
 
 // Replaces the trailing part of `a` by its tridiagonal form; row k of `a` keeps reflector k from column k + 1 on.
 //
@@ -125,8 +126,8 @@ void ql_sweep(double* d, double* e, int64_t l, int64_t m, std::vector<Rotation>&
   e[m] = 0.0;
 }
 
-// All rotations of all sweeps at once, on one strip of columns after the other, each in a buffer that stays near.
-void apply(const std::vector<Rotation>& turns, double* rows, int64_t n) {
+// All rotations of many sweeps at once, on one strip of columns after the other, each in a buffer that stays near.
+void apply(std::vector<Rotation>& turns, double* rows, int64_t n) {
   parallel_chunks(n, kStrip, [&](int64_t begin, int64_t end) {
     Buffer<double> strip(n * kStrip);
     for (int64_t i = 0; i < n; ++i) {
@@ -138,24 +139,35 @@ void apply(const std::vector<Rotation>& turns, double* rows, int64_t n) {
       std::copy(strip.data() + i * kStrip, strip.data() + i * kStrip + (end - begin), rows + i * n + begin);
     }
   });
+  turns.clear();
 }
 
 }  // namespace
 
-void symmetric_eigenvectors(double* a, int64_t n, double* rows, double* d) {
+void symmetric_eigenvectors(double* a, int64_t n, double* rows, double* d, int sweeps) {
   if (n == 0) return;
   const double scale = scale_of(row_major(a, n, n));
   for (int64_t i = 0; i < n * n; ++i) a[i] /= scale;
   std::vector<double> e(static_cast<size_t>(n), 0.0), beta(static_cast<size_t>(n), 0.0);
   Tridiagonalization(a, n, d, e.data(), beta.data()).run();
   accumulate(a, n, beta.data(), rows);
+  // Small entries beside large ones usually converge to their own size. Where sweeps keep carrying the rounding of the
+  // large ones into them, that rounding is what there is.
+  double largest = 0.0;
+  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(d[i]) + 2.0 * std::abs(e[size_t(i)]));
   std::vector<Rotation> turns;
   for (int64_t l = 0; l < n; ++l) {
-    for (int iteration = 0; iteration < kMaxIterations; ++iteration) {
+    for (int sweep = 0;; ++sweep) {
+      const double floor = sweep < kPatience ? 0.0 : double(n) * largest;
+      const auto splits = [&](int64_t i) {
+        return !(std::abs(e[size_t(i)]) > 0x1p-53 * std::max(floor, std::abs(d[i]) + std::abs(d[i + 1])));  // NaN, too
+      };
       int64_t m = l;
-      while (m + 1 < n && std::abs(e[size_t(m)]) > 0x1p-53 * (std::abs(d[m]) + std::abs(d[m + 1]))) ++m;
+      while (m + 1 < n && !splits(m)) ++m;
       if (m == l) break;
+      if (sweep == sweeps) throw NotConverged("symmetric_eigenvectors: an eigenvalue did not converge");
       ql_sweep(d, e.data(), l, m, turns);
+      if (int64_t(turns.size()) >= kTurnsPerRow * n) apply(turns, rows, n);
     }
   }
   apply(turns, rows, n);

@@ -1,8 +1,13 @@
 #include "lowrank_core/int4_project.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
+#include <string>
 
 #include "int4_project_lines.h"
 #include "lowrank_core/buffer.h"
@@ -90,10 +95,12 @@ void walk(const Bundle& b, int64_t count, int64_t step, const F& f) {
 
 // ---- quantization ------------------------------------------------------------------------------------------------
 
-[[noreturn]] void refuse(Extremes x) {
-  if (!rounding::finite(x.low) || !rounding::finite(x.high)) throw NotFinite();
+// The ends of a group as the array has them: float64 may be finite where float32, which is coded, is not.
+[[noreturn]] void refuse(double low, double high) {
+  std::array<char, 64> range{};
+  std::snprintf(range.data(), range.size(), "%.9g to %.9g", low, high);
   fail("quantize_int4: `x` must stay within 2**127 in magnitude and in the range of a group, got a group from " +
-       std::to_string(x.low) + " to " + std::to_string(x.high) + "; divide it by a constant");
+       std::string(range.data()) + "; divide it by a constant");
 }
 
 class Quantizer {
@@ -144,13 +151,33 @@ class Quantizer {
                       uint64_t(element),
                       lines_.element_step};
     Stored stored[kTask / kGroupMultiple];
-    Extremes refused;
-    if (!LRC_AT_LEVEL(int4_encode, bytes, stored, &refused, run)) refuse(refused);
+    if (!LRC_AT_LEVEL(int4_encode, bytes, stored, run)) refuse_first(at, group, length);
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t place = at.group + (group + i) * lines_.group_step;
       write(codes_.scales, place, stored[i].scale);
       if (codes_.offsets) write(*codes_.offsets, place, stored[i].offset);
     }
+  }
+
+  // For the first group of a line that cannot be coded, from `group` on.
+  [[noreturn]] void refuse_first(const Place& at, int64_t group, int64_t length) const {
+    double low = 0.0, high = 0.0;
+    with_float_type(x_.dtype, [&](auto tag) {
+      const auto* const x = static_cast<const decltype(tag)*>(x_.data) + at.array;
+      const int64_t begin = group * format_.group;
+      bool coded = true;
+      for (int64_t from = 0; coded && from < length; from += format_.group) {
+        low = high = to_float(x[(begin + from) * lines_.array_step]);
+        for (int64_t i = from; i < std::min(length, from + format_.group); ++i) {
+          const double value = to_float(x[(begin + i) * lines_.array_step]);
+          if (!std::isfinite(value)) throw NotFinite();
+          low = std::min(low, value);
+          high = std::max(high, value);
+        }
+        coded = Extremes{float(low), float(high)}.representable();
+      }
+    });
+    refuse(low, high);
   }
 
   const Codes& codes_;

@@ -13,7 +13,6 @@ namespace lowrank {
 namespace {
 
 constexpr double kUnit = 0x1p-53;
-constexpr int kMaxSweeps = 40;         // quadratic convergence from a good start: 1 to 3 are usual
 constexpr int kPatience = 2;           // sweeps that even a column of rounding size takes part in
 constexpr int64_t kPairsPerTask = 32;  // pairs of columns that one task looks at
 constexpr int64_t kSerialBelow = 64;   // smaller problems cost less than the threads' start
@@ -54,12 +53,12 @@ std::pair<int64_t, int64_t> opponents(int64_t p, int64_t round, int64_t players)
   return {std::min(i, j), std::max(i, j)};
 }
 
-// Rotates until every pair of columns is orthogonal to `tol`. The pairs of a round share no column, so they may run
-// at the same time without changing a bit of the result.
-void jacobi_sweeps(const Columns& x, const Columns& v, double* norm2, double tol) {
+// Rotates until every pair of columns is orthogonal to `tol`; throws NotConverged after `sweeps`. The pairs of a round
+// share no column, so they may run at the same time without changing a bit of the result.
+void jacobi_sweeps(const Columns& x, const Columns& v, double* norm2, double tol, int sweeps) {
   const int64_t n = x.n, players = n + n % 2, pairs = players / 2;
   for (int64_t j = 0; j < n; ++j) norm2[j] = LRC_AT_LEVEL(dot, x[j], x[j], n);
-  for (int sweep = 0; sweep < kMaxSweeps; ++sweep) {
+  for (int sweep = 0; sweep < sweeps; ++sweep) {
     // Graded columns converge at once, whatever their length; those of rounding never do, and are let go of. A quarter
     // of the length below which jacobi_svd replaces a column: whatever stays has been made orthogonal.
     const double largest2 = *std::max_element(norm2, norm2 + n);
@@ -76,6 +75,7 @@ void jacobi_sweeps(const Columns& x, const Columns& v, double* norm2, double tol
     }
     if (!rotated.load()) return;
   }
+  throw NotConverged("jacobi_svd: the columns did not become orthogonal");
 }
 
 // Replaces columns from `first` on by unit vectors orthogonal to all before them.
@@ -99,7 +99,7 @@ void complete_basis(const Columns& x, int64_t first) {
 
 }  // namespace
 
-void jacobi_svd(double* a, int64_t n, double* u, double* s, double* vt, double tol) {
+void jacobi_svd(double* a, int64_t n, double* u, double* s, double* vt, double tol, int sweeps) {
   if (n == 0) return;
   const double scale = scale_of(row_major(a, n, n));
   for (int64_t i = 0; i < n * n; ++i) a[i] /= scale;
@@ -110,7 +110,7 @@ void jacobi_svd(double* a, int64_t n, double* u, double* s, double* vt, double t
   symmetric_eigenvectors(g.data(), n, right.data(), norm2.data());
   gemm(left.view(), right.view(), matrix.transposed());  // rows of `left`: columns of a V
   const Columns x{left.data(), n}, v{right.data(), n};
-  jacobi_sweeps(x, v, norm2.data(), std::max(tol, double(n) * kUnit));
+  jacobi_sweeps(x, v, norm2.data(), std::max(tol, double(n) * kUnit), sweeps);
 
   std::vector<int64_t> order(static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), int64_t{0});

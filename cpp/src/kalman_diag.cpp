@@ -1,6 +1,7 @@
 #include "lowrank_core/kalman_diag.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/dense.h"
@@ -90,15 +91,19 @@ MatrixBuffer<double> symmetric(const MatrixBuffer<double>& lower, int64_t m) {
 }
 
 // R⁻¹ of I + A = Rᵀ R. All pivots are >= 1 but for rounding; where that makes one vanish, the diagonal is raised by as
-// much as its own rounding, which moves the result no further.
-MatrixBuffer<double> inverse_root(const MatrixBuffer<double>& a, int64_t m) {
-  for (double raise = 0.0;; raise = raise > 0.0 ? 4.0 * raise : double(m) * kUnit) {
+// much as its own rounding, which moves the result no further. None where a raised diagonal does not fit float64.
+std::optional<MatrixBuffer<double>> inverse_root(const MatrixBuffer<double>& a, int64_t m) {
+  for (double raise = 0.0; raise < 1.0; raise = raise > 0.0 ? 4.0 * raise : double(m) * kUnit) {
     MatrixBuffer<double> root = symmetric(a, m);
-    for (int64_t j = 0; j < m; ++j) root.at(j, j) += 1.0 + raise * root.at(j, j);
+    for (int64_t j = 0; j < m; ++j) {
+      root.at(j, j) += 1.0 + raise * root.at(j, j);
+      if (!std::isfinite(root.at(j, j))) return std::nullopt;
+    }
     if (!cholesky_upper(root.data(), m, 0.0)) continue;
     invert_upper(root.data(), m);
     return root;
   }
+  return std::nullopt;
 }
 
 // (I + A)⁻¹ t = X Xᵀ t for X = R⁻¹, upper triangular.
@@ -171,7 +176,9 @@ bool step_cpu(const std::vector<Block>& blocks, const Params& params) {
   const int64_t m = params.outputs, padded = round_up(m + 1, kRowTile);
   const MatrixBuffer<double> gram = weighted_gram(blocks, padded);
   if (!lower_is_finite(gram, m + 1)) return false;
-  const MatrixBuffer<double> x = inverse_root(gram, m);
+  const std::optional<MatrixBuffer<double>> root = inverse_root(gram, m);
+  if (!root) return false;
+  const MatrixBuffer<double>& x = *root;
   const Buffer<double> w = solved(x, gram.row(m), m);
   double squared = 0.0;
   for (int64_t k = 0; k < m; ++k) squared += w[k] * w[k];

@@ -25,6 +25,27 @@ constexpr double kNearlyOrthogonal = 0.5;
 template <class T>
 constexpr int kNewtonSchulzLimit = sizeof(T) == 4 ? 38 : 84;
 
+// Whether the inverse of a column's norm, and what Cholesky QR multiplies it by, keep all their digits in T, and its
+// square in float64.
+template <class T>
+bool invertible(double norm) {
+  constexpr int exponent = sizeof(T) == 4 ? 100 : 400;
+  return norm > std::ldexp(1.0, -exponent) && norm < std::ldexp(1.0, exponent);
+}
+
+// Divides every column by a power of two that brings its largest entry near 1; its direction stays, to the bit. False,
+// with y left alone, where all were of moderate size.
+template <class T>
+bool equalize(MatrixBuffer<T>& y) {
+  std::vector<double> scale = column_magnitudes(y.view());
+  if (std::all_of(scale.begin(), scale.end(), is_moderate<T>)) return false;
+  for (double& largest : scale) largest = scale_of(largest);
+  for (int64_t i = 0; i < y.rows(); ++i) {
+    for (int64_t j = 0; j < y.cols(); ++j) y.at(i, j) = T(double(y.at(i, j)) / scale[size_t(j)]);
+  }
+  return true;
+}
+
 // y <- y M.
 template <class T>
 void multiply_right(MatrixBuffer<T>& y, MatrixBuffer<T>& spare, const double* m) {
@@ -39,16 +60,16 @@ void multiply_right(MatrixBuffer<T>& y, MatrixBuffer<T>& spare, const double* m)
 // One pass y <- y R⁻¹ with the Cholesky factor of the Gram matrix of unit columns. Returns the largest cosine between
 // two columns before the pass, or infinity where it breaks down; then y is left alone.
 template <class T>
-double cholesky_qr(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
+double moderate_cholesky_qr(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   constexpr double failed = std::numeric_limits<double>::infinity();
   const int64_t n = y.cols();
   MatrixBuffer<double> g(n, n);
   gram(g.view(), y.view());
   std::vector<double> scale(static_cast<size_t>(n));
   for (int64_t j = 0; j < n; ++j) {
-    const double norm2 = g.at(j, j);
-    if (!(norm2 > 0.0) || !std::isfinite(norm2)) return failed;
-    scale[size_t(j)] = 1.0 / std::sqrt(norm2);
+    const double norm = std::sqrt(g.at(j, j));
+    if (!invertible<T>(norm)) return failed;
+    scale[size_t(j)] = 1.0 / norm;
   }
   double cosine = 0.0;
   for (int64_t i = 0; i < n; ++i) {
@@ -64,6 +85,13 @@ double cholesky_qr(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   }
   multiply_right(y, spare, g.data());
   return cosine;
+}
+
+// The same for columns of any size; where it breaks down, y may have been equalized.
+template <class T>
+double cholesky_qr(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
+  const double cosine = moderate_cholesky_qr(y, spare);
+  return std::isinf(cosine) && equalize(y) ? moderate_cholesky_qr(y, spare) : cosine;
 }
 
 // Passes until one has started from nearly orthogonal columns: what that one leaves is rounding. Two are usual. False,
@@ -132,9 +160,12 @@ void householder_beside(MatrixBuffer<T>& y, const Matrix& z) {
 
 // X <- X (3 I - XᵀX) / 2 drives every singular value in (0, sqrt 3) to 1. Source: Björck & Bowie, "An iterative
 // algorithm for computing the best estimate of an orthogonal matrix", SIAM J. Numer. Anal. 8 (1971), eq. 3.
+// Every entry is divided by the same power of two first, where squares or their inverses would not fit.
 template <class T>
 bool newton_schulz(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
   const int64_t n = y.cols();
+  const double power = scale_of(y.view());
+  if (!is_moderate<T>(power)) copy_divided(y.view(), y.view(), power);
   const double unit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
   const double tol = 4.0 * unit * std::sqrt(double(y.rows()));
   MatrixBuffer<double> g(n, n);

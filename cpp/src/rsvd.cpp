@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "lowrank_core/dense.h"
@@ -86,27 +87,17 @@ Ritz<double> ritz(MatrixBuffer<double>& image, int64_t rank, bool with_vectors) 
   return out;
 }
 
-// Whether numbers of this size can be squared, divided by and multiplied with room to spare.
-template <class T>
-bool is_moderate(double largest) {
-  constexpr int exponent = sizeof(T) == 4 ? 60 : 400;
-  return largest > std::ldexp(1.0, -exponent) && largest < std::ldexp(1.0, exponent);
-}
-
 template <class T>
 void one_matrix(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const Matrix& a, const Matrix* basis,
                 const Params& p);
 
 // The same for a matrix of very small or very large numbers, by way of a copy whose largest is near 1.
 template <class T>
-void one_scaled(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const Matrix& a, const Matrix* basis,
-                const Params& p) {
-  const double scale = scale_of(a);
-  MatrixBuffer<T> scaled(a.rows, a.cols);
-  copy(scaled.view(), a);
-  for (int64_t i = 0; i < scaled.size(); ++i) scaled[i] = T(double(scaled[i]) / scale);
-  one_matrix<T>(u, s, s_stride, vh, scaled.view(), basis, p);
-  for (int64_t j = 0; s && j < u.cols; ++j) s[j * s_stride] = T(double(s[j * s_stride]) * scale);
+void one_scaled(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const Matrix& a, double largest,
+                const Matrix* basis, const Params& p) {
+  Scaled<T> scaled(a, std::ilogb(largest));
+  one_matrix<T>(u, s, s_stride, vh, scaled.values.view(), basis, p);
+  if (s) multiply_all(s, s_stride, u.cols, scaled.exponent);
 }
 
 // a [m, n] -> u [m, r], and s [r], vh [r, n] where wanted.
@@ -120,7 +111,7 @@ void one_matrix(const Matrix& u, T* s, int64_t s_stride, const Matrix* vh, const
     const double largest = largest_magnitude(a);
     check_finite(largest);
     if (largest > 0.0 && !is_moderate<T>(largest)) {
-      one_scaled<T>(u, s, s_stride, vh, a, basis, p);
+      one_scaled<T>(u, s, s_stride, vh, a, largest, basis, p);
       return;
     }
   }
@@ -161,6 +152,70 @@ T* vector_of(const View& s, int64_t index) {
     index /= s.shape[size_t(i)];
   }
   return static_cast<T*>(s.data) + offset;
+}
+
+// ---- the SVD of a product ----------------------------------------------------------------------------------------
+
+// A product b a = 2^exponent b' a', in which column j of b' and row j of a' are as long as each other, powers of two
+// apart, and the longest pair near 1.
+template <class T>
+struct Balanced {
+  MatrixBuffer<T> b, a;
+  int exponent;
+};
+
+// Of the largest entry of every column. Throws NotFinite.
+std::vector<int> column_exponents(const Matrix& a) {
+  std::vector<int> exponents;
+  for (const double largest : column_magnitudes(a)) exponents.push_back(exponent_of(largest));
+  return exponents;
+}
+
+// None where all columns of b and rows of a are of such size that their products need no care.
+template <class T>
+std::optional<Balanced<T>> balance(const Matrix& b, const Matrix& a) {
+  constexpr int usual = sizeof(T) == 4 ? 30 : 200;
+  const std::vector<int> of_b = column_exponents(b), of_a = column_exponents(a.transposed());
+  const auto is_usual = [](int e) { return e == kZero || std::abs(e) <= usual; };
+  if (std::all_of(of_b.begin(), of_b.end(), is_usual) && std::all_of(of_a.begin(), of_a.end(), is_usual))
+    return std::nullopt;
+  int longest = kZero;
+  for (size_t j = 0; j < of_b.size(); ++j) longest = std::max(longest, of_b[j] + of_a[j]);
+  Balanced<T> out{MatrixBuffer<T>(b.rows, b.cols), MatrixBuffer<T>(a.rows, a.cols), longest > kZero / 2 ? longest : 0};
+  const Matrix columns = b.transposed(), new_columns = out.b.view().transposed();
+  for (int64_t j = 0; j < b.cols; ++j) {
+    const int eb = of_b[size_t(j)], ea = of_a[size_t(j)], below = eb + ea - longest;
+    const bool zero = eb == kZero || ea == kZero;  // then so is the other one, divided by infinity
+    const double by = zero ? HUGE_VAL : std::ldexp(1.0, eb - below / 2);
+    const double also_by = zero ? HUGE_VAL : std::ldexp(1.0, ea - (below - below / 2));
+    copy_divided(new_columns.block(j, 0, 1, b.rows), columns.block(j, 0, 1, b.rows), by);
+    copy_divided(out.a.view().block(j, 0, 1, a.cols), a.block(j, 0, 1, a.cols), also_by);
+  }
+  return out;
+}
+
+// u [m, r], s [r], vh [r, n] of left right, [m, k] and [k, n], of moderate size.
+template <class T>
+void factor_product(const Matrix& u, T* s, int64_t s_stride, const Matrix& vh, const Matrix& left,
+                    const Matrix& right) {
+  // With b = Qb Rb and Bᵀ := aᵀ Rbᵀ [n, k], the product is Qb B.
+  const int64_t m = left.rows, n = right.cols, k = left.cols, rank = u.cols;
+  if (k > std::min(m, n)) {  // the product is smaller than its factors: form it
+    MatrixBuffer<T> product(m, n);
+    gemm(product.view(), left, right);
+    const Params exact{.oversample = std::min(m, n), .niter = 0};
+    return one_matrix<T>(u, s, s_stride, &vh, product.view(), nullptr, exact);
+  }
+  MatrixBuffer<T> qb(m, k), spare(m, k), rb(k, k), bt(n, k);
+  copy(qb.view(), left);
+  orthonormalize(qb, spare);
+  gemm(rb.view(), qb.view().transposed(), left);
+  gemm(bt.view(), right.transposed(), rb.view().transposed());
+  SmallSvd svd = small_svd(bt);
+  rotate_basis<T>(u, qb.view(), svd.left);
+  for (int64_t j = 0; j < rank; ++j) s[j * s_stride] = T(svd.s[j]);
+  rotate_basis<T>(vh.transposed(), bt.view(), svd.right);
+  fix_signs<T>(u, &vh);
 }
 
 }  // namespace
@@ -204,28 +259,14 @@ void factored_svd_cpu(const View& u, const View& s, const View& vh, const View& 
   with_work_type(a.dtype, [&](auto tag) {
     using T = decltype(tag);
     for_each_matrix(a.batch(), matrix_size(a), [&](int64_t i) {
-      // With b = Qb Rb and Bᵀ := aᵀ Rbᵀ [n, k], the product is Qb B.
       const Matrix left = b.matrix(i), right = a.matrix(i), out = u.matrix(i), out_vh = vh.matrix(i);
-      const int64_t m = left.rows, n = right.cols, k = left.cols, rank = out.cols;
-      if (rank == 0) return;
-      if (k > std::min(m, n)) {  // the product is smaller than its factors: form it
-        MatrixBuffer<T> product(m, n);
-        gemm(product.view(), left, right);
-        const Params exact{.oversample = std::min(m, n), .niter = 0};
-        return one_matrix<T>(out, vector_of<T>(s, i), s.stride[size_t(s.rank - 1)], &out_vh, product.view(), nullptr,
-                             exact);
-      }
-      MatrixBuffer<T> qb(m, k), spare(m, k), rb(k, k), bt(n, k);
-      copy(qb.view(), left);
-      orthonormalize(qb, spare);
-      gemm(rb.view(), qb.view().transposed(), left);
-      gemm(bt.view(), right.transposed(), rb.view().transposed());
-      SmallSvd svd = small_svd(bt);
-      rotate_basis<T>(out, qb.view(), svd.left);
-      T* values = vector_of<T>(s, i);
-      for (int64_t j = 0; j < rank; ++j) values[j * s.stride[size_t(s.rank - 1)]] = T(svd.s[j]);
-      rotate_basis<T>(out_vh.transposed(), bt.view(), svd.right);
-      fix_signs<T>(out, &out_vh);
+      T* const values = vector_of<T>(s, i);
+      const int64_t stride = s.stride[size_t(s.rank - 1)];
+      if (out.cols == 0) return;
+      std::optional<Balanced<T>> balanced = balance<T>(left, right);
+      if (!balanced) return factor_product<T>(out, values, stride, out_vh, left, right);
+      factor_product<T>(out, values, stride, out_vh, balanced->b.view(), balanced->a.view());
+      multiply_all(values, stride, out.cols, balanced->exponent);
     });
   });
 }
@@ -236,6 +277,7 @@ bool orthonormalize_cpu(const View& q, const View& y, OrthMethod method) {
     using T = decltype(tag);
     for (int64_t i = 0; i < y.batch() && sound; ++i) {
       const Matrix from = y.matrix(i);
+      check_finite(largest_magnitude(from));
       MatrixBuffer<T> work(from.rows, from.cols), spare(from.rows, from.cols);
       copy(work.view(), from);
       sound = orthonormalize_by(method, work, spare);

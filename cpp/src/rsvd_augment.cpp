@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 
 #include "lowrank_core/dense.h"
 #include "lowrank_core/orthonormalize.h"
@@ -15,7 +16,8 @@ namespace {
 class Augmented {
  public:
   virtual ~Augmented() = default;
-  virtual const Buffer<double>& values() const = 0;
+  virtual const Buffer<double>& values() const = 0;  // over 2^exponent
+  virtual int exponent() const = 0;
   virtual void write(const AugmentOutput& out, int64_t rank) = 0;
 };
 
@@ -31,41 +33,80 @@ MatrixBuffer<T> augment(const Matrix& b, const Matrix& y) {
   return both;
 }
 
+// One array of a layer, divided by a power of two unless its numbers are moderate.
+template <class T>
+struct Term : Scaled<T> {
+  int size;  // exponent of the largest, undivided
+
+  explicit Term(const Matrix& a) : Term(a, largest_magnitude(a)) {}
+
+ private:
+  Term(const Matrix& a, double largest)
+      : Scaled<T>(a, largest == 0.0 || is_moderate<T>(largest) ? 0 : exponent_of(largest)),
+        size(exponent_of(largest)) {}
+};
+
+template <class T>
+struct Terms {
+  Term<double> s;
+  Term<T> gv, gu;
+  std::optional<Term<double>> gs;
+
+  explicit Terms(const AugmentInput& in) : s(in.s), gv(in.gv), gu(in.gu) {
+    if (in.gs) gs.emplace(*in.gs);
+    for (const Matrix& m : {in.u, in.v}) check_finite(largest_magnitude(m));
+  }
+
+  // Of the largest number of the step, or 0 where that is moderate.
+  int exponent(double lr) const {
+    constexpr int usual = sizeof(T) == 4 ? 100 : 400;
+    const int step = std::max({gv.size, gu.size, gs ? gs->size : kZero});
+    const int largest = std::max(s.size, exponent_of(std::abs(lr)) + step);
+    return largest < kZero / 2 || std::abs(largest) <= usual ? 0 : largest;
+  }
+};
+
 template <class T>
 class Layer : public Augmented {
  public:
-  Layer(const AugmentInput& in, double lr)
+  Layer(const AugmentInput& in, double lr) : Layer(in, Terms<T>(in), lr) {}
+
+ private:
+  Layer(const AugmentInput& in, Terms<T> terms, double lr)
       : rank_(in.u.cols),
-        u_(augment<T>(in.u, in.gv)),
-        v_(augment<T>(in.v, in.gu)),
+        exponent_(terms.exponent(lr)),
+        u_(augment<T>(in.u, terms.gv.values.view())),
+        v_(augment<T>(in.v, terms.gu.values.view())),
         size_(std::max(u_.cols(), v_.cols())),
         p_(size_, size_),
         q_(size_, size_),
         values_(size_) {
-    for (const Matrix& m : {in.u, in.s, in.v, in.gv, in.gu}) check_finite(largest_magnitude(m));
     MatrixBuffer<double> block(size_, size_), qt(size_, size_);
     std::fill(block.data(), block.data() + block.size(), 0.0);
     const int64_t r = rank_;
     const Matrix core = block.view().block(0, 0, r, r);
-    copy(core, in.s);
-    if (in.gs) {
-      MatrixBuffer<double> step(r, r);
-      copy(step.view(), *in.gs);
-      check_finite(largest_magnitude(step.view()));
-      for (int64_t i = 0; i < r; ++i) LRC_AT_LEVEL(axpy, block.row(i), -lr, step.row(i), r);
+    copy_divided(core, terms.s.values.view(), std::ldexp(1.0, exponent_ - terms.s.exponent));
+    const auto rate = [&](int exponent) { return -std::ldexp(lr, exponent - exponent_); };  // of a term so divided
+    const double rate_v = rate(terms.gv.exponent), rate_u = rate(terms.gu.exponent);
+    const Matrix gv = terms.gv.values.view(), gu = terms.gu.values.view();
+    if (terms.gs) {
+      const double rate_s = rate(terms.gs->exponent);
+      for (int64_t i = 0; i < r; ++i) LRC_AT_LEVEL(axpy, block.row(i), rate_s, terms.gs->values.row(i), r);
     } else {
-      gemm(core, in.u.transposed(), in.gv, {.alpha = -lr, .beta = 1.0});
+      gemm(core, in.u.transposed(), gv, {.alpha = rate_v, .beta = 1.0});
     }
     // S Vᵀ V~ and U~ᵀ U S vanish, so of L and K only the gradients are left beside the core.
     const Matrix more_v = v_.view().block(0, r, v_.rows(), v_.cols() - r);
     const Matrix more_u = u_.view().block(0, r, u_.rows(), u_.cols() - r);
-    gemm(block.view().block(0, r, r, more_v.cols), in.gu.transposed(), more_v, {.alpha = -lr});
-    gemm(block.view().block(r, 0, more_u.cols, r), more_u.transposed(), in.gv, {.alpha = -lr});
+    gemm(block.view().block(0, r, r, more_v.cols), gu.transposed(), more_v, {.alpha = rate_u});
+    gemm(block.view().block(r, 0, more_u.cols, r), more_u.transposed(), gv, {.alpha = rate_v});
     jacobi_svd(block.data(), size_, p_.data(), values_.data(), qt.data(), kJacobiTol<T>);
     check_finite(size_ == 0 ? 0.0 : values_[0]);
     copy(q_.view(), qt.view().transposed());
   }
 
+ public:
+  int exponent() const override { return exponent_; }
   const Buffer<double>& values() const override { return values_; }
 
   void write(const AugmentOutput& out, int64_t rank) override {
@@ -83,7 +124,10 @@ class Layer : public Augmented {
     }
     MatrixBuffer<T> s(rank, rank);
     std::fill(s.data(), s.data() + s.size(), T(0));
-    for (int64_t j = 0; j < rank; ++j) s.at(j, j) = T(values_[j]);
+    for (int64_t j = 0; j < rank; ++j) {
+      s.at(j, j) = T(std::ldexp(values_[j], exponent_));
+      check_finite(double(s.at(j, j)));
+    }
     copy(out.s.block(0, 0, rank, rank), s.view());
     copy(out.u.block(0, 0, u.rows(), rank), u.view());
     copy(out.v.block(0, 0, v.rows(), rank), v.view());
@@ -103,6 +147,7 @@ class Layer : public Augmented {
   }
 
   int64_t rank_;
+  int exponent_;
   MatrixBuffer<T> u_, v_;
   int64_t size_;
   MatrixBuffer<double> p_, q_;
@@ -130,10 +175,11 @@ void fit_budget(std::vector<int64_t>& ranks, const std::vector<std::unique_ptr<A
   for (const int64_t rank : ranks) total += rank;
   while (total > *rule.budget) {
     size_t smallest = ranks.size();
-    double least = 0.0;
+    long double least = 0;  // its exponents hold any product of two float64
     for (size_t i = 0; i < ranks.size(); ++i) {
       if (ranks[i] <= rule.min_rank) continue;
-      const double value = inputs[i].weight * layers[i]->values()[ranks[i] - 1];
+      const long double weighted = static_cast<long double>(inputs[i].weight) * layers[i]->values()[ranks[i] - 1];
+      const long double value = std::ldexp(weighted, layers[i]->exponent());
       if (smallest == ranks.size() || value <= least) {
         smallest = i;
         least = value;

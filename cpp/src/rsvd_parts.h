@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "lowrank_core/dense.h"
 #include "lowrank_core/parallel.h"
@@ -18,6 +19,35 @@ constexpr double kJacobiTol = sizeof(T) == 4 ? 1e-9 : 0.0;
 
 inline void check_finite(double size) {
   if (!std::isfinite(size)) throw NotFinite();
+}
+
+constexpr int kZero = std::numeric_limits<int>::min() / 4;  // exponent of what is zero; sums of two still fit
+
+// Of a largest magnitude. Throws NotFinite.
+inline int exponent_of(double largest) {
+  check_finite(largest);
+  return largest > 0.0 ? std::ilogb(largest) : kZero;
+}
+
+// A matrix divided by 2^exponent.
+template <class T>
+struct Scaled {
+  MatrixBuffer<T> values;
+  int exponent;
+
+  Scaled(const Matrix& a, int e) : values(a.rows, a.cols), exponent(e) {
+    copy_divided(values.view(), a, std::ldexp(1.0, e));
+  }
+};
+
+// `count` numbers times 2^exponent. Throws NotFinite where T has no number so large.
+template <class T>
+void multiply_all(T* x, int64_t stride, int64_t count, int exponent) {
+  for (int64_t j = 0; j < count; ++j) {
+    const T product = T(std::ldexp(double(x[j * stride]), exponent));
+    check_finite(double(product));
+    x[j * stride] = product;
+  }
 }
 
 // out [rows, cols] row-major <- a sketch.

@@ -1,6 +1,7 @@
 // randQB_EI: the basis grows block by block, and the energy left is followed without ever forming the residual, by
 // the identity ||A - Q B||² = ||A||² - ||B||² for orthonormal Q and B = Qᵀ A.
 #include <algorithm>
+#include <cmath>
 
 #include "lowrank_core/dense.h"
 #include "lowrank_core/rsvd.h"
@@ -96,10 +97,26 @@ QbResult truncate(const Growth<T>& grown, double enough, double total) {
 
 template <class T>
 QbResult decompose(const Matrix& q, const Matrix& b, const Matrix& a, double energy, int64_t block, int64_t niter,
+                   uint64_t seed);
+
+// The same for a matrix of very small or very large numbers, by way of a copy whose largest is near 1.
+template <class T>
+QbResult decompose_scaled(const Matrix& q, const Matrix& b, const Matrix& a, double energy, int64_t block,
+                          int64_t niter, uint64_t seed) {
+  const double largest = largest_magnitude(a);
+  check_finite(largest);
+  if (largest == 0.0) return {0, 1.0};
+  Scaled<T> scaled(a, std::ilogb(largest));
+  const QbResult result = decompose<T>(q, b, scaled.values.view(), energy, block, niter, seed);
+  for (int64_t i = 0; i < result.rank; ++i) multiply_all(b.as<T>() + i * b.row_stride, 1, b.cols, scaled.exponent);
+  return result;
+}
+
+template <class T>
+QbResult decompose(const Matrix& q, const Matrix& b, const Matrix& a, double energy, int64_t block, int64_t niter,
                    uint64_t seed) {
   const double total = squared_norm(a);
-  check_finite(total);
-  if (total == 0.0) return {0, 1.0};
+  if (!is_moderate<T>(std::sqrt(total))) return decompose_scaled<T>(q, b, a, energy, block, niter, seed);
   const double enough = std::max(1.0 - energy, kResolution<T>) * total;
   Growth<T> growth(q, b, a);
   double left = total;

@@ -75,11 +75,21 @@ void sketch_rows(MatrixBuffer<T>& z, const Matrix& a, uint64_t seed) {
   copy(z.view(), zt.view().transposed());
 }
 
-// The start of a warm search: the given basis beside fresh random columns. [m, l]
+// The start of a warm search: the given basis beside fresh random columns. [m, l]. Only directions count, so columns of
+// extreme size are divided by a power of two. Throws NotFinite.
 template <class T>
 void warm_start(MatrixBuffer<T>& q, const Matrix& basis, uint64_t seed) {
   const int64_t m = q.rows(), l = q.cols(), known = std::min(basis.cols, l), fresh = l - known;
-  copy(q.view().block(0, 0, m, known), basis.block(0, 0, m, known));
+  const std::vector<double> size = column_magnitudes(basis.block(0, 0, m, known));
+  for (const double largest : size) check_finite(largest);
+  if (std::all_of(size.begin(), size.end(), is_moderate<T>)) {
+    copy(q.view().block(0, 0, m, known), basis.block(0, 0, m, known));
+  } else {
+    const Matrix lines = q.view().transposed(), from = basis.transposed();
+    for (int64_t j = 0; j < known; ++j) {
+      copy_divided(lines.block(j, 0, 1, m), from.block(j, 0, 1, m), scale_of(size[size_t(j)]));
+    }
+  }
   MatrixBuffer<T> omega(m, fresh);
   draw_sketch(omega.data(), m, fresh, seed, 0);
   copy(q.view().block(0, known, m, fresh), omega.view());

@@ -101,9 +101,9 @@ struct Table {
     values.push_back({values.back().first + step, infinity});
   }
 
-  uint16_t round(float x) const {
+  uint16_t round(double x) const {
     const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-    const double size = std::abs(double(x));
+    const double size = std::abs(x);
     if (size >= values.back().first) return sign | values.back().second;
     const auto above = std::upper_bound(values.begin(), values.end(), std::pair<double, uint16_t>(size, 0xFFFF));
     const auto below = above - 1;
@@ -140,9 +140,33 @@ void rounding_is_to_nearest_even(uint16_t infinity, const Convert& convert) {
   CHECK(std::isnan(to_float(convert(bits_float(0x7F800001u)))));  // a signalling NaN whose payload is cut off
 }
 
+// Of a double: near the middle of two neighbours a float cannot tell which one is nearer.
+template <class Half>
+void a_double_is_rounded_once(uint16_t infinity) {
+  const Table<Half> table(infinity);
+  const auto agree = [&](double x) { return Store<Half>::from(x).bits == table.round(x); };
+  bool nearest = true, twice = true;
+  for (size_t i = 0; i + 1 < table.values.size(); ++i) {
+    const double middle = 0.5 * (table.values[i].first + table.values[i + 1].first);
+    for (const double x : {middle, std::nextafter(middle, 0.0), std::nextafter(middle, HUGE_VAL)}) {
+      nearest &= agree(x) && agree(-x);
+      twice &= Store<Half>::from(float(x)).bits == table.round(x);
+    }
+  }
+  CHECK(nearest);
+  CHECK(!twice);  // that two roundings would be seen
+  for (const double x : {0.0, 0x1p-1074, 1e-300, 0x1p-149, 0x1.8p-150, 1e300, 0x1.fffffefffffffp127, 0x1.ffffffp127}) {
+    CHECK(agree(x) && agree(-x));
+  }
+  CHECK(Store<Half>::from(HUGE_VAL).bits == infinity && Store<Half>::from(-HUGE_VAL).bits == (infinity | 0x8000));
+  CHECK(std::isnan(to_float(Store<Half>::from(std::nan("")))));
+}
+
 void half_precision() {
   rounding_is_to_nearest_even<bfloat16>(0x7F80, [](float x) { return to_bfloat16(x); });
   rounding_is_to_nearest_even<float16>(0x7C00, [](float x) { return to_float16(x); });
+  a_double_is_rounded_once<bfloat16>(0x7F80);
+  a_double_is_rounded_once<float16>(0x7C00);
   CHECK(to_float(float16{0x0001}) == 0x1p-24f && to_float(float16{0x8001}) == -0x1p-24f);
   CHECK(to_float(float16{0x7BFF}) == 65504.0f && to_float(float16{0x3C00}) == 1.0f);
   CHECK(std::isinf(to_float(float16{0x7C00})) && std::isnan(to_float(float16{0x7C01})));

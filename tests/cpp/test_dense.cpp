@@ -110,6 +110,7 @@ void primitives() {
 
 void sums_and_copies() {
   Draw draw;
+  double not_finite[4] = {1.0, NAN, 2.0, 3.0};
   for (const int64_t n : {1, 7, 64, 300}) {
     MatrixBuffer<float> a = random<float>(211, n, draw);
     long double exact = 0;
@@ -128,6 +129,18 @@ void sums_and_copies() {
       for (int64_t j = 0; j < n; ++j) equal &= half.at(j, i).bits == to_bfloat16(a.at(i, j)).bits;
     }
     CHECK(equal);
+    MatrixBuffer<double> wide(n, 211), divided(n, 211);
+    for (int64_t i = 0; i < wide.size(); ++i) wide[i] = 1.0 + 0x1p-8 + std::copysign(0x1p-40, draw());
+    copy(half.view(), wide.view());
+    for (int64_t i = 0; i < wide.size(); ++i) equal &= half[i].bits == (wide[i] > 1.0 + 0x1p-8 ? 0x3F81 : 0x3F80);
+    CHECK(equal);  // one rounding: a float, which is halfway between two of them, would be rounded to even
+    copy_divided(divided.view(), wide.view(), 0x1p-1000);
+    for (int64_t i = 0; i < wide.size(); ++i) equal &= divided[i] == std::ldexp(wide[i], 1000);
+    CHECK(equal);
+    const std::vector<double> sizes = column_magnitudes(a.view()), turned = column_magnitudes(a.view().transposed());
+    for (int64_t j = 0; j < n; ++j) equal &= sizes[size_t(j)] == largest_magnitude(a.view().block(0, j, 211, 1));
+    for (int64_t i = 0; i < 211; ++i) equal &= turned[size_t(i)] == largest_magnitude(a.view().block(i, 0, 1, n));
+    CHECK(equal && std::isnan(column_magnitudes(row_major(not_finite, 2, 2))[1]));
   }
 }
 
@@ -194,9 +207,72 @@ void orthonormal_columns() {
   }
 }
 
+// Columns of any size, each its own: powers of two change no bit, and any other size is as sound.
+template <class T>
+void columns_of_any_size() {
+  Draw draw;
+  const double bound = 5e-6 / kUnit32 * unit<T>();  // as above
+  const int low = sizeof(T) == 4 ? -125 : -1020, high = sizeof(T) == 4 ? 125 : 1020;
+  const int lowest = sizeof(T) == 4 ? -140 : -1060;  // subnormal numbers
+  const int64_t m = 90, n = 6;
+  for (const OrthMethod method : {OrthMethod::kAuto, OrthMethod::kCholQR2, OrthMethod::kHouseholder}) {
+    MatrixBuffer<T> y = random<T>(m, n, draw), spare(m, n), plain = clone(y);
+    CHECK(orthonormalize_by(method, plain, spare));
+    for (const auto& exponents : std::vector<std::vector<int>>{
+             {low}, {high}, {0, low, 0, high, 0, low}, {high, low}, {-60, 60, 0}, {-101, 99, 0}, {-401, 399, 0}}) {
+      MatrixBuffer<T> scaled(m, n);
+      for (int64_t i = 0; i < m * n; ++i) {
+        const int exponent = exponents[size_t(i % n) % exponents.size()];
+        scaled[i] = T(std::ldexp(double(y[i]), std::clamp(exponent, low, high)));
+      }
+      CHECK(orthonormalize_by(method, scaled, spare));
+      bool same = true;
+      for (int64_t i = 0; i < m * n; ++i) same &= std::abs(double(scaled[i]) - double(plain[i])) <= 64 * unit<T>();
+      CHECK(same);
+    }
+    MatrixBuffer<T> tiny(m, n);
+    for (int64_t i = 0; i < m * n; ++i) tiny[i] = i % n == 2 ? T(std::ldexp(double(y[i]), lowest)) : y[i];
+    CHECK(orthonormalize_by(method, tiny, spare) && defect(tiny) <= bound);
+    CHECK(outside(tiny, y) <= 8 * std::sqrt(double(m)) * unit<T>() + 0x1p-8);  // what is left of its 9 to 14 bits
+  }
+  for (const int exponent : {lowest, low, high}) {
+    MatrixBuffer<T> y = random<T>(m, n, draw), spare(m, n), plain = clone(y), scaled(m, n);
+    for (int64_t i = 0; i < m * n; ++i) scaled[i] = T(std::ldexp(double(y[i]), exponent));
+    for (int64_t i = 0; i < m * n; ++i) plain[i] = T(std::ldexp(double(scaled[i]), -exponent));
+    CHECK(orthonormalize_by(OrthMethod::kNewtonSchulz, scaled, spare));
+    CHECK(orthonormalize_by(OrthMethod::kNewtonSchulz, plain, spare));
+    CHECK(std::equal(plain.data(), plain.data() + m * n, scaled.data()));
+  }
+}
+
+template <class F>
+bool does_not_converge(const F& f) {
+  try {
+    f();
+  } catch (const NotConverged&) {
+    return true;
+  }
+  return false;
+}
+
+// One sweep too few is an error, not a worse answer.
+void giving_up_is_said() {
+  Draw draw;
+  const int64_t n = 20;
+  MatrixBuffer<double> a = random<double>(n, n, draw), g(n, n), u(n, n), vt(n, n);
+  Buffer<double> s(n);
+  gram(g.view(), a.view());
+  for (const int sweeps : {0, 1}) {
+    MatrixBuffer<double> work = clone(g);
+    CHECK(does_not_converge([&] { symmetric_eigenvectors(work.data(), n, u.data(), s.data(), sweeps); }));
+    MatrixBuffer<double> other = clone(a);
+    CHECK(does_not_converge([&] { jacobi_svd(other.data(), n, u.data(), s.data(), vt.data(), 0.0, sweeps); }));
+  }
+}
+
 void eigenvectors() {
   Draw draw;
-  for (const int64_t n : {1, 2, 3, 33, 64, 90}) {
+  for (const int64_t n : {1, 2, 3, 33, 64, 90, 200}) {  // the last one's rotations are applied in several batches
     MatrixBuffer<double> y = random<double>(n, n, draw), a(n, n), rows(n, n), rest(n, n);
     for (const int64_t rank : {n, n / 2}) {
       gemm(a.view(), y.view().block(0, 0, n, rank), y.view().block(0, 0, n, rank).transposed());
@@ -287,6 +363,9 @@ int main() {
   lowrank::every_level([] {
     lowrank::orthonormal_columns<float>();
     lowrank::orthonormal_columns<double>();
+    lowrank::columns_of_any_size<float>();
+    lowrank::columns_of_any_size<double>();
+    lowrank::giving_up_is_said();
     lowrank::eigenvectors();
     lowrank::singular_values();
   });

@@ -35,6 +35,12 @@ class NotFinite : public std::runtime_error {
   NotFinite() : std::runtime_error("an argument must be finite, got NaN or infinity") {}
 };
 
+// An iteration that always ends did not, which no argument explains.
+class NotConverged : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 [[noreturn]] inline void fail(const std::string& text) { throw Error(text); }
 
 }  // namespace lowrank

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/isa.h"
@@ -73,17 +74,34 @@ double largest_magnitude(const Matrix& a);
 
 // The power of two next below the largest magnitude; 1 for a zero matrix, and where that is not finite. Divided by it,
 // numbers have squares that neither overflow nor vanish.
+double scale_of(double largest);
 double scale_of(const Matrix& a);
 
+// Largest magnitude of every column.
+std::vector<double> column_magnitudes(const Matrix& a);
+
+// Whether numbers of this size can be squared, divided by and multiplied with in T, with room to spare.
+template <class T>
+bool is_moderate(double size) {
+  constexpr int exponent = sizeof(T) == 4 ? 60 : 400;
+  return size > std::ldexp(1.0, -exponent) && size < std::ldexp(1.0, exponent);
+}
+
+// to <- from / scale, rounded once; exact where the scale is a power of two and nothing becomes subnormal.
+void copy_divided(const Matrix& to, const Matrix& from, double scale);
+
+constexpr int kQlSweeps = 60;      // for each eigenvalue; about 2 are usual
+constexpr int kJacobiSweeps = 40;  // quadratic convergence from a good start: 1 to 3 are usual
+
 // Eigenvectors of the symmetric n x n matrix a, as the ROWS of `rows`, and eigenvalues, in no particular order.
-// Overwrites a.
-void symmetric_eigenvectors(double* a, int64_t n, double* rows, double* values);
+// Overwrites a. Throws NotConverged where `sweeps` are not enough for an eigenvalue.
+void symmetric_eigenvectors(double* a, int64_t n, double* rows, double* values, int sweeps = kQlSweeps);
 
 // SVD of a square n x n row-major matrix: a = u diag(s) vt, s descending, u and vt orthogonal to working precision even
 // where a is singular or zero. One-sided Jacobi on a V, where V holds the eigenvectors of aᵀa: they leave almost
 // nothing to rotate, and Jacobi restores the accuracy that squaring lost (Drmač & Veselić, "New fast and accurate
 // Jacobi SVD algorithm I", SIAM J. Matrix Anal. Appl. 29, 2008, on why it is accurate). `tol`: the largest cosine
-// left between two columns of u diag(s). Overwrites a.
-void jacobi_svd(double* a, int64_t n, double* u, double* s, double* vt, double tol);
+// left between two columns of u diag(s). Overwrites a. Throws NotConverged where it takes more than `sweeps`.
+void jacobi_svd(double* a, int64_t n, double* u, double* s, double* vt, double tol, int sweeps = kJacobiSweeps);
 
 }  // namespace lowrank

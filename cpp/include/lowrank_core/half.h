@@ -38,6 +38,19 @@ LRC_HD bfloat16 to_bfloat16(float x) {
   return {uint16_t((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16)};
 }
 
+// The float next to x towards zero, its last bit set where x lies beyond it: rounded once more, to a type at least two
+// bits narrower, it gives what one rounding of x gives. Source: Boldo, Melquiond, "Emulation of a FMA and correctly
+// rounded sums: proved algorithms using rounding to odd", IEEE Trans. Computers 57 (2008), theorem 1.
+LRC_HD float round_to_odd(double x) {
+  const float nearest = float(x);
+  const double back = double(nearest);
+  if (back == x || x != x) return nearest;
+  const bool away = (back < 0.0 ? -back : back) > (x < 0.0 ? -x : x);
+  return bits_float((float_bits(nearest) - uint32_t(away)) | 1u);
+}
+
+LRC_HD bfloat16 to_bfloat16(double x) { return to_bfloat16(round_to_odd(x)); }
+
 // Stochastic: of the two neighbours of x the one away from zero with the probability that makes x the mean, by 16
 // random bits; a bfloat16 never moves, and what is finite stays finite.
 LRC_HD bfloat16 to_bfloat16(float x, uint32_t random) {
@@ -73,6 +86,8 @@ LRC_HD float16 to_float16(float x) {
   return {uint16_t(sign | ((rebiased + 0xFFFu + ((rebiased >> 13) & 1u)) >> 13))};
 }
 
+LRC_HD float16 to_float16(double x) { return to_float16(round_to_odd(x)); }
+
 LRC_HD float to_float(float x) { return x; }
 LRC_HD double to_float(double x) { return x; }
 
@@ -88,7 +103,7 @@ struct Accumulator<double> {
 template <class T>
 using accumulator_t = typename Accumulator<T>::type;
 
-// One rounding from the type a value was computed in to the type it is stored in.
+// One rounding from the type a value was computed in, float or double, to the type it is stored in.
 template <class T>
 struct Store;
 template <>
@@ -102,10 +117,12 @@ struct Store<double> {
 template <>
 struct Store<bfloat16> {
   static LRC_HD bfloat16 from(float x) { return to_bfloat16(x); }
+  static LRC_HD bfloat16 from(double x) { return to_bfloat16(x); }
 };
 template <>
 struct Store<float16> {
   static LRC_HD float16 from(float x) { return to_float16(x); }
+  static LRC_HD float16 from(double x) { return to_float16(x); }
 };
 
 }  // namespace lowrank

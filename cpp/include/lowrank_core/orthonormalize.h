@@ -15,8 +15,9 @@ enum class OrthPasses : uint8_t { kOne = 1, kTwo = 2 };
 
 // y [m, n], m >= n, is replaced by q with qᵀ q = I; `spare` holds at least m * n numbers. Cholesky QR with a float64
 // Gram matrix of unit-norm columns; where that breaks down (columns dependent to about 1e-6), Householder QR, which
-// never does: missing directions are then filled with arbitrary orthogonal ones. T is float or double.
-// Source: Yamamoto et al., "Roundoff error analysis of the CholeskyQR2 algorithm", ETNA 44 (2015).
+// never does: missing directions are then filled with arbitrary orthogonal ones. Columns may be of any finite size,
+// each its own. T is float or double. Source: Yamamoto et al., "Roundoff error analysis of the CholeskyQR2 algorithm",
+// ETNA 44 (2015).
 template <class T>
 void orthonormalize(MatrixBuffer<T>& y, MatrixBuffer<T>& spare, OrthPasses passes = OrthPasses::kTwo);
 

@@ -62,16 +62,13 @@ LRC_HD void encode_group(uint8_t* bytes, const Int4Run& run, int64_t begin, int6
 }
 
 template <Scheme kScheme, bool kStochastic>
-bool encode(uint8_t* bytes, int4::Stored* stored, int4::Extremes* refused, const Int4Run& run) {
+bool encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
   const int64_t half = run.group / 2;
   for (int64_t begin = 0; begin < run.length; begin += run.group, bytes += half, ++stored) {
     const int64_t left = run.length - begin, n = left < run.group ? left : run.group;
     prefetch(run.x + begin, n);
     const int4::Extremes range = extremes(run.x + begin, n);
-    if (!range.representable()) {
-      *refused = range;
-      return false;
-    }
+    if (!range.representable()) return false;
     *stored = int4::fit(kScheme, range, kStochastic);
     const Placement at = int4::placement(kScheme, to_float(stored->scale), to_float(stored->offset));
     encode_group<kScheme == Scheme::kNf4, kStochastic>(bytes, run, begin, n, at);
@@ -81,22 +78,22 @@ bool encode(uint8_t* bytes, int4::Stored* stored, int4::Extremes* refused, const
 }
 
 template <Scheme kScheme>
-bool encode(uint8_t* bytes, int4::Stored* stored, int4::Extremes* refused, const Int4Run& run) {
-  return (run.stochastic ? encode<kScheme, true> : encode<kScheme, false>)(bytes, stored, refused, run);
+bool encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
+  return (run.stochastic ? encode<kScheme, true> : encode<kScheme, false>)(bytes, stored, run);
 }
 
 }  // namespace
 
-bool int4_encode(uint8_t* bytes, int4::Stored* stored, int4::Extremes* refused, const Int4Run& run) {
+bool int4_encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
   switch (run.scheme) {
     case Scheme::kAffine:
-      return encode<Scheme::kAffine>(bytes, stored, refused, run);
+      return encode<Scheme::kAffine>(bytes, stored, run);
     case Scheme::kAffineZp:
-      return encode<Scheme::kAffineZp>(bytes, stored, refused, run);
+      return encode<Scheme::kAffineZp>(bytes, stored, run);
     case Scheme::kSymmetric:
-      return encode<Scheme::kSymmetric>(bytes, stored, refused, run);
+      return encode<Scheme::kSymmetric>(bytes, stored, run);
     default:
-      return encode<Scheme::kNf4>(bytes, stored, refused, run);
+      return encode<Scheme::kNf4>(bytes, stored, run);
   }
 }
 

@@ -243,7 +243,7 @@ void kalman_diag_gain(const Matrix& k, const double* inverse, int64_t padded, co
       using S = decltype(tag);
       for (int64_t i = 0; i < chunk.count; ++i) {
         S* row = k.as<S>() + (chunk.begin + i) * k.row_stride;
-        for (int64_t j = 0; j < m; ++j) row[j * k.col_stride] = rounded<S>(y[j * chunk.stride + i]);
+        for (int64_t j = 0; j < m; ++j) row[j * k.col_stride] = Store<S>::from(y[j * chunk.stride + i]);
       }
     });
   });

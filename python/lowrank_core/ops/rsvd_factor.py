@@ -11,7 +11,6 @@ from lowrank_core.ops.arrays import (
     MAX_SEED,
     Array,
     call_finite,
-    call_named,
     check_array,
     check_int,
     check_same,
@@ -149,8 +148,9 @@ def orthonormalize(y: Array, *, method: str = "auto") -> Array:
       "auto" and "householder" fill the missing directions with arbitrary orthogonal ones.
 
     Raises:
-      ValueError: m < n, or an unknown method. TypeError: not a floating-point array.
-      RuntimeError: "cholqr2" or "newton_schulz" met columns that are dependent to working precision.
+      ValueError: m < n, an unknown method, or `y` not finite. TypeError: not a floating-point array.
+      RuntimeError: "cholqr2" or "newton_schulz" met columns that are dependent to working precision; for the latter,
+        so is a column that is shorter than the rounding of the longest.
 
     Numerics: tier D1; |qᵀq - 1| at most 5e-6 in float32. Not differentiable.
     Source: Yamamoto et al. 2015 (CholeskyQR2); Björck, Bowie 1971, eq. 3 (Newton-Schulz).
@@ -238,7 +238,7 @@ def _factored_svd(b: Array, a: Array, *, rank: int | None = None) -> tuple[Array
 
 def _orthonormalize(y: Array, *, method: str = "auto") -> Array:
     out = _fake_orthonormalize(y, method=method)
-    if not call_named("orthonormalize", _core.orthonormalize, out, y, arrays={"y": y}, method=method):
+    if not call_finite("orthonormalize", _core.orthonormalize, out, y, arrays={"y": y}, method=method):
         raise RuntimeError(
             f"orthonormalize: `y` must have linearly independent columns for method={method!r}; "
             "use method='auto', which fills the missing directions"

@@ -14,9 +14,11 @@ union AnyLoad {
   StridedLoad<float16> half16;
 };
 
+LRC_HD int64_t distance(int64_t stride) { return stride < 0 ? -stride : stride; }
+
 template <class P, class T>
 Operand describe(StridedLoad<T>& load, const Matrix& m) {
-  const bool depth_major = m.col_stride * m.col_stride < m.row_stride * m.row_stride;  // the nearer neighbour
+  const bool depth_major = distance(m.col_stride) < distance(m.row_stride);  // the nearer neighbour
   load = {m.as<T>(), m.rows, m.cols, m.row_stride, m.col_stride, depth_major};
   return operand<P>(load);
 }

@@ -38,9 +38,9 @@ struct Int4Run {
 };
 
 LRC_DECLARE_AT_LEVELS(
-    // Every group to group / 2 bytes, the last one padded with codes 0, and one of `stored`. False, with the extremes
-    // in `refused`, at the first group that cannot be represented.
-    bool int4_encode(uint8_t* bytes, int4::Stored* stored, int4::Extremes* refused, const Int4Run& run);
+    // Every group to group / 2 bytes, the last one padded with codes 0, and one of `stored`. False at the first group
+    // that cannot be represented.
+    bool int4_encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run);
     // n <= kLargestGroup elements of one group.
     void int4_decode(float* x, const uint8_t* bytes, int64_t n, int4::Grid grid, bool nf4);
     void int4_product(const Int4Product& product))
