@@ -109,10 +109,10 @@ def test_a_loss_of_another_size(size: float) -> None:
 @pytest.mark.parametrize("call", list(CALLS))
 def test_second_derivatives_at_any_size(call: str, exponent: int) -> None:
     """Finite differences of a matrix near 1 that is multiplied before it is decomposed."""
-    x = matrix(torch.float64).requires_grad_()
+    x = cases.with_spectrum(5, 4, 1.6 ** torch.arange(4, 0, -1, dtype=torch.float64)).requires_grad_()
 
     def scaled(a: Tensor) -> Triplet:
-        u, s, vh = CALLS[call](a * 2.0**exponent, N)
+        u, s, vh = CALLS[call](a * 2.0**exponent, 4)
         return u, s * 2.0**-exponent, vh
 
     assert gradcheck(scaled, (x,))
