@@ -51,10 +51,13 @@ class Scaled(NamedTuple):
 
 
 @st.composite
-def scaled(draw: st.DrawFn, m: int = M, n: int = N) -> Scaled:
-    dtype = draw(dtypes)
+def scaled(draw: st.DrawFn, m: int = M, n: int = N, beside: Scaled | None = None) -> Scaled:
+    """`beside`: of its dtype, and about as large as it is small."""
+    dtype = draw(dtypes) if beside is None else beside.a.dtype
     low, high = RANGE[dtype]
     exponent = draw(st.integers(low, high) | st.sampled_from([low, high]))
+    if beside is not None:
+        exponent = min(max(draw(st.integers(-9, 9)) - beside.exponent, low), high)
     a = cases.gaussian(m, n, seed=draw(st.integers(0, 9)))
     for size, axis in ((m, 0), (n, 1)):
         spread = draw(st.sampled_from([0, 0, 8, (high - low) // 3, high - low]))
@@ -132,42 +135,37 @@ def test_qb(given_: Scaled, energy: float) -> None:
     assert captured >= energy - rounding / size and without <= energy + rounding / size  # no direction too many
 
 
-@given(scaled(M, 6), scaled(6, N), st.booleans())
-def test_products(left: Scaled, right: Scaled, wide: bool) -> None:
-    """Of factors whose sizes make up for one another, and of pairs that do so one by one."""
-    b, a = left.a, right.a.to(left.a.dtype)
-    if wide:  # the product is smaller than its factors
-        b, a = right.a.mT[:5], left.a.mT[:, :5].to(right.a.dtype)
-    low, high = RANGE[b.dtype]
-    left, right = Scaled(b, left.exponent), Scaled(a, right.exponent)
-    if not bool(a.isfinite().all()):
-        return
-    product = left.usual @ right.usual
-    exponent = left.exponent + right.exponent
-    largest = float(product.abs().max())
-    if not low < exponent + (math.frexp(largest)[1] if largest > 0.0 else 0) < high:
-        return
-    out = lowrank_core.factored_svd(b, a)
-    u, s, vh = out
-    limits = torch.finfo(s.dtype)
-    grain = 0.5 * math.ldexp(limits.smallest_normal * limits.eps, -exponent) * math.sqrt(s.numel())
+@given(st.data(), st.sampled_from([(M, 6, N), (7, 6, 5), (5, N, 4)]))
+def test_products(data: st.DataObject, shape: tuple[int, int, int]) -> None:
+    """Of factors whose sizes make up for one another; the last is smaller than its factors."""
+    m, k, n = shape
+    left = data.draw(scaled(m, k))
+    right = data.draw(scaled(k, n, beside=left))
+    product, exponent = left.usual @ right.usual, left.exponent + right.exponent
+    u, s, vh = lowrank_core.factored_svd(left.a, right.a)
     for q in (u, vh.mT):
         checks.assert_orthonormal(q, N)
+    grain = left.grain * math.ldexp(1.0, -right.exponent) * math.sqrt(s.numel())
     pairs = torch.linalg.vector_norm(left.usual, dim=0) @ torch.linalg.vector_norm(right.usual, dim=1)
     unit = 4 * tolerance.coefficients(torch.ones(1, 1, dtype=s.dtype), N) * math.sqrt(M * N)
-    defect = checks.image_defect(product, u, times(s, -exponent), vh)
-    assert defect <= unit * float(pairs) + grain
+    assert checks.image_defect(product, u, times(s, -exponent), vh) <= unit * float(pairs) + grain
+    assert bool(s.isfinite().all()) and bool((s.diff() <= 0).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_small_column_beside_a_large_row_keeps_its_digits(dtype: torch.dtype) -> None:
-    """Their product is as large as the others'."""
-    b, a = cases.gaussian(M, 6).to(dtype), cases.gaussian(6, N, seed=1).to(dtype)
-    plain, far = lowrank_core.factored_svd(b, a), RANGE[dtype][1] - 5
-    sizes = torch.tensor([0, far, -far, 3, far // 2, 0])
-    out = lowrank_core.factored_svd(times(b, sizes).to(dtype), times(a, -sizes.unsqueeze(1)).to(dtype))
-    assert tolerance.norm(out.s - plain.s) <= 4 * tolerance.coefficients(b @ a, N)
-    assert checks.image_defect(b.double() @ a.double(), *out) <= 4 * tolerance.coefficients(b @ a, N)
+    """Their product is as large as the others'; subnormal numbers have fewer digits, and all of them count."""
+    low, high = RANGE[dtype]
+    for sizes in ((0, high, low + 10, 3, low // 2, 0), (low + 10, 0, 0, 0, 0, 0), (low // 2,) * 6, (high,) * 6):
+        of_b = torch.tensor(sizes)
+        of_a = (-of_b).clamp(low + 10, high).unsqueeze(1)
+        b = times(cases.gaussian(M, 6), of_b).to(dtype)
+        a = times(cases.gaussian(6, N, seed=1), of_a).to(dtype)
+        product = times(b, -of_b) * 2.0 ** (of_b + of_a[:, 0]) @ times(a, -of_a)
+        out = lowrank_core.factored_svd(b, a)
+        for q in (out.u, out.vh.mT):
+            checks.assert_orthonormal(q, N)
+        assert checks.image_defect(product, *out) <= 4 * tolerance.coefficients(product.to(dtype), N)
 
 
 @given(scaled(), st.sampled_from(["auto", "cholqr2", "householder"]))
