@@ -6,6 +6,7 @@
 #include "lowrank_core/checks.h"
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/isa.h"
+#include "lowrank_core/overlap.h"
 #include "lowrank_core/parallel.h"
 #include "lowrank_core/philox.h"
 #include "register.h"
@@ -38,9 +39,12 @@ void philox_bits(const WriteArray& out, uint64_t seed, uint32_t stream, uint32_t
 
 void register_core(py::module_& module) {
   static const py::exception<ArrayError> array_error(module, "ArrayError", PyExc_ValueError);
+  static const py::exception<SharingError> sharing_error(module, "SharingError", array_error.ptr());
   py::register_exception_translator([](std::exception_ptr p) {
     try {
       if (p) std::rethrow_exception(p);
+    } catch (const SharingError& error) {
+      py::set_error(sharing_error, error.what());
     } catch (const ArrayError& error) {
       py::set_error(array_error, error.what());
     } catch (const Error& error) {
@@ -58,6 +62,18 @@ void register_core(py::module_& module) {
         return read.view.on_cuda ? std::optional<std::string>(kNotOnHost) : std::nullopt;
       },
       py::arg("array"), "Why a kernel cannot read `array`, \"must ..., got ...; ...\", or None where it can.");
+  module.def(
+      "overlaps_itself", [](const ReadArray& array) { return overlaps_itself(array.view); }, py::arg("array"),
+      "Whether two elements of `array` share memory.");
+  module.def(
+      "share_memory",
+      [](const std::vector<ReadArray>& arrays) {
+        for (size_t i = 0; i < arrays.size(); ++i)
+          for (size_t j = 0; j < i; ++j)
+            if (overlap(arrays[i].view, arrays[j].view)) return true;
+        return false;
+      },
+      py::arg("arrays"), "Whether two of `arrays` share memory.");
   module.def("build_info", &build_info, "Facts of this build: version, compiler, CUDA toolkit or None.");
   module.def("isa", [] { return std::string(name(isa())); }, "The instruction-set level in use.");
   module.def("isa_levels", &isa_levels, "The levels that this machine and build have, lowest first.");

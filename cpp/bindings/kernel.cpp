@@ -12,14 +12,15 @@ std::string Arguments::Entry::text() const {
   return found + "`";
 }
 
+template <class E>
 void Arguments::refuse(const Entry& entry, const std::string& rule) const {
-  throw ArrayError(std::string(op_) + ": " + entry.text() + " " + rule);
+  throw E(std::string(op_) + ": " + entry.text() + " " + rule);
 }
 
 void Arguments::add(const char* name, const Array& array, bool written) {
   const Entry entry{&array.view, written, name, place_};
-  if (!array.refusal.empty()) refuse(entry, array.refusal);
-  if (array.view.on_cuda && devices_ == Devices::kHost) refuse(entry, kNotOnHost);
+  if (!array.refusal.empty()) refuse<ArrayError>(entry, array.refusal);
+  if (array.view.on_cuda && devices_ == Devices::kHost) refuse<ArrayError>(entry, kNotOnHost);
   if (array.view.size() > 0) entries_.push_back(entry);
 }
 
@@ -33,7 +34,8 @@ void Arguments::check_sharing() {
   for (const Entry& entry : entries_) {
     any = any || entry.written;
     if (entry.written && overlaps_itself(*entry.view))
-      refuse(entry, "must not overlap itself in memory, got strides that give two elements one place; clone it");
+      refuse<SharingError>(entry,
+                           "must not overlap itself in memory, got strides that give two elements one place; clone it");
     placed.push_back({extent(*entry.view), &entry});
   }
   if (!any) return;
@@ -45,7 +47,8 @@ void Arguments::check_sharing() {
       if (!(one->written || other->written) || one->view->on_cuda != other->view->on_cuda) continue;
       if (!overlap(*one->view, *other->view)) continue;
       if (!one->written || (other->written && other > one)) std::swap(one, other);  // what is written, the later one
-      refuse(*one, "must not share memory with " + other->text() + ", got overlapping arrays; clone one of them");
+      refuse<SharingError>(
+          *one, "must not share memory with " + other->text() + ", got overlapping arrays; clone one of them");
     }
   }
 }

@@ -66,6 +66,7 @@ class Arguments {
   };
 
   void add(const char* name, const Array& array, bool written);
+  template <class E>
   [[noreturn]] void refuse(const Entry& entry, const std::string& rule) const;
 
   const char* op_;

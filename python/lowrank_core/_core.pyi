@@ -11,6 +11,7 @@ import numpy.typing
 
 __all__: list[str] = [
     "ArrayError",
+    "SharingError",
     "adapter_gradient",
     "adapter_linear",
     "array_refusal",
@@ -42,6 +43,7 @@ __all__: list[str] = [
     "kalman_diag_step_",
     "num_threads",
     "orthonormalize",
+    "overlaps_itself",
     "philox_bits",
     "plan_chain",
     "qb",
@@ -52,6 +54,7 @@ __all__: list[str] = [
     "rsvd",
     "set_isa",
     "set_num_threads",
+    "share_memory",
     "sketch",
     "subspace_project",
     "subspace_update",
@@ -59,6 +62,9 @@ __all__: list[str] = [
 ]
 
 class ArrayError(ValueError):
+    pass
+
+class SharingError(ArrayError):
     pass
 
 def adapter_gradient(
@@ -389,6 +395,11 @@ def orthonormalize(q: numpy.typing.ArrayLike, y: numpy.typing.ArrayLike, *, meth
     Orthonormal basis of the columns of `y` into q; False where the method breaks down.
     """
 
+def overlaps_itself(array: numpy.typing.ArrayLike) -> bool:
+    """
+    Whether two elements of `array` share memory.
+    """
+
 def philox_bits(
     out: numpy.typing.ArrayLike,
     seed: typing.SupportsInt | typing.SupportsIndex,
@@ -497,6 +508,11 @@ def set_isa(level: str) -> None:
 def set_num_threads(count: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
     Sets it, for this thread; torch.set_num_threads does the same.
+    """
+
+def share_memory(arrays: collections.abc.Sequence[numpy.typing.ArrayLike]) -> bool:
+    """
+    Whether two of `arrays` share memory.
     """
 
 def sketch(

@@ -29,6 +29,12 @@ class ArrayError : public Error {
   using Error::Error;
 };
 
+// Two arguments share memory, or one overlaps itself, where one of them is written; Python's _core.SharingError.
+class SharingError : public ArrayError {
+ public:
+  using ArrayError::ArrayError;
+};
+
 // An argument holds NaN or infinity. Kernels notice it on the way; the operator says which argument.
 class NotFinite : public std::runtime_error {
  public:

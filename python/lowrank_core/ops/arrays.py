@@ -161,6 +161,11 @@ def is_symbolic(value: object) -> bool:
     return torch is not None and isinstance(value, torch.SymInt)
 
 
+def overlaps_itself(a: Array) -> bool:
+    """True if two elements of `a` share memory, as in an expanded array."""
+    return _core.overlaps_itself(a)
+
+
 def call_named(op: str, kernel: Callable[..., Any], *args: Any, arrays: dict[str, Array | None], **options: Any) -> Any:
     """`kernel(*args, **options)`; where it cannot use the memory of one of `arrays`, says which, for operator `op`.
 
@@ -172,8 +177,8 @@ def call_named(op: str, kernel: Callable[..., Any], *args: Any, arrays: dict[str
     except _core.ArrayError as error:
         for name, a in arrays.items():
             if a is not None and (rule := _core.array_refusal(a)):
-                raise ValueError(f"{op}: `{name}` {rule}") from None
-        raise ValueError(f"{op}: {str(error).partition(': ')[2]}") from None
+                raise type(error)(f"{op}: `{name}` {rule}") from None
+        raise type(error)(f"{op}: {str(error).partition(': ')[2]}") from None
 
 
 def call_finite(

@@ -178,8 +178,8 @@ def step_list(
     lists = (params, grads, bases, low, *moments, limits, right, steps, seeds)
     try:
         call_named(OP, _core.subspace_update, *lists, arrays={}, **options)
-    except ValueError as error:  # raised before anything was changed
-        if not (drafted and "must not share memory with `params[" in str(error)):
+    except _core.SharingError:  # raised before anything was changed
+        if not drafted or not _core.share_memory(params):
             raise
         for i in range(len(params)):
             call_named(OP, _core.subspace_update, *(one[i : i + 1] for one in lists), arrays={}, **options)

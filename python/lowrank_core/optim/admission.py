@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lowrank_core.memory.plan import PlanRow
+from lowrank_core.ops.arrays import overlaps_itself
 from lowrank_core.optim.parts import Bucket, Slot, number_name, steppable
 from lowrank_core.optim.projectors import NoProjection
 
@@ -125,24 +126,11 @@ def check_ready(slot: Slot) -> None:
         raise RuntimeError(
             f"step: `{slot.name}` must be no lazily negated or conjugated view; give it memory by clone()"
         )
-    if overlaps_itself(param):
+    if not param.is_contiguous() and overlaps_itself(slot.weight):
         raise RuntimeError(
             f"step: `{slot.name}` {tuple(param.shape)} must not overlap itself in memory, got strides "
             f"{param.stride()}; clone it before it becomes a parameter"
         )
-
-
-def overlaps_itself(tensor: Tensor) -> bool:
-    """True if two elements may share memory: dimensions sorted by stride do not each step over all smaller ones."""
-    if tensor.is_contiguous() or tensor.numel() == 0:
-        return False
-    reach = 0
-    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if length > 1:
-            if stride <= reach:
-                return True
-            reach += stride * (length - 1)
-    return False
 
 
 def _holds_memory(tensor: Tensor) -> bool:
