@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, param_groups
 from lowrank_core.ops.arrays import overlaps_itself
+from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, param_groups
 from optim_cases import draw, same
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
