@@ -248,6 +248,6 @@ def test_factors_of_a_product_have_one_dtype() -> None:
 @pytest.mark.parametrize("make", [numpy_array, torch_array])
 def test_too_many_dimensions(make: Callable[..., Any]) -> None:
     a = make(*([1] * 7), 3, 2)
-    with pytest.raises(ValueError, match="at most 8 dimensions are supported, got 9"):
+    with pytest.raises(ValueError, match="rsvd: `a` must have at most 8 dimensions, got 9"):
         lowrank_core.rsvd(a, 1)
     assert lowrank_core.rsvd(a[0], 1).u.shape == (1,) * 6 + (3, 1)
