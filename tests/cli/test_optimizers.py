@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from lowrank_core.cli.metrics import read
 from lowrank_core.cli.model import Decoder, ModelShape
 from lowrank_core.cli.optimizers import build_optimizer
 
+ROOT = Path(__file__).resolve().parents[2]
 PEAK_LRS = {name: (best["lr"], best["lr_others"]) for name, best in TUNED.items()}
 OTHERS = {"embed.weight", "lm_head.weight", "norm.weight", "blocks.0.attention_norm.weight", "blocks.0.ffn_norm.weight"}
 SMALL = TrainConfig(dim=16, layers=1, heads=2, ffn=24, seq_len=16, compare="adamw")
@@ -106,7 +109,8 @@ def test_schedule_scales_both_rates(tiny, cli, tmp_path, run):
 
 def test_equal_rates_are_one_rate():
     """Parting the model in groups changes no bit of AdamW."""
-    config = resolve(replace(SMALL, lr=0.25, optimizer="adamw", compare=None))
+    plainly = {"lr": 0.25, "betas": (0.9, 0.999), "weight_decay": 0.0}
+    config = resolve(replace(SMALL, **plainly, optimizer="adamw", compare=None))
     parted, optimizer = built("adamw", config)
     whole, _ = built("adamw", config)
     plain = torch.optim.AdamW(whole.parameters(), lr=0.25, fused=True, weight_decay=0.0)
@@ -153,15 +157,27 @@ def test_defaults():
     config = resolve(TrainConfig(compare="adamw")).to_json()
     assert config == {
         "text": [], "val_fraction": 0.1, "dim": 256, "layers": 4, "heads": 4, "ffn": 688, "seq_len": 128,
-        "optimizer": "galore", "compare": "adamw", "lr": 0.005, "lr_others": 0.005, "compare_lr": 0.0005,
-        "compare_lr_others": 0.005, "betas": [0.9, 0.999], "compare_betas": [0.9, 0.999], "eps": 1e-8,
-        "weight_decay": 0.0, "compare_weight_decay": 0.0, "rank": 64,
-        "update_proj_gap": 50, "scale": 0.25, "proj_type": "std", "projector": "rsvd", "moments": "keep",
+        "optimizer": "galore", "compare": "adamw", "lr": 0.01, "lr_others": 0.01, "compare_lr": 0.001,
+        "compare_lr_others": 0.03, "betas": [0.9, 0.999], "compare_betas": [0.9, 0.99], "eps": 1e-8,
+        "weight_decay": 0.0, "compare_weight_decay": 0.1, "rank": 64,
+        "update_proj_gap": 100, "scale": 0.125, "proj_type": "std", "projector": "rsvd", "moments": "keep",
         "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest",
         "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
         "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "seed": 0, "eval_every": 50, "eval_batches": 16,
     }  # fmt: skip
     assert TrainConfig().optimizer == "galore" and TrainConfig().compare is None
+
+
+def test_defaults_are_the_best_that_was_found():
+    best = json.loads((ROOT / "docs/results/train_sweep.json").read_text())["best"]
+    config = resolve(TrainConfig(compare="adamw"))
+    for name in ("galore", "adamw"):
+        point, tuned = best[name]["point"], config.tuned(name)
+        assert tuned["lr"] == point["lr"] and tuned["betas"] == (0.9, point["beta2"])
+        assert tuned["lr_others"] == float(f"{point['lr'] * point.get('others', 1.0):.6g}")
+        assert tuned["weight_decay"] == point["weight_decay"]
+    own = {key: best["galore"]["point"][key] for key in ("scale", "update_proj_gap", "moments")}
+    assert own == {key: getattr(config, key) for key in own}
 
 
 def test_seed_decides_weights_batches_and_sketches(tiny, cli, tmp_path, monkeypatch):

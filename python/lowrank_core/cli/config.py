@@ -14,12 +14,12 @@ OPTIMIZERS = ("galore", "adamw")
 PRECISIONS = ("fp32", "bf16", "amp-bf16", "amp-fp16")
 # The best found by bench/train_sweep.py; `lr` is that of the matrices of attention and feed-forward.
 TUNED: dict[str, dict[str, Any]] = {
-    "galore": {"lr": 5e-3, "lr_others": 5e-3, "betas": (0.9, 0.999), "weight_decay": 0.0},
-    "adamw": {"lr": 5e-4, "lr_others": 5e-3, "betas": (0.9, 0.999), "weight_decay": 0.0},
+    "galore": {"lr": 0.01, "lr_others": 0.01, "betas": (0.9, 0.999), "weight_decay": 0.0},
+    "adamw": {"lr": 0.001, "lr_others": 0.03, "betas": (0.9, 0.99), "weight_decay": 0.1},
 }
 GALORE: dict[str, Any] = {
-    "update_proj_gap": 50,
-    "scale": 0.25,
+    "update_proj_gap": 100,
+    "scale": 0.125,
     "proj_type": "std",
     "projector": "rsvd",
     "moments": "keep",
