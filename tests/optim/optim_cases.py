@@ -84,7 +84,10 @@ def batch(number: int) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(model: nn.Module, number: int) -> Tensor:
-    tokens, targets = batch(number)
+    return loss_on(model, *batch(number))
+
+
+def loss_on(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(model(tokens).flatten(0, 1).float(), targets.flatten())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from optim_cases import CASES, Zoo, loss_of, same, snapshot, train
+from optim_cases import CASES, Zoo, batch, loss_on, same, snapshot, train
 from torch import Tensor
 
 
@@ -18,13 +18,13 @@ def test_torch_compile(what: str) -> None:
     else:
 
         @torch.compile(backend="eager")
-        def one_step(number: int) -> Tensor:
+        def one_step(tokens: Tensor, targets: Tensor) -> Tensor:
             optimizer.zero_grad()
-            loss = loss_of(model, number)
+            loss = loss_on(model, tokens, targets)
             loss.backward()
             optimizer.step()
             return loss
 
-        losses = [one_step(number).item() for number in range(5)]
+        losses = [one_step(*batch(number)).item() for number in range(5)]
     assert losses == train(reference, other, range(5))
     assert same(snapshot(model, optimizer), snapshot(reference, other))
