@@ -45,9 +45,11 @@ def main() -> None:
             rounds = [one_round(words) for _ in range(asked.rounds)]
         rows.append({"neighbours": busy, "rounds": rounds, **summary(rounds)})
         print(
-            f"{busy} busy neighbours: " + ", ".join(f"{name} {rows[-1][name]:.4f} s/step" for name in POLICIES), end=""
+            f"{busy} busy neighbours: " + ", ".join(f"{name} {rows[-1][name]:.4f} CPU s/step" for name in POLICIES),
+            end="",
         )
-        print(f"; passive takes {rows[-1]['ratio']:.2f} of spinning's time", flush=True)
+        print(f"; passive takes {rows[-1]['ratio']:.2f} of that, and in all "
+              f"{rows[-1]['whole_command_ratio']:.2f} of the wall clock", flush=True)  # fmt: skip
     write("wait_policy", threads=asked.threads, cores=len(os.sched_getaffinity(0)), options=words,
           load_average_before=load, policies=POLICIES, rows=rows)  # fmt: skip
 
@@ -58,7 +60,7 @@ def one_round(words: list[str]) -> dict[str, dict[str, float]]:
 
 
 def run(policy: tuple[str, str], words: list[str]) -> dict[str, float]:
-    """Seconds of a step, and of the whole command from start to end."""
+    """CPU seconds of a step, all threads together, and wall-clock seconds of the whole command from start to end."""
     environment = {name: value for name, value in os.environ.items() if name not in waiting.CHOICES}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "lowrank_core", "train", "--out", folder, *words]
@@ -70,7 +72,7 @@ def run(policy: tuple[str, str], words: list[str]) -> dict[str, float]:
 
 
 def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-    """Median seconds of a step by policy, and the median over rounds of their ratio."""
+    """Median CPU seconds of a step by policy, and the medians over rounds of the ratios."""
     steps = [{name: row["seconds_per_step"] for name, row in rivals.items()} for rivals in rounds]
     return {
         **{name: median(row[name] for row in steps) for name in POLICIES},
