@@ -16,7 +16,7 @@ import lowrank_core
 import torch
 from _harness import Bench, Row
 from lowrank_core import _core
-from lowrank_core.ops.rsvd_list import range_finder_list
+from lowrank_core.ops import range_finder_list
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 

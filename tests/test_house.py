@@ -42,10 +42,16 @@ PACKAGE = "python/lowrank_core"
 BROKEN = [
     ("families", "cuda/stray.cu", "", "cuda/stray.cu belongs to no family"),
     ("families", f"{PACKAGE}/ops/stray.py", "", "belongs to no family"),
+    ("families", f"{PACKAGE}/ops/stray/a.py", "", "belongs to no family"),
+    ("families", f"{PACKAGE}/ops/rsvd_list.py", "", f"move it to {PACKAGE}/ops/rsvd"),
+    ("families", "tests/ops/test_rsvd_a.py", "", "move it to tests/ops/rsvd"),
+    ("families", "tests/ops/stray/test_a.py", "", "belongs to no family"),
     ("families", "bench/none.py", "", "family rsvd lacks cpp/src/rsvd.cpp"),
     ("layers", f"{PACKAGE}/optim/a.py", "from lowrank_core import _core", "may not import `lowrank_core._core`"),
     ("layers", f"{PACKAGE}/ops/a.py", "def f():\n    import lowrank_core.optim", "`ops` may not import"),
     ("layers", f"{PACKAGE}/ops/a.py", "from lowrank_core.reference import rsvd", "`ops` may not import"),
+    ("layers", f"{PACKAGE}/ops/chain_lr/a.py", "import lowrank_core.ops.rsvd.b", "which is family rsvd's own"),
+    ("layers", f"{PACKAGE}/ops/a.py", "def f():\n    from lowrank_core.ops import rsvd", "which is family rsvd's own"),
     ("layers", f"{PACKAGE}/optim/a.py", "from lowrank_core import rsvd", "may not import `lowrank_core.rsvd`"),
     ("layers", f"{PACKAGE}/optim/a.py", "from . import b", "relative import"),
     ("layers", f"{PACKAGE}/memory/a.py", "from lowrank_core.optim import rules", "`memory` may not import"),
@@ -75,7 +81,32 @@ def test_a_check_finds(check: str, path: str, text: str, problem: str, tmp_path:
     assert done.returncode == 1 and problem in done.stdout, done.stdout + done.stderr
 
 
+CIRCLE = {
+    "a": "def f():\n    from lowrank_core.optim import b",
+    "b": "import lowrank_core.optim.c as c",
+    "c": "from lowrank_core.optim.a import f",
+}
+
+
+ANNOTATIONS = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {}"
+
+
+@pytest.mark.parametrize("form", ["{}", ANNOTATIONS], ids=["", "annotations"])
+def test_the_layer_check_finds_circles(form: str, tmp_path: Path) -> None:
+    """Through functions too; one that closes for annotations alone is told, and passes."""
+    folder = tmp_path / PACKAGE / "optim"
+    folder.mkdir(parents=True)
+    for name, text in (CIRCLE | {"c": form.format(CIRCLE["c"])}).items():
+        (folder / f"{name}.py").write_text(text)
+    done = tool("check_layers", tmp_path)
+    way = "lowrank_core.optim.a -> lowrank_core.optim.b -> lowrank_core.optim.c -> lowrank_core.optim.a"
+    assert done.returncode == (form == "{}")
+    assert (f"circle of imports: {way}" in done.stdout) == (form == "{}")
+    assert (f"for annotations alone, which passes: {way}" in done.stdout) == (form != "{}")
+
+
 SOUND = [
+    ("layers", f"{PACKAGE}/ops/__init__.py", "from lowrank_core.ops.rsvd import rsvd"),
     ("layers", f"{PACKAGE}/__init__.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
     ("layers", f"{PACKAGE}/ops/a.py", "import torch\nfrom lowrank_core import _core"),
     ("sizes", f"{PACKAGE}/ops/a.py", 'def f():\n    """' + "x\n" * 99 + '    """\n' + "    # why\n\n" * 50),

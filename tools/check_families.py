@@ -1,6 +1,6 @@
 """Checks that every kernel family has one stem in every layer, and that no layer holds a file of no family.
 
-A family may have further files `<stem>_*` beside each of these.
+A family may have further files beside each of these: in its folder, or named `<stem>_*` where it has none.
 """
 
 from __future__ import annotations
@@ -20,17 +20,22 @@ PLACES = (
     "cpp/src/{}.cpp",
     "cuda/{}.cu",
     "cpp/bindings/{}.cpp",
-    "python/lowrank_core/ops/{}.py",
+    "python/lowrank_core/ops/{}/__init__.py",
+    "python/lowrank_core/ops/{}/autograd.py",
     "python/lowrank_core/reference/{}.py",
-    "tests/ops/test_{}[._]*py",  # one file, or one for each aspect
+    "tests/ops/{0}/test_{0}[._]*py",  # one file, or one for each aspect; no two tests share a name
     "bench/bench_{}.py",
 )
 # Layers that hold families and, besides, only these.
 SHARED = {
     "cuda/*.cu": (),
     "cpp/bindings/*.cpp": ("caster", "core", "gemm", "kernel", "module"),
-    "python/lowrank_core/ops/*.py": ("__init__", "arrays", "declare", "torch_autograd", "torch_registry", "torch_vmap"),
     "python/lowrank_core/reference/*.py": ("__init__", "philox"),
+}
+# Layers where a family is a folder, and the files that stand beside the folders.
+FOLDERS = {
+    "python/lowrank_core/ops": ("__init__", "arrays", "declare", "operators", "torch_*"),
+    "tests/ops": ("*",),
 }
 
 
@@ -54,6 +59,20 @@ def problems(root: Path) -> Iterator[str]:
         for path in root.glob(pattern):
             if path.stem not in shared and family_of(path.stem) is None:
                 yield f"{path.relative_to(root)} belongs to no family; rename it, or add the family to FAMILIES"
+    for folder, beside in FOLDERS.items():
+        yield from _misplaced(root, folder, beside)
+
+
+def _misplaced(root: Path, folder: str, beside: tuple[str, ...]) -> Iterator[str]:
+    for path in (root / folder).glob("*/*.py"):
+        if path.parent.name not in FAMILIES:
+            yield f"{path.relative_to(root)} belongs to no family; rename its folder, or add the family to FAMILIES"
+    for path in (root / folder).glob("*.py"):
+        owner = family_of(path.stem.removeprefix("test_"))
+        if owner is not None:
+            yield f"{path.relative_to(root)} is not in its family's folder; move it to {folder}/{owner}"
+        elif not any(path.match(f"{name}.py") for name in beside):
+            yield f"{path.relative_to(root)} belongs to no family; move it to the folder of one"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Checks that imports and includes point downwards only, and that a part of the package needs NumPy alone.
+"""Checks that imports and includes point downwards only and in no circle, and that a part of the package needs NumPy
+alone.
 
     cli, integrations -> adapters, optim -> memory -> ops -> _core (bindings)
     _core (bindings) -> src | cuda -> family headers -> core headers
 
-`reference` stands beside the package: tests and benches import it, the package does not.
+`reference` stands beside the package: tests and benches import it, the package does not. No family of `ops` imports
+another, and what they share imports none. An import inside a function counts as any other. One under TYPE_CHECKING
+counts for the layers alone: what only annotations name does not run, so a circle of these is told but passes.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from check_families import family_of
+from check_families import FAMILIES, family_of
+from import_cycles import circles, resolved
 from report import finish, root_argument
 
 PACKAGE = "lowrank_core"
@@ -56,6 +60,7 @@ class Module:
         self.path = path
         self.part = parts[1]
         self.name = ".".join(parts).removesuffix(".__init__")
+        self.family = family_in(self.name)
         self.tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
 
     def imports(self) -> Iterator[tuple[str, ast.stmt]]:
@@ -63,15 +68,22 @@ class Module:
         for node in ast.walk(self.tree):
             yield from _named(node)
 
-    def imports_at_start(self) -> Iterator[str]:
-        """Those that run with the file itself."""
+    def imports_that_run(self, *, at_start: bool = False) -> Iterator[str]:
+        """Those that are not for annotations alone; `at_start`: only those that run with the file itself."""
         pending: list[ast.AST] = list(self.tree.body)
         while pending:
             node = pending.pop()
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _type_checking(node):
+            later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            if _type_checking(node) or (at_start and later):
                 continue
             yield from (name for name, _ in _named(node))
             pending += ast.iter_child_nodes(node)
+
+
+def family_in(name: str) -> str | None:
+    """The family of `ops` that a module belongs to."""
+    steps = name.split(".")
+    return steps[2] if steps[1:2] == ["ops"] and steps[2:] and steps[2] in FAMILIES else None
 
 
 def _named(node: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
@@ -100,6 +112,28 @@ def import_problems(modules: list[Module], root: Path) -> Iterator[str]:
             part = name.split(".")[1] if "." in name else ""
             if part not in {module.part, *BELOW[module.part]}:
                 yield f"{at}: `{module.part}` may not import `{name}`"
+            foreign = module.part == "ops" and family_in(name) not in (None, module.family)
+            if foreign and module.name != f"{PACKAGE}.ops":
+                yield f"{at}: may not import `{name}`, which is family {family_in(name)}'s own"
+
+
+def circle_problems(modules: list[Module], root: Path) -> Iterator[str]:
+    runs, named = ({}, {})
+    names = {module.name for module in modules} | _stubs(root)
+    for module in modules:
+        runs[module.name] = resolved(module.imports_that_run(), names)
+        named[module.name] = resolved((name for name, _ in module.imports()), names)
+    found = [*circles(runs)]
+    yield from (f"circle of imports: {' -> '.join(way)}; let one of them know nothing of the next" for way in found)
+    for way in circles(named):
+        if way not in found:
+            print(f"check_layers: for annotations alone, which passes: {' -> '.join(way)}")
+
+
+def _stubs(root: Path) -> set[str]:
+    """Compiled modules, which import nothing of the package."""
+    source = root / "python"
+    return {".".join(path.relative_to(source).with_suffix("").parts) for path in source.rglob("*.pyi")}
 
 
 def start_problems(modules: list[Module]) -> Iterator[str]:
@@ -116,7 +150,7 @@ def _reached_problems(by_name: dict[str, Module], start: str) -> Iterator[str]:
         if name in reached or name not in by_name:
             continue
         reached.add(name)
-        for imported in by_name[name].imports_at_start():
+        for imported in by_name[name].imports_that_run(at_start=True):
             if imported.partition(".")[0] == PACKAGE:
                 steps = imported.split(".")
                 pending += [".".join(steps[: i + 1]) for i in range(len(steps))]
@@ -145,7 +179,8 @@ def main() -> int:
     root = root_argument()
     source = root / "python"
     modules = [Module(path, source) for path in sorted((source / PACKAGE).rglob("*.py"))]
-    found = [*import_problems(modules, root), *start_problems(modules), *include_problems(root)]
+    found = [*import_problems(modules, root), *circle_problems(modules, root), *start_problems(modules)]
+    found += include_problems(root)
     return finish(found, f"{len(modules)} modules, {len(FOREIGN)} C++ folders")
 
 

@@ -23,7 +23,6 @@ cpp/bindings/register.h                    void register_newfamily(pybind11::mod
 cpp/bindings/module.cpp                    lowrank::register_newfamily(module);   then `make stubs`
 python/lowrank_core/ops/__init__.py        from lowrank_core.ops.newfamily import newfamily   and in __all__
 python/lowrank_core/__init__.py            newfamily, in the import and in __all__
-python/lowrank_core/ops/torch_registry.py  from lowrank_core.ops.newfamily import OPS as NEWFAMILY   and in FAMILIES
 tools/check_families.py                    "newfamily" in FAMILIES, and in WITHOUT_CUDA until its .cu is there
 docs/numerics.md, README.md, CHANGELOG.md  a row and a line each"""
 
@@ -37,7 +36,7 @@ def filled(text: str, stem: str, title: str) -> str:
 def create(root: Path, stem: str, title: str) -> list[Path]:
     """Writes the files of all layers and returns their paths; none if one of them is there already."""
     files = {}
-    for template in sorted(path for path in TEMPLATES.rglob("*.*") if STEM in path.name and path.suffix != ".pyc"):
+    for template in sorted(path for path in TEMPLATES.rglob("*.*") if path.suffix != ".pyc"):
         path = root / filled(str(template.relative_to(TEMPLATES)), stem, title)
         files[path] = filled(template.read_text(encoding="utf-8"), stem, title)
         if path.exists():

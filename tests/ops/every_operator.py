@@ -9,8 +9,7 @@ from typing import Any
 import lowrank_core as lc
 import numpy as np
 import torch
-from lowrank_core.ops.chain_lr import chain_matmul
-from lowrank_core.ops.rsvd_list import range_finder_list
+from lowrank_core.ops import chain_matmul, range_finder_list
 from testing import cases
 
 Arrays = dict[str, Any]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.ops.rsvd_list import range_finder_list
+from lowrank_core.ops import range_finder_list
 from test_any_scale import M, N, times
 from testing import cases, checks, machine
 from torch import Tensor

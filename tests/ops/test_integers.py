@@ -11,7 +11,7 @@ import pytest
 import torch
 from every_operator import Call as Shape
 from every_operator import bits, copies
-from lowrank_core.ops.rsvd_list import range_finder_list
+from lowrank_core.ops import range_finder_list
 from testing import cases
 
 G = cases.generator(40, 8).standard_normal((40, 8)).astype(np.float32)

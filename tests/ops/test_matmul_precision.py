@@ -13,8 +13,8 @@ import lowrank_core as lc
 import pytest
 import torch
 from lowrank_core import _core
+from lowrank_core.ops import range_finder_list
 from lowrank_core.ops.arrays import resolve_precision
-from lowrank_core.ops.rsvd_list import range_finder_list
 from testing import cases, machine
 
 SETTINGS = ("highest", "high", "medium")

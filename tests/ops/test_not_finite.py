@@ -10,7 +10,7 @@ import lowrank_core as lc
 import numpy as np
 import pytest
 import torch
-from lowrank_core.ops.rsvd_list import range_finder_list
+from lowrank_core.ops import range_finder_list
 from testing import cases
 from torch import Tensor
 

@@ -10,7 +10,7 @@ from math import prod
 from typing import Protocol
 
 from lowrank_core.memory.geometry import Geometry
-from lowrank_core.ops.subspace_step_check import BLOCK
+from lowrank_core.ops.subspace_step.check import BLOCK
 
 Layout = dict[str, tuple[tuple[int, ...], str]]  # state key -> shape and dtype of its tensor
 

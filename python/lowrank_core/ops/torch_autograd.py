@@ -8,6 +8,7 @@ its levels; hence it records one level at a time, as torch's own kernels do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 import torch
@@ -44,21 +45,29 @@ def is_given(a: Any) -> bool:
     return any(item is not None for item in a) if isinstance(a, list) else a is not None
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What torch's transforms do with one operator; a family's `autograd.RULES` has them by the operators' names.
+
+    Without `backward` there is no derivative in reverse mode, without `forward` none in forward mode, and the operator
+    says so. `constants` are arguments that have none in an operator that has one otherwise. An operator that writes to
+    its arguments has none at all. `mapped` is asked first what torch.vmap gives, in place of the operator's `leading`.
+    """
+
+    backward: Callable[..., Any] | None = None
+    setup_context: Callable[..., Any] | None = None
+    forward: Callable[..., Any] | None = None
+    constants: tuple[str, ...] = ()
+    mapped: Callable[..., Any] | None = None
+
+
 class Kernel:
     """What torch calls for one operator under the key of autograd."""
 
-    def __init__(
-        self,
-        op: Op,
-        overload: Any,
-        *,
-        backward: Callable[..., Any] | None,
-        setup_context: Callable[..., Any] | None,
-        forward: Callable[..., Any] | None,
-    ) -> None:
-        self.name, self.overload, self.mutates, self.constants = op.name, overload, op.mutates, op.constants
+    def __init__(self, op: Op, overload: Any, rules: Rules) -> None:
+        self.name, self.overload, self.mutates, self.constants = op.name, overload, op.mutates, rules.constants
         self.spoken = op.name.removesuffix("_backward")  # what the user called
-        self.backward, self.setup_context, self.forward = backward, setup_context, forward
+        self.backward, self.setup_context, self.forward = rules.backward, rules.setup_context, rules.forward
         arguments = overload._schema.arguments
         self.positional = [a for a in arguments if not a.kwarg_only]
         self.lists = [str(a.type) == "List[Tensor]" for a in self.positional]

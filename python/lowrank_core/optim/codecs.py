@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowrank_core.memory import storage
 from lowrank_core.memory.storage import AsBFloat16, AsBlocks8, AsWork, Storage, basis_storage, is_second, moment_storage
-from lowrank_core.ops.subspace_step_codecs import decode_moment, encode_moment
+from lowrank_core.ops.subspace_step.codecs import decode_moment, encode_moment
 from lowrank_core.optim import guard
 
 State = dict[str, Any]  # of one parameter: flat keys, tensors and plain numbers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.memory.geometry import Geometry
-from lowrank_core.ops.subspace_step_codecs import round_stochastic
+from lowrank_core.ops.subspace_step.codecs import round_stochastic
 from lowrank_core.optim.codecs import NO_DRAW, State
 from lowrank_core.optim.guard import only_if
 from lowrank_core.optim.parts import FORMAT, Bucket, Parts, Slot

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowrank_core.memory.geometry import Geometry, Side
 from lowrank_core.ops.arrays import resolve_precision
-from lowrank_core.ops.subspace_step import project_list, step_list
+from lowrank_core.ops.subspace_step.step import project_list, step_list
 from lowrank_core.optim import guard
 from lowrank_core.optim.codecs import BFloat16, Blocks8, Float32, State, StochasticBFloat16
 from lowrank_core.optim.compose import compose

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank_core.checks import is_count, is_number, require, require_choice
 from lowrank_core.memory.geometry import PROJ_TYPES
-from lowrank_core.ops.subspace_step_check import ROUNDINGS
+from lowrank_core.ops.subspace_step.check import ROUNDINGS
 
 # What torch and its schedulers put into a group besides the optimizer's own keys. It stays there.
 _TORCHS = ("params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr")

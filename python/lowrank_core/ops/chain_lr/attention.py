@@ -1,0 +1,297 @@
+"""Adapter gradients of attention scores: exact by tiles, or chained through features."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lowrank_core import _core
+from lowrank_core.ops.arrays import Array, call_finite, call_named, converted, dtype_name, empty, is_torch, plain_int
+from lowrank_core.ops.chain_lr.heads import Heads, check_heads, check_pair
+from lowrank_core.ops.chain_lr.matmul import finite_number
+from lowrank_core.ops.declare import Op, declare
+from lowrank_core.ops.operators import torch_ops
+
+_OP = "attention_lora_grad"
+MAX_ERROR = 0.5  # estimate above which the chained gradient is refused
+MAX_FEATURES = 1 << 14  # monomials: their products with the values would no longer be thin
+NAMES = ("queries", "keys", "values", "dout", "a", "b", "weight", "features[0]", "features[1]")
+Triplet = tuple[Array, Array, Array]
+
+
+class AttentionLoRAGrad(NamedTuple):
+    """`da` [r, d_k], `db` [d_q, r], and an estimate of their relative Frobenius error made before computing them."""
+
+    da: Array
+    db: Array
+    error_bound: Array
+
+
+def attention_lora_grad(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    dout: Array,
+    a: Array,
+    b: Array,
+    *,
+    weight: Array,
+    scale: float = 1.0,
+    method: str = "exact",
+    degree: int = 2,
+    features: Callable[[Array, Array], tuple[Array, Array]] | tuple[Array, Array] | None = None,
+    causal: bool = False,
+    key_mask: Array | None = None,
+) -> AttentionLoRAGrad:
+    """Gradients of the adapter of an attention score map queries (weight + scale b a) keysᵀ.
+
+    O = softmax(scores) values; given `dout`, the gradient of a loss with respect to O, returns those with respect to
+    `a` and `b`. Nothing of the size of all scores is formed: memory is linear in L and M. It pays where no gradient of
+    the activations is needed (a first adapted layer, a frozen stem); elsewhere dQ exists anyway.
+
+    Args:
+      queries: [..., L, d_q], float32, float64, bfloat16 or float16 (NumPy: float32, float64); the temperature is in
+        it. Rotary positions, if any, are applied to none of it. Any strides.
+      keys: [..., M, d_k]. values: [..., M, d_v]. dout: [..., L, d_v]. Same dtype as `queries`. Leading dimensions
+        broadcast and are summed into the result; the last of them is that of heads, and fewer heads of keys and
+        values, a divisor of the queries', serve groups of neighbouring query heads. A query row is left out by a zero
+        row of `dout`.
+      a: [r, d_k]. b: [d_q, r]. weight: [d_q, d_k]; any floating dtype.
+      scale: factor of b a.
+      method: "exact"; "chained": softmax from low-rank features, refused where the error is estimated above 0.5;
+        "auto": chained where it is not, else exact.
+      degree: even, >= 2: exp is cut after it and all monomials of the effective queries and the keys are its features;
+        C(d_k + degree, degree) of them, at most 16384. An odd degree can turn a row sum negative.
+      features: instead, a pair (U [..., L, k], V [..., M, k]) with U Vᵀ proportional to exp(scores) in each row, or a
+        callable that makes it of (queries (weight + scale b a), keys less their mean), such as
+        `functools.partial(positive_features, count=256)`.
+      causal: query i sees keys 0 .. i; L = M.
+      key_mask: [..., M] of bool, True where a key is seen; broadcasts with the keys. A row that sees none counts 0.
+
+    Returns:
+      AttentionLoRAGrad(da, db, error_bound): in the dtypes of `a` and `b`; error_bound is a float64 scalar, 0 for the
+      exact method (rounding apart). For monomials it is 3 eta, eta the error of a softmax row at the largest |score|
+      after the mean key is taken off: from the largest norms, and where those leave more than 0.5, from an exact pass
+      over the scores. It assumes the worst of every score, so errors are usually far below. For features it is the
+      relative error of the score gradient in 8 rows of each head.
+
+    Raises:
+      ValueError: an argument out of its range, shapes that do not fit, not finite, row sums of features that are not
+      positive, an error estimate above 0.5 with method="chained". TypeError: not floating-point arrays of one dtype.
+
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); sums in float32 (float64 for float64)
+    over keys, in float64 over heads. Not differentiable. No dropout inside attention.
+    Source: arXiv 2406.03136 (chained low-rank gradients), section 3 and theorem 1.3, in conformable order; tiles as in
+    FlashAttention, arXiv 2205.14135. Deviations: the mean key is taken off; monomials instead of the polynomial method
+    of Alman and Song; the chained gradient keeps the degree, where differentiating through features loses one.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> q, k, v, dout = np.random.default_rng(0).standard_normal((4, 2, 50, 8))  # [heads, length, width] each
+      >>> a, b = np.ones((3, 8)), np.zeros((8, 3))
+      >>> da, db, error_bound = lc.attention_lora_grad(q / 8, k, v, dout, a, b, weight=np.eye(8))
+      >>> da.shape, db.shape, float(error_bound)
+      ((3, 8), (8, 3), 0.0)
+    """
+    mask, degree = key_mask, plain_int(degree)
+    scale = finite_number(_OP, "scale", scale)
+    left, right = check_pair(_OP, "be", features) if isinstance(features, tuple) else (None, None)
+    arrays = (queries, keys, values, dout, a, b, weight)
+    options: dict[str, Any] = {"scale": scale, "method": method, "degree": degree, "causal": bool(causal)}
+    _check(arrays, left, right, mask, **options)
+    if features is not None and left is None:
+        if not callable(features):
+            raise TypeError(f"{_OP}: `features` must be a pair, a callable or None, got {type(features).__name__}")
+        operands = torch_ops().attention_operands if is_torch(queries) else _operands
+        left, right = check_pair(_OP, "return", features(*operands(*arrays, mask, scale=scale)))
+    run = torch_ops().attention_lora_grad if is_torch(queries) else _run
+    return AttentionLoRAGrad(*run(*arrays, left, right, mask, **options))
+
+
+# ---- contract and allocation ---------------------------------------------------------------------------------------
+
+
+def _check(
+    arrays: tuple[Array, ...],
+    left: Array | None,
+    right: Array | None,
+    mask: Array | None,
+    *,
+    scale: float,
+    method: str,
+    degree: int,
+    causal: bool,
+) -> Heads:
+    if method not in ("exact", "chained", "auto"):
+        raise ValueError(f"{_OP}: `method` must be 'exact', 'chained' or 'auto', got {method!r}")
+    heads = check_heads(_OP, arrays, left, right, mask, causal)
+    if method != "exact" and left is None:
+        if isinstance(degree, bool) or not isinstance(degree, int) or degree < 2 or degree % 2:
+            raise ValueError(
+                f"{_OP}: `degree` must be even and >= 2, got {degree!r}; an odd degree can turn a row sum negative"
+            )
+        depth = arrays[1].shape[-1]
+        if method == "chained" and _monomials(depth, degree) > MAX_FEATURES:
+            raise ValueError(
+                f"{_OP}: `degree` must give at most {MAX_FEATURES} monomials, got degree {degree} with d_k = {depth}; "
+                "lower it, pass `features`, or use method='exact'"
+            )
+    return heads
+
+
+def _monomials(depth: int, degree: int) -> int:
+    """C(depth + degree, degree); depth may be symbolic."""
+    count = 1
+    for k in range(1, degree + 1):
+        count = count * (depth + k) // k
+    return count
+
+
+def _fake(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    dout: Array,
+    a: Array,
+    b: Array,
+    weight: Array,
+    left: Array | None = None,
+    right: Array | None = None,
+    key_mask: Array | None = None,
+    *,
+    scale: float,
+    method: str,
+    degree: int,
+    causal: bool,
+) -> Triplet:
+    arrays = (queries, keys, values, dout, a, b, weight)
+    _check(arrays, left, right, key_mask, scale=scale, method=method, degree=degree, causal=causal)
+    return _outputs(a, b)
+
+
+def _outputs(a: Array, b: Array) -> Triplet:
+    return empty(a, tuple(a.shape), dtype_name(a)), empty(b, tuple(b.shape), dtype_name(b)), empty(a, (), "float64")
+
+
+# ---- computation ---------------------------------------------------------------------------------------------------
+
+
+def _run(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    dout: Array,
+    a: Array,
+    b: Array,
+    weight: Array,
+    left: Array | None = None,
+    right: Array | None = None,
+    key_mask: Array | None = None,
+    *,
+    scale: float,
+    method: str,
+    degree: int,
+    causal: bool,
+) -> Triplet:
+    arrays = (queries, keys, values, dout, a, b, weight)
+    heads = _check(arrays, left, right, key_mask, scale=scale, method=method, degree=degree, causal=causal)
+    named = dict(zip(NAMES, (*arrays, left, right), strict=True))
+    problem = {"mask": heads.mask, "scale": scale, "causal": causal}
+
+    def call(kernel: Callable[..., Any], *out: Array, **options: Any) -> Any:
+        return call_finite(_OP, kernel, *out, heads.arrays, arrays=named, **problem, **options)
+
+    error = 0.0 if method == "exact" else _error(call, heads, keys.shape[-1], degree)
+    chained = method == "chained" or (method == "auto" and error <= MAX_ERROR)
+    if chained and not error <= MAX_ERROR:
+        raise ValueError(
+            f"{_OP}: `method`='chained' must have an error estimate of at most {MAX_ERROR}, got {error:.2g}; "
+            "scale the scores down, take more features, or use method='auto' or 'exact'"
+        )
+    da, db = empty(a, tuple(a.shape), "float64"), empty(b, tuple(b.shape), "float64")
+    if chained:
+        call(_core.attention_chained, da, db, degree=degree, left=heads.left, right=heads.right)
+    else:
+        call(_core.attention_exact, da, db)
+    return converted(da, a), converted(db, b), _scalar(error if chained else 0.0, a)
+
+
+def _error(call: Callable[..., Any], heads: Heads, depth: int, degree: int) -> float:
+    """The estimate, made before computing: cheaply, and where that says too much, by a pass over the scores."""
+    if heads.left is not None:
+        return float(call(_core.attention_sampled_error, left=heads.left, right=heads.right))
+    if _monomials(depth, degree) > MAX_FEATURES:
+        return float("inf")
+    error = float("inf")
+    for exactly in (False, True):
+        error = float(_core.taylor_error(call(_core.attention_largest_score, exactly=exactly), degree))
+        if error <= MAX_ERROR:
+            break
+    return error
+
+
+def _scalar(value: float, like: Array) -> Array:
+    if is_torch(like):
+        torch = sys.modules["torch"]
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
+    return np.float64(value)
+
+
+def _fake_operands(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    dout: Array,
+    a: Array,
+    b: Array,
+    weight: Array,
+    key_mask: Array | None = None,
+    *,
+    scale: float,
+) -> tuple[Array, Array]:
+    heads = check_heads(_OP, (queries, keys, values, dout, a, b, weight), None, None, key_mask, False)
+    dtype = "float64" if dtype_name(queries) == "float64" else "float32"
+    shapes = ((*heads.lead, x.shape[-2], keys.shape[-1]) for x in (queries, keys))
+    effective, centered = (empty(queries, shape, dtype) for shape in shapes)
+    return effective, centered
+
+
+def _operands(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    dout: Array,
+    a: Array,
+    b: Array,
+    weight: Array,
+    key_mask: Array | None = None,
+    *,
+    scale: float,
+) -> tuple[Array, Array]:
+    arrays = (queries, keys, values, dout, a, b, weight)
+    heads = check_heads(_OP, arrays, None, None, key_mask, False)
+    out = _fake_operands(*arrays, key_mask, scale=scale)
+    options: dict[str, Any] = {"arrays": dict(zip(NAMES, arrays, strict=False)), "mask": heads.mask, "scale": scale}
+    call_named(_OP, _core.attention_operands, *out, heads.arrays, **options)
+    return out
+
+
+_ARRAYS = "Tensor queries, Tensor keys, Tensor values, Tensor dout, Tensor a, Tensor b, Tensor weight"
+
+declare(
+    "chain_lr",
+    Op(
+        f"attention_lora_grad({_ARRAYS}, Tensor? left=None, Tensor? right=None, Tensor? key_mask=None, *, float scale, "
+        "str method, int degree, bool causal) -> (Tensor, Tensor, Tensor)",
+        run=_run,
+        fake=_fake,
+    ),
+    Op(
+        f"attention_operands({_ARRAYS}, Tensor? key_mask=None, *, float scale) -> (Tensor, Tensor)",
+        run=_operands,
+        fake=_fake_operands,
+    ),
+)

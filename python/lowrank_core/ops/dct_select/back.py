@@ -1,0 +1,117 @@
+"""From chosen coordinates back to full shape."""
+
+from __future__ import annotations
+
+from lowrank_core import _core
+from lowrank_core.ops.arrays import (
+    Array,
+    call_named,
+    check_array,
+    check_dense,
+    check_int,
+    check_same,
+    dtype_name,
+    empty,
+    is_torch,
+    plain_int,
+)
+from lowrank_core.ops.dct_select.selection import check_basis, check_side, resolve_basis
+from lowrank_core.ops.declare import Op, declare
+from lowrank_core.ops.operators import torch_ops
+
+_OP = "dct_project_back"
+
+
+def dct_project_back(coeffs: Array, indices: Array, n: int, *, side: str, basis: str | Array = "dct2") -> Array:
+    """Back to full shape from chosen coordinates: `coeffs Q_Iᵀ` (right) or `Q_I coeffs` (left).
+
+    Args:
+      coeffs: [..., m, r] (right) or [..., r, m] (left), as returned by `dct_select`.
+      indices: [..., r] int64, ascending without repeats, 0 <= index < n.
+      n: length of the transformed side.
+      side: "left" or "right", as returned by `dct_select`.
+      basis: as for `dct_select`.
+
+    Returns:
+      [..., m, n] (right) or [..., n, m] (left) in `coeffs`' dtype; computed in float32 (float64 for float64).
+
+    Raises:
+      ValueError: a shape, a side or an index that does not fit. TypeError: not a floating-point array, or indices that
+      are not int64.
+
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md). Differentiable in forward mode alone;
+    `idct` of a scattered spectrum in both.
+    Source: as `dct_select`.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> g = np.cos(np.pi * 3 * (np.arange(8) + 0.5) / 8) * np.ones((10, 1))  # [10, 8], one cosine
+      >>> chosen = lc.dct_select(g, rank=1)
+      >>> back = lc.dct_project_back(chosen.coeffs, chosen.indices, 8, side=chosen.side)
+      >>> assert np.allclose(back, g)
+    """
+    n = plain_int(n)
+    name, atoms = resolve_basis(_OP, basis)
+    if is_torch(coeffs):
+        _check(coeffs, indices, n, atoms, name, side)
+        return torch_ops().dct_project_back(coeffs, indices, n, atoms, side=side, basis=name)
+    return _run(coeffs, indices, n, atoms, side=side, basis=name)
+
+
+def check_indices(op: str, argument: str, indices: Array, like: Array, shape: tuple[int, ...]) -> None:
+    """Refuses what is no int64 array of this shape beside `like`."""
+    if not hasattr(indices, "dtype") or dtype_name(indices) != "int64":
+        kind = dtype_name(indices) if hasattr(indices, "dtype") else type(indices).__name__
+        raise TypeError(f"{op}: `{argument}` must be an int64 array, got {kind}; pass what dct_select returned")
+    check_dense(op, argument, indices)
+    check_same(op, argument, indices, like)
+    if tuple(indices.shape) != shape:
+        raise ValueError(f"{op}: `{argument}` must be {list(shape)}, got shape {list(indices.shape)}")
+
+
+def _check(coeffs: Array, indices: Array, n: int, atoms: Array | None, basis: str, side: str) -> None:
+    check_array(_OP, "coeffs", coeffs)
+    check_side(_OP, side)
+    rank = coeffs.shape[-2] if side == "left" else coeffs.shape[-1]
+    check_int(_OP, "n", n, 0)
+    if rank > n:
+        raise ValueError(f"{_OP}: `n` must be >= the {rank} coordinates of `coeffs`, got {n}")
+    check_indices(_OP, "indices", indices, coeffs, (*coeffs.shape[:-2], rank))
+    check_basis(_OP, coeffs, n, atoms, basis)
+
+
+def _fake(
+    coeffs: Array, indices: Array, n: int, atoms: Array | None = None, *, side: str = "right", basis: str = "dct2"
+) -> Array:
+    _check(coeffs, indices, n, atoms, basis, side)
+    *batch, m, r = coeffs.shape
+    return empty(coeffs, (*batch, n, r) if side == "left" else (*batch, m, n), dtype_name(coeffs))
+
+
+def _run(
+    coeffs: Array, indices: Array, n: int, atoms: Array | None = None, *, side: str = "right", basis: str = "dct2"
+) -> Array:
+    out = _fake(coeffs, indices, n, atoms, side=side, basis=basis)
+    named = {"coeffs": coeffs, "indices": indices, "basis": atoms}
+    options = {"basis": basis, "atoms": atoms, "side": side}
+    call_named(_OP, _core.dct_project_back, out, coeffs, contiguous(indices), arrays=named, **options)
+    return out
+
+
+def contiguous(indices: Array) -> Array:
+    """Indices one after another, as the kernels read them."""
+    if is_torch(indices):
+        return indices.contiguous()
+    return indices if indices.flags.c_contiguous else indices.copy()
+
+
+declare(
+    "dct_select",
+    Op(
+        'dct_project_back(Tensor coeffs, Tensor indices, int n, Tensor? atoms=None, *, str side="right", '
+        'str basis="dct2") -> Tensor',
+        run=_run,
+        fake=_fake,
+        leading=("coeffs", "indices"),
+    ),
+)

@@ -1,0 +1,249 @@
+"""Arrays as 4-bit codes: quantization and its way back."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from lowrank_core import _core
+from lowrank_core.ops.arrays import (
+    MAX_SEED,
+    Array,
+    call_finite,
+    call_named,
+    check_array,
+    check_int,
+    empty,
+    is_torch,
+    plain_ints,
+)
+from lowrank_core.ops.declare import Op, declare
+from lowrank_core.ops.int4_project.matrix import (
+    SCHEMES,
+    Int4Matrix,
+    check_choice,
+    check_codes,
+    check_group_size,
+    groups_of,
+    has_offsets,
+    with_size,
+)
+from lowrank_core.ops.operators import torch_ops
+
+ROUNDINGS = ("nearest", "stochastic")
+Grids = tuple[Array, Array, Array]
+
+
+def quantize_int4(
+    x: Array,
+    *,
+    group_size: int = 128,
+    dim: int = -1,
+    scheme: str = "affine",
+    rounding: str = "nearest",
+    seed: int = 0,
+) -> Int4Matrix:
+    """Packs `x` into 4-bit codes, two a byte.
+
+    Args:
+      x: at least one dimension, float32, float64, bfloat16 or float16 (NumPy: float32, float64); finite,
+        magnitudes and the range of every group at most 2**127. Any strides. Read as float32.
+      group_size: consecutive elements along `dim` that share a scale: a multiple of 32, at most 256.
+      dim: -ndim <= dim < ndim. 0 for a basis [m, r] is the layout that `int4_project` reads fastest.
+      scheme: "affine": 16 even steps from the smallest to the largest element. "affine_zp": the same with an integer
+        zero point, the range extended to zero. "symmetric": 15 even steps around zero. "nf4": 16 levels that are
+        quantiles of a normal distribution, symmetric range.
+      rounding: "nearest", ties to the upper code, or "stochastic": exact in the mean.
+      seed: of the stochastic rounding, 0 <= seed < 2**63.
+
+    Returns:
+      Int4Matrix(packed, scales, offsets, shape, dim, group_size, scheme). Scales are rounded up and affine offsets down
+      to bfloat16, and codes chosen against what is stored: no element is off by more than half its step (a whole step
+      for "stochastic"). A group without range decodes to its constant, rounded to bfloat16 for "affine". At group_size
+      128 it takes 0.531 bytes an element, 0.516 without offsets.
+
+    Raises:
+      ValueError: an argument out of its range, or `x` not finite or too large. TypeError: not a floating-point array.
+
+    Numerics: tier D0 (same bits on every device and level; docs/numerics.md). Not differentiable.
+    Source: Q-GaLore (arXiv 2407.08296), section 3; deviations: codes are packed; affine_zp extends the range to zero
+    where the published zero point is clamped, which destroys groups of one sign; stochastic affine_zp widens the scale
+    until no element is clipped. nf4: Dettmers et al. 2023 (arXiv 2305.14314), appendix E.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> q = lc.quantize_int4(np.linspace(-1, 1, 1024).reshape(8, 128))
+      >>> q.packed.shape, q.scales.shape
+      ((8, 64), (8, 1))
+    """
+    group_size, dim, seed = plain_ints(group_size, dim, seed)
+    _check_quantize(x, group_size, dim, scheme, rounding, seed)
+    settings: dict[str, Any] = {
+        "group_size": group_size,
+        "dim": dim,
+        "scheme": scheme,
+        "rounding": rounding,
+        "seed": seed,
+    }
+    quantize = torch_ops().quantize_int4 if is_torch(x) else _quantize
+    packed, scales, offsets = quantize(x, **settings)
+    kept = offsets if has_offsets(scheme) else None
+    return Int4Matrix(packed, scales, kept, tuple(x.shape), dim % x.ndim, group_size, scheme)
+
+
+def dequantize_int4(q: Int4Matrix, dtype: Any = None) -> Array:
+    """The array that the codes of `q` stand for.
+
+    Args:
+      q: of `quantize_int4`.
+      dtype: of the result, the library's own or a name: float32 (default), float64, bfloat16 or float16 (NumPy:
+        float32, float64). Decoded in float32 and rounded once.
+
+    Returns:
+      The array, of q's shape, contiguous.
+
+    Raises:
+      ValueError: parts of `q` that do not fit together. TypeError: no Int4Matrix, or another dtype.
+
+    Numerics: tier D0. Not differentiable.
+
+    Example:
+      >>> import numpy as np, lowrank_core as lc
+      >>> x = np.linspace(-1, 1, 1024).reshape(8, 128)
+      >>> q = lc.quantize_int4(x)
+      >>> assert (np.abs(lc.dequantize_int4(q) - x) <= 0.5001 * q.scales).all()  # half a step
+    """
+    check_codes("dequantize_int4", q)
+    wanted = _dtype("dequantize_int4", dtype, q.packed)
+    settings: dict[str, Any] = {"dim": q.dim, "group_size": q.group_size, "scheme": q.scheme}
+    if is_torch(q.packed):
+        torch_dtype = getattr(sys.modules["torch"], wanted)
+        out = torch_ops().dequantize_int4(q.packed, q.scales, q.offsets, q.shape, **settings, dtype=torch_dtype)
+    else:
+        out = _dequantize(q.packed, q.scales, q.offsets, q.shape, **settings, dtype=wanted)
+    return out
+
+
+# ---- the contract --------------------------------------------------------------------------------------------------
+
+
+def _check_quantize(x: Array, group_size: int, dim: int, scheme: str, rounding: str, seed: int) -> None:
+    op = "quantize_int4"
+    check_array(op, "x", x, ndim=1)
+    check_group_size(op, group_size)
+    check_int(op, "dim", dim, -x.ndim, x.ndim - 1, f" for shape {list(x.shape)}")
+    check_choice(op, "scheme", scheme, SCHEMES)
+    check_choice(op, "rounding", rounding, ROUNDINGS)
+    check_int(op, "seed", seed, 0, MAX_SEED)
+
+
+def _dtype(op: str, dtype: Any, like: Array) -> str:
+    torch_like = is_torch(like)
+    allowed = ("float32", "float64", "bfloat16", "float16") if torch_like else ("float32", "float64")
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if not torch_like and name not in allowed:
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:
+            name = str(dtype)
+    if name not in allowed:
+        raise TypeError(f"{op}: `dtype` must be {' or '.join(allowed)}, got {dtype!r}")
+    return name
+
+
+# ---- the operators -------------------------------------------------------------------------------------------------
+
+
+def _fake_quantize(
+    x: Array,
+    *,
+    group_size: int = 128,
+    dim: int = -1,
+    scheme: str = "affine",
+    rounding: str = "nearest",
+    seed: int = 0,
+) -> Grids:
+    _check_quantize(x, group_size, dim, scheme, rounding, seed)
+    shape, at = tuple(x.shape), dim % x.ndim
+    groups = groups_of(shape[at], group_size)
+    grid = "bfloat16" if is_torch(x) else "float32"
+    packed = empty(x, with_size(shape, at, groups * group_size // 2), "uint8")
+    scales = empty(x, with_size(shape, at, groups), grid)
+    return packed, scales, empty(x, with_size(shape, at, groups if has_offsets(scheme) else 0), grid)
+
+
+def _quantize(
+    x: Array,
+    *,
+    group_size: int = 128,
+    dim: int = -1,
+    scheme: str = "affine",
+    rounding: str = "nearest",
+    seed: int = 0,
+) -> Grids:
+    out = _fake_quantize(x, group_size=group_size, dim=dim, scheme=scheme, rounding=rounding, seed=seed)
+    call_finite(
+        "quantize_int4",
+        _core.quantize_int4,
+        *out[:2],
+        out[2] if has_offsets(scheme) else None,
+        x,
+        arrays={"x": x},
+        dim=dim % x.ndim,
+        group_size=group_size,
+        scheme=scheme,
+        seed=seed if rounding == "stochastic" else None,
+    )
+    return out
+
+
+def _fake_dequantize(
+    packed: Array,
+    scales: Array,
+    offsets: Array | None,
+    shape: tuple[int, ...],
+    *,
+    dim: int,
+    group_size: int,
+    scheme: str,
+    dtype: Any = None,
+) -> Array:
+    check_codes("dequantize_int4", Int4Matrix(packed, scales, offsets, tuple(shape), dim, group_size, scheme))
+    return empty(packed, tuple(shape), _dtype("dequantize_int4", dtype, packed))
+
+
+def _dequantize(
+    packed: Array,
+    scales: Array,
+    offsets: Array | None,
+    shape: tuple[int, ...],
+    *,
+    dim: int,
+    group_size: int,
+    scheme: str,
+    dtype: Any = None,
+) -> Array:
+    settings: dict[str, Any] = {"dim": dim, "group_size": group_size, "scheme": scheme}
+    out = _fake_dequantize(packed, scales, offsets, shape, **settings, dtype=dtype)
+    named = {"q.packed": packed, "q.scales": scales, "q.offsets": offsets}
+    call_named("dequantize_int4", _core.dequantize_int4, out, packed, scales, offsets, arrays=named, **settings)
+    return out
+
+
+declare(
+    "int4_project",
+    Op(
+        "quantize_int4(Tensor x, *, int group_size=128, int dim=-1, str scheme='affine', str rounding='nearest', "
+        "int seed=0) -> (Tensor, Tensor, Tensor)",
+        run=_quantize,
+        fake=_fake_quantize,
+    ),
+    Op(
+        "dequantize_int4(Tensor packed, Tensor scales, Tensor? offsets, SymInt[] shape, *, int dim, int group_size, "
+        "str scheme, ScalarType? dtype=None) -> Tensor",
+        run=_dequantize,
+        fake=_fake_dequantize,
+    ),
+)

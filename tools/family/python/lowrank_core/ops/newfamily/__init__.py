@@ -1,0 +1,5 @@
+"""What the family is."""
+
+from lowrank_core.ops.newfamily.newfamily import newfamily
+
+__all__ = ["newfamily"]
