@@ -18,7 +18,7 @@ comma := ,
 SOURCES := $(shell find cpp cuda -type f)
 FORMATTED = $(shell find cpp cuda tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help train test bench format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
+.PHONY: FORCE help train test bench format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
   floor clean distclean
 help:  ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*  ## /\1\t/p' Makefile | expand -t 12
@@ -33,10 +33,14 @@ $(VENV)/.tools: constraints.txt tools/check_machine.py
 
 # Editable, so that Python files are live; without isolation, so that the build tree outlives the installation and a
 # change of one C++ file compiles one C++ file.
-$(VENV)/.built: $(VENV)/.tools CMakeLists.txt pyproject.toml $(SOURCES)
+$(VENV)/.built: $(VENV)/.tools $(VENV)/.modules CMakeLists.txt pyproject.toml $(SOURCES)
 	$(PIP) install -c constraints.txt --no-build-isolation --config-settings=build-dir=$(BUILD) \
 	  $(if $(CI),--config-settings=cmake.define.LRC_WERROR=ON) --editable '.[dev$(if $(CI),$(comma)integrations)]'
 	touch $@
+
+# An editable installation has a list of the modules: one that moved is found after the next.
+$(VENV)/.modules: $(VENV)/.tools FORCE
+	@find python -name '*.py' | sort > $@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 # ---- for everyone ------------------------------------------------------------------------------------------------
 
