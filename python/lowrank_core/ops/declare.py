@@ -1,4 +1,4 @@
-"""What the families declare of their torch operators, without torch.
+"""What the families declare of their operators, without torch.
 
 A family's modules call `declare`; `torch_registry` reads `DECLARED` and imports no family of its own accord.
 """
@@ -14,18 +14,23 @@ NAMESPACE = "lowrank_core"
 
 @dataclass(frozen=True)
 class Op:
-    """One operator `torch.ops.lowrank_core.<name>`.
+    """One operator: `torch.ops.lowrank_core.<name>` for tensors, `run` for the arrays of other libraries.
 
-    `run` computes, `fake` only checks and allocates; both call the family's one check. What autograd does with it is
-    in the family's `autograd.RULES`, which needs torch.
+    Each of these takes the arguments of the schema, all of them, the optional ones too:
+    `check` refuses what does not fit. It is called before the schema, which has its own words, and again by `run`.
+    `outputs` allocates what the operator returns, from shapes and dtypes alone; with `check` before it, it is the fake
+    kernel. `kernel(out, ...)` fills that; with `fills=False`, `kernel(...)` checks and makes the result itself.
 
     `leading` are the arguments that take leading dimensions, all the same ones: torch.vmap calls the operator once
-    where nothing else is mapped, and once for each member elsewhere.
+    where nothing else is mapped, and once for each member elsewhere. Derivatives need torch: they are in the family's
+    `autograd.RULES`.
     """
 
     schema: str
-    run: Callable[..., Any]
-    fake: Callable[..., Any]
+    check: Callable[..., Any]
+    outputs: Callable[..., Any]
+    kernel: Callable[..., Any]
+    fills: bool = True
     leading: tuple[str, ...] = ()
 
     @property
@@ -36,6 +41,23 @@ class Op:
     def mutates(self) -> bool:
         """Whether it writes to an argument, which its schema says by a `!`."""
         return "!" in self.schema
+
+    def fake(self, *args: Any, **options: Any) -> Any:
+        """Checks and allocates."""
+        self.check(*args, **options)
+        return self.outputs(*args, **options)
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        """Checks, allocates and computes."""
+        if not self.fills:
+            return self.kernel(*args, **options)
+        out = self.fake(*args, **options)
+        self.kernel(out, *args, **options)
+        return out
+
+
+def unchecked(*args: Any, **options: Any) -> None:
+    """The check of an operator that only derivatives call, with what another one has checked."""
 
 
 DECLARED: dict[str, list[Op]] = {}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lowrank_core.ops.arrays import is_torch
+from lowrank_core.ops.declare import Op
 
 
 def torch_ops() -> Any:
@@ -13,6 +14,24 @@ def torch_ops() -> Any:
     from lowrank_core.ops import torch_registry
 
     return torch_registry.ops
+
+
+def call(op: Op, *args: Any, **options: Any) -> Any:
+    """The operator of arrays of any library, whose first argument is one or a list of them."""
+    first = args[0]
+    if isinstance(first, list):
+        first = first[0] if first else None
+    if not is_torch(first):
+        return op.run(*args, **options)
+    op.check(*args, **options)  # before torch's schema, which refuses in its own words
+    return getattr(torch_ops(), op.name)(*args, **options)
+
+
+def flag(*_: Any, **__: Any) -> Any:
+    """The outputs of an operator that returns whether it did something."""
+    import torch
+
+    return torch.empty((), dtype=torch.bool, device="cpu")
 
 
 def without_derivative(op: str, arrays: Sequence[Any], compute: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:

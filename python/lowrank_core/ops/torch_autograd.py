@@ -45,6 +45,13 @@ def is_given(a: Any) -> bool:
     return any(item is not None for item in a) if isinstance(a, list) else a is not None
 
 
+def filler(overload: Any) -> Callable[[Arguments, dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Arguments of an operator -> the same with the defaults that torch's dispatcher leaves out."""
+    positional = [a.default_value for a in overload._schema.arguments if not a.kwarg_only]
+    keywords = {a.name: a.default_value for a in overload._schema.arguments if a.kwarg_only and a.has_default_value()}
+    return lambda args, options: ((*args, *positional[len(args) :]), keywords | options)
+
+
 @dataclass(frozen=True)
 class Rules:
     """What torch's transforms do with one operator; a family's `autograd.RULES` has them by the operators' names.
@@ -71,8 +78,8 @@ class Kernel:
         arguments = overload._schema.arguments
         self.positional = [a for a in arguments if not a.kwarg_only]
         self.lists = [str(a.type) == "List[Tensor]" for a in self.positional]
-        self.keywords = {a.name: a.default_value for a in arguments if a.kwarg_only and a.has_default_value()}
         self.takes_keywords = len(self.positional) < len(arguments)
+        self.filled = filler(overload)
         self.function: Any = type(op.name, (_Recorded,), {})  # a name of its own for the nodes of the graph
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -84,11 +91,6 @@ class Kernel:
             return self._record(args, options)
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*args, **options)
-
-    def filled(self, args: Arguments, options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """With the defaults that torch's dispatcher leaves out."""
-        rest = (a.default_value for a in self.positional[len(args) :])
-        return (*args, *rest), self.keywords | options
 
     def refuse(self, mode: str, argument: str | None = None) -> NoReturn:
         """`mode`: "derivative" or "forward-mode derivative"."""

@@ -9,10 +9,21 @@ from typing import Any
 import torch
 
 from lowrank_core.ops.declare import DECLARED, NAMESPACE, Op
-from lowrank_core.ops.torch_autograd import Kernel, Rules
+from lowrank_core.ops.torch_autograd import Kernel, Rules, filler
 from lowrank_core.ops.torch_vmap import batching_rule
 
 _library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
+
+
+def _filling(function: Callable[..., Any], overload: Any) -> Callable[..., Any]:
+    """`function`, given also the defaults that torch's dispatcher leaves out."""
+    filled = filler(overload)
+
+    def full(*args: Any, **options: Any) -> Any:
+        args, options = filled(args, options)
+        return function(*args, **options)
+
+    return full
 
 
 def _counting(run: Callable[..., Any], written: list[int]) -> Callable[..., Any]:
@@ -30,15 +41,15 @@ def _counting(run: Callable[..., Any], written: list[int]) -> Callable[..., Any]
 
 def _register(op: Op, rules: Rules) -> None:
     _library.define(op.schema)
-    run = op.run
+    overload = getattr(getattr(torch.ops, NAMESPACE), op.name).default
+    run = _filling(op.run, overload)
     if op.mutates:
         arguments = op.schema.partition("(")[2].split(", ")
         run = _counting(run, [i for i, argument in enumerate(arguments) if "!" in argument])
     for key in ("CPU", "CUDA"):
         _library.impl(op.name, run, key)
     qualified = f"{NAMESPACE}::{op.name}"
-    torch.library.register_fake(qualified, op.fake, lib=_library)
-    overload = getattr(getattr(torch.ops, NAMESPACE), op.name).default
+    torch.library.register_fake(qualified, _filling(op.fake, overload), lib=_library)
     _library.impl(op.name, Kernel(op, overload, rules), "Autograd")
     torch.library.register_vmap(qualified, batching_rule(op, overload, rules.mapped), lib=_library)
 

@@ -13,7 +13,7 @@ from lowrank_core.ops.arrays import Array, call_finite, call_named, converted, d
 from lowrank_core.ops.chain_lr.heads import Heads, check_heads, check_pair
 from lowrank_core.ops.chain_lr.matmul import finite_number
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call
 
 _OP = "attention_lora_grad"
 MAX_ERROR = 0.5  # estimate above which the chained gradient is refused
@@ -96,38 +96,27 @@ def attention_lora_grad(
       >>> da.shape, db.shape, float(error_bound)
       ((3, 8), (8, 3), 0.0)
     """
-    mask, degree = key_mask, plain_int(degree)
-    scale = finite_number(_OP, "scale", scale)
+    scale, degree = finite_number(_OP, "scale", scale), plain_int(degree)
     left, right = check_pair(_OP, "be", features) if isinstance(features, tuple) else (None, None)
     arrays = (queries, keys, values, dout, a, b, weight)
     options: dict[str, Any] = {"scale": scale, "method": method, "degree": degree, "causal": bool(causal)}
-    _check(arrays, left, right, mask, **options)
     if features is not None and left is None:
+        _check(*arrays, left, right, key_mask, **options)
         if not callable(features):
             raise TypeError(f"{_OP}: `features` must be a pair, a callable or None, got {type(features).__name__}")
-        operands = torch_ops().attention_operands if is_torch(queries) else _operands
-        left, right = check_pair(_OP, "return", features(*operands(*arrays, mask, scale=scale)))
-    run = torch_ops().attention_lora_grad if is_torch(queries) else _run
-    return AttentionLoRAGrad(*run(*arrays, left, right, mask, **options))
+        left, right = check_pair(_OP, "return", features(*call(_OPERANDS, *arrays, key_mask, scale=scale)))
+    return AttentionLoRAGrad(*call(_GRADIENT, *arrays, left, right, key_mask, **options))
 
 
 # ---- contract and allocation ---------------------------------------------------------------------------------------
 
 
-def _check(
-    arrays: tuple[Array, ...],
-    left: Array | None,
-    right: Array | None,
-    mask: Array | None,
-    *,
-    scale: float,
-    method: str,
-    degree: int,
-    causal: bool,
-) -> Heads:
+def _check(*arrays: Any, scale: float, method: str, degree: int, causal: bool) -> Heads:
+    """`arrays`: those that the operator takes, in its order."""
+    left, right, mask = arrays[7:]
     if method not in ("exact", "chained", "auto"):
         raise ValueError(f"{_OP}: `method` must be 'exact', 'chained' or 'auto', got {method!r}")
-    heads = check_heads(_OP, arrays, left, right, mask, causal)
+    heads = check_heads(_OP, arrays[:7], left, right, mask, causal)
     if method != "exact" and left is None:
         if isinstance(degree, bool) or not isinstance(degree, int) or degree < 2 or degree % 2:
             raise ValueError(
@@ -150,61 +139,24 @@ def _monomials(depth: int, degree: int) -> int:
     return count
 
 
-def _fake(
-    queries: Array,
-    keys: Array,
-    values: Array,
-    dout: Array,
-    a: Array,
-    b: Array,
-    weight: Array,
-    left: Array | None = None,
-    right: Array | None = None,
-    key_mask: Array | None = None,
-    *,
-    scale: float,
-    method: str,
-    degree: int,
-    causal: bool,
-) -> Triplet:
-    arrays = (queries, keys, values, dout, a, b, weight)
-    _check(arrays, left, right, key_mask, scale=scale, method=method, degree=degree, causal=causal)
-    return _outputs(a, b)
-
-
-def _outputs(a: Array, b: Array) -> Triplet:
+def _outputs(*arrays: Any, **_: Any) -> Triplet:
+    a, b = arrays[4:6]
     return empty(a, tuple(a.shape), dtype_name(a)), empty(b, tuple(b.shape), dtype_name(b)), empty(a, (), "float64")
 
 
 # ---- computation ---------------------------------------------------------------------------------------------------
 
 
-def _run(
-    queries: Array,
-    keys: Array,
-    values: Array,
-    dout: Array,
-    a: Array,
-    b: Array,
-    weight: Array,
-    left: Array | None = None,
-    right: Array | None = None,
-    key_mask: Array | None = None,
-    *,
-    scale: float,
-    method: str,
-    degree: int,
-    causal: bool,
-) -> Triplet:
-    arrays = (queries, keys, values, dout, a, b, weight)
-    heads = _check(arrays, left, right, key_mask, scale=scale, method=method, degree=degree, causal=causal)
-    named = dict(zip(NAMES, (*arrays, left, right), strict=True))
+def _gradient(*arrays: Any, scale: float, method: str, degree: int, causal: bool) -> Triplet:
+    heads = _check(*arrays, scale=scale, method=method, degree=degree, causal=causal)
+    keys, a, b = arrays[1], arrays[4], arrays[5]
+    named = dict(zip(NAMES, arrays, strict=False))
     problem = {"mask": heads.mask, "scale": scale, "causal": causal}
 
-    def call(kernel: Callable[..., Any], *out: Array, **options: Any) -> Any:
+    def solve(kernel: Callable[..., Any], *out: Array, **options: Any) -> Any:
         return call_finite(_OP, kernel, *out, heads.arrays, arrays=named, **problem, **options)
 
-    error = 0.0 if method == "exact" else _error(call, heads, keys.shape[-1], degree)
+    error = 0.0 if method == "exact" else _error(solve, heads, keys.shape[-1], degree)
     chained = method == "chained" or (method == "auto" and error <= MAX_ERROR)
     if chained and not error <= MAX_ERROR:
         raise ValueError(
@@ -213,21 +165,21 @@ def _run(
         )
     da, db = empty(a, tuple(a.shape), "float64"), empty(b, tuple(b.shape), "float64")
     if chained:
-        call(_core.attention_chained, da, db, degree=degree, left=heads.left, right=heads.right)
+        solve(_core.attention_chained, da, db, degree=degree, left=heads.left, right=heads.right)
     else:
-        call(_core.attention_exact, da, db)
+        solve(_core.attention_exact, da, db)
     return converted(da, a), converted(db, b), _scalar(error if chained else 0.0, a)
 
 
-def _error(call: Callable[..., Any], heads: Heads, depth: int, degree: int) -> float:
+def _error(solve: Callable[..., Any], heads: Heads, depth: int, degree: int) -> float:
     """The estimate, made before computing: cheaply, and where that says too much, by a pass over the scores."""
     if heads.left is not None:
-        return float(call(_core.attention_sampled_error, left=heads.left, right=heads.right))
+        return float(solve(_core.attention_sampled_error, left=heads.left, right=heads.right))
     if _monomials(depth, degree) > MAX_FEATURES:
         return float("inf")
     error = float("inf")
     for exactly in (False, True):
-        error = float(_core.taylor_error(call(_core.attention_largest_score, exactly=exactly), degree))
+        error = float(_core.taylor_error(solve(_core.attention_largest_score, exactly=exactly), degree))
         if error <= MAX_ERROR:
             break
     return error
@@ -240,58 +192,38 @@ def _scalar(value: float, like: Array) -> Array:
     return np.float64(value)
 
 
-def _fake_operands(
-    queries: Array,
-    keys: Array,
-    values: Array,
-    dout: Array,
-    a: Array,
-    b: Array,
-    weight: Array,
-    key_mask: Array | None = None,
-    *,
-    scale: float,
-) -> tuple[Array, Array]:
-    heads = check_heads(_OP, (queries, keys, values, dout, a, b, weight), None, None, key_mask, False)
+def _heads(*arrays: Any, **_: Any) -> Heads:
+    return check_heads(_OP, arrays[:7], None, None, arrays[7], False)
+
+
+def _operands(*arrays: Any, **_: Any) -> tuple[Array, Array]:
+    queries, keys = arrays[:2]
+    lead = _heads(*arrays).lead
     dtype = "float64" if dtype_name(queries) == "float64" else "float32"
-    shapes = ((*heads.lead, x.shape[-2], keys.shape[-1]) for x in (queries, keys))
-    effective, centered = (empty(queries, shape, dtype) for shape in shapes)
+    effective, centered = (empty(queries, (*lead, x.shape[-2], keys.shape[-1]), dtype) for x in (queries, keys))
     return effective, centered
 
 
-def _operands(
-    queries: Array,
-    keys: Array,
-    values: Array,
-    dout: Array,
-    a: Array,
-    b: Array,
-    weight: Array,
-    key_mask: Array | None = None,
-    *,
-    scale: float,
-) -> tuple[Array, Array]:
-    arrays = (queries, keys, values, dout, a, b, weight)
-    heads = check_heads(_OP, arrays, None, None, key_mask, False)
-    out = _fake_operands(*arrays, key_mask, scale=scale)
-    options: dict[str, Any] = {"arrays": dict(zip(NAMES, arrays, strict=False)), "mask": heads.mask, "scale": scale}
+def _fill_operands(out: tuple[Array, Array], *arrays: Any, scale: float) -> None:
+    heads = _heads(*arrays)
+    options: dict[str, Any] = {"arrays": dict(zip(NAMES, arrays[:7], strict=False)), "mask": heads.mask, "scale": scale}
     call_named(_OP, _core.attention_operands, *out, heads.arrays, **options)
-    return out
 
 
 _ARRAYS = "Tensor queries, Tensor keys, Tensor values, Tensor dout, Tensor a, Tensor b, Tensor weight"
 
-declare(
-    "chain_lr",
-    Op(
-        f"attention_lora_grad({_ARRAYS}, Tensor? left=None, Tensor? right=None, Tensor? key_mask=None, *, float scale, "
-        "str method, int degree, bool causal) -> (Tensor, Tensor, Tensor)",
-        run=_run,
-        fake=_fake,
-    ),
-    Op(
-        f"attention_operands({_ARRAYS}, Tensor? key_mask=None, *, float scale) -> (Tensor, Tensor)",
-        run=_operands,
-        fake=_fake_operands,
-    ),
+_GRADIENT = Op(
+    f"attention_lora_grad({_ARRAYS}, Tensor? left=None, Tensor? right=None, Tensor? key_mask=None, *, float scale, "
+    "str method, int degree, bool causal) -> (Tensor, Tensor, Tensor)",
+    check=_check,
+    outputs=_outputs,
+    kernel=_gradient,
+    fills=False,
 )
+_OPERANDS = Op(
+    f"attention_operands({_ARRAYS}, Tensor? key_mask=None, *, float scale) -> (Tensor, Tensor)",
+    check=_heads,
+    outputs=_operands,
+    kernel=_fill_operands,
+)
+declare("chain_lr", _GRADIENT, _OPERANDS)

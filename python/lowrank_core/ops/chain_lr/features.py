@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from lowrank_core.ops.arrays import (
     plain_ints,
 )
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call
 
 _OP = "positive_features"
 
@@ -54,14 +55,11 @@ def positive_features(q: Array, k: Array, *, count: int = 256, seed: int = 0) ->
       ((5, 64), (7, 64), True)
     """
     count, seed = plain_ints(count, seed)
-    if is_torch(q):
-        _check(q, k, count, seed)
-        u, v = torch_ops().positive_features(q, k, count=count, seed=seed)
-        return u, v
-    return _run(q, k, count=count, seed=seed)
+    u, v = call(_FEATURES, q, k, count=count, seed=seed)
+    return u, v
 
 
-def _check(q: Array, k: Array, count: int, seed: int) -> None:
+def _check(q: Array, k: Array, *, count: int, seed: int) -> None:
     check_array(_OP, "q", q)
     check_array(_OP, "k", k)
     check_same(_OP, "k", k, q)
@@ -75,14 +73,13 @@ def _dtype(q: Array) -> str:
     return "float64" if dtype_name(q) == "float64" else "float32"
 
 
-def _fake(q: Array, k: Array, *, count: int, seed: int) -> tuple[Array, Array]:
-    _check(q, k, count, seed)
+def _outputs(q: Array, k: Array, *, count: int, **_: Any) -> tuple[Array, Array]:
     u, v = (empty(q, (*x.shape[:-1], count), _dtype(q)) for x in (q, k))
     return u, v
 
 
-def _run(q: Array, k: Array, *, count: int, seed: int) -> tuple[Array, Array]:
-    _check(q, k, count, seed)
+def _features(q: Array, k: Array, *, count: int, seed: int) -> tuple[Array, Array]:
+    _check(q, k, count=count, seed=seed)
     directions = np.empty((count, q.shape[-1]))
     _core.gaussian(directions, seed=seed)
     left, right = (_exponents(x, directions, _dtype(q)) for x in (q, k))
@@ -103,11 +100,11 @@ def _exponents(x: Array, directions: np.ndarray, dtype: str) -> Array:
     return work @ directions.T.astype(dtype) - np.square(work).sum(-1, keepdims=True) / 2
 
 
-declare(
-    "chain_lr",
-    Op(
-        "positive_features(Tensor q, Tensor k, *, int count, int seed) -> (Tensor, Tensor)",
-        run=_run,
-        fake=_fake,
-    ),
+_FEATURES = Op(
+    "positive_features(Tensor q, Tensor k, *, int count, int seed) -> (Tensor, Tensor)",
+    check=_check,
+    outputs=_outputs,
+    kernel=_features,
+    fills=False,
 )
+declare("chain_lr", _FEATURES)

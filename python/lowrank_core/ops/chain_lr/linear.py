@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from lowrank_core import _core
 from lowrank_core.ops.arrays import call_named, check_array, check_same, dtype_name, empty, is_torch
 from lowrank_core.ops.chain_lr.matmul import finite_number
-from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.declare import Op, declare, unchecked
+from lowrank_core.ops.operators import call
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,8 +44,7 @@ def lora_linear(x: Tensor, w: Tensor, a: Tensor, b: Tensor, *, scale: float, bia
       >>> lc.lora_linear(x, w, a, b, scale=0.5)[0].tolist()
       [6.0, 6.0, 6.0]
     """
-    _check_lora(x, w, a, b, bias)
-    y: Tensor = torch_ops().lora_linear(x, w, a, b, bias, scale=finite_number("lora_linear", "scale", scale))
+    y: Tensor = call(_LORA, x, w, a, b, bias, scale=finite_number("lora_linear", "scale", scale))
     return y
 
 
@@ -86,8 +85,7 @@ def usv_linear(
       >>> s.grad.tolist()
       [[4.0, 4.0], [4.0, 4.0]]
     """
-    _check_usv(x, w, u, s, v, bias)
-    y: Tensor = torch_ops().usv_linear(x, w, u, s, v, bias, scale=finite_number("usv_linear", "scale", scale))
+    y: Tensor = call(_USV, x, w, u, s, v, bias, scale=finite_number("usv_linear", "scale", scale))
     return y
 
 
@@ -117,13 +115,13 @@ def _check_layer(op: str, x: Tensor, w: Tensor, bias: Tensor | None, **factors: 
             )
 
 
-def _check_lora(x: Tensor, w: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
+def _check_lora(x: Tensor, w: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, *, scale: float) -> None:
     d_out = w.shape[0] if getattr(w, "ndim", 0) == 2 else "d_out"
     rank = a.shape[0] if getattr(a, "ndim", 0) == 2 else "r"
     _check_layer("lora_linear", x, w, bias, a=(a, ("r", _last(x))), b=(b, (d_out, rank)))
 
 
-def _check_usv(x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, bias: Tensor | None) -> None:
+def _check_usv(x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, bias: Tensor | None, *, scale: float) -> None:
     d_out = w.shape[0] if getattr(w, "ndim", 0) == 2 else "d_out"
     rank = u.shape[1] if getattr(u, "ndim", 0) == 2 else "r"
     _check_layer("usv_linear", x, w, bias, u=(u, (d_out, "r")), s=(s, (rank, rank)), v=(v, (_last(x), rank)))
@@ -136,34 +134,23 @@ def _last(x: Tensor) -> Any:
 # ---- forward -------------------------------------------------------------------------------------------------------
 
 
-def _fake_lora(x: Tensor, w: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, *, scale: float) -> Tensor:
-    _check_lora(x, w, a, b, bias)
+def _output(x: Tensor, w: Tensor, *_: Any, **__: Any) -> Tensor:
     out: Tensor = empty(x, (*x.shape[:-1], w.shape[0]), dtype_name(x))
     return out
 
 
-def _lora(x: Tensor, w: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, *, scale: float) -> Tensor:
-    out = _fake_lora(x, w, a, b, bias, scale=scale)
+def _lora(out: Tensor, x: Tensor, w: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, **options: Any) -> None:
     named = {"x": x, "w": w, "a": a, "b": b, "bias": bias}
     factors = (_rows(out), _rows(x), w, a.mT, b)
-    call_named("lora_linear", _core.adapter_linear, *factors, arrays=named, bias=bias, scale=scale)
-    return out
+    call_named("lora_linear", _core.adapter_linear, *factors, arrays=named, bias=bias, **options)
 
 
-def _fake_usv(
-    x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, bias: Tensor | None = None, *, scale: float
-) -> Tensor:
-    _check_usv(x, w, u, s, v, bias)
-    out: Tensor = empty(x, (*x.shape[:-1], w.shape[0]), dtype_name(x))
-    return out
-
-
-def _usv(x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, bias: Tensor | None = None, *, scale: float) -> Tensor:
-    out = _fake_usv(x, w, u, s, v, bias, scale=scale)
+def _usv(
+    out: Tensor, x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, bias: Tensor | None, **options: Any
+) -> None:
     named = {"x": x, "w": w, "u": u, "s": s, "v": v, "bias": bias}
     factors = (_rows(out), _rows(x), w, v, u)
-    call_named("usv_linear", _core.adapter_linear, *factors, arrays=named, middle=s, bias=bias, scale=scale)
-    return out
+    call_named("usv_linear", _core.adapter_linear, *factors, arrays=named, middle=s, bias=bias, **options)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -174,71 +161,66 @@ def _rows(x: Tensor) -> Tensor:
 # ---- backward ------------------------------------------------------------------------------------------------------
 
 
-def _fake_lora_backward(
-    dy: Tensor, x: Tensor, w: Tensor, a: Tensor, b: Tensor, *, scale: float, input_grad: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _input_grad(x, input_grad), empty(a, tuple(a.shape), dtype_name(a)), empty(b, tuple(b.shape), dtype_name(b))
+def _gradients(dy: Tensor, x: Tensor, w: Tensor, *factors: Tensor, input_grad: bool, **_: Any) -> tuple[Tensor, ...]:
+    """Those of `x`, or nothing, and of the factors."""
+    shapes = [tuple(x.shape) if input_grad else (0,), *(tuple(factor.shape) for factor in factors)]
+    return tuple(empty(t, shape, dtype_name(t)) for t, shape in zip((x, *factors), shapes, strict=True))
 
 
-def _lora_backward(
-    dy: Tensor, x: Tensor, w: Tensor, a: Tensor, b: Tensor, *, scale: float, input_grad: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx, da, db = _fake_lora_backward(dy, x, w, a, b, scale=scale, input_grad=input_grad)
+def _lora_gradients(
+    out: tuple[Tensor, ...], dy: Tensor, x: Tensor, w: Tensor, a: Tensor, b: Tensor, *, scale: float, input_grad: bool
+) -> None:
+    dx, da, db = out
     if input_grad:
         _core.adapter_linear(_rows(dx), _rows(dy), w.mT, b, a.mT, scale=scale)
     _core.adapter_gradient(da.mT, db, _rows(dy), _rows(x), a.mT, b, scale=scale)
-    return dx, da, db
 
 
-def _fake_usv_backward(
-    dy: Tensor, x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, *, scale: float, input_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    du, ds, dv = (empty(t, tuple(t.shape), dtype_name(t)) for t in (u, s, v))
-    return _input_grad(x, input_grad), du, ds, dv
-
-
-def _usv_backward(
-    dy: Tensor, x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, *, scale: float, input_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, du, ds, dv = _fake_usv_backward(dy, x, w, u, s, v, scale=scale, input_grad=input_grad)
+def _usv_gradients(
+    out: tuple[Tensor, ...],
+    dy: Tensor,
+    x: Tensor,
+    w: Tensor,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    input_grad: bool,
+) -> None:
+    dx, du, ds, dv = out
     if input_grad:
         _core.adapter_linear(_rows(dx), _rows(dy), w.mT, u, v, middle=s.mT, scale=scale)
     _core.adapter_gradient(dv, du, _rows(dy), _rows(x), v, u, middle_grad=ds, scale=scale)
-    return dx, du, ds, dv
-
-
-def _input_grad(x: Tensor, wanted: bool) -> Tensor:
-    """The gradient of `x`, or nothing."""
-    grad: Tensor = empty(x, tuple(x.shape) if wanted else (0,), dtype_name(x))
-    return grad
 
 
 # torch's autograd takes no keyword-only tensors, so the operators have `bias` before `scale`.
-
-declare(
-    "chain_lr",
-    Op(
-        "lora_linear(Tensor x, Tensor w, Tensor a, Tensor b, Tensor? bias=None, *, float scale) -> Tensor",
-        run=_lora,
-        fake=_fake_lora,
-        leading=("x",),
-    ),
-    Op(
-        "usv_linear(Tensor x, Tensor w, Tensor u, Tensor s, Tensor v, Tensor? bias=None, *, float scale) -> Tensor",
-        run=_usv,
-        fake=_fake_usv,
-        leading=("x",),
-    ),
-    Op(
-        "lora_linear_backward(Tensor dy, Tensor x, Tensor w, Tensor a, Tensor b, *, float scale, bool input_grad) "
-        "-> (Tensor, Tensor, Tensor)",
-        run=_lora_backward,
-        fake=_fake_lora_backward,
-    ),
-    Op(
-        "usv_linear_backward(Tensor dy, Tensor x, Tensor w, Tensor u, Tensor s, Tensor v, *, float scale, "
-        "bool input_grad) -> (Tensor, Tensor, Tensor, Tensor)",
-        run=_usv_backward,
-        fake=_fake_usv_backward,
-    ),
+_LORA = Op(
+    "lora_linear(Tensor x, Tensor w, Tensor a, Tensor b, Tensor? bias=None, *, float scale) -> Tensor",
+    check=_check_lora,
+    outputs=_output,
+    kernel=_lora,
+    leading=("x",),
 )
+_USV = Op(
+    "usv_linear(Tensor x, Tensor w, Tensor u, Tensor s, Tensor v, Tensor? bias=None, *, float scale) -> Tensor",
+    check=_check_usv,
+    outputs=_output,
+    kernel=_usv,
+    leading=("x",),
+)
+_LORA_BACKWARD = Op(
+    "lora_linear_backward(Tensor dy, Tensor x, Tensor w, Tensor a, Tensor b, *, float scale, bool input_grad) "
+    "-> (Tensor, Tensor, Tensor)",
+    check=unchecked,
+    outputs=_gradients,
+    kernel=_lora_gradients,
+)
+_USV_BACKWARD = Op(
+    "usv_linear_backward(Tensor dy, Tensor x, Tensor w, Tensor u, Tensor s, Tensor v, *, float scale, "
+    "bool input_grad) -> (Tensor, Tensor, Tensor, Tensor)",
+    check=unchecked,
+    outputs=_gradients,
+    kernel=_usv_gradients,
+)
+declare("chain_lr", _LORA, _USV, _LORA_BACKWARD, _USV_BACKWARD)

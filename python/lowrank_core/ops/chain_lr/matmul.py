@@ -11,7 +11,7 @@ import numpy as np
 from lowrank_core import _core
 from lowrank_core.ops.arrays import Array, call_named, check_array, check_same, dtype_name, empty, is_torch
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call
 
 _OP = "chain_matmul"
 
@@ -45,11 +45,7 @@ def chain_matmul(matrices: Sequence[Array]) -> Array:
     """
     if not isinstance(matrices, Iterable):
         raise TypeError(f"{_OP}: `matrices` must be a list of matrices, got {type(matrices).__name__}")
-    matrices = list(matrices)
-    if matrices and is_torch(matrices[0]):
-        _check(matrices)
-        return torch_ops().chain_matmul(matrices)
-    return _run(matrices)
+    return call(_CHAIN_MATMUL, list(matrices))
 
 
 def _check(matrices: Sequence[Array]) -> None:
@@ -100,26 +96,17 @@ def expand(a: Array, shape: tuple[int, ...]) -> Array:
     return a.expand(shape) if is_torch(a) else np.broadcast_to(a, shape)
 
 
-def _fake(matrices: Sequence[Array]) -> Array:
-    _check(matrices)
+def _product(matrices: Sequence[Array]) -> Array:
     lead = leading(_OP, "matrices", [tuple(matrix.shape[:-2]) for matrix in matrices])
     return empty(matrices[0], (*lead, matrices[0].shape[-2], matrices[-1].shape[-1]), dtype_name(matrices[0]))
 
 
-def _run(matrices: Sequence[Array]) -> Array:
-    out = _fake(matrices)
+def _multiply(out: Array, matrices: Sequence[Array]) -> None:
     lead = tuple(out.shape[:-2])
     named = {f"matrices[{i}]": m for i, m in enumerate(matrices)}
     factors = [m if m.ndim == 2 else expand(m, (*lead, *m.shape[-2:])) for m in matrices]
     call_named(_OP, _core.chain_matmul, out, factors, arrays=named)
-    return out
 
 
-declare(
-    "chain_lr",
-    Op(
-        "chain_matmul(Tensor[] matrices) -> Tensor",
-        run=_run,
-        fake=_fake,
-    ),
-)
+_CHAIN_MATMUL = Op("chain_matmul(Tensor[] matrices) -> Tensor", check=_check, outputs=_product, kernel=_multiply)
+declare("chain_lr", _CHAIN_MATMUL)

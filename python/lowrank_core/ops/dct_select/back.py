@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lowrank_core import _core
 from lowrank_core.ops.arrays import (
     Array,
@@ -17,7 +19,7 @@ from lowrank_core.ops.arrays import (
 )
 from lowrank_core.ops.dct_select.selection import check_basis, check_side, resolve_basis
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call
 
 _OP = "dct_project_back"
 
@@ -52,10 +54,7 @@ def dct_project_back(coeffs: Array, indices: Array, n: int, *, side: str, basis:
     """
     n = plain_int(n)
     name, atoms = resolve_basis(_OP, basis)
-    if is_torch(coeffs):
-        _check(coeffs, indices, n, atoms, name, side)
-        return torch_ops().dct_project_back(coeffs, indices, n, atoms, side=side, basis=name)
-    return _run(coeffs, indices, n, atoms, side=side, basis=name)
+    return call(_PROJECT_BACK, coeffs, indices, n, atoms, side=side, basis=name)
 
 
 def check_indices(op: str, argument: str, indices: Array, like: Array, shape: tuple[int, ...]) -> None:
@@ -69,7 +68,7 @@ def check_indices(op: str, argument: str, indices: Array, like: Array, shape: tu
         raise ValueError(f"{op}: `{argument}` must be {list(shape)}, got shape {list(indices.shape)}")
 
 
-def _check(coeffs: Array, indices: Array, n: int, atoms: Array | None, basis: str, side: str) -> None:
+def _check(coeffs: Array, indices: Array, n: int, atoms: Array | None, *, side: str, basis: str) -> None:
     check_array(_OP, "coeffs", coeffs)
     check_side(_OP, side)
     rank = coeffs.shape[-2] if side == "left" else coeffs.shape[-1]
@@ -80,22 +79,15 @@ def _check(coeffs: Array, indices: Array, n: int, atoms: Array | None, basis: st
     check_basis(_OP, coeffs, n, atoms, basis)
 
 
-def _fake(
-    coeffs: Array, indices: Array, n: int, atoms: Array | None = None, *, side: str = "right", basis: str = "dct2"
-) -> Array:
-    _check(coeffs, indices, n, atoms, basis, side)
+def _outputs(coeffs: Array, indices: Array, n: int, *_: Any, side: str, **__: Any) -> Array:
     *batch, m, r = coeffs.shape
     return empty(coeffs, (*batch, n, r) if side == "left" else (*batch, m, n), dtype_name(coeffs))
 
 
-def _run(
-    coeffs: Array, indices: Array, n: int, atoms: Array | None = None, *, side: str = "right", basis: str = "dct2"
-) -> Array:
-    out = _fake(coeffs, indices, n, atoms, side=side, basis=basis)
+def _project_back(out: Array, coeffs: Array, indices: Array, n: int, atoms: Array | None, **options: Any) -> None:
     named = {"coeffs": coeffs, "indices": indices, "basis": atoms}
-    options = {"basis": basis, "atoms": atoms, "side": side}
+    options["atoms"] = atoms
     call_named(_OP, _core.dct_project_back, out, coeffs, contiguous(indices), arrays=named, **options)
-    return out
 
 
 def contiguous(indices: Array) -> Array:
@@ -105,13 +97,12 @@ def contiguous(indices: Array) -> Array:
     return indices if indices.flags.c_contiguous else indices.copy()
 
 
-declare(
-    "dct_select",
-    Op(
-        'dct_project_back(Tensor coeffs, Tensor indices, int n, Tensor? atoms=None, *, str side="right", '
-        'str basis="dct2") -> Tensor',
-        run=_run,
-        fake=_fake,
-        leading=("coeffs", "indices"),
-    ),
+_PROJECT_BACK = Op(
+    'dct_project_back(Tensor coeffs, Tensor indices, int n, Tensor? atoms=None, *, str side="right", '
+    'str basis="dct2") -> Tensor',
+    check=_check,
+    outputs=_outputs,
+    kernel=_project_back,
+    leading=("coeffs", "indices"),
 )
+declare("dct_select", _PROJECT_BACK)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lowrank_core import _core
 from lowrank_core.ops.arrays import (
     Array,
@@ -14,7 +16,7 @@ from lowrank_core.ops.arrays import (
 )
 from lowrank_core.ops.dct_select.selection import SETTINGS, Selection, Triplet, check_select, outputs, resolve
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call
 
 _OP = "dct_select_feedback_"
 
@@ -60,19 +62,14 @@ def dct_select_feedback_(
     name, atoms, where = resolve(_OP, g, basis, side)
     if is_torch(g):
         check_in_place(_OP, "residual", residual)
-        _check(residual, g, rank, atoms, keep, name, where, norm_ord)
-        run = torch_ops().dct_select_feedback_
-        out = run(residual, g, rank, atoms, keep=keep, basis=name, side=where, norm_ord=norm_ord)
-    else:
-        out = _run(residual, g, rank, atoms, keep=keep, basis=name, side=where, norm_ord=norm_ord)
-    indices, coeffs, captured = out
+    indices, coeffs, captured = call(
+        _FEEDBACK, residual, g, rank, atoms, keep=keep, basis=name, side=where, norm_ord=norm_ord
+    )
     return Selection(indices, coeffs, captured, where)
 
 
-def _check(
-    residual: Array, g: Array, rank: int, atoms: Array | None, keep: float, basis: str, side: str, norm_ord: int
-) -> None:
-    check_select(_OP, g, rank, atoms, basis, side, norm_ord)
+def _check(residual: Array, g: Array, rank: int, atoms: Array | None, *, keep: float, **options: Any) -> None:
+    check_select(_OP, g, rank, atoms, **options)
     check_array(_OP, "residual", residual)
     check_same(_OP, "residual", residual, g)
     if tuple(residual.shape) != tuple(g.shape):
@@ -84,45 +81,20 @@ def _check(
         raise ValueError(f"{_OP}: `keep` must be between 0 and 1, got {keep}")
 
 
-def _fake(
-    residual: Array,
-    g: Array,
-    rank: int,
-    atoms: Array | None = None,
-    *,
-    keep: float = 0.0,
-    basis: str = "dct2",
-    side: str = "right",
-    norm_ord: int = 2,
-) -> Triplet:
-    _check(residual, g, rank, atoms, keep, basis, side, norm_ord)
-    return outputs(g, rank, side)
+def _outputs(residual: Array, *args: Any, keep: float, **options: Any) -> Triplet:
+    return outputs(*args, **options)
 
 
-def _run(
-    residual: Array,
-    g: Array,
-    rank: int,
-    atoms: Array | None = None,
-    *,
-    keep: float = 0.0,
-    basis: str = "dct2",
-    side: str = "right",
-    norm_ord: int = 2,
-) -> Triplet:
-    out = _fake(residual, g, rank, atoms, keep=keep, basis=basis, side=side, norm_ord=norm_ord)
+def _select(out: Triplet, residual: Array, g: Array, rank: int, atoms: Array | None, **options: Any) -> None:
     arrays = {"g": g, "residual": residual, "basis": atoms}
-    options = {"keep": keep, "basis": basis, "atoms": atoms, "side": side, "norm_ord": norm_ord}
-    call_finite(_OP, _core.dct_select_feedback, *out, residual, g, arrays=arrays, **options)
-    return out
+    call_finite(_OP, _core.dct_select_feedback, *out, residual, g, arrays=arrays, atoms=atoms, **options)
 
 
-declare(
-    "dct_select",
-    Op(
-        "dct_select_feedback_(Tensor(a!) residual, Tensor g, int rank, Tensor? atoms=None, *, float keep=0.0, "
-        f"{SETTINGS}) -> (Tensor, Tensor, Tensor)",
-        run=_run,
-        fake=_fake,
-    ),
+_FEEDBACK = Op(
+    "dct_select_feedback_(Tensor(a!) residual, Tensor g, int rank, Tensor? atoms=None, *, float keep=0.0, "
+    f"{SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    check=_check,
+    outputs=_outputs,
+    kernel=_select,
 )
+declare("dct_select", _FEEDBACK)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, call_named, check_array, check_same, dtype_name, empty, is_torch
+from lowrank_core.ops.arrays import Array, call_named, check_array, check_same, dtype_name, empty
 from lowrank_core.ops.dct_select.back import check_indices, contiguous
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call
 
 _OP = "rotate_moments"
 
@@ -41,11 +41,8 @@ def rotate_moments(m: Array, v: Array, old_indices: Array, new_indices: Array, *
       >>> lc.rotate_moments(m, v, np.array([0, 5]), np.array([5, 7]), side="right")
       (array([[2., 0.]]), array([[4., 0.]]))
     """
-    if is_torch(m):
-        _check(m, v, old_indices, new_indices, side)  # before torch's schema
-        rotated_m, rotated_v = torch_ops().rotate_moments(m, v, old_indices, new_indices, side)
-        return rotated_m, rotated_v
-    return _rotate(m, v, old_indices, new_indices, side)
+    rotated_m, rotated_v = call(_ROTATE, m, v, old_indices, new_indices, side)
+    return rotated_m, rotated_v
 
 
 def _check(m: Array, v: Array, old_indices: Array, new_indices: Array, side: str) -> None:
@@ -62,28 +59,24 @@ def _check(m: Array, v: Array, old_indices: Array, new_indices: Array, side: str
     check_indices(_OP, "new_indices", new_indices, m, (*batch, count))
 
 
-def _fake_rotate(m: Array, v: Array, old_indices: Array, new_indices: Array, side: str) -> tuple[Array, Array]:
-    _check(m, v, old_indices, new_indices, side)
+def _outputs(m: Array, v: Array, old_indices: Array, new_indices: Array, side: str) -> tuple[Array, Array]:
     *batch, rows, cols = m.shape
     rank = new_indices.shape[-1]
     shape = (*batch, rank, cols) if side == "left" else (*batch, rows, rank)
     return empty(m, shape, dtype_name(m)), empty(v, shape, dtype_name(v))
 
 
-def _rotate(m: Array, v: Array, old_indices: Array, new_indices: Array, side: str) -> tuple[Array, Array]:
-    out = _fake_rotate(m, v, old_indices, new_indices, side)
+def _rotate(out: tuple[Array, Array], m: Array, v: Array, old_indices: Array, new_indices: Array, side: str) -> None:
     named = {"m": m, "v": v, "old_indices": old_indices, "new_indices": new_indices}
     indices = (contiguous(old_indices), contiguous(new_indices))
     call_named(_OP, _core.rotate_moments, *out, m, v, *indices, arrays=named, side=side)
-    return out
 
 
-declare(
-    "dct_select",
-    Op(
-        "rotate_moments(Tensor m, Tensor v, Tensor old_indices, Tensor new_indices, str side) -> (Tensor, Tensor)",
-        run=_rotate,
-        fake=_fake_rotate,
-        leading=("m", "v", "old_indices", "new_indices"),
-    ),
+_ROTATE = Op(
+    "rotate_moments(Tensor m, Tensor v, Tensor old_indices, Tensor new_indices, str side) -> (Tensor, Tensor)",
+    check=_check,
+    outputs=_outputs,
+    kernel=_rotate,
+    leading=("m", "v", "old_indices", "new_indices"),
 )
+declare("dct_select", _ROTATE)

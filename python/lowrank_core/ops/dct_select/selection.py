@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 from lowrank_core import _core
 from lowrank_core.ops.arrays import (
@@ -13,11 +14,10 @@ from lowrank_core.ops.arrays import (
     check_same,
     dtype_name,
     empty,
-    is_torch,
     plain_ints,
 )
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call
 
 BASES = ("dct2", "dct3", "identity", "hadamard")
 Triplet: TypeAlias = tuple[Array, Array, Array]
@@ -70,12 +70,7 @@ def dct_select(g: Array, rank: int, *, basis: str | Array = "dct2", side: str = 
     """
     rank, norm_ord = plain_ints(rank, norm_ord)
     name, atoms, where = resolve("dct_select", g, basis, side)
-    if is_torch(g):
-        check_select("dct_select", g, rank, atoms, name, where, norm_ord)  # before torch's schema
-        run = torch_ops().dct_select
-    else:
-        run = _select
-    indices, coeffs, captured = run(g, rank, atoms, basis=name, side=where, norm_ord=norm_ord)
+    indices, coeffs, captured = call(_DCT_SELECT, g, rank, atoms, basis=name, side=where, norm_ord=norm_ord)
     return Selection(indices, coeffs, captured, where)
 
 
@@ -121,7 +116,7 @@ def check_side(op: str, side: str) -> None:
         raise ValueError(f"{op}: `side` must be 'left' or 'right', got {side!r}")
 
 
-def check_select(op: str, g: Array, rank: int, atoms: Array | None, basis: str, side: str, norm_ord: int) -> None:
+def check_select(op: str, g: Array, rank: int, atoms: Array | None, *, basis: str, side: str, norm_ord: int) -> None:
     check_array(op, "g", g)
     check_side(op, side)
     n = g.shape[-2] if side == "left" else g.shape[-1]
@@ -130,43 +125,27 @@ def check_select(op: str, g: Array, rank: int, atoms: Array | None, basis: str, 
     check_basis(op, g, n, atoms, basis)
 
 
-# ---- allocation: all that the fake kernels do after the check ------------------------------------------------------
+# ---- allocation and computation ------------------------------------------------------------------------------------
 
 
-def outputs(g: Array, rank: int, side: str) -> Triplet:
+def outputs(g: Array, rank: int, atoms: Array | None, *, side: str, **_: Any) -> Triplet:
     batch, (m, n) = tuple(g.shape[:-2]), g.shape[-2:]
     tail = (rank, n) if side == "left" else (m, rank)
     coeffs = empty(g, (*batch, *tail), dtype_name(g))
     return empty(g, (*batch, rank), "int64"), coeffs, empty(g, batch, "float64")
 
 
-def _fake_select(
-    g: Array, rank: int, atoms: Array | None = None, *, basis: str = "dct2", side: str = "right", norm_ord: int = 2
-) -> Triplet:
-    check_select("dct_select", g, rank, atoms, basis, side, norm_ord)
-    return outputs(g, rank, side)
-
-
-# ---- computation ---------------------------------------------------------------------------------------------------
-
-
-def _select(
-    g: Array, rank: int, atoms: Array | None = None, *, basis: str = "dct2", side: str = "right", norm_ord: int = 2
-) -> Triplet:
-    out = _fake_select(g, rank, atoms, basis=basis, side=side, norm_ord=norm_ord)
-    options = {"basis": basis, "atoms": atoms, "side": side, "norm_ord": norm_ord}
-    call_finite("dct_select", _core.dct_select, *out, g, arrays={"g": g, "basis": atoms}, **options)
-    return out
+def _select(out: Triplet, g: Array, rank: int, atoms: Array | None, **options: Any) -> None:
+    call_finite("dct_select", _core.dct_select, *out, g, arrays={"g": g, "basis": atoms}, atoms=atoms, **options)
 
 
 SETTINGS = 'str basis="dct2", str side="right", int norm_ord=2'
 
-declare(
-    "dct_select",
-    Op(
-        f"dct_select(Tensor g, int rank, Tensor? atoms=None, *, {SETTINGS}) -> (Tensor, Tensor, Tensor)",
-        run=_select,
-        fake=_fake_select,
-        leading=("g",),
-    ),
+_DCT_SELECT = Op(
+    f"dct_select(Tensor g, int rank, Tensor? atoms=None, *, {SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    check=partial(check_select, "dct_select"),
+    outputs=outputs,
+    kernel=_select,
+    leading=("g",),
 )
+declare("dct_select", _DCT_SELECT)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from lowrank_core import _core
 from lowrank_core.ops.arrays import Array, call_named, check_array, check_int, dtype_name, empty, is_torch, plain_int
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call
 
 LONGEST = 2**29 - 1  # up to which angles are exact
 
@@ -36,10 +38,7 @@ def dct(x: Array, *, dim: int = -1) -> Array:
       array([2., 0., 0., 0.])
     """
     dim = plain_int(dim)
-    if is_torch(x):
-        _check("dct", x, dim)  # before torch's schema, which has its own words
-        return torch_ops().dct(x, dim)
-    return _dct(x, dim)
+    return call(_DCT, x, dim)
 
 
 def idct(x: Array, *, dim: int = -1) -> Array:
@@ -53,10 +52,7 @@ def idct(x: Array, *, dim: int = -1) -> Array:
       >>> assert np.allclose(lc.idct(lc.dct(x, dim=0), dim=0), x)
     """
     dim = plain_int(dim)
-    if is_torch(x):
-        _check("idct", x, dim)
-        return torch_ops().idct(x, dim)
-    return _idct(x, dim)
+    return call(_IDCT, x, dim)
 
 
 def _check(op: str, x: Array, dim: int) -> None:
@@ -74,43 +70,16 @@ def _last(x: Array, dim: int) -> Array:
     return x.transpose(*order, dim % x.ndim)
 
 
-def _fake(op: str, x: Array, dim: int) -> Array:
-    _check(op, x, dim)
+def _like(x: Array, dim: int) -> Array:
     return empty(x, tuple(x.shape), dtype_name(x))
 
 
-def _transform(op: str, x: Array, dim: int, basis: str) -> Array:
-    out = _fake(op, x, dim)
+def _transform(op: str, basis: str, out: Array, x: Array, dim: int) -> None:
     call_named(op, _core.dct_transform, _last(out, dim), _last(x, dim), arrays={"x": x}, basis=basis)
-    return out
 
 
-def _dct(x: Array, dim: int = -1) -> Array:
-    return _transform("dct", x, dim, "dct2")
-
-
-def _idct(x: Array, dim: int = -1) -> Array:
-    return _transform("idct", x, dim, "dct3")
-
-
-def _fake_dct(x: Array, dim: int = -1) -> Array:
-    return _fake("dct", x, dim)
-
-
-def _fake_idct(x: Array, dim: int = -1) -> Array:
-    return _fake("idct", x, dim)
-
-
-declare(
-    "dct_select",
-    Op(
-        "dct(Tensor x, int dim=-1) -> Tensor",
-        run=_dct,
-        fake=_fake_dct,
-    ),
-    Op(
-        "idct(Tensor x, int dim=-1) -> Tensor",
-        run=_idct,
-        fake=_fake_idct,
-    ),
+_DCT, _IDCT = (
+    Op(f"{name}(Tensor x, int dim=-1) -> Tensor", partial(_check, name), _like, partial(_transform, name, basis))
+    for name, basis in (("dct", "dct2"), ("idct", "dct3"))
 )
+declare("dct_select", _DCT, _IDCT)

@@ -30,7 +30,7 @@ from lowrank_core.ops.int4_project.matrix import (
     has_offsets,
     with_size,
 )
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call
 
 ROUNDINGS = ("nearest", "stochastic")
 Grids = tuple[Array, Array, Array]
@@ -79,16 +79,8 @@ def quantize_int4(
       ((8, 64), (8, 1))
     """
     group_size, dim, seed = plain_ints(group_size, dim, seed)
-    _check_quantize(x, group_size, dim, scheme, rounding, seed)
-    settings: dict[str, Any] = {
-        "group_size": group_size,
-        "dim": dim,
-        "scheme": scheme,
-        "rounding": rounding,
-        "seed": seed,
-    }
-    quantize = torch_ops().quantize_int4 if is_torch(x) else _quantize
-    packed, scales, offsets = quantize(x, **settings)
+    settings = {"group_size": group_size, "dim": dim, "scheme": scheme, "rounding": rounding, "seed": seed}
+    packed, scales, offsets = call(_QUANTIZE, x, **settings)
     kept = offsets if has_offsets(scheme) else None
     return Int4Matrix(packed, scales, kept, tuple(x.shape), dim % x.ndim, group_size, scheme)
 
@@ -116,20 +108,16 @@ def dequantize_int4(q: Int4Matrix, dtype: Any = None) -> Array:
       >>> assert (np.abs(lc.dequantize_int4(q) - x) <= 0.5001 * q.scales).all()  # half a step
     """
     check_codes("dequantize_int4", q)
-    wanted = _dtype("dequantize_int4", dtype, q.packed)
-    settings: dict[str, Any] = {"dim": q.dim, "group_size": q.group_size, "scheme": q.scheme}
-    if is_torch(q.packed):
-        torch_dtype = getattr(sys.modules["torch"], wanted)
-        out = torch_ops().dequantize_int4(q.packed, q.scales, q.offsets, q.shape, **settings, dtype=torch_dtype)
-    else:
-        out = _dequantize(q.packed, q.scales, q.offsets, q.shape, **settings, dtype=wanted)
-    return out
+    wanted = _dtype(dtype, q.packed)
+    settings = {"dim": q.dim, "group_size": q.group_size, "scheme": q.scheme}
+    given = getattr(sys.modules["torch"], wanted) if is_torch(q.packed) else wanted
+    return call(_DEQUANTIZE, q.packed, q.scales, q.offsets, q.shape, **settings, dtype=given)
 
 
 # ---- the contract --------------------------------------------------------------------------------------------------
 
 
-def _check_quantize(x: Array, group_size: int, dim: int, scheme: str, rounding: str, seed: int) -> None:
+def _check_quantize(x: Array, *, group_size: int, dim: int, scheme: str, rounding: str, seed: int) -> None:
     op = "quantize_int4"
     check_array(op, "x", x, ndim=1)
     check_group_size(op, group_size)
@@ -139,7 +127,23 @@ def _check_quantize(x: Array, group_size: int, dim: int, scheme: str, rounding: 
     check_int(op, "seed", seed, 0, MAX_SEED)
 
 
-def _dtype(op: str, dtype: Any, like: Array) -> str:
+def _check_dequantize(
+    packed: Array,
+    scales: Array,
+    offsets: Array | None,
+    shape: tuple[int, ...],
+    *,
+    dim: int,
+    group_size: int,
+    scheme: str,
+    dtype: Any,
+) -> None:
+    check_codes("dequantize_int4", Int4Matrix(packed, scales, offsets, tuple(shape), dim, group_size, scheme))
+    _dtype(dtype, packed)
+
+
+def _dtype(dtype: Any, like: Array) -> str:
+    """Its name; refuses what `like`'s library does not decode to."""
     torch_like = is_torch(like)
     allowed = ("float32", "float64", "bfloat16", "float16") if torch_like else ("float32", "float64")
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
@@ -149,23 +153,14 @@ def _dtype(op: str, dtype: Any, like: Array) -> str:
         except TypeError:
             name = str(dtype)
     if name not in allowed:
-        raise TypeError(f"{op}: `dtype` must be {' or '.join(allowed)}, got {dtype!r}")
+        raise TypeError(f"dequantize_int4: `dtype` must be {' or '.join(allowed)}, got {dtype!r}")
     return name
 
 
 # ---- the operators -------------------------------------------------------------------------------------------------
 
 
-def _fake_quantize(
-    x: Array,
-    *,
-    group_size: int = 128,
-    dim: int = -1,
-    scheme: str = "affine",
-    rounding: str = "nearest",
-    seed: int = 0,
-) -> Grids:
-    _check_quantize(x, group_size, dim, scheme, rounding, seed)
+def _grids(x: Array, *, group_size: int, dim: int, scheme: str, **_: Any) -> Grids:
     shape, at = tuple(x.shape), dim % x.ndim
     groups = groups_of(shape[at], group_size)
     grid = "bfloat16" if is_torch(x) else "float32"
@@ -174,76 +169,45 @@ def _fake_quantize(
     return packed, scales, empty(x, with_size(shape, at, groups if has_offsets(scheme) else 0), grid)
 
 
-def _quantize(
-    x: Array,
-    *,
-    group_size: int = 128,
-    dim: int = -1,
-    scheme: str = "affine",
-    rounding: str = "nearest",
-    seed: int = 0,
-) -> Grids:
-    out = _fake_quantize(x, group_size=group_size, dim=dim, scheme=scheme, rounding=rounding, seed=seed)
-    call_finite(
-        "quantize_int4",
-        _core.quantize_int4,
-        *out[:2],
-        out[2] if has_offsets(scheme) else None,
-        x,
-        arrays={"x": x},
-        dim=dim % x.ndim,
-        group_size=group_size,
-        scheme=scheme,
-        seed=seed if rounding == "stochastic" else None,
-    )
-    return out
+def _quantize(out: Grids, x: Array, *, dim: int, scheme: str, rounding: str, seed: int, **options: Any) -> None:
+    options |= {"dim": dim % x.ndim, "scheme": scheme, "seed": seed if rounding == "stochastic" else None}
+    packed, scales, offsets = out
+    given = offsets if has_offsets(scheme) else None
+    call_finite("quantize_int4", _core.quantize_int4, packed, scales, given, x, arrays={"x": x}, **options)
 
 
-def _fake_dequantize(
-    packed: Array,
-    scales: Array,
-    offsets: Array | None,
-    shape: tuple[int, ...],
-    *,
-    dim: int,
-    group_size: int,
-    scheme: str,
-    dtype: Any = None,
-) -> Array:
-    check_codes("dequantize_int4", Int4Matrix(packed, scales, offsets, tuple(shape), dim, group_size, scheme))
-    return empty(packed, tuple(shape), _dtype("dequantize_int4", dtype, packed))
+def _decoded(
+    packed: Array, scales: Array, offsets: Array | None, shape: tuple[int, ...], *, dtype: Any, **_: Any
+) -> Any:
+    return empty(packed, tuple(shape), _dtype(dtype, packed))
 
 
 def _dequantize(
+    out: Array,
     packed: Array,
     scales: Array,
     offsets: Array | None,
     shape: tuple[int, ...],
     *,
-    dim: int,
-    group_size: int,
-    scheme: str,
-    dtype: Any = None,
-) -> Array:
-    settings: dict[str, Any] = {"dim": dim, "group_size": group_size, "scheme": scheme}
-    out = _fake_dequantize(packed, scales, offsets, shape, **settings, dtype=dtype)
+    dtype: Any,
+    **settings: Any,
+) -> None:
     named = {"q.packed": packed, "q.scales": scales, "q.offsets": offsets}
     call_named("dequantize_int4", _core.dequantize_int4, out, packed, scales, offsets, arrays=named, **settings)
-    return out
 
 
-declare(
-    "int4_project",
-    Op(
-        "quantize_int4(Tensor x, *, int group_size=128, int dim=-1, str scheme='affine', str rounding='nearest', "
-        "int seed=0) -> (Tensor, Tensor, Tensor)",
-        run=_quantize,
-        fake=_fake_quantize,
-    ),
-    Op(
-        "dequantize_int4(Tensor packed, Tensor scales, Tensor? offsets, SymInt[] shape, *, int dim, int group_size, "
-        "str scheme, ScalarType? dtype=None) -> Tensor",
-        run=_dequantize,
-        fake=_fake_dequantize,
-    ),
+_QUANTIZE = Op(
+    "quantize_int4(Tensor x, *, int group_size=128, int dim=-1, str scheme='affine', str rounding='nearest', "
+    "int seed=0) -> (Tensor, Tensor, Tensor)",
+    check=_check_quantize,
+    outputs=_grids,
+    kernel=_quantize,
 )
+_DEQUANTIZE = Op(
+    "dequantize_int4(Tensor packed, Tensor scales, Tensor? offsets, SymInt[] shape, *, int dim, int group_size, "
+    "str scheme, ScalarType? dtype=None) -> Tensor",
+    check=_check_dequantize,
+    outputs=_decoded,
+    kernel=_dequantize,
+)
+declare("int4_project", _QUANTIZE, _DEQUANTIZE)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, call_named, check_array, check_same, dtype_name, empty, is_torch
+from lowrank_core.ops.arrays import Array, call_named, check_array, check_same, dtype_name, empty
 from lowrank_core.ops.declare import Op, declare
 from lowrank_core.ops.int4_project.matrix import Int4Matrix, check_codes
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call
 
 
 def int4_project(q: Int4Matrix, g: Array) -> Array:
@@ -36,7 +37,7 @@ def int4_project(q: Int4Matrix, g: Array) -> Array:
       >>> lc.int4_project(packed, g).shape
       (4, 10)
     """
-    return _call("int4_project", q, g)
+    return _call(_PROJECT, q, g)
 
 
 def int4_project_back(q: Int4Matrix, r: Array) -> Array:
@@ -58,17 +59,25 @@ def int4_project_back(q: Int4Matrix, r: Array) -> Array:
       >>> lc.int4_project_back(packed, r).shape
       (64, 10)
     """
-    return _call("int4_project_back", q, r)
+    return _call(_PROJECT_BACK, q, r)
 
 
-def _call(op: str, q: Int4Matrix, x: Array) -> Array:
-    _check(op, q, x)  # before torch's schema, which has its own words
-    if is_torch(x):
-        return getattr(torch_ops(), op)(q.packed, q.scales, q.offsets, q.shape, q.dim, q.group_size, q.scheme, x)
-    return _run(op, q, x)
+def _call(op: Op, q: Int4Matrix, x: Array) -> Array:
+    _check_product(op.name, q, x)  # before its parts are taken
+    return call(op, q.packed, q.scales, q.offsets, q.shape, q.dim, q.group_size, q.scheme, x)
 
 
-def _check(op: str, q: Int4Matrix, x: Array) -> None:
+def _check(op: str, *arguments: Any) -> None:
+    _check_product(op, *_parted(*arguments))
+
+
+def _parted(*arguments: Any) -> tuple[Int4Matrix, Array]:
+    """What an operator is given: the parts of `q`, then the dense matrix."""
+    *arrays, shape, dim, group_size, scheme, x = arguments
+    return Int4Matrix(arrays[0], arrays[1], arrays[2], tuple(shape), dim, group_size, scheme), x
+
+
+def _check_product(op: str, q: Int4Matrix, x: Array) -> None:
     name, letters, met = ("g", "[..., m, n]", 0) if op == "int4_project" else ("r", "[..., r, n]", 1)
     check_codes(op, q)
     if len(q.shape) != 2:
@@ -81,15 +90,15 @@ def _check(op: str, q: Int4Matrix, x: Array) -> None:
         )
 
 
-def _allocate(op: str, q: Int4Matrix, x: Array) -> Array:
-    _check(op, q, x)
+def _outputs(op: str, *arguments: Any) -> Array:
+    q, x = _parted(*arguments)
     rows = q.shape[1] if op == "int4_project" else q.shape[0]
     return empty(x, (*x.shape[:-2], rows, x.shape[-1]), dtype_name(x))
 
 
-def _run(op: str, q: Int4Matrix, x: Array) -> Array:
-    out = _allocate(op, q, x)
-    name = "g" if op == "int4_project" else "r"
+def _multiply(op: str, out: Array, *arguments: Any) -> None:
+    q, x = _parted(*arguments)
+    back = op == "int4_project_back"
     call_named(
         op,
         _core.int4_project,
@@ -98,59 +107,26 @@ def _run(op: str, q: Int4Matrix, x: Array) -> Array:
         q.scales,
         q.offsets,
         x,
-        arrays={"q.packed": q.packed, "q.scales": q.scales, "q.offsets": q.offsets, name: x},
+        arrays={"q.packed": q.packed, "q.scales": q.scales, "q.offsets": q.offsets, "r" if back else "g": x},
         rows=q.shape[0],
         cols=q.shape[1],
         dim=q.dim,
         group_size=q.group_size,
         scheme=q.scheme,
-        back=op == "int4_project_back",
+        back=back,
     )
-    return out
-
-
-def _matrix(
-    packed: Array,
-    scales: Array,
-    offsets: Array | None,
-    shape: tuple[int, ...],
-    dim: int,
-    group_size: int,
-    scheme: str,
-) -> Int4Matrix:
-    return Int4Matrix(packed, scales, offsets, tuple(shape), dim, group_size, scheme)
-
-
-def _project(*arguments: Any) -> Array:
-    return _run("int4_project", _matrix(*arguments[:-1]), arguments[-1])
-
-
-def _project_back(*arguments: Any) -> Array:
-    return _run("int4_project_back", _matrix(*arguments[:-1]), arguments[-1])
-
-
-def _fake_project(*arguments: Any) -> Array:
-    return _allocate("int4_project", _matrix(*arguments[:-1]), arguments[-1])
-
-
-def _fake_project_back(*arguments: Any) -> Array:
-    return _allocate("int4_project_back", _matrix(*arguments[:-1]), arguments[-1])
 
 
 _CODES = "Tensor packed, Tensor scales, Tensor? offsets, SymInt[] shape, int dim, int group_size, str scheme"
 
-declare(
-    "int4_project",
+_PROJECT, _PROJECT_BACK = (
     Op(
-        f"int4_project({_CODES}, Tensor g) -> Tensor",
-        run=_project,
-        fake=_fake_project,
-        leading=("g",),
-    ),
-    Op(
-        f"int4_project_back({_CODES}, Tensor r) -> Tensor",
-        run=_project_back,
-        fake=_fake_project_back,
-        leading=("r",),
-    ),
+        f"{name}({_CODES}, Tensor {dense}) -> Tensor",
+        check=partial(_check, name),
+        outputs=partial(_outputs, name),
+        kernel=partial(_multiply, name),
+        leading=(dense,),
+    )
+    for name, dense in (("int4_project", "g"), ("int4_project_back", "r"))
 )
+declare("int4_project", _PROJECT, _PROJECT_BACK)

@@ -23,7 +23,7 @@ from lowrank_core.ops.arrays import (
 )
 from lowrank_core.ops.declare import Op, declare
 from lowrank_core.ops.kalman_diag.check import check_gain, check_lists, check_numbers, check_step
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call, flag, torch_ops
 
 GAIN, STEP, STEP_ = "kalman_diag_gain", "kalman_diag_step", "kalman_diag_step_"
 
@@ -63,10 +63,7 @@ def kalman_diag_gain(p: Array, h: Array, r: Array | float) -> Array:
     """
     check_array(GAIN, "h", h, ndim=0)
     noise = _noise(r, h)
-    check_gain(p, h, noise)
-    if is_torch(h):
-        return torch_ops().kalman_diag_gain(p, h, noise)
-    return _gain(p, h, noise)
+    return call(_GAIN, p, h, noise)
 
 
 def kalman_diag_step(
@@ -107,11 +104,7 @@ def kalman_diag_step(
       >>> theta.round(6), p.round(6)
       (array([1., 0.]), array([0.5, 1. ]))
     """
-    check_step(STEP, theta, p, jac, score)
-    check_numbers(STEP, lr, kl_limit)
-    if is_torch(theta):
-        return KalmanStep(*torch_ops().kalman_diag_step(theta, p, jac, score, lr=lr, kl_limit=kl_limit))
-    return KalmanStep(*_step(theta, p, jac, score, lr=lr, kl_limit=kl_limit))
+    return KalmanStep(*call(_STEP, theta, p, jac, score, lr=lr, kl_limit=kl_limit))
 
 
 def kalman_diag_step_(
@@ -177,40 +170,43 @@ def _noise(r: Array | float, h: Array) -> Array:
     return sys.modules["cupy"].asarray(float(r)) if is_cupy(h) else np.asarray(float(r))
 
 
-def _fake_gain(p: Array, h: Array, r: Array) -> Array:
-    check_gain(p, h, r)
+def _gain_like(p: Array, h: Array, r: Array) -> Array:
     return empty(h, (h.shape[1], h.shape[0]), dtype_name(h))
 
 
-def _gain(p: Array, h: Array, r: Array) -> Array:
-    k = _fake_gain(p, h, r)
+def _gain(k: Array, p: Array, h: Array, r: Array) -> None:
     try:
         call_named(GAIN, _core.kalman_diag_gain, k, p, h, r, arrays={"p": p, "h": h, "r": r})
     except FloatingPointError:
         _refuse(GAIN, [p], {"p": [p], "h": [h]})
-    return k
 
 
-def _fake_step(
-    theta: Array, p: Array, jac: Array, score: Array, *, lr: float, kl_limit: float | None
-) -> tuple[Array, Array]:
+def _check_step(theta: Array, p: Array, jac: Array, score: Array, *, lr: float, kl_limit: float | None) -> None:
     check_step(STEP, theta, p, jac, score)
     check_numbers(STEP, lr, kl_limit)
+
+
+def _step_like(theta: Array, p: Array, *_: Any, **__: Any) -> tuple[Array, Array]:
     shape = tuple(theta.shape)
     return empty(theta, shape, dtype_name(theta)), empty(p, shape, dtype_name(p))
 
 
 def _step(
-    theta: Array, p: Array, jac: Array, score: Array, *, lr: float, kl_limit: float | None
-) -> tuple[Array, Array]:
-    out = _fake_step(theta, p, jac, score, lr=lr, kl_limit=kl_limit)
+    out: tuple[Array, Array],
+    theta: Array,
+    p: Array,
+    jac: Array,
+    score: Array,
+    *,
+    lr: float,
+    kl_limit: float | None,
+) -> None:
     given = _flattened([theta], [p], [jac], [score])
     new = ([out[0].reshape(-1)], [out[1].reshape(-1)])
     named = {"theta": theta, "p": p, "jac": jac, "score": score}
     options = {"lr": lr, "limit": _limit(kl_limit)}
     if not call_named(STEP, _core.kalman_diag_step, *new, *given, arrays=named, **options):
         _refuse(STEP, [p], {"p": [p], "jac": [jac], "score": [score]})
-    return out
 
 
 def _step_list(
@@ -252,43 +248,34 @@ def _refuse(op: str, p: list[Array], named: dict[str, list[Array]]) -> NoReturn:
     raise ValueError(f"{op}: `{jac}` must have products with p that fit float64, got larger ones; scale it down")
 
 
-def _step_tensors(
-    theta: list[Array], p: list[Array], jac: list[Array], score: list[Array], *, lr: float, kl_limit: float | None
-) -> Any:
+def _check_list(*lists: list[Array], lr: float, kl_limit: float | None) -> None:
+    check_lists(STEP_, *lists, single=False)
+    check_numbers(STEP_, lr, kl_limit)
+
+
+def _step_tensors(*lists: list[Array], **options: Any) -> Any:
     import torch
 
-    check_lists(STEP_, theta, p, jac, score, single=False)
-    check_numbers(STEP_, lr, kl_limit)
-    return torch.tensor(_step_list(theta, p, jac, score, lr=lr, kl_limit=kl_limit), device="cpu")
+    _check_list(*lists, **options)
+    return torch.tensor(_step_list(*lists, **options), device="cpu")
 
 
-def _fake_step_tensors(
-    theta: list[Array], p: list[Array], jac: list[Array], score: list[Array], *, lr: float, kl_limit: float | None
-) -> Any:
-    import torch
-
-    check_lists(STEP_, theta, p, jac, score, single=False)
-    check_numbers(STEP_, lr, kl_limit)
-    return torch.empty((), dtype=torch.bool, device="cpu")
-
-
-declare(
-    "kalman_diag",
-    Op(
-        "kalman_diag_gain(Tensor p, Tensor h, Tensor r) -> Tensor",
-        run=_gain,
-        fake=_fake_gain,
-    ),
-    Op(
-        "kalman_diag_step(Tensor theta, Tensor p, Tensor jac, Tensor score, *, float lr, float? kl_limit) "
-        "-> (Tensor, Tensor)",
-        run=_step,
-        fake=_fake_step,
-    ),
-    Op(
-        "kalman_diag_step_(Tensor(a!)[] theta, Tensor(b!)[] p, Tensor[] jac, Tensor[] score, *, float lr, "
-        "float? kl_limit) -> Tensor",
-        run=_step_tensors,
-        fake=_fake_step_tensors,
-    ),
+_GAIN = Op(
+    "kalman_diag_gain(Tensor p, Tensor h, Tensor r) -> Tensor", check=check_gain, outputs=_gain_like, kernel=_gain
 )
+_STEP = Op(
+    "kalman_diag_step(Tensor theta, Tensor p, Tensor jac, Tensor score, *, float lr, float? kl_limit) "
+    "-> (Tensor, Tensor)",
+    check=_check_step,
+    outputs=_step_like,
+    kernel=_step,
+)
+_STEP_LIST = Op(
+    "kalman_diag_step_(Tensor(a!)[] theta, Tensor(b!)[] p, Tensor[] jac, Tensor[] score, *, float lr, "
+    "float? kl_limit) -> Tensor",
+    check=_check_list,
+    outputs=flag,
+    kernel=_step_tensors,
+    fills=False,
+)
+declare("kalman_diag", _GAIN, _STEP, _STEP_LIST)

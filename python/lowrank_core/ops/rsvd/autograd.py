@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_core.ops.declare import Op, declare
+from lowrank_core.ops.declare import Op, declare, unchecked
 from lowrank_core.ops.operators import torch_ops
 from lowrank_core.ops.torch_autograd import Rules, multilinear
 
@@ -193,10 +193,6 @@ def _rsvd_backward(a: Tensor, u: Tensor, s: Tensor, vh: Tensor, du: Tensor, ds: 
         return svd_vjp(a.to(u.dtype), u, s, vh.mT, du, ds, dvh.mT).to(a.dtype)
 
 
-def _fake_rsvd_backward(a: Tensor, u: Tensor, s: Tensor, vh: Tensor, du: Tensor, ds: Tensor, dvh: Tensor) -> Tensor:
-    return torch.empty_like(a)
-
-
 def save_rsvd_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -251,8 +247,10 @@ declare(
     "rsvd",
     Op(
         "rsvd_backward(Tensor a, Tensor u, Tensor s, Tensor vh, Tensor du, Tensor ds, Tensor dvh) -> Tensor",
-        run=_rsvd_backward,
-        fake=_fake_rsvd_backward,
+        check=unchecked,
+        outputs=lambda a, *_: torch.empty_like(a),
+        kernel=_rsvd_backward,
+        fills=False,
         leading=("a", "u", "s", "vh", "du", "ds", "dvh"),
     ),
 )

@@ -18,12 +18,11 @@ from lowrank_core.ops.arrays import (
     dtype_name,
     empty,
     factor_dtype,
-    is_torch,
     plain_int,
     plain_ints,
 )
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops, without_derivative
+from lowrank_core.ops.operators import call, without_derivative
 from lowrank_core.ops.rsvd.fixed_rank import RSVD, triplet
 
 # Below these relative errors the energy left is a difference of equal numbers (docs/numerics.md).
@@ -130,10 +129,7 @@ def factored_svd(b: Array, a: Array, *, rank: int | None = None) -> RSVD:
       >>> assert np.allclose(u * s @ vh, b @ a)
     """
     rank = plain_int(rank)
-    if is_torch(b):
-        _check_product(b, a, rank)
-        return RSVD(*torch_ops().factored_svd(b, a, rank=rank))
-    return RSVD(*_factored_svd(b, a, rank=rank))
+    return RSVD(*call(_FACTORED_SVD, b, a, rank=rank))
 
 
 def orthonormalize(y: Array, *, method: str = "auto") -> Array:
@@ -161,10 +157,7 @@ def orthonormalize(y: Array, *, method: str = "auto") -> Array:
       >>> q = lc.orthonormalize(np.array([[3.0, 1.0], [4.0, 1.0], [0.0, 1.0]]))
       >>> assert np.allclose(q.T @ q, np.eye(2))
     """
-    if is_torch(y):
-        _check_tall(y, method)
-        return torch_ops().orthonormalize(y, method=method)
-    return _orthonormalize(y, method=method)
+    return call(_ORTHONORMALIZE, y, method=method)
 
 
 # ---- contract and allocation ---------------------------------------------------------------------------------------
@@ -182,7 +175,7 @@ def _target_energy(energy: float | None, tol: float | None) -> float:
     return 1.0 - float(tol) ** 2
 
 
-def _check_product(b: Array, a: Array, rank: int | None) -> None:
+def _check_product(b: Array, a: Array, *, rank: int | None) -> None:
     op = "factored_svd"
     check_array(op, "b", b)
     check_array(op, "a", a)
@@ -198,14 +191,13 @@ def _check_product(b: Array, a: Array, rank: int | None) -> None:
         check_int(op, "rank", rank, 0, min(shape), hint=f" for m, k, n = {shape}")
 
 
-def _fake_factored_svd(b: Array, a: Array, *, rank: int | None = None) -> tuple[Array, Array, Array]:
-    _check_product(b, a, rank)
+def _triplet(b: Array, a: Array, *, rank: int | None) -> tuple[Array, Array, Array]:
     m, n = b.shape[-2], a.shape[-1]
     full = min(m, b.shape[-1], n)
     return triplet(b, tuple(b.shape[:-2]), m, n, full if rank is None else rank)
 
 
-def _check_tall(y: Array, method: str) -> None:
+def _check_tall(y: Array, *, method: str) -> None:
     check_array("orthonormalize", "y", y)
     if method not in METHODS:
         raise ValueError(f"orthonormalize: `method` must be one of {', '.join(METHODS)}, got {method!r}")
@@ -216,8 +208,7 @@ def _check_tall(y: Array, method: str) -> None:
         )
 
 
-def _fake_orthonormalize(y: Array, *, method: str = "auto") -> Array:
-    _check_tall(y, method)
+def _like(y: Array, **_: Any) -> Array:
     return empty(y, tuple(y.shape), factor_dtype(y))
 
 
@@ -231,34 +222,30 @@ def _qb(a: Array, cap: int, **options: Any) -> tuple[Array, Array, float]:
     return compact(q[:, :rank]), compact(b[:rank]), captured
 
 
-def _factored_svd(b: Array, a: Array, *, rank: int | None = None) -> tuple[Array, Array, Array]:
-    out = _fake_factored_svd(b, a, rank=rank)
+def _factored_svd(out: tuple[Array, ...], b: Array, a: Array, **_: Any) -> None:
     call_finite("factored_svd", _core.factored_svd, *out, b, a, arrays={"b": b, "a": a})
-    return out
 
 
-def _orthonormalize(y: Array, *, method: str = "auto") -> Array:
-    out = _fake_orthonormalize(y, method=method)
+def _orthonormalize(out: Array, y: Array, *, method: str) -> None:
     if not call_finite("orthonormalize", _core.orthonormalize, out, y, arrays={"y": y}, method=method):
         raise RuntimeError(
             f"orthonormalize: `y` must have linearly independent columns for method={method!r}; "
             "use method='auto', which fills the missing directions"
         )
-    return out
 
 
-declare(
-    "rsvd",
-    Op(
-        "factored_svd(Tensor b, Tensor a, *, int? rank=None) -> (Tensor, Tensor, Tensor)",
-        run=_factored_svd,
-        fake=_fake_factored_svd,
-        leading=("b", "a"),
-    ),
-    Op(
-        "orthonormalize(Tensor y, *, str method='auto') -> Tensor",
-        run=_orthonormalize,
-        fake=_fake_orthonormalize,
-        leading=("y",),
-    ),
+_FACTORED_SVD = Op(
+    "factored_svd(Tensor b, Tensor a, *, int? rank=None) -> (Tensor, Tensor, Tensor)",
+    check=_check_product,
+    outputs=_triplet,
+    kernel=_factored_svd,
+    leading=("b", "a"),
 )
+_ORTHONORMALIZE = Op(
+    "orthonormalize(Tensor y, *, str method='auto') -> Tensor",
+    check=_check_tall,
+    outputs=_like,
+    kernel=_orthonormalize,
+    leading=("y",),
+)
+declare("rsvd", _FACTORED_SVD, _ORTHONORMALIZE)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from lowrank_core import _core
 from lowrank_core.ops.arrays import (
@@ -14,13 +15,12 @@ from lowrank_core.ops.arrays import (
     check_same,
     empty,
     factor_dtype,
-    is_torch,
     plain_ints,
     resolve_precision,
     transpose,
 )
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call
 
 
 class RSVD(NamedTuple):
@@ -83,13 +83,8 @@ def rsvd(
       >>> assert np.allclose(u * s @ vh, a)
     """
     rank, oversample, niter, seed = plain_ints(rank, oversample, niter, seed)
-    if is_torch(a):
-        # Before torch's schema, which refuses a wrong type in its own words.
-        _check("rsvd", a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
-        return RSVD(
-            *torch_ops().rsvd(a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
-        )
-    return RSVD(*_rsvd(a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision))
+    options = {"oversample": oversample, "niter": niter, "seed": seed, "precision": precision}
+    return RSVD(*call(_RSVD, a, rank, basis, **options))
 
 
 def svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple[Array, Array, Array]:
@@ -113,11 +108,8 @@ def svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple
       >>> assert np.allclose(u * s @ v.T, a)
     """
     q, niter, seed = plain_ints(q, niter, seed)
-    if is_torch(a):
-        _check("svd_lowrank", a, q, None, oversample=0, niter=niter, seed=seed, precision=None)
-        u, s, v = torch_ops().svd_lowrank(a, q, niter, seed=seed)
-        return u, s, v
-    return _svd_lowrank(a, q, niter, seed=seed)
+    u, s, v = call(_SVD_LOWRANK, a, q, niter, seed=seed)
+    return u, s, v
 
 
 def range_finder(
@@ -147,12 +139,8 @@ def range_finder(
       >>> basis = lc.range_finder(1.1 * a, rank=1, basis=basis, niter=1)  # a warm start
     """
     rank, oversample, niter, seed = plain_ints(rank, oversample, niter, seed)
-    if is_torch(a):
-        _check("range_finder", a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
-        return torch_ops().range_finder(
-            a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision
-        )
-    return _range_finder(a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
+    options = {"oversample": oversample, "niter": niter, "seed": seed, "precision": precision}
+    return call(RANGE_FINDER, a, rank, basis, **options)
 
 
 # ---- contract ------------------------------------------------------------------------------------------------------
@@ -187,7 +175,11 @@ def _check(
         raise ValueError(f"{op}: `niter` must be >= 1 with `basis`, got 0; the basis alone has not seen the matrix")
 
 
-# ---- allocation: all that the fake kernels do after the check ------------------------------------------------------
+def _check_svd_lowrank(a: Array, q: int, niter: int, *, seed: int) -> None:
+    _check("svd_lowrank", a, q, None, oversample=0, niter=niter, seed=seed, precision=None)
+
+
+# ---- allocation ----------------------------------------------------------------------------------------------------
 
 
 def triplet(like: Array, batch: tuple[int, ...], m: int, n: int, rank: int) -> tuple[Array, Array, Array]:
@@ -198,39 +190,18 @@ def triplet(like: Array, batch: tuple[int, ...], m: int, n: int, rank: int) -> t
     return u, s, vh
 
 
-def _fake_rsvd(
-    a: Array,
-    rank: int,
-    basis: Array | None = None,
-    *,
-    oversample: int = 10,
-    niter: int = 2,
-    seed: int = 0,
-    precision: str | None = None,
-) -> tuple[Array, Array, Array]:
-    _check("rsvd", a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
+def _triplet(a: Array, rank: int, *_: Any, **__: Any) -> tuple[Array, Array, Array]:
     m, n = a.shape[-2:]
     return triplet(a, tuple(a.shape[:-2]), m, n, rank)
 
 
-def _fake_svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple[Array, Array, Array]:
-    _check("svd_lowrank", a, q, None, oversample=0, niter=niter, seed=seed, precision=None)
+def _triplet_of_v(a: Array, q: int, *_: Any, **__: Any) -> tuple[Array, Array, Array]:
     m, n = a.shape[-2:]
-    batch, dtype = tuple(a.shape[:-2]), factor_dtype(a)
-    return empty(a, (*batch, m, q), dtype), empty(a, (*batch, q), dtype), empty(a, (*batch, n, q), dtype)
+    u, s, v = (empty(a, (*a.shape[:-2], *tail), factor_dtype(a)) for tail in ((m, q), (q,), (n, q)))
+    return u, s, v
 
 
-def fake_range_finder(
-    a: Array,
-    rank: int,
-    basis: Array | None = None,
-    *,
-    oversample: int = 10,
-    niter: int = 2,
-    seed: int = 0,
-    precision: str | None = None,
-) -> Array:
-    _check("range_finder", a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
+def _basis(a: Array, rank: int, *_: Any, **__: Any) -> Array:
     return empty(a, (*a.shape[:-1], rank), factor_dtype(a))
 
 
@@ -238,96 +209,47 @@ def fake_range_finder(
 
 
 def _rsvd(
-    a: Array,
-    rank: int,
-    basis: Array | None = None,
-    *,
-    oversample: int = 10,
-    niter: int = 2,
-    seed: int = 0,
-    precision: str | None = None,
-) -> tuple[Array, Array, Array]:
-    out = _fake_rsvd(a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
-    call_finite(
-        "rsvd",
-        _core.rsvd,
-        *out,
-        a,
-        arrays={"a": a, "basis": basis},
-        oversample=oversample,
-        niter=niter,
-        basis=basis,
-        seed=seed,
-        precision=resolve_precision("rsvd", precision),
-    )
-    return out
+    out: tuple[Array, ...], a: Array, rank: int, basis: Array | None, *, precision: str | None, **options: Any
+) -> None:
+    options |= {"basis": basis, "precision": resolve_precision("rsvd", precision)}
+    call_finite("rsvd", _core.rsvd, *out, a, arrays={"a": a, "basis": basis}, **options)
 
 
-def _svd_lowrank(a: Array, q: int = 6, niter: int = 2, *, seed: int = 0) -> tuple[Array, Array, Array]:
-    u, s, v = _fake_svd_lowrank(a, q, niter, seed=seed)
-    call_finite(
-        "svd_lowrank",
-        _core.rsvd,
-        u,
-        s,
-        transpose(v),
-        a,
-        arrays={"a": a},
-        oversample=0,
-        niter=niter,
-        seed=seed,
-        precision=resolve_precision("svd_lowrank", None),
-    )
-    return u, s, v
+def _svd_lowrank(out: tuple[Array, ...], a: Array, q: int, niter: int, *, seed: int) -> None:
+    u, s, v = out
+    options = {"oversample": 0, "niter": niter, "seed": seed, "precision": resolve_precision("svd_lowrank", None)}
+    call_finite("svd_lowrank", _core.rsvd, u, s, transpose(v), a, arrays={"a": a}, **options)
 
 
 def _range_finder(
-    a: Array,
-    rank: int,
-    basis: Array | None = None,
-    *,
-    oversample: int = 10,
-    niter: int = 2,
-    seed: int = 0,
-    precision: str | None = None,
-) -> Array:
-    out = fake_range_finder(a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
-    call_finite(
-        "range_finder",
-        _core.range_finder,
-        [out],
-        [a],
-        arrays={"a": a, "basis": basis},
-        oversample=oversample,
-        niter=niter,
-        basis=[basis],
-        seed=[seed],
-        precision=resolve_precision("range_finder", precision),
-    )
-    return out
+    out: Array, a: Array, rank: int, basis: Array | None, *, seed: int, precision: str | None, **options: Any
+) -> None:
+    options |= {"basis": [basis], "seed": [seed], "precision": resolve_precision("range_finder", precision)}
+    call_finite("range_finder", _core.range_finder, [out], [a], arrays={"a": a, "basis": basis}, **options)
 
 
 # torch's autograd takes no keyword-only tensors, so the operators have `basis` third.
 _SETTINGS = "Tensor? basis=None, *, int oversample=10, int niter=2, int seed=0, str? precision=None"
 
-declare(
-    "rsvd",
-    Op(
-        f"rsvd(Tensor a, int rank, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
-        run=_rsvd,
-        fake=_fake_rsvd,
-        leading=("a", "basis"),
-    ),
-    Op(
-        "svd_lowrank(Tensor a, int q=6, int niter=2, *, int seed=0) -> (Tensor, Tensor, Tensor)",
-        run=_svd_lowrank,
-        fake=_fake_svd_lowrank,
-        leading=("a",),
-    ),
-    Op(
-        f"range_finder(Tensor a, int rank, {_SETTINGS}) -> Tensor",
-        run=_range_finder,
-        fake=fake_range_finder,
-        leading=("a", "basis"),
-    ),
+_RSVD = Op(
+    f"rsvd(Tensor a, int rank, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    check=partial(_check, "rsvd"),
+    outputs=_triplet,
+    kernel=_rsvd,
+    leading=("a", "basis"),
 )
+_SVD_LOWRANK = Op(
+    "svd_lowrank(Tensor a, int q=6, int niter=2, *, int seed=0) -> (Tensor, Tensor, Tensor)",
+    check=_check_svd_lowrank,
+    outputs=_triplet_of_v,
+    kernel=_svd_lowrank,
+    leading=("a",),
+)
+RANGE_FINDER = Op(
+    f"range_finder(Tensor a, int rank, {_SETTINGS}) -> Tensor",
+    check=partial(_check, "range_finder"),
+    outputs=_basis,
+    kernel=_range_finder,
+    leading=("a", "basis"),
+)
+declare("rsvd", _RSVD, _SVD_LOWRANK, RANGE_FINDER)

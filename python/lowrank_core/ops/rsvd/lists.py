@@ -8,7 +8,7 @@ from typing import Any
 from lowrank_core import _core
 from lowrank_core.ops.arrays import Array, call_finite, plain_ints, resolve_precision
 from lowrank_core.ops.operators import without_derivative
-from lowrank_core.ops.rsvd.fixed_rank import fake_range_finder
+from lowrank_core.ops.rsvd.fixed_rank import RANGE_FINDER
 
 
 def range_finder_list(
@@ -76,7 +76,7 @@ def range_finder_list(
 def _output(i: int, a: Array, rank: int, basis: Array | None, **options: Any) -> Array:
     """Checks member `i` and allocates its result; a refusal names it by its place."""
     try:
-        return fake_range_finder(a, rank, basis, **options)
+        return RANGE_FINDER.fake(a, rank, basis, **options)
     except (ValueError, TypeError) as error:
         text = str(error).replace("range_finder:", "range_finder_list:", 1)
         for argument, list_of in (("a", "arrays"), ("rank", "ranks"), ("basis", "bases"), ("seed", "seeds")):

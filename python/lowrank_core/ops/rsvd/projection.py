@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from lowrank_core import _core
 from lowrank_core.ops.arrays import (
     Array,
@@ -15,7 +17,7 @@ from lowrank_core.ops.arrays import (
     transpose,
 )
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call
 
 
 def project(g: Array, basis: Array, *, side: str) -> Array:
@@ -43,10 +45,7 @@ def project(g: Array, basis: Array, *, side: str) -> Array:
       >>> lc.project(g, basis, side="left")
       array([[1., 2.]])
     """
-    if is_torch(g):
-        _check("project", g, basis, side, axis=-2)  # before torch's schema, which has its own words
-        return torch_ops().project(g, basis, side)
-    return _project(g, basis, side)
+    return call(_PROJECT, g, basis, side)
 
 
 def project_back(r: Array, basis: Array, *, side: str) -> Array:
@@ -70,15 +69,11 @@ def project_back(r: Array, basis: Array, *, side: str) -> Array:
              [0., 0.],
              [0., 0.]])
     """
-    if is_torch(r):
-        _check("project_back", r, basis, side, axis=-1)
-        return torch_ops().project_back(r, basis, side)
-    return _project_back(r, basis, side)
+    return call(_PROJECT_BACK, r, basis, side)
 
 
-def _check(op: str, x: Array, basis: Array, side: str, axis: int) -> None:
-    """`axis`: which of the basis' last two dimensions meets the matching one of `x`."""
-    name = "g" if op == "project" else "r"
+def _check(op: str, x: Array, basis: Array, side: str) -> None:
+    name, axis = ("g", -2) if op == "project" else ("r", -1)  # which of the basis' dimensions meets the one of `x`
     check_array(op, name, x)
     check_array(op, "basis", basis)
     check_same(op, "basis", basis, x)
@@ -101,7 +96,7 @@ def _check(op: str, x: Array, basis: Array, side: str, axis: int) -> None:
         )
 
 
-def _allocate(op: str, x: Array, basis: Array, side: str) -> Array:
+def _outputs(op: str, x: Array, basis: Array, side: str) -> Array:
     """Output of either direction: the met dimension gives way to the basis' other one."""
     new = basis.shape[-1] if op == "project" else basis.shape[-2]
     tail = (new, x.shape[-1]) if side == "left" else (x.shape[-2], new)
@@ -120,16 +115,12 @@ def _expand(basis: Array, x: Array) -> Array:
     return np.broadcast_to(basis, shape)
 
 
-def _project(g: Array, basis: Array, side: str) -> Array:
-    out = _fake_project(g, basis, side)
+def _project(out: Array, g: Array, basis: Array, side: str) -> None:
     _multiply("project", out, g, _expand(basis, g), side, {"g": g, "basis": basis})
-    return out
 
 
-def _project_back(r: Array, basis: Array, side: str) -> Array:
-    out = _fake_project_back(r, basis, side)
+def _project_back(out: Array, r: Array, basis: Array, side: str) -> None:
     _multiply("project_back", out, r, _expand(transpose(basis), r), side, {"r": r, "basis": basis})
-    return out
 
 
 def _multiply(op: str, out: Array, x: Array, basis: Array, side: str, named: dict[str, Array]) -> None:
@@ -138,28 +129,18 @@ def _multiply(op: str, out: Array, x: Array, basis: Array, side: str, named: dic
     call_named(op, _core.gemm, out, a, b, arrays=named, precision=resolve_precision(op, None))
 
 
-def _fake_project(g: Array, basis: Array, side: str) -> Array:
-    _check("project", g, basis, side, axis=-2)
-    return _allocate("project", g, basis, side)
-
-
-def _fake_project_back(r: Array, basis: Array, side: str) -> Array:
-    _check("project_back", r, basis, side, axis=-1)
-    return _allocate("project_back", r, basis, side)
-
-
-declare(
-    "rsvd",
-    Op(
-        "project(Tensor g, Tensor basis, str side) -> Tensor",
-        run=_project,
-        fake=_fake_project,
-        leading=("g", "basis"),
-    ),
-    Op(
-        "project_back(Tensor r, Tensor basis, str side) -> Tensor",
-        run=_project_back,
-        fake=_fake_project_back,
-        leading=("r", "basis"),
-    ),
+_PROJECT = Op(
+    "project(Tensor g, Tensor basis, str side) -> Tensor",
+    check=partial(_check, "project"),
+    outputs=partial(_outputs, "project"),
+    kernel=_project,
+    leading=("g", "basis"),
 )
+_PROJECT_BACK = Op(
+    "project_back(Tensor r, Tensor basis, str side) -> Tensor",
+    check=partial(_check, "project_back"),
+    outputs=partial(_outputs, "project_back"),
+    kernel=_project_back,
+    leading=("r", "basis"),
+)
+declare("rsvd", _PROJECT, _PROJECT_BACK)

@@ -17,7 +17,7 @@ from lowrank_core.ops.arrays import (
     resolve_precision,
 )
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import flag, torch_ops
 from lowrank_core.ops.subspace_step.check import (
     OP,
     ROUNDINGS,
@@ -135,7 +135,7 @@ def subspace_step_(
             check_in_place(OP, f"{name}[{i}]", array)
     if not any(is_torch(param) for param in params):
         return step_list(*lists, **options)
-    return bool(torch_ops().subspace_step_(*lists, **{**options, "betas": list(betas)}))
+    return bool(torch_ops().subspace_step_(*lists, **options))
 
 
 def project_list(
@@ -192,30 +192,22 @@ def _check(*lists: Any, **options: Any) -> None:
     check_lists(*lists, rule=options["rule"], residual=options["residual"])
 
 
-def _step(*lists: Any, betas: list[float], **options: Any) -> Any:
+def _step(*lists: Any, **options: Any) -> Any:
     import torch
 
-    _check(*lists, betas=tuple(betas), **options)
-    taken = step_list(*lists, betas=(betas[0], betas[1]), **options)
-    return torch.tensor(taken, device="cpu")
+    _check(*lists, **options)
+    return torch.tensor(step_list(*lists, **options), device="cpu")
 
 
-def _fake_step(*lists: Any, betas: list[float], **options: Any) -> Any:
-    import torch
-
-    _check(*lists, betas=tuple(betas), **options)
-    return torch.empty((), dtype=torch.bool, device="cpu")
-
-
-declare(
-    "subspace_step",
-    Op(
-        "subspace_step_(Tensor(a!)[] params, Tensor[] grads, Tensor[] bases, Tensor(b!)[] exp_avg, "
-        "Tensor(c!)[] exp_avg_scales, Tensor(d!)[] exp_avg_sq, Tensor(e!)[] exp_avg_sq_scales, Tensor(f!)[] limits, "
-        "bool[] right, int[] steps, int[] seeds, *, str rule, float[] betas, float eps, float lr, "
-        "float weight_decay, float scale, str residual, float residual_scale, float growth, bool maximize, "
-        "bool stochastic, str precision) -> Tensor",
-        run=_step,
-        fake=_fake_step,
-    ),
+_STEP = Op(
+    "subspace_step_(Tensor(a!)[] params, Tensor[] grads, Tensor[] bases, Tensor(b!)[] exp_avg, "
+    "Tensor(c!)[] exp_avg_scales, Tensor(d!)[] exp_avg_sq, Tensor(e!)[] exp_avg_sq_scales, Tensor(f!)[] limits, "
+    "bool[] right, int[] steps, int[] seeds, *, str rule, float[] betas, float eps, float lr, "
+    "float weight_decay, float scale, str residual, float residual_scale, float growth, bool maximize, "
+    "bool stochastic, str precision) -> Tensor",
+    check=_check,
+    outputs=flag,
+    kernel=_step,
+    fills=False,
 )
+declare("subspace_step", _STEP)

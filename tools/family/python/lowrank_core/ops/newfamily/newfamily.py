@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, call_named, check_array, dtype_name, empty, is_torch
+from lowrank_core.ops.arrays import Array, call_named, check_array, dtype_name, empty
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import torch_ops
+from lowrank_core.ops.operators import call
 
 
 def newfamily(x: Array) -> Array:
@@ -28,10 +28,7 @@ def newfamily(x: Array) -> Array:
       >>> lc.newfamily(np.ones(2, np.float32))
       array([2., 2.], dtype=float32)
     """
-    if is_torch(x):
-        _check(x)  # before torch's schema, which has its own words
-        return torch_ops().newfamily(x)
-    return _run(x)
+    return call(_NEWFAMILY, x)
 
 
 def _check(x: Array) -> None:
@@ -40,15 +37,13 @@ def _check(x: Array) -> None:
         raise TypeError(f"newfamily: `x` must be float32, got {dtype_name(x)}; convert it")
 
 
-def _fake(x: Array) -> Array:
-    _check(x)
+def _outputs(x: Array) -> Array:
     return empty(x, tuple(x.shape), "float32")
 
 
-def _run(x: Array) -> Array:
-    out = _fake(x)
+def _newfamily(out: Array, x: Array) -> None:
     call_named("newfamily", _core.newfamily, out, x, arrays={"x": x})
-    return out
 
 
-declare("newfamily", Op("newfamily(Tensor x) -> Tensor", run=_run, fake=_fake))
+_NEWFAMILY = Op("newfamily(Tensor x) -> Tensor", check=_check, outputs=_outputs, kernel=_newfamily)
+declare("newfamily", _NEWFAMILY)
