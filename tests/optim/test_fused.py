@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core.optim import GaLoreAdamW, fused
-from lowrank_core.optim.codecs import BFloat16, Blocks8, Float32, State
-from lowrank_core.optim.fused import Draft, SubspaceAdam
-from lowrank_core.optim.parts import Bucket
-from lowrank_core.optim.projectors import NoProjection, RandomizedSVD
-from lowrank_core.optim.residuals import Drop
-from lowrank_core.optim.rules import Adam
+from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.fused import SubspaceStep
+from lowrank_core.optim.parts.codecs import Blocks8, Float32
+from lowrank_core.optim.parts.projectors import RandomizedSVD
+from lowrank_core.optim.parts.residuals import Drop
+from lowrank_core.optim.parts.rules import Adam
+from lowrank_core.optim.slots import Draft, State
 from optim_cases import CASES, Case, Zoo, every_dtype, every_optimizer, same, snapshot, train
 from testing import tolerance
 from torch import Tensor, nn
@@ -94,16 +95,16 @@ def test_a_kernel_gets_the_whole_list_with_bases_up_to_date(monkeypatch: pytest.
     drafted: list[int] = []
     finished: list[tuple[int, set[int]]] = []
 
-    class Spy(SubspaceAdam):
-        def draft(self, bucket: Bucket, states: list[State]) -> Draft:
-            drafted.append(len(bucket.slots))
-            return super().draft(bucket, states)
+    class Spy(SubspaceStep):
+        def draft(self, bucket: Bucket, draft: Draft, states: list[State]) -> None:
+            drafted.append(len(draft.slots))
+            super().draft(bucket, draft, states)
 
-        def finish(self, bucket: Bucket, draft: Draft, states: list[State]) -> None:
+        def finish(self, bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
             finished.append((len(draft.slots), {state["proj.last_refresh"] for state in states}))
-            super().finish(bucket, draft, states)
+            super().finish(bucket, draft, states, gate)
 
-    key = ("cpu", RandomizedSVD, Drop, Adam, Float32, Float32)
+    key = ("cpu", RandomizedSVD, Drop, Adam, Float32)
     monkeypatch.setitem(fused.FUSED, key, Spy())
     model = Zoo()
     optimizer = CASES[0].make(model.parameters())
@@ -118,10 +119,7 @@ def test_the_key_names_every_part_that_a_kernel_must_know() -> None:
         param.grad = torch.ones_like(param)
     optimizer = CASES[0].make(model.parameters(), moment_dtype="int8")
     keys = [fused.key_of(bucket) for bucket in optimizer._gather()]
-    assert keys == [
-        ("cpu", NoProjection, Drop, Adam, Blocks8, BFloat16),
-        ("cpu", RandomizedSVD, Drop, Adam, Blocks8, BFloat16),
-    ]
+    assert keys == [("cpu", RandomizedSVD, Drop, Adam, Blocks8)] * 2
     assert [fused.fused(bucket) is None for bucket in optimizer._gather()] == [True, False]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 from math import sqrt
@@ -10,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_core.memory.geometry import Side
 from lowrank_core.optim import GaLoreAdamW, formula_state_bytes
 from lowrank_core.optim.parts import Parts
-from lowrank_core.optim.projectors import Bases, ExactSVD, Query
+from lowrank_core.optim.parts.projectors import Orthonormal, Query
+from lowrank_core.optim.parts.subspaces import Bases
 from torch import Tensor
 
 U64 = 2.0**-53
@@ -28,20 +29,23 @@ def weight(*shape: int, seed: int = 0) -> torch.nn.Parameter:
 
 
 @dataclass(frozen=True)
-class Permutation(ExactSVD):
+class Permutation(Orthonormal):
     """Full-rank bases that reorder the coordinates: no part of the package, but made from its protocol."""
 
-    def _find(self, query: Query) -> Bases:
-        grad, geometry, _, _ = query
-        sides = {Side.LEFT: ["left"], Side.RIGHT: ["right"], Side.BOTH: ["left", "right"]}[geometry.side]
-        sizes = {"left": geometry.rows, "right": geometry.cols}
-        return {side: torch.eye(sizes[side], dtype=grad.dtype).flip(0)[:, : geometry.rank] for side in sides}
+    def search(self, queries: Sequence[Query]) -> list[Bases]:
+        return [
+            {
+                side: torch.eye(shape[0], dtype=query.grad.dtype).flip(0)[:, : shape[1]]
+                for side, shape in query.where.basis_shapes.items()
+            }
+            for query in queries
+        ]
 
 
 class PermutedAdamW(GaLoreAdamW):
     @classmethod
     def parts(cls, group: dict[str, Any], weight: torch.dtype) -> Parts:
-        return replaced(super().parts(group, weight), projector=Permutation(group["scale"]))
+        return replaced(super().parts(group, weight), projector=Permutation())
 
 
 @pytest.mark.parametrize("proj_type", ["left", "right", "full"])

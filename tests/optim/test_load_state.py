@@ -46,10 +46,12 @@ def first_group(key: str, value: Any) -> Callable[[State, Zoo], None]:
     ("damage", "message"),
     [
         (
-            edit("format", lambda _: 2),
-            "`format` of the state of `up.weight` must be 1, got 2; load it with the version",
+            edit("format", lambda _: 3),
+            "`format` of the state of `up.weight` must be 1 to 2, got 3; load it with the version",
         ),
-        (drop("format"), "`format` of the state of `up.weight` must be 1, got None"),
+        (edit("format", lambda _: 0), "`format` of the state of `up.weight` must be 1 to 2, got 0"),
+        (drop("format"), "`format` of the state of `up.weight` must be 1 to 2, got None"),
+        (edit("proj.refreshes", float), "`proj.refreshes` of `up.weight` must be int, got float; it is damaged"),
         (
             drop("exp_avg"),
             "the state of `up.weight` must hold exp_avg, exp_avg_sq, .*; it is of another optimizer",

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_core.optim import GaLoreAdamW, codecs, estimate_state_bytes, guard, param_groups
+from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, guard, param_groups
+from lowrank_core.optim.parts import codecs
 from optim_cases import Zoo, draw, plain_on_purpose, same, snapshot, train
 from torch import nn
 

@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core.memory import estimate as memory
-from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, formula_state_bytes, param_groups, projectors, rules
-from lowrank_core.optim.schedules import FixedGap
+from lowrank_core.optim import (
+    ApolloAdamW,
+    FiraAdamW,
+    GaLoreAdamW,
+    estimate_state_bytes,
+    formula_state_bytes,
+    param_groups,
+)
+from lowrank_core.optim.parts import projectors, residuals, rules
+from lowrank_core.optim.parts.schedules import FixedGap
 from optim_cases import draw, same
 from torch import Tensor, nn
 
@@ -33,9 +41,23 @@ GALORE: dict[str, Any] = {
     "nonfinite": "skip",
     "force_projection": False,
     "maximize": False,
+    "stagger": False,
+}
+FIRA = {**GALORE, "limiter": 1.01, "residual": "paper"}
+APOLLO = {
+    **{key: value for key, value in GALORE.items() if key != "moments"},
+    "rank": 256,
+    "scale": 1.0,
+    "projector": "random",
+    "scale_type": "channel",
+    "limiter": 1.01,
+    "scale_cap": None,
 }
 # Of those, what decides the bytes of the state; it stands once more where torch is not needed.
-DECIDING = {key: GALORE[key] for key in ("rank", "proj_type", "force_projection", "moment_dtype", "plain_moment_dtype")}
+DECIDING = {
+    **{key: GALORE[key] for key in ("rank", "proj_type", "force_projection", "moment_dtype", "plain_moment_dtype")},
+    "projector": None,
+}
 # Of everything else in the folder that is called with arguments.
 OTHERS: list[tuple[Any, dict[str, Any]]] = [
     (
@@ -62,10 +84,11 @@ OTHERS: list[tuple[Any, dict[str, Any]]] = [
     (memory.Keys, DECIDING),
     (memory.estimate_state_bytes, {"optimizer": "galore", "dtype": "float32", "exclude": None, **DECIDING}),
     (formula_state_bytes, {"proj_type": "std", "basis_bytes": 2, "moment_bytes": 2, "other_bytes": 2}),
-    (projectors.RandomizedSVD, {"scale": 1.0, "oversample": 10, "niter": 2, "warm_niter": 1}),
-    (projectors.ExactSVD, {"scale": 1.0}),
+    (residuals.Drop, {"scale": 1.0}),
+    (residuals.ScaledRest, {"scale": 1.0, "limiter": 1.01, "kappa": 1.0}),
+    (residuals.ScaledGradient, {"scale": 1.0, "limiter": 1.01, "whole": False, "cap": None}),
     (rules.Adam, {"betas": (0.9, 0.999), "eps": 1e-8}),
-    (FixedGap, {"gap": 200}),
+    (FixedGap, {"gap": 200, "stagger": False}),
 ]
 PLAIN = "ignore:GaLoreAdamW"  # that nothing is projected is meant so
 # Another value of each, and what it takes to be seen: keys that both have, and how many steps.
@@ -92,6 +115,7 @@ ALTERNATIVES: list[tuple[str, Any, dict[str, Any], int]] = [
     ("seed", 1, {}, 1),
     ("force_projection", True, {"rank": 200}, 1),
     ("maximize", True, {}, 1),
+    ("stagger", True, {"update_proj_gap": 4}, 5),
 ]
 
 
@@ -112,6 +136,10 @@ def ends(steps: int, dtype: torch.dtype = torch.float32, **keys: Any) -> tuple[T
 
 def test_signatures() -> None:
     assert defaults_of(GaLoreAdamW) == GALORE
+    assert defaults_of(FiraAdamW) == FIRA
+    assert defaults_of(ApolloAdamW) == APOLLO
+    found = {key: value for key, value in defaults_of(projectors.RandomizedSVD).items() if key != "codec"}
+    assert found == {"oversample": 10, "niter": 2, "warm_niter": 1}
     for called, published in OTHERS:
         assert defaults_of(called) == published, called
 

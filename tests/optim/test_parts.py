@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from lowrank_core.memory.geometry import Geometry
-from lowrank_core.memory.storage import Layout
+from lowrank_core.memory.storage import WORK, Field, Layout, Role
 from lowrank_core.optim import GaLoreAdamW
-from lowrank_core.optim.codecs import BFloat16, Float32, State, name_of
+from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.parts import Parts
-from lowrank_core.optim.rules import Adam, Direction
+from lowrank_core.optim.parts.codecs import BFloat16, Float32
+from lowrank_core.optim.parts.residuals import Seen
+from lowrank_core.optim.parts.rules import Adam, Direction
+from lowrank_core.optim.slots import State
 from optim_cases import Zoo, same, snapshot, train
 from torch import Tensor
 
@@ -33,21 +35,18 @@ class SmallMoments(GaLoreAdamW):
 class Momentum:
     """Adds a running mean of what the subspace does not hold: a residual with state of its own."""
 
-    def layout(self, geometry: Geometry, weight: str) -> Layout:
-        return {"residual.mean": ((geometry.rows, geometry.cols), "float32")}
+    def layout(self, where: Geometry) -> Layout:
+        return {"residual.mean": Field((where.rows, where.cols), "float32", Role.RESIDUAL)}
 
-    def complete(
-        self,
-        grad: Tensor,
-        low: Tensor,
-        direction: Direction,
-        lift: Callable[[Direction], Direction],
-        state: State,
-    ) -> Direction:
-        if "residual.mean" not in state:
-            state["residual.mean"] = torch.zeros_like(grad)
-        mean = state["residual.mean"].lerp_(grad - lift(Direction(low)).numerator, 0.5)
-        return Direction(lift(direction).numerator + mean)
+    def enter(self, grad: Tensor, state: State) -> Tensor:
+        return grad
+
+    def complete(self, seen: Seen, state: State) -> Direction:
+        mean = state["residual.mean"].lerp_(seen.grad - seen.subspace.up(seen.low), 0.5)
+        return Direction(seen.subspace.up(seen.direction.dense()) + mean)
+
+    def kernel(self) -> None:
+        return None
 
 
 class WithMomentum(GaLoreAdamW):
@@ -88,18 +87,18 @@ def test_codecs_store_what_they_lay_out(codec: Float32 | BFloat16, work: torch.d
     state: State = {}
     surroundings = torch.randn(9, 8, generator=torch.Generator().manual_seed(0), dtype=work)
     value = surroundings[:, 2:5]
-    codec.encode(state, "x", value)
-    ((name, (shape, dtype)),) = codec.layout("x", (9, 3), name_of(work)).items()
+    codec.encode(state, "x", value, Role.MOMENT)
+    ((name, (shape, dtype, _, _)),) = codec.layout("x", Field((9, 3), WORK, Role.MOMENT), name_of(work)).items()
     assert (name, shape, dtype) == ("x", tuple(state["x"].shape), name_of(state["x"].dtype))
     assert state["x"].untyped_storage().nbytes() == 27 * state["x"].element_size()  # no view of the surroundings
-    decoded = codec.decode(state, "x", work)
+    decoded = codec.decode(state, "x", work, Role.MOMENT)
     assert decoded.dtype == work
     error = U16 if isinstance(codec, BFloat16) else 0.0
     assert bool(((decoded - value).abs() <= error * value.abs()).all())
     held = state["x"]
-    codec.encode(state, "x", 2 * value)
+    codec.encode(state, "x", 2 * value, Role.MOMENT)
     assert state["x"] is held  # in place
-    codec.encode(state, "x", value[:4])
+    codec.encode(state, "x", value[:4], Role.MOMENT)
     assert state["x"].shape == (4, 3)
 
 
@@ -107,7 +106,7 @@ def test_adam_is_the_formula() -> None:
     grads = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rule, moments = (
         Adam((0.8, 0.95), 1e-3),
-        {name: torch.zeros(3, 4, dtype=torch.float64) for name in Adam().moments},
+        {name: torch.zeros(3, 4, dtype=torch.float64) for name in Adam().layout((3, 4))},
     )
     for step, grad in enumerate(grads, 1):
         direction = rule.update(grad, moments, float(step)).dense(2.0)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lowrank_core.optim import GaLoreAdamW
-from lowrank_core.optim.compose import _near_one
+from lowrank_core.optim.refresh import _near_one
 from optim_cases import draw
 from testing import tolerance
 from torch import Tensor, nn

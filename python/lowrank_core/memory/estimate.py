@@ -9,36 +9,25 @@ from typing import Any, NamedTuple
 
 from lowrank_core.checks import is_count, require, require_choice, words_of
 from lowrank_core.memory.geometry import PROJ_TYPES, place
+from lowrank_core.memory.methods import METHODS, TO_COME
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.memory.storage import (
-    ADAM_MOMENTS,
     ITEM_SIZES,
     MOMENT_DTYPES,
     STORAGES,
+    adam_fields,
     basis_storage,
     layout_bytes,
     moment_storage,
     real_view,
+    refresh_fields,
     state_layout,
+    stored,
+    subspace_fields,
 )
 
 OP = "estimate_state_bytes"
-PROJECTING = ("galore",)
-OPTIMIZERS = ("adamw", *PROJECTING)
-_TO_COME = (
-    "qgalore",
-    "adarankgrad",
-    "dct",
-    "trion",
-    "dion2",
-    "fira",
-    "frugal",
-    "flora",
-    "coap",
-    "apollo",
-    "ldadam",
-    "lisa",
-)
+OPTIMIZERS = ("adamw", *METHODS)
 _STEP_BYTES = 4  # torch's count of steps is a float32
 _WEIGHTS = ("float32", "float64", "bfloat16", "float16", "complex64", "complex128", "complex32")
 
@@ -56,7 +45,7 @@ class Weight(NamedTuple):
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of a group that decide its bytes, with the defaults of GaLoreAdamW.
+    """The keys of a group that decide its bytes, with the defaults that every method has.
 
     Raises:
       ValueError: a value is out of its range.
@@ -67,6 +56,7 @@ class Keys:
     force_projection: bool = False
     moment_dtype: str = "auto"
     plain_moment_dtype: str | None = None
+    projector: str | None = None
 
     def __post_init__(self) -> None:
         require(self.rank is None or is_count(self.rank, 1), OP, "rank", "be an int >= 1 or None", self.rank)
@@ -96,20 +86,21 @@ def estimate_state_bytes(
     force_projection: bool = Keys.force_projection,
     moment_dtype: str = Keys.moment_dtype,
     plain_moment_dtype: str | None = Keys.plain_moment_dtype,
+    projector: str | None = Keys.projector,
 ) -> int:
     """Bytes of state that `optimizer` holds once every parameter has taken a step, exact to the byte.
 
-    Equals `optimizer.state_bytes()` of a run on the CPU ("galore"), or what torch.optim.AdamW holds ("adamw").
+    Equals `optimizer.state_bytes()` of a run on the CPU, or what torch.optim.AdamW holds ("adamw").
     `lowrank_core.optim.estimate_state_bytes` takes modules too, and needs torch; this needs none.
 
     Args:
       shapes: by name, of which those with a word of `exclude` in their name are for plain AdamW; or shapes
         alone, none excluded.
-      optimizer: "adamw" or "galore".
+      optimizer: "adamw", "galore", "fira" or "apollo".
       rank: of the optimizers that have one; None: their own default.
       dtype: name of the weights' dtype, such as "bfloat16".
       exclude: a word or several; None: "embed" and "lm_head".
-      proj_type, force_projection, moment_dtype, plain_moment_dtype: as given to the optimizer.
+      proj_type, force_projection, moment_dtype, plain_moment_dtype, projector: as given to the optimizer.
 
     Raises:
       ValueError: an unknown name, a value out of its range, or `exclude` for shapes without names.
@@ -130,16 +121,24 @@ def estimate_state_bytes(
     weights = [(name, Weight(shape, dtype)) for name, shape in _shapes(shapes)]
     if optimizer == "adamw":
         return sum(adamw_bytes(weight) for _, weight in weights)
-    keys = keys_of(rank, proj_type, force_projection, moment_dtype, plain_moment_dtype)
+    keys = keys_of(
+        optimizer,
+        rank,
+        proj_type=proj_type,
+        force_projection=force_projection,
+        moment_dtype=moment_dtype,
+        plain_moment_dtype=plain_moment_dtype,
+        projector=projector,
+    )
     plain = keys.plain(None)
     by_name = {name: plain if any(word in name for word in words) else keys for name, _ in weights}
-    return sum(projecting_bytes(weight, by_name[name]) for name, weight in weights)
+    return sum(projecting_bytes(optimizer, weight, by_name[name]) for name, weight in weights)
 
 
 def require_optimizer(optimizer: str) -> None:
     """Raises unless `optimizer` is the name of one whose memory is known."""
     known = ", ".join(OPTIMIZERS)
-    if optimizer in _TO_COME:
+    if optimizer in TO_COME:
         raise NotImplementedError(f"{OP}: `optimizer` must be one of {known} in this version, got {optimizer!r}")
     require_choice(OP, "optimizer", optimizer, OPTIMIZERS)
 
@@ -149,9 +148,12 @@ def require_dtype(dtype: str) -> None:
     require_choice(OP, "dtype", dtype, _WEIGHTS)
 
 
-def keys_of(rank: int | None, *args: Any, **keys: Any) -> Keys:
-    """The keys with the optimizer's own rank where `rank` is None."""
-    return Keys(Keys.rank if rank is None else rank, *args, **keys)
+def keys_of(optimizer: str, rank: int | None, **keys: Any) -> Keys:
+    """The keys of `optimizer`, with its own rank where `rank` is None."""
+    method = METHODS[optimizer]
+    found = Keys(method.rank if rank is None else rank, **keys)
+    require_choice(OP, "projector", found.projector, (None, *method.projectors))
+    return found
 
 
 def adamw_bytes(weight: Weight) -> int:
@@ -159,16 +161,18 @@ def adamw_bytes(weight: Weight) -> int:
     return 2 * prod(weight.shape) * ITEM_SIZES[weight.dtype] + _STEP_BYTES
 
 
-def projecting_bytes(weight: Weight, keys: Keys) -> int:
-    """What GaLoreAdamW holds."""
+def projecting_bytes(optimizer: str, weight: Weight, keys: Keys) -> int:
+    """What `optimizer`, one of `METHODS`, holds."""
     shape, dtype = real_view(weight.shape, weight.dtype)
     complex_ = dtype != weight.dtype  # takes the plain path
     where = None if complex_ else place(shape, keys.rank, keys.proj_type, keys.force_projection)[0]
     key = keys.moment_dtype if where else keys.plain_moment_dtype or keys.moment_dtype
     moment, basis = STORAGES[moment_storage(key, dtype, weight.host)], STORAGES[basis_storage(dtype)]
-    return layout_bytes(
-        state_layout(where, shape, dtype, moments=ADAM_MOMENTS, moment=moment, basis=basis, residual={})
-    )
+    if where is None:
+        return layout_bytes(state_layout(stored(adam_fields(shape), moment, dtype)))
+    kept = METHODS[optimizer].kept(where, keys.projector)
+    moments = stored(adam_fields(where.low_shape), moment, dtype)
+    return layout_bytes(state_layout(subspace_fields(where), refresh_fields(), stored(kept, basis, dtype), moments))
 
 
 def formula_state_bytes(
@@ -206,7 +210,7 @@ def formula_state_bytes(
         where, note = place(tuple(shape), rank, proj_type)
         if where is None:
             raise ValueError(f"formula_state_bytes: `projected` must be projectable, got {tuple(shape)}: {note}")
-        total += sum(prod(basis) for _, _, basis in where.bases()) * basis_bytes
+        total += sum(map(prod, where.basis_shapes.values())) * basis_bytes
         total += 2 * prod(where.low_shape) * moment_bytes
     return total
 

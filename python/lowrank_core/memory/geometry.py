@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
 from math import prod
@@ -37,15 +36,17 @@ class Geometry:
     @property
     def elements(self) -> int:
         """Elements of the bases and of two moments: s r + 2 l r on one side with s, l = min, max(m, n)."""
-        return sum(prod(shape) for _, _, shape in self.bases()) + 2 * prod(self.low_shape)
+        return sum(map(prod, self.basis_shapes.values())) + 2 * prod(self.low_shape)
 
-    def bases(self) -> Iterator[tuple[str, str, tuple[int, int]]]:
-        """(state key, "left" or "right", shape) of each basis."""
-        both = self.side == Side.BOTH
-        if self.side != Side.RIGHT:
-            yield "proj.basis_left" if both else "proj.basis", "left", (self.rows, self.rank)
-        if self.side != Side.LEFT:
-            yield "proj.basis_right" if both else "proj.basis", "right", (self.cols, self.rank)
+    @property
+    def basis_shapes(self) -> dict[str, tuple[int, int]]:
+        """The shape of an orthonormal basis by its side, "left" or "right"."""
+        left = {} if self.side == Side.RIGHT else {"left": (self.rows, self.rank)}
+        return left if self.side == Side.LEFT else left | {"right": (self.cols, self.rank)}
+
+    def at(self, rank: int) -> Geometry:
+        """The same weight with a subspace of `rank` dimensions."""
+        return self if rank == self.rank else replace(self, rank=rank)
 
 
 def shorter_side(shape: tuple[int, ...]) -> int:

@@ -1,55 +1,85 @@
-"""What the state of one parameter is made of: shape and dtype of every tensor, by key. Needs no torch.
+"""What the state of one parameter is made of: every entry by its key. Needs no torch.
 
-A dtype is its name, such as "bfloat16": `lowrank_core.optim` allocates by these layouts, the estimate sums them.
+A dtype is its name, such as "bfloat16": `lowrank_core.optim` opens states by these layouts, the estimate sums them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from enum import Enum
 from math import prod
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lowrank_core.memory.geometry import Geometry
 from lowrank_core.ops.subspace_step.check import BLOCK
 
-Layout = dict[str, tuple[tuple[int, ...], str]]  # state key -> shape and dtype of its tensor
+FORMAT = 2  # of a state; goes up when a key or its meaning changes
+WORK = "work"  # the dtype of what a codec stores, before it says how
 
 ITEM_SIZES = {
     "complex128": 16, "complex64": 8, "complex32": 4, "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
     "int8": 1, "uint8": 1,
 }  # fmt: skip
 _COMPLEX = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
-ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Role(Enum):
+    """What an entry of the state is for."""
+
+    NUMBER = "number"
+    COUNT = "count"
+    SHARE = "share"
+    BASIS = "basis"
+    MOMENT = "moment"
+    SECOND_MOMENT = "second moment"  # never negative
+    RESIDUAL = "residual"
+
+
+class Field(NamedTuple):
+    """One entry of the state: a tensor, or a plain number where `dtype` is int or float."""
+
+    shape: tuple[int, ...]
+    dtype: str | type[int] | type[float]
+    role: Role
+    start: int | float = 0  # what it holds before the first step
+
+
+Layout = dict[str, Field]
+
+
+def number(start: int = 0) -> Field:
+    """A plain integer."""
+    return Field((), int, Role.NUMBER, start)
 
 
 class Storage(Protocol):
     """How a tensor of the working dtype is stored: under `name`, or under `name.<field>` if it takes several."""
 
-    def layout(self, name: str, shape: tuple[int, ...], weight: str) -> Layout:
-        """The entries that a tensor of `shape` occupies, for a weight of dtype `weight`."""
+    def layout(self, name: str, field: Field, weight: str) -> Layout:
+        """The entries that `field`, whose dtype is `WORK`, occupies for a weight of dtype `weight`."""
         ...
 
 
 class AsWork:
     """In the working precision: float32, float64 for float64 weights."""
 
-    def layout(self, name: str, shape: tuple[int, ...], weight: str) -> Layout:
-        return {name: (shape, work_dtype(weight))}
+    def layout(self, name: str, field: Field, weight: str) -> Layout:
+        return {name: field._replace(dtype=work_dtype(weight))}
 
 
 class AsBFloat16:
     """In bfloat16."""
 
-    def layout(self, name: str, shape: tuple[int, ...], weight: str) -> Layout:
-        return {name: (shape, "bfloat16")}
+    def layout(self, name: str, field: Field, weight: str) -> Layout:
+        return {name: field._replace(dtype="bfloat16")}
 
 
 class AsBlocks8:
     """In 8-bit codes with a float32 scale for each 256 elements; those of a second moment have no sign."""
 
-    def layout(self, name: str, shape: tuple[int, ...], weight: str) -> Layout:
-        codes, blocks = "uint8" if is_second(name) else "int8", -(-prod(shape) // BLOCK)
-        return {f"{name}.codes": (shape, codes), f"{name}.scales": ((blocks,), "float32")}
+    def layout(self, name: str, field: Field, weight: str) -> Layout:
+        codes = "uint8" if field.role is Role.SECOND_MOMENT else "int8"
+        scales = Field((-(-prod(field.shape) // BLOCK),), "float32", field.role)
+        return {f"{name}.codes": field._replace(dtype=codes), f"{name}.scales": scales}
 
 
 STORAGES: dict[str, Storage] = {"float32": AsWork(), "bfloat16": AsBFloat16(), "int8": AsBlocks8()}
@@ -82,41 +112,64 @@ def real_view(shape: tuple[int, ...], dtype: str) -> tuple[tuple[int, ...], str]
     return ((*shape, 2), _COMPLEX[dtype]) if dtype in _COMPLEX else (shape, dtype)
 
 
-def is_second(name: str) -> bool:
-    """True for the name of a second moment."""
-    return name == "exp_avg_sq"
+# ---- what each part of an optimizer keeps ------------------------------------------------------------------------
 
 
-def state_layout(
-    geometry: Geometry | None,
-    shape: tuple[int, ...],
-    weight: str,
-    *,
-    moments: Iterable[str],
-    moment: Storage,
-    basis: Storage,
-    residual: Layout,
-) -> Layout:
-    """Every tensor in the state of a parameter that has its moments, by key.
+def adam_fields(shape: tuple[int, ...]) -> Layout:
+    """Adam's moments of a gradient of `shape`."""
+    return {
+        "exp_avg": Field(shape, WORK, Role.MOMENT),
+        "exp_avg_sq": Field(shape, WORK, Role.SECOND_MOMENT),
+    }
 
-    Args:
-      geometry: where it is projected; None on the plain path.
-      shape, weight: of what is stepped (`real_view`): shape and dtype.
-      moments: their names; each has the shape of the projected gradient, or `shape`.
-      moment, basis: how they are stored.
-      residual: what the residual of a projected weight keeps besides.
-    """
-    entries: Layout = {"step": ((), "float32")}
-    if geometry is not None:
-        entries["proj.captured"] = ((), "float32")
-        for key, _, size in geometry.bases():
-            entries |= basis.layout(key, size, weight)
-        entries |= residual
-    for name in moments:
-        entries |= moment.layout(name, shape if geometry is None else geometry.low_shape, weight)
+
+def subspace_fields(where: Geometry) -> Layout:
+    """What every subspace of a weight keeps: where it is."""
+    return {"proj.side": number(int(where.side)), "proj.rank": number(where.rank)}
+
+
+def basis_fields(where: Geometry) -> Layout:
+    """The orthonormal bases of a subspace, and the share of the gradient that it held when it was found."""
+    keys = basis_keys(where)
+    bases = {keys[side]: Field(shape, WORK, Role.BASIS) for side, shape in where.basis_shapes.items()}
+    return {"proj.captured": Field((), "float32", Role.SHARE), **bases}
+
+
+def basis_keys(where: Geometry) -> dict[str, str]:
+    """The key of each basis by its side."""
+    sides = where.basis_shapes
+    return {side: f"proj.basis_{side}" if len(sides) == 2 else "proj.basis" for side in sides}
+
+
+def refresh_fields() -> Layout:
+    """What a schedule keeps: how often a subspace was found; after how many steps it was last found, and looked for."""
+    return {"proj.refreshes": number(), "proj.last_refresh": number(), "proj.last_look": number()}
+
+
+def limit_fields() -> Layout:
+    """What a limiter of growth keeps: the norm of the last step, before its bias correction."""
+    return {"residual.limit": Field((1,), "float32", Role.RESIDUAL)}
+
+
+# ---- and what they keep together ---------------------------------------------------------------------------------
+
+
+def stored(fields: Layout, storage: Storage, weight: str) -> Layout:
+    """`fields` as they are held: those of dtype `WORK` by `storage`, for a weight of dtype `weight`."""
+    entries: Layout = {}
+    for name, field in fields.items():
+        entries |= storage.layout(name, field, weight) if field.dtype == WORK else {name: field}
+    return entries
+
+
+def state_layout(*parts: Layout) -> Layout:
+    """Every entry in the state of a parameter, of which `parts` are held by what it is stepped with."""
+    entries: Layout = {"format": number(FORMAT), "step": Field((), "float32", Role.COUNT)}
+    for part in parts:
+        entries |= part
     return entries
 
 
 def layout_bytes(layout: Layout) -> int:
     """Bytes of all tensors of `layout`."""
-    return sum(prod(shape) * ITEM_SIZES[dtype] for shape, dtype in layout.values())
+    return sum(prod(field.shape) * ITEM_SIZES[field.dtype] for field in layout.values() if isinstance(field.dtype, str))

@@ -7,8 +7,20 @@ require_torch(__name__)
 
 from lowrank_core.memory import formula_state_bytes
 from lowrank_core.optim.estimate import estimate_state_bytes
-from lowrank_core.optim.galore import GaLoreAdamW
 from lowrank_core.optim.groups import param_groups
 from lowrank_core.optim.loop import LowRankOptimizer
+from lowrank_core.optim.methods import METHODS
+from lowrank_core.optim.methods.apollo import ApolloAdamW
+from lowrank_core.optim.methods.fira import FiraAdamW
+from lowrank_core.optim.methods.galore import GaLoreAdamW
 
-__all__ = ["GaLoreAdamW", "LowRankOptimizer", "estimate_state_bytes", "formula_state_bytes", "param_groups"]
+__all__ = [
+    "METHODS",
+    "ApolloAdamW",
+    "FiraAdamW",
+    "GaLoreAdamW",
+    "LowRankOptimizer",
+    "estimate_state_bytes",
+    "formula_state_bytes",
+    "param_groups",
+]

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lowrank_core.memory.plan import PlanRow
 from lowrank_core.ops.arrays import overlaps_itself
-from lowrank_core.optim.parts import Bucket, Slot, number_name, steppable
-from lowrank_core.optim.projectors import NoProjection
+from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.dtypes import steppable
+from lowrank_core.optim.slots import Slot, number_name
 
 
 def admit(op: str, group: dict[str, Any], others: Sequence[dict[str, Any]]) -> None:
@@ -81,25 +82,24 @@ def warn_if_plain(op: str, groups: Iterable[dict[str, Any]], plan: Iterable[Plan
         )
 
 
-def check_device(bucket: Bucket, weight: Tensor) -> None:
+def check_device(bucket: Bucket) -> None:
     """Refuses what the weights of `bucket` cannot be stepped with on their device.
 
     Raises:
       NotImplementedError: a codec or a rounding that has no kernel there in this version.
     """
-    if weight.device.type == "cpu":
+    if bucket.device.type == "cpu":
         return
-    parts = bucket.parts
-    codec = parts.plain_codec if isinstance(bucket.space, NoProjection) else parts.moment_codec
-    stochastic = bucket.rounding == "stochastic" and weight.dtype == torch.bfloat16
+    codec = bucket.parts.moment_codec if bucket.projected else bucket.parts.plain_codec
+    stochastic = bucket.rounding == "stochastic" and bucket.dtype == torch.bfloat16
     for wrong, key, value in ((codec.host_only, "moment_dtype", "auto"), (stochastic, "rounding", "nearest")):
         if wrong:
             raise NotImplementedError(
-                f"step: `{key}` must be {value!r} for weights on {weight.device} in this version, got another one"
+                f"step: `{key}` must be {value!r} for weights on {bucket.device} in this version, got another one"
             )
 
 
-def check_ready(slot: Slot) -> None:
+def check_ready(slot: Slot, grad: Tensor) -> None:
     """Refuses a weight or a gradient that a step could not read and write as ordinary memory.
 
     Raises:
@@ -107,9 +107,7 @@ def check_ready(slot: Slot) -> None:
       TypeError: the weight's dtype is one that no step computes in.
       NotImplementedError: one of them holds no memory of its own.
     """
-    param, grad = slot.param, slot.param.grad
-    if grad is None:
-        return
+    param = slot.param
     if grad.layout != torch.strided:
         raise RuntimeError(
             f"step: the gradient of `{slot.name}` must be dense, got {grad.layout}; "

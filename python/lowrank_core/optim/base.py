@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lowrank_core.checks import called
 from lowrank_core.memory.plan import PlanRow, format_plan, plan_row
-from lowrank_core.memory.storage import layout_bytes
+from lowrank_core.memory.storage import FORMAT, Layout, layout_bytes
 from lowrank_core.optim.admission import admit, warn_if_plain
-from lowrank_core.optim.checkpoint import restore, vet
-from lowrank_core.optim.codecs import State
+from lowrank_core.optim.checkpoint import Reader, placed, vet
+from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.options import check_values, own_keys, plain_numbers
-from lowrank_core.optim.parts import Parts, Slot, slots
+from lowrank_core.optim.parts import Parts
+from lowrank_core.optim.slots import Slot, State, slots
+from lowrank_core.optim.states import open_state, resized
 from lowrank_core.telemetry import Projection
 
 logger = logging.getLogger("lowrank_core.optim")
@@ -29,9 +31,14 @@ _NO_WEIGHT = torch.empty(0, device="meta")  # stands for any, where only the key
 class StateOptimizer(torch.optim.Optimizer):
     """An optimizer whose groups name parts, and whose state is what those parts describe."""
 
+    FORMAT: ClassVar[int] = FORMAT  # of the states it writes
+    ADDED: ClassVar[Mapping[str, Any]] = {"stagger": False}  # keys that older checkpoints lack: what they did
+    full_rank: ClassVar[str] = "plain"  # or "project": what becomes of a matrix whose rank is not below min(m, n)
+
     def __init__(self, params: Params, defaults: dict[str, Any], torch_keys: dict[str, Any] | None = None) -> None:
         self._skipped: int | Tensor = 0
         self._bounds: dict[Tensor, int] = {}  # upper bounds of step counts that live on an accelerator
+        self._asked: dict[int, tuple[Any, ...]] = {}  # by group: the keys that its states were last compared with
         own_keys(type(self).__name__, {**defaults, **(torch_keys or {})}, defaults)
         defaults = plain_numbers(defaults)
         if not isinstance(params, Tensor):  # which torch refuses itself
@@ -48,6 +55,21 @@ class StateOptimizer(torch.optim.Optimizer):
     def parts(cls, group: dict[str, Any], weight: Tensor) -> Parts:
         """The parts for weights of the dtype and on the device of `weight`. Raises ValueError for a bad value."""
         raise NotImplementedError(f"{cls.__name__}: an optimizer must name its `parts`")
+
+    @classmethod
+    def migrate(cls, state: State, fresh: State, group: dict[str, Any]) -> State:
+        """An older state in today's format.
+
+        Args:
+          state: of format 1, in which a parameter with zero gradients alone held its count of steps and nothing else,
+            and a subspace was looked for where the count was a multiple of the gap.
+          fresh: what the state is opened with today.
+          group: the parameter's, as saved.
+        """
+        if "proj.rank" not in fresh:
+            return state
+        looked = {"proj.last_look": int(state["step"]) - 1} if "proj.rank" in state else {}
+        return {**fresh, **state, **looked}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group of parameters: of this class, or one that another optimizer had.
@@ -69,11 +91,6 @@ class StateOptimizer(torch.optim.Optimizer):
             check_values(type(self).__name__, group)
         self._parts(group, _NO_WEIGHT)
 
-    def _parts(self, group: dict[str, Any], weight: Tensor) -> Parts:
-        """`parts`, whose refusals name this class."""
-        with called(type(self).__name__):
-            return self.parts(group, weight)
-
     def plan(self) -> list[PlanRow]:
         """How each parameter is treated, and why: one row each, in order."""
         return [plan_row(slot.name, tuple(slot.param.shape), slot.geometry, slot.note) for _, _, slot in self._slots()]
@@ -84,10 +101,11 @@ class StateOptimizer(torch.optim.Optimizer):
         for _, _, slot in self._slots():
             if slot.geometry is not None:
                 state = self.state.get(slot.param) or {}
-                captured = float(state["proj.captured"]) if "proj.captured" in state else None
-                side, rank = slot.geometry.side.name.lower(), slot.geometry.rank
-                history = state.get("proj.refreshes", 0), state.get("proj.last_refresh")
-                found.append(Projection(slot.name, tuple(slot.param.shape), side, rank, captured, *history))
+                refreshes = state.get("proj.refreshes", 0)
+                captured = float(state["proj.captured"]) if refreshes and "proj.captured" in state else None
+                side, rank = slot.geometry.side.name.lower(), state.get("proj.rank", slot.geometry.rank)
+                last = state["proj.last_refresh"] if refreshes else None
+                found.append(Projection(slot.name, tuple(slot.param.shape), side, rank, captured, refreshes, last))
         return found
 
     def state_bytes(self) -> int:
@@ -97,9 +115,8 @@ class StateOptimizer(torch.optim.Optimizer):
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
     def planned_state_bytes(self) -> int:
-        """Bytes of the state once every parameter has taken a step with a gradient that is not zero."""
-        layouts = (self._parts(group, slot.weight).layout(slot) for _, group, slot in self._slots())
-        return sum(map(layout_bytes, layouts))
+        """Bytes of the state once every parameter has taken a step, each subspace at its largest rank."""
+        return sum(layout_bytes(self._layout(group, slot)) for _, group, slot in self._slots())
 
     @property
     def skipped_steps(self) -> int:
@@ -107,25 +124,40 @@ class StateOptimizer(torch.optim.Optimizer):
         return int(self._skipped)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain numbers only: what a group was given as a NumPy number is a Python one in it."""
+        """Tensors and plain numbers only: what a group was given as a NumPy number is a Python one in it.
+
+        Tensors have the shapes of the largest rank, zero beyond the one that a subspace has (`proj.rank`).
+        """
         packed: dict[str, Any] = super().state_dict()
+        for _, group, slot in self._slots():
+            state = packed["state"].get(slot.index) or {}
+            if slot.geometry is not None and state.get("proj.rank", slot.geometry.rank) < slot.geometry.rank:
+                packed["state"][slot.index] = resized(state, self._layout(group, slot))
         return {**packed, "param_groups": [plain_numbers(group) for group in packed["param_groups"]]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over groups and state: dtypes as saved, tensors moved to the device of their parameter.
 
+        A key that an older version did not have yet gets the value by which that version acted.
+
         Raises:
-          ValueError: it was written by another optimizer or format version, or for parameters of other
+          ValueError: it was written by another optimizer or a newer format version, or for parameters of other
             shapes, ranks or sides. Nothing is changed then.
         """
         fitting: dict[int, State] = {}
 
         def take(_: torch.optim.Optimizer, seen: dict[str, Any]) -> dict[str, Any]:
-            fitting.update(vet(self, seen))
+            if isinstance(seen, dict) and "param_groups" in seen:
+                seen = {**seen, "param_groups": [{**self.ADDED, **group} for group in seen["param_groups"]]}
+            places = [(index, slot) for index, _, slot in self._slots()]
+            fitting.update(vet(self._reader(), places, self.param_groups, seen))
             return {**seen, "state": {}}  # torch would cast all of it to the parameters' dtypes
 
         def put(_: torch.optim.Optimizer) -> None:
-            restore(self, fitting)
+            for _number, group, slot in self._slots():
+                if slot.index in fitting:
+                    state = fitting[slot.index]
+                    self.state[slot.param] = placed(state, slot, self._layout(group, slot, state.get("proj.rank")))
 
         # The last hook before and the first one after, so that hooks of the user's see what they always see.
         with (
@@ -140,12 +172,34 @@ class StateOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it; it is no key of ours
-        self._bounds = {}
+        self._bounds, self._asked = {}, {}
+
+    def _parts(self, group: dict[str, Any], weight: Tensor) -> Parts:
+        """`parts`, whose refusals name this class."""
+        with called(type(self).__name__):
+            return self.parts(group, weight)
+
+    def _layout(self, group: dict[str, Any], slot: Slot, rank: int | None = None) -> Layout:
+        """Every entry of the state of `slot`, at the largest rank or at another one."""
+        where = slot.geometry if rank is None or slot.geometry is None else slot.geometry.at(rank)
+        return self._parts(group, slot.weight).layout(where, tuple(slot.weight.shape), name_of(slot.weight.dtype))
+
+    def _reader(self) -> Reader:
+        return Reader(
+            kind=type(self).__name__,
+            keys=self.defaults,
+            format=self.FORMAT,
+            migrate=self.migrate,
+            check_group=self.check_group,
+            varies=lambda group: self._parts(group, _NO_WEIGHT).projector.ranks_vary,
+            layout=self._layout,
+            open=lambda group, slot: open_state(self._layout(group, slot), slot.param.device),
+        )
 
     def _slots(self) -> Iterator[tuple[int, dict[str, Any], Slot]]:
         """(number of the group, group, slot) of every parameter."""
         start = 0
         for number, group in enumerate(self.param_groups):
-            for slot in slots(group, start):
+            for slot in slots(group, start, self.full_rank):
                 yield number, group, slot
             start += len(group["params"])

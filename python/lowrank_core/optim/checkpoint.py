@@ -1,31 +1,129 @@
-"""Loading a state: what is refused, and how the rest is taken over with its dtypes."""
+"""Loading a state: what is refused of it, and what an older one lacks. Knows no optimizer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from lowrank_core.memory.geometry import Side
 from lowrank_core.memory.storage import Layout
-from lowrank_core.optim.codecs import State, name_of
-from lowrank_core.optim.parts import FORMAT, Parts, Slot
-
-if TYPE_CHECKING:
-    from lowrank_core.optim.base import StateOptimizer
+from lowrank_core.optim.dtypes import name_of
+from lowrank_core.optim.slots import Slot, State
+from lowrank_core.optim.states import resized
 
 _OP = "load_state_dict"
-_GEOMETRY_KEYS = ("rank", "proj_type", "force_projection")
-_OPENED = {"format", "step"}  # all there is while a projected parameter has seen zero gradients only
-_PROJECTED = {"proj.side", "proj.rank", "proj.refreshes", "proj.last_refresh"}
+GEOMETRY_KEYS = ("rank", "proj_type", "force_projection")
+
+Group = dict[str, Any]
 
 
-def check_geometry(op: str, slot: Slot, state: State) -> None:
-    """Raises ValueError if `state` was made on another side or at another rank than its group asks for."""
-    asked = None if slot.geometry is None else (int(slot.geometry.side), slot.geometry.rank)
-    held = (state["proj.side"], state["proj.rank"]) if "proj.rank" in state else None
-    fits = asked is not None if state.keys() == _OPENED else held == asked
-    if state and not fits:
+class Reader(NamedTuple):
+    """How one optimizer reads what was saved."""
+
+    kind: str  # its name
+    keys: Collection[str]  # of its groups
+    format: int  # of the states it writes
+    migrate: Callable[[State, State, Group], State]  # an older state, a new one, its group -> one of this format
+    check_group: Callable[[Group], None]
+    varies: Callable[[Group], bool]  # whether ranks change while it trains
+    layout: Callable[[Group, Slot], Layout]  # of the largest rank
+    open: Callable[[Group, Slot], State]
+
+
+def vet(reader: Reader, slots: Sequence[tuple[int, Slot]], groups: Sequence[Group], saved: Any) -> dict[int, State]:
+    """The states in `saved`, a state dict, by the index of their parameter; changes nothing.
+
+    Args:
+      slots: (number of the group, slot) of every parameter.
+      groups: those of the optimizer that is to load.
+
+    Raises:
+      ValueError: `saved` does not fit, by the first thing that does not.
+    """
+    if not isinstance(saved, dict) or not {"state", "param_groups"} <= saved.keys():
+        raise ValueError(f"{_OP}: `state_dict` must be what {reader.kind}.state_dict() returned, got no such dict")
+    theirs = saved["param_groups"]
+    _vet_groups(reader, groups, theirs)
+    ids = [key for group in theirs for key in group["params"]]
+    states: Mapping[Any, State] = saved["state"]
+    if not states.keys() <= set(ids):
+        strangers = sorted(map(str, states.keys() - set(ids)))
+        raise ValueError(f"{_OP}: `state` must belong to the groups' parameters, got also {', '.join(strangers)}")
+    fitting = {}
+    for key, (number, slot) in zip(ids, slots, strict=True):
+        if states.get(key):
+            fitting[slot.index] = _vet_state(reader, slot, theirs[number], states[key])
+    return fitting
+
+
+def _vet_groups(reader: Reader, ours: Sequence[Group], theirs: Sequence[Group]) -> None:
+    sizes, asked = [len(group["params"]) for group in theirs], [len(group["params"]) for group in ours]
+    if sizes != asked:
+        raise ValueError(
+            f"{_OP}: `state_dict` must hold groups of {asked} parameters, got {sizes}; "
+            "give the optimizer the same model and the same groups as when it was saved"
+        )
+    for number, (saved, own) in enumerate(zip(theirs, ours, strict=True)):
+        missing = sorted(set(reader.keys) - saved.keys())
+        if missing:
+            raise ValueError(
+                f"{_OP}: `state_dict` must come from {reader.kind}, got groups without {', '.join(missing)}; "
+                "a state of another optimizer cannot be taken over"
+            )
+        for key in GEOMETRY_KEYS:
+            if saved[key] != own[key]:
+                raise ValueError(
+                    f"{_OP}: `{key}` of group {number} must be {saved[key]!r} as saved, got {own[key]!r}; "
+                    f"build the optimizer with {key}={saved[key]!r}, or start without the saved state"
+                )
+        reader.check_group(saved)
+
+
+def _vet_state(reader: Reader, slot: Slot, group: Group, state: State) -> State:
+    written = state.get("format")
+    if not isinstance(written, int) or not 1 <= written <= reader.format:
+        raise ValueError(
+            f"{_OP}: `format` of the state of `{slot.name}` must be 1 to {reader.format}, got {written}; "
+            "load it with the version of lowrank_core that wrote it"
+        )
+    if written < reader.format:
+        state = {**reader.migrate(state, reader.open(group, slot), group), "format": reader.format}
+    check_state(_OP, slot, state, reader.layout(group, slot), reader.varies(group))
+    return state
+
+
+def check_state(op: str, slot: Slot, state: State, layout: Layout, varies: bool) -> None:
+    """Raises ValueError if `state` does not hold what `layout` says; `varies`: its rank may be below the largest."""
+    check_geometry(op, slot, state, varies)
+    if state.keys() != layout.keys():
+        raise ValueError(
+            f"{op}: the state of `{slot.name}` must hold {', '.join(sorted(layout))}, "
+            f"got {', '.join(sorted(state))}; it is of another optimizer, of other keys of its group, or damaged"
+        )
+    for key, field in layout.items():
+        held, number = state[key], not isinstance(field.dtype, str)
+        got = f"{tuple(held.shape)} {name_of(held.dtype)}" if isinstance(held, Tensor) else type(held).__name__
+        wanted = field.dtype.__name__ if not isinstance(field.dtype, str) else f"{field.shape} {field.dtype}"
+        if got != wanted:
+            raise ValueError(
+                f"{op}: `{key}` of `{slot.name}` must be {wanted}, got {got}; "
+                + ("it is damaged" if number else "the saved model has other shapes or another dtype")
+            )
+
+
+def check_geometry(op: str, slot: Slot, state: State, varies: bool = False) -> None:
+    """Raises ValueError if `state` was made on another side or at another rank than its group asks for.
+
+    `varies`: the rank may also be lower.
+    """
+    where, held = slot.geometry, (state.get("proj.side"), state.get("proj.rank"))
+    fits = held == ((None, None) if where is None else (int(where.side), where.rank))
+    if where is not None and varies and isinstance(held[1], int):
+        fits = held[0] == int(where.side) and 1 <= held[1] <= where.rank
+    if not fits:
+        asked = None if where is None else (int(where.side), where.rank)
         raise ValueError(
             f"{op}: `rank` and `proj_type` of `{slot.name}` must stay what its state was made with, "
             f"got {_describe(asked)} for a state of {_describe(held)}; "
@@ -33,83 +131,16 @@ def check_geometry(op: str, slot: Slot, state: State) -> None:
         )
 
 
-def vet(optimizer: StateOptimizer, state_dict: dict[str, Any]) -> dict[int, State]:
-    """The states in `state_dict` by the index of their parameter; changes nothing.
-
-    Raises:
-      ValueError: it does not fit `optimizer`, by the first thing that does not.
-    """
-    kind = type(optimizer).__name__
-    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
-        raise ValueError(f"{_OP}: `state_dict` must be what {kind}.state_dict() returned, got no such dict")
-    saved, groups = state_dict["param_groups"], optimizer.param_groups
-    sizes, asked = [len(group["params"]) for group in saved], [len(group["params"]) for group in groups]
-    if sizes != asked:
-        raise ValueError(
-            f"{_OP}: `state_dict` must hold groups of {asked} parameters, got {sizes}; "
-            "give the optimizer the same model and the same groups as when it was saved"
-        )
-    for number, (theirs, ours) in enumerate(zip(saved, groups, strict=True)):
-        missing = sorted(optimizer.defaults.keys() - theirs.keys())
-        if missing:
-            raise ValueError(
-                f"{_OP}: `state_dict` must come from {kind}, got groups without {', '.join(missing)}; "
-                "a state of another optimizer cannot be taken over"
-            )
-        for key in _GEOMETRY_KEYS:
-            if theirs[key] != ours[key]:
-                raise ValueError(
-                    f"{_OP}: `{key}` of group {number} must be {theirs[key]!r} as saved, got {ours[key]!r}; "
-                    f"build the optimizer with {key}={theirs[key]!r}, or start without the saved state"
-                )
-        optimizer.check_group(theirs)
-    ids = [key for group in saved for key in group["params"]]
-    state = state_dict["state"]
-    if not state.keys() <= set(ids):
-        strangers = sorted(map(str, state.keys() - set(ids)))
-        raise ValueError(f"{_OP}: `state` must belong to the groups' parameters, got also {', '.join(strangers)}")
-    fitting = {}
-    for key, (number, _, slot) in zip(ids, optimizer._slots(), strict=True):
-        if state.get(key):
-            _vet_state(slot, state[key], optimizer._parts(saved[number], slot.weight))
-            fitting[slot.index] = state[key]
-    return fitting
+def placed(state: State, slot: Slot, layout: Layout) -> State:
+    """A copy of `state` for `slot`: dtypes as saved, on its device, cut to the shapes of `layout`."""
+    device = slot.param.device
+    return {
+        key: value.detach().to(device, copy=True) if isinstance(value, Tensor) else value
+        for key, value in resized(state, layout).items()
+    }
 
 
-def restore(optimizer: StateOptimizer, states: dict[int, State]) -> None:
-    """Puts copies of `states` (by index of the parameter) in place: dtypes as saved, on its device."""
-    for _, _, slot in optimizer._slots():
-        if slot.index in states:
-            optimizer.state[slot.param] = {
-                key: value.detach().to(slot.param.device, copy=True) if isinstance(value, Tensor) else value
-                for key, value in states[slot.index].items()
-            }
-
-
-def _vet_state(slot: Slot, state: State, parts: Parts) -> None:
-    if state.get("format") != FORMAT:
-        raise ValueError(
-            f"{_OP}: `format` of the state of `{slot.name}` must be {FORMAT}, got {state.get('format')}; "
-            "load it with the version of lowrank_core that wrote it"
-        )
-    check_geometry(_OP, slot, state)
-    layout: Layout = {"step": ((), "float32")} if state.keys() == _OPENED else parts.layout(slot)
-    numbers = _PROJECTED if "proj.rank" in state else set()
-    expected = layout.keys() | numbers | _OPENED
-    if state.keys() != expected:
-        raise ValueError(
-            f"{_OP}: the state of `{slot.name}` must hold {', '.join(sorted(expected))}, "
-            f"got {', '.join(sorted(state))}; it is of another optimizer or damaged"
-        )
-    for key, (shape, dtype) in layout.items():
-        held = state[key]
-        got = f"{tuple(held.shape)} {name_of(held.dtype)}" if isinstance(held, Tensor) else type(held).__name__
-        if got != f"{shape} {dtype}":
-            raise ValueError(
-                f"{_OP}: `{key}` of `{slot.name}` must be {shape} {dtype}, got {got}; "
-                "the saved model has other shapes or another dtype"
-            )
-
-
-def _describe(held: tuple[int, int] | None) -> str:
-    return "no projection" if held is None else f"side {Side(held[0]).name.lower()}, rank {held[1]}"
+def _describe(held: tuple[int | None, int | None] | None) -> str:
+    if held is None or held[0] is None:
+        return "no projection"
+    return f"side {Side(held[0]).name.lower()}, rank {held[1]}"

@@ -13,12 +13,10 @@ from lowrank_core.memory import estimate as memory
 from lowrank_core.memory.estimate import DECIDING, OP, Keys, Shapes, Weight
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.optim import guard
-from lowrank_core.optim.codecs import name_of
-from lowrank_core.optim.galore import GaLoreAdamW
+from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.groups import split
+from lowrank_core.optim.methods import METHODS
 from lowrank_core.optim.targets import ALL_LINEAR
-
-_CLASSES: dict[str, type[GaLoreAdamW]] = {"galore": GaLoreAdamW}
 
 
 def estimate_state_bytes(
@@ -34,14 +32,14 @@ def estimate_state_bytes(
 ) -> int:
     """Bytes of state that `optimizer` holds once every parameter has taken a step, exact to the byte.
 
-    Equals `optimizer.state_bytes()` of the run ("galore"), or what torch.optim.AdamW holds ("adamw").
+    Equals `optimizer.state_bytes()` of the run, or what torch.optim.AdamW holds ("adamw").
     `lowrank_core.memory.estimate_state_bytes` does the same for shapes and needs no torch.
 
     Args:
       model_or_shapes: a module, on the meta device too, whose trainable parameters are split as by
         `param_groups`; or shapes by name, of which those with a word of `exclude` in their name are for plain
         AdamW; or shapes alone, none excluded.
-      optimizer: "adamw" or "galore".
+      optimizer: "adamw", or one of `METHODS`: "galore", "fira", "apollo".
       rank: of the optimizers that have one; None: their own default.
       dtype: of the weights; None means the module's own, or float32 for shapes.
       target_modules, exclude: as in `param_groups`; the former for a module only, the latter not for shapes
@@ -72,7 +70,8 @@ def estimate_state_bytes(
             memory.require_dtype(name)
         if optimizer == "adamw":
             return sum(memory.adamw_bytes(_weight(p, name)) for p in model_or_shapes.parameters() if p.requires_grad)
-        return _projecting_bytes(model_or_shapes, name, targets, words, others, memory.keys_of(rank, **deciding))
+        asked = memory.keys_of(optimizer, rank, **deciding)
+        return _projecting_bytes(optimizer, model_or_shapes, name, targets, words, others, asked)
     for arg, value in (("target_modules", target_modules), ("others", others)):
         require(value is None, OP, arg, "be left out without a module", value)
     shapes, name = model_or_shapes, "float32" if name is None else name
@@ -85,12 +84,14 @@ def _deciding(optimizer: str, keys: dict[str, Any], others: Mapping[str, Any]) -
         names = ", ".join([*keys, *others])
         require(not names, OP, "keys", "be left out for adamw, whose state they do not change", names)
     else:
+        made: Any = METHODS[optimizer]
         for given in (keys, {**keys, **others}):
-            _CLASSES[optimizer]([torch.empty(0, device="meta")], rank=None, **given)
+            made([torch.empty(0, device="meta")], rank=None, **given)
     return {key: value for key, value in keys.items() if key in DECIDING}
 
 
 def _projecting_bytes(
+    optimizer: str,
     model: nn.Module,
     dtype: str | None,
     targets: str | Iterable[str],
@@ -103,7 +104,7 @@ def _projecting_bytes(
     total = 0
     for group in groups:
         held_by = keys.plain(others) if group["rank"] is None else keys
-        total += sum(memory.projecting_bytes(_weight(param, dtype), held_by) for _, param in group["params"])
+        total += sum(memory.projecting_bytes(optimizer, _weight(param, dtype), held_by) for _, param in group["params"])
     return total
 
 

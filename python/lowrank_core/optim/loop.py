@@ -9,18 +9,26 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
+from lowrank_core.memory.estimate import DECIDING
+from lowrank_core.memory.geometry import Side
 from lowrank_core.optim import guard
 from lowrank_core.optim.admission import check_device, check_ready
 from lowrank_core.optim.base import StateOptimizer
-from lowrank_core.optim.checkpoint import check_geometry
-from lowrank_core.optim.codecs import State
-from lowrank_core.optim.compose import adopt, compose, find, open_state
-from lowrank_core.optim.fused import Draft, fused
+from lowrank_core.optim.bucket import Bucket, batches
+from lowrank_core.optim.checkpoint import check_state
+from lowrank_core.optim.dtypes import name_of
+from lowrank_core.optim.fused import fused
 from lowrank_core.optim.options import check_rates
-from lowrank_core.optim.parts import Bucket, Slot, batches
-from lowrank_core.optim.projectors import Bases
+from lowrank_core.optim.parts import Parts
+from lowrank_core.optim.parts.projectors import Found
+from lowrank_core.optim.refresh import adopt, find
+from lowrank_core.optim.slots import Draft, Slot, State
+from lowrank_core.optim.states import open_state
+from lowrank_core.optim.step import compose
 
-_REFRESHED_TOGETHER = 16  # matrices whose old and new bases are held at the same time
+_REFRESHED_TOGETHER = 16  # matrices whose old and new subspaces are held at the same time
+
+Drafts = dict[Bucket, Draft]
 
 
 class LowRankOptimizer(StateOptimizer):
@@ -81,108 +89,174 @@ class LowRankOptimizer(StateOptimizer):
     @_disable_dynamo
     def _take(self) -> None:
         """One step with the gradients as they are."""
-        buckets = self._gather()
-        due = [(bucket, slot) for bucket in buckets for slot in bucket.slots if self._due(bucket, slot)]
-        drafts = {} if due else {bucket: draft for bucket in buckets if (draft := self._draft(bucket))}
-        go, gate = self._judge(buckets, drafts, wait=bool(due))
+        drafts = self._gather()
+        due = [bucket for bucket in drafts if bucket.due]
+        for bucket, draft in drafts.items():
+            if not bucket.due:
+                self._draft(bucket, draft)
+        go, gate = self._judge(drafts)
+        if gate is not None and due:
+            # The searches wait for the verdict; what needs none of them is enqueued before, unless a search may fail.
+            early = {} if any(bucket.parts.projector.may_fail for bucket in due) else dict(drafts)
+            for bucket in [bucket for bucket in early if not bucket.due]:
+                self._step(bucket, drafts.pop(bucket), gate)
+            go, gate = bool(gate), None
         if go:
-            self._refresh(due)
-            for bucket in buckets:
-                self._step(bucket, drafts.get(bucket), gate)
+            self._refresh({bucket: drafts[bucket] for bucket in due})
+            for bucket, draft in drafts.items():
+                self._step(bucket, draft, gate)
 
-    def _draft(self, bucket: Bucket) -> Draft | None:
-        """What the kernel of `bucket`, if there is one, reads before anything is changed."""
-        kernel, states = fused(bucket), [self.state.get(slot.param) or {} for slot in bucket.slots]
-        return kernel.draft(bucket, states) if kernel else None
-
-    def _step(self, bucket: Bucket, draft: Draft | None, gate: Tensor | None) -> None:
-        states = [self._state(bucket, slot) for slot in bucket.slots]
-        if kernel := fused(bucket):
-            kernel.finish(bucket, draft or kernel.draft(bucket, states), states)
-        else:
-            compose(bucket, states, gate)
-        for slot in bucket.slots:
-            if slot.param in self._bounds:
-                self._bounds[slot.param] += 1
-
-    def _state(self, bucket: Bucket, slot: Slot) -> State:
-        if not self.state.get(slot.param):
-            self.state[slot.param] = open_state(slot, bucket.parts)
-        state: State = self.state[slot.param]
-        return state
-
-    def _gather(self) -> list[Bucket]:
-        """The parameters that have a gradient, by group, path, device and dtype."""
-        buckets: dict[tuple[Any, ...], Bucket] = {}
+    def _gather(self) -> Drafts:
+        """The gradients there are, by what their parameters have in common. Nothing else reads `param.grad`."""
+        drafts: dict[tuple[Any, ...], tuple[Bucket, Draft]] = {}
+        parts: dict[tuple[Any, ...], Parts] = {}
+        asked = {number: _layout_keys(group) for number, group in enumerate(self.param_groups)}
         for number, group, slot in self._slots():
-            param, weight, projected = slot.param, slot.weight, slot.geometry is not None
-            if param.grad is None:
+            grad = slot.param.grad
+            if grad is None:
                 continue
-            check_ready(slot)
-            check_geometry("step", slot, self.state.get(param) or {})
-            key = (number, projected, weight.device, weight.dtype)
-            if key not in buckets:
+            check_ready(slot, grad)
+            kind = (number, slot.weight.device, slot.weight.dtype)
+            if kind not in parts:
                 check_rates(type(self).__name__, group)
-                buckets[key] = Bucket.of(group, self._parts(group, weight), projected)
-                check_device(buckets[key], weight)
-            buckets[key].slots.append(slot)
-        return list(buckets.values())
+                parts[kind] = self._parts(group, slot.weight)
+            if self._asked.get(number) != asked[number]:
+                self._check_edit(group, slot)
+            alike = self._alike(slot, parts[kind])
+            key = (number, *alike.values())
+            if key not in drafts:
+                bucket = Bucket.of(group, parts[kind], **alike)
+                check_device(bucket)
+                drafts[key] = bucket, Draft()
+            drafts[key][1].add(slot, slot.gradient(grad))
+        self._asked = asked
+        return dict(drafts.values())
 
-    def _judge(self, buckets: list[Bucket], drafts: dict[Bucket, Draft], wait: bool) -> tuple[bool, Tensor | None]:
-        """Whether to go on, and the gate that decides it where the host does not know.
+    def _alike(self, slot: Slot, parts: Parts) -> dict[str, Any]:
+        """What the parameters of a bucket have in common besides their group."""
+        where = slot.geometry
+        return {
+            "projected": where is not None,
+            "two_sided": where is not None and where.side == Side.BOTH,
+            "as_matrix": slot.is_stored_as_matrix,
+            "due": where is not None and self._due(slot, parts),
+            "device": slot.weight.device,
+            "dtype": slot.weight.dtype,
+        }
 
-        A low-rank gradient is finite only if all of the gradient is, so what was drafted is not read again. Where
-        all gradients are on one accelerator it is not waited for, unless `wait` or a group that raises ask for it:
-        the answer is then to go on behind a 0-d bool that stays there.
-        """
-        entries = [(bucket, slot) for bucket in buckets for slot in bucket.slots]
-        grads = [slot.grad for _, slot in entries]
-        devices = {grad.device for grad in grads}
-        wait = wait or any(bucket.nonfinite == "raise" for bucket in buckets)
-        if len(devices) == 1 and guard.deferred(grads[0].device):
-            gate = guard.all_finite(grads)
-            if not wait:
-                self._skipped = self._skipped + (~gate).long()
-                return True, gate
-            if gate:
-                return True, None
-        known = {slot for draft in drafts.values() if draft.finite for slot in draft.slots}
-        bad = [entry for entry in entries if entry[1] not in known and not guard.is_finite(entry[1].grad)]
-        for bucket, slot in bad:
-            if bucket.nonfinite == "raise":
-                raise RuntimeError(
-                    f"step: the gradient of `{slot.name}` {tuple(slot.param.shape)} must be finite, "
-                    'got inf or nan; nothing was changed, lower the loss scale or pass `nonfinite="skip"`'
-                )
-        self._skipped = self._skipped + bool(bad)
-        return not bad, None
-
-    def _due(self, bucket: Bucket, slot: Slot) -> bool:
-        """True if the basis of `slot` is to be looked for before this step."""
-        if slot.geometry is None:
+    def _due(self, slot: Slot, parts: Parts) -> bool:
+        """True if the subspace of `slot` is to be looked for before this step."""
+        state = self.state.get(slot.param)
+        if parts.projector.each_step:
             return False
-        state, schedule = self.state.get(slot.param) or {}, bucket.parts.schedule
-        if "proj.rank" not in state:
+        if not state:
             return True
         bound = self._bounds.get(slot.param)
-        if bound is not None and not schedule.due(bound, state):
+        if bound is not None and not parts.schedule.due(slot, bound, state):
             return False
         steps = int(state["step"])  # waits for an accelerator, where a refresh seems due
         if guard.deferred(slot.param.device):
             self._bounds[slot.param] = steps
-        return schedule.due(steps, state)
+        return parts.schedule.due(slot, steps, state)
 
-    def _refresh(self, due: list[tuple[Bucket, Slot]]) -> None:
-        """Finds the bases that are due; those that may not exist all before anything is changed."""
-        found: dict[Slot, Bases] = {}
-        for bucket, slot in due:
+    def _check_edit(self, group: dict[str, Any], slot: Slot) -> None:
+        """Raises ValueError if the state of `slot` is not what its group, which was edited, asks for now."""
+        state = self.state.get(slot.param)
+        if not state:
+            return
+        if slot.geometry is not None and state.get("proj.refreshes") == 0:  # no subspace yet: still free to choose
+            fresh = open_state(self._layout(group, slot), slot.param.device)
+            self.state[slot.param] = {**fresh, "step": state["step"]}
+            return
+        rank = state.get("proj.rank") if self._parts(group, slot.weight).projector.ranks_vary else None
+        check_state("step", slot, state, self._layout(group, slot, rank), rank is not None)
+
+    def _draft(self, bucket: Bucket, draft: Draft) -> None:
+        """Lets the kernel of `bucket`, if there is one, read what it needs before anything is changed."""
+        states = [self.state.get(slot.param) for slot in draft.slots]
+        if (kernel := fused(bucket)) and all(states):
+            kernel.draft(bucket, draft, [state for state in states if state])
+
+    def _judge(self, drafts: Drafts) -> tuple[bool, Tensor | None]:
+        """Whether to go on, and the gate that decides it where the host does not know.
+
+        A low-rank gradient is finite only if all of the gradient is, so what was drafted is not read again. Where
+        all gradients are on one accelerator it is not waited for, unless a group that raises asks for it: the answer
+        is then to go on behind a 0-d bool that stays there.
+        """
+        grads = [grad for draft in drafts.values() for grad in draft.grads]
+        devices = {grad.device for grad in grads}
+        raising = any(bucket.nonfinite == "raise" for bucket in drafts)
+        if len(devices) == 1 and guard.deferred(grads[0].device):
+            gate = guard.all_finite(grads)
+            if not raising:
+                self._skipped = self._skipped + (~gate).long()
+                return True, gate
+            if gate:
+                return True, None
+        go = True
+        for bucket, draft in drafts.items():
+            for slot, grad in () if draft.finite else zip(draft.slots, draft.grads, strict=True):
+                if guard.is_finite(grad):
+                    continue
+                if bucket.nonfinite == "raise":
+                    raise RuntimeError(
+                        f"step: the gradient of `{slot.name}` {tuple(slot.param.shape)} must be finite, "
+                        'got inf or nan; nothing was changed, lower the loss scale or pass `nonfinite="skip"`'
+                    )
+                go = False
+        self._skipped = self._skipped + (not go)
+        return go, None
+
+    def _refresh(self, due: Drafts) -> None:
+        """Finds the subspaces that are due; those that may not exist all before anything is changed."""
+        found: dict[Slot, Found | None] = {}
+        for bucket, draft in due.items():
             if bucket.parts.projector.may_fail:  # one by one: an error then names the parameter
-                found[slot] = find([slot], [self.state.get(slot.param) or {}], bucket.parts, bucket.seed)[0]
-        for bucket, batch in batches(due, _REFRESHED_TOGETHER):
-            states = [self._state(bucket, slot) for slot in batch]
-            if not bucket.parts.projector.may_fail:
-                found |= zip(batch, find(batch, states, bucket.parts, bucket.seed), strict=True)
-            for slot, state in zip(batch, states, strict=True):
-                bases = found.pop(slot)
-                if bases:
-                    adopt(bucket, slot, state, bases)
+                for slot, grad in zip(draft.slots, draft.grads, strict=True):
+                    state = self.state.get(slot.param) or self._opened(bucket, slot)
+                    found[slot] = find(bucket, [slot], [grad], [state])[0]
+        for bucket, draft in due.items():
+            for some in batches(_REFRESHED_TOGETHER, len(draft.slots)):
+                slots, grads = draft.slots[some], draft.grads[some]
+                states = [self._state(bucket, slot) for slot in slots]
+                if not bucket.parts.projector.may_fail:
+                    found |= zip(slots, find(bucket, slots, grads, states), strict=True)
+                for slot, grad, state in zip(slots, grads, states, strict=True):
+                    adopt(bucket, slot, grad, state, found.pop(slot))
+
+    def _step(self, bucket: Bucket, draft: Draft, gate: Tensor | None) -> None:
+        for slot in draft.slots:
+            if slot.param in self._bounds:
+                self._bounds[slot.param] += 1
+        kernel = fused(bucket)
+        if kernel is None:
+            compose(bucket, draft, self._states(bucket, draft), gate)
+            return
+        # Without a subspace, which a gradient of zeros does not name, a weight only decays.
+        named = [state["proj.refreshes"] != 0 for state in self._states(bucket, draft)]
+        if not all(named):
+            draft, waiting = draft.part(named)
+            compose(bucket, waiting, self._states(bucket, waiting), gate)
+        states = self._states(bucket, draft)
+        if draft.low is None:
+            kernel.draft(bucket, draft, states)
+        kernel.finish(bucket, draft, states, gate)
+
+    def _states(self, bucket: Bucket, draft: Draft) -> list[State]:
+        return [self._state(bucket, slot) for slot in draft.slots]
+
+    def _state(self, bucket: Bucket, slot: Slot) -> State:
+        if not self.state.get(slot.param):
+            self.state[slot.param] = self._opened(bucket, slot)
+        state: State = self.state[slot.param]
+        return state
+
+    def _opened(self, bucket: Bucket, slot: Slot) -> State:
+        layout = bucket.parts.layout(slot.geometry, tuple(slot.weight.shape), name_of(slot.weight.dtype))
+        return open_state(layout, slot.param.device)
+
+
+def _layout_keys(group: dict[str, Any]) -> tuple[Any, ...]:
+    """The keys of a group that decide what its states look like."""
+    return tuple(group.get(key) for key in sorted(DECIDING | {"rank"}))

@@ -55,6 +55,11 @@ def own_keys(op: str, keys: dict[str, Any], known: Iterable[str]) -> dict[str, A
     return own
 
 
+def keys_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a group among the arguments of a constructor, which it takes from `locals()`."""
+    return {key: value for key, value in arguments.items() if key not in ("self", "params", "torch_keys", "__class__")}
+
+
 def plain_numbers(group: dict[str, Any]) -> dict[str, Any]:
     """`group` with NumPy's numbers as Python's, which a checkpoint can hold and no arithmetic narrows."""
     return {key: _plain(value) for key, value in group.items()}
@@ -83,5 +88,5 @@ def check_values(op: str, group: dict[str, Any]) -> None:
     require_choice(op, "proj_type", group["proj_type"], PROJ_TYPES)
     require_choice(op, "nonfinite", group["nonfinite"], ("skip", "raise"))
     require_choice(op, "rounding", group["rounding"], ROUNDINGS)
-    for key in ("maximize", "force_projection"):
+    for key in ("maximize", "force_projection", "stagger"):
         require(isinstance(group[key], bool), op, key, "be True or False", group[key])

@@ -3,59 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from lowrank_core.memory import storage
-from lowrank_core.memory.storage import AsBFloat16, AsBlocks8, AsWork, Storage, basis_storage, is_second, moment_storage
+from lowrank_core.memory.storage import (
+    WORK,
+    AsBFloat16,
+    AsBlocks8,
+    AsWork,
+    Field,
+    Layout,
+    Role,
+    Storage,
+    basis_storage,
+    moment_storage,
+)
 from lowrank_core.ops.subspace_step.codecs import decode_moment, encode_moment
 from lowrank_core.optim import guard
-
-State = dict[str, Any]  # of one parameter: flat keys, tensors and plain numbers
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """The name of `dtype`, as layouts have it: "bfloat16" for torch.bfloat16."""
-    return str(dtype).removeprefix("torch.")
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """The dtype with that name."""
-    return cast(torch.dtype, getattr(torch, name))
-
-
-@lru_cache
-def work_dtype(weight: torch.dtype) -> torch.dtype:
-    """The dtype that a weight's update is computed in: float64 for float64, else float32."""
-    return dtype_of(storage.work_dtype(name_of(weight)))
-
-
-class Draw(NamedTuple):
-    """Keys the random words of one parameter in one step."""
-
-    seed: int
-    step: int
-
+from lowrank_core.optim.dtypes import dtype_of, name_of
+from lowrank_core.optim.slots import Draw, State
 
 NO_DRAW = Draw(0, 0)  # for codecs that draw nothing
 
 
 class Codec(Storage, Protocol):
-    """Writes and reads what its `layout` describes."""
+    """Writes and reads what its `layout` describes. `role` is that of the field."""
 
     @property
     def host_only(self) -> bool:
         """True if it has no kernel for accelerators in this version."""
         ...
 
-    def decode(self, state: State, name: str, work: torch.dtype) -> Tensor:
+    def decode(self, state: State, name: str, work: torch.dtype, role: Role) -> Tensor:
         """The stored value in dtype `work`; writing into it may or may not write into the state."""
         ...
 
-    def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
+    def encode(self, state: State, name: str, value: Tensor, role: Role, draw: Draw = NO_DRAW) -> None:
         """Stores `value`, in place where the entry has its shape; never keeps the storage of `value`."""
         ...
 
@@ -66,11 +51,11 @@ class Float32(AsWork):
 
     host_only: ClassVar[bool] = False
 
-    def decode(self, state: State, name: str, work: torch.dtype) -> Tensor:
+    def decode(self, state: State, name: str, work: torch.dtype, role: Role) -> Tensor:
         value: Tensor = state[name]
         return value
 
-    def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
+    def encode(self, state: State, name: str, value: Tensor, role: Role, draw: Draw = NO_DRAW) -> None:
         _hold(state, name, value, value.dtype)
 
 
@@ -84,11 +69,11 @@ class BFloat16(AsBFloat16):
 
     host_only: ClassVar[bool] = False
 
-    def decode(self, state: State, name: str, work: torch.dtype) -> Tensor:
+    def decode(self, state: State, name: str, work: torch.dtype, role: Role) -> Tensor:
         value: Tensor = state[name]
         return value.to(work)
 
-    def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
+    def encode(self, state: State, name: str, value: Tensor, role: Role, draw: Draw = NO_DRAW) -> None:
         _hold(state, name, value, torch.bfloat16)
 
 
@@ -101,36 +86,52 @@ class StochasticBFloat16(AsBFloat16):
 
     host_only: ClassVar[bool] = True
 
-    def decode(self, state: State, name: str, work: torch.dtype) -> Tensor:
+    def decode(self, state: State, name: str, work: torch.dtype, role: Role) -> Tensor:
         value: Tensor = state[name]
         return value.to(work)
 
-    def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
+    def encode(self, state: State, name: str, value: Tensor, role: Role, draw: Draw = NO_DRAW) -> None:
         codes = _room(state, name, value.shape, torch.bfloat16)
-        encode_moment(codes, None, value.float().contiguous(), second=is_second(name), seed=draw.seed, step=draw.step)
+        _encode(codes, None, value, role, draw)
 
 
 @dataclass(frozen=True)
 class Blocks8(AsBlocks8):
     """Stores a moment in 8-bit codes with a float32 scale for each 256 elements, rounded without bias.
 
-    A second moment (`exp_avg_sq`) has codes even in its root, so that small values survive beside large ones.
+    A second moment has codes even in its root, so that small values survive beside large ones.
     Determinism: D0. Source: Dettmers et al. 2021 (arXiv:2110.02861) for the blocks.
     """
 
     host_only: ClassVar[bool] = True
 
-    def decode(self, state: State, name: str, work: torch.dtype) -> Tensor:
+    def decode(self, state: State, name: str, work: torch.dtype, role: Role) -> Tensor:
         codes: Tensor = state[f"{name}.codes"]
         value = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
-        decode_moment(value, codes, state[f"{name}.scales"], second=is_second(name))
+        decode_moment(value, codes, state[f"{name}.scales"], second=role is Role.SECOND_MOMENT)
         return value.to(work)
 
-    def encode(self, state: State, name: str, value: Tensor, draw: Draw = NO_DRAW) -> None:
-        entries = self.layout(name, tuple(value.shape), name_of(value.dtype)).items()
-        codes, scales = (_room(state, key, torch.Size(shape), dtype_of(dtype)) for key, (shape, dtype) in entries)
-        second = is_second(name)
-        encode_moment(codes, scales, value.float().contiguous(), second=second, seed=draw.seed, step=draw.step)
+    def encode(self, state: State, name: str, value: Tensor, role: Role, draw: Draw = NO_DRAW) -> None:
+        layout = self.layout(name, Field(tuple(value.shape), WORK, role), name_of(value.dtype))
+        codes, scales = (_room(state, key, torch.Size(f.shape), dtype_of(str(f.dtype))) for key, f in layout.items())
+        _encode(codes, scales, value, role, draw)
+
+
+def decoded(codec: Codec, fields: Layout, state: State, work: torch.dtype) -> dict[str, Tensor]:
+    """The values of `fields` in `state`, those of dtype `WORK` decoded."""
+    return {
+        name: codec.decode(state, name, work, field.role) if field.dtype == WORK else state[name]
+        for name, field in fields.items()
+    }
+
+
+def encode(codec: Codec, fields: Layout, state: State, values: dict[str, Tensor], draw: Draw) -> None:
+    """Stores the `values` of `fields` in `state`."""
+    for name, field in fields.items():
+        if field.dtype == WORK:
+            codec.encode(state, name, values[name], field.role, draw)
+        else:
+            state[name] = values[name]
 
 
 _MOMENT_CODECS: dict[str, Codec] = {"float32": Float32(), "bfloat16": StochasticBFloat16(), "int8": Blocks8()}
@@ -145,6 +146,11 @@ def moment_codec(name: str, weight: Tensor) -> Codec:
 def basis_codec(weight: torch.dtype) -> Float32 | BFloat16:
     """The default codec of a basis."""
     return _BASIS_CODECS[basis_storage(name_of(weight))]
+
+
+def _encode(codes: Tensor, scales: Tensor | None, value: Tensor, role: Role, draw: Draw) -> None:
+    second = role is Role.SECOND_MOMENT
+    encode_moment(codes, scales, value.float().contiguous(), second=second, seed=draw.seed, step=draw.number())
 
 
 def _hold(state: State, name: str, value: Tensor, dtype: torch.dtype) -> None:

@@ -1,18 +1,18 @@
-"""Transports: what becomes of the moments when their basis changes."""
+"""Transports: what becomes of the moments when their subspace changes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from lowrank_core.optim.rules import Moments, Rule, Turn
+from lowrank_core.optim.parts.rules import Moments, Rule, Turn
 
 
 class Transport(Protocol):
-    """Carries the moments of `rule` over a change of basis."""
+    """Carries the moments of `rule` over a change of subspace."""
 
     def carry(self, moments: Moments, turn: Turn, rule: Rule, step: int) -> Moments:
-        """The moments in the new basis, after `step` >= 1 finished steps."""
+        """The moments in the new subspace, after `step` >= 1 finished steps."""
         ...
 
 
@@ -33,3 +33,6 @@ class Rotate:
 
     def carry(self, moments: Moments, turn: Turn, rule: Rule, step: int) -> Moments:
         return rule.turned(moments, turn, step)
+
+
+TRANSPORTS: dict[str, Transport] = {"keep": Keep(), "rotate": Rotate()}

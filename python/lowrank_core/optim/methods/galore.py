@@ -6,19 +6,11 @@ from typing import Any
 
 import torch
 
-from lowrank_core.checks import require_choice
-from lowrank_core.memory.storage import MOMENT_DTYPES
 from lowrank_core.optim.base import Params
-from lowrank_core.optim.codecs import basis_codec, moment_codec
 from lowrank_core.optim.loop import LowRankOptimizer
-from lowrank_core.optim.parts import Parts
-from lowrank_core.optim.projectors import ExactSVD, RandomizedSVD
-from lowrank_core.optim.residuals import Drop
-from lowrank_core.optim.rules import Adam
-from lowrank_core.optim.schedules import FixedGap
-from lowrank_core.optim.transports import Keep, Rotate
-
-_TRANSPORTS: dict[str, type[Keep | Rotate]] = {"keep": Keep, "rotate": Rotate}
+from lowrank_core.optim.options import keys_of
+from lowrank_core.optim.parts import Parts, svd_projector, transport
+from lowrank_core.optim.parts.residuals import Drop
 
 
 class GaLoreAdamW(LowRankOptimizer):
@@ -65,6 +57,8 @@ class GaLoreAdamW(LowRankOptimizer):
         on an accelerator "raise" waits for the device at every step.
       force_projection: project at rank min(m, n) where `rank` is not below it.
       maximize: climb instead of descend.
+      stagger: after step 0 the weights of a group are refreshed in turns, each every `update_proj_gap` steps, so that
+        no step pays for all of them.
       torch_keys: keys of torch's AdamW that change nothing here are taken: `foreach`, `fused`, `capturable=False`,
         `amsgrad=False`, `differentiable=False`, `no_deprecation_warning`.
 
@@ -116,46 +110,19 @@ class GaLoreAdamW(LowRankOptimizer):
         nonfinite: str = "skip",
         force_projection: bool = False,
         maximize: bool = False,
+        stagger: bool = False,
         **torch_keys: object,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "rank": rank,
-            "update_proj_gap": update_proj_gap,
-            "scale": scale,
-            "proj_type": proj_type,
-            "projector": projector,
-            "oversample": oversample,
-            "niter": niter,
-            "moments": moments,
-            "moment_dtype": moment_dtype,
-            "plain_moment_dtype": plain_moment_dtype,
-            "rounding": rounding,
-            "seed": seed,
-            "nonfinite": nonfinite,
-            "force_projection": force_projection,
-            "maximize": maximize,
-        }
-        super().__init__(params, defaults, torch_keys)
+        super().__init__(params, keys_of(locals()), torch_keys)
 
     @classmethod
     def parts(cls, group: dict[str, Any], weight: torch.Tensor) -> Parts:
-        moments, plain = group["moment_dtype"], group["plain_moment_dtype"]
-        require_choice(cls.__name__, "projector", group["projector"], ("rsvd", "svd"))
-        require_choice(cls.__name__, "moments", group["moments"], _TRANSPORTS)
-        require_choice(cls.__name__, "moment_dtype", moments, MOMENT_DTYPES)
-        require_choice(cls.__name__, "plain_moment_dtype", plain, (None, *MOMENT_DTYPES))
-        randomized, scale = group["projector"] == "rsvd", group["scale"]
-        return Parts(
-            projector=RandomizedSVD(scale, group["oversample"], group["niter"]) if randomized else ExactSVD(scale),
-            residual=Drop(),
-            rule=Adam(group["betas"], group["eps"]),
-            schedule=FixedGap(group["update_proj_gap"]),
-            transport=_TRANSPORTS[group["moments"]](),
-            moment_codec=moment_codec(moments, weight),
-            basis_codec=basis_codec(weight.dtype),
-            plain_codec=moment_codec(plain or moments, weight),
+        op = cls.__name__
+        return Parts.of(
+            op,
+            group,
+            weight,
+            projector=svd_projector(op, group, weight),
+            residual=Drop(group["scale"]),
+            transport=transport(op, group),
         )

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lowrank_core.checks import is_number, require
-from lowrank_core.memory.storage import ADAM_MOMENTS
+from lowrank_core.memory.storage import Layout, adam_fields
 
 Moments = dict[str, Tensor]
 
 
-class Turn(NamedTuple):
-    """A change of basis, T = P_new^T P_old, as it acts on tensors that live in the subspace."""
+class Turn(Protocol):
+    """A change of subspace, T = P_new^T P_old, as it acts on tensors that live in the subspace."""
 
-    linear: Callable[[Tensor], Tensor]  # X -> T X, X T^T or both, by side
-    squared: Callable[[Tensor], Tensor]  # the same with T squared elementwise: how variances travel
+    def linear(self, low: Tensor) -> Tensor:
+        """X -> T X, X T^T or both, by side."""
+        ...
+
+    def squared(self, low: Tensor) -> Tensor:
+        """The same with T squared elementwise: how variances travel."""
+        ...
+
+    def overlap(self) -> Tensor:
+        """0-d, in [0, 1]: the mean squared cosine between the subspaces."""
+        ...
 
 
 class Direction(NamedTuple):
@@ -31,6 +39,7 @@ class Direction(NamedTuple):
     numerator: Tensor
     denominator: Tensor | None = None  # None: the numerator is the direction, and there is no correction
     correction: float | Tensor = 1.0  # a 0-d tensor where the step count is one
+    unbias: float | Tensor = 1.0  # the factor of all bias corrections; the direction over it is the one before them
 
     def dense(self, scale: float = 1.0) -> Tensor:
         """`scale` times the value, in storage of its own."""
@@ -41,7 +50,7 @@ class Direction(NamedTuple):
     def reshaped(self, shape: torch.Size) -> Direction:
         """The same, in `shape`."""
         denominator = None if self.denominator is None else self.denominator.reshape(shape)
-        return Direction(self.numerator.reshape(shape), denominator, self.correction)
+        return self._replace(numerator=self.numerator.reshape(shape), denominator=denominator)
 
     def subtract_from_(self, target: Tensor, lr: float) -> None:
         """target <- target - lr * self."""
@@ -56,9 +65,8 @@ class Direction(NamedTuple):
 class Rule(Protocol):
     """Turns a gradient into a direction; knows no lr, no decay and no parameter."""
 
-    @property
-    def moments(self) -> tuple[str, ...]:
-        """The state it keeps, by name; each has the gradient's shape."""
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """What it keeps for a gradient of `shape`; of dtype `WORK` what a codec is to store."""
         ...
 
     def update(self, grad: Tensor, moments: Moments, step: float | Tensor) -> Direction:
@@ -67,6 +75,14 @@ class Rule(Protocol):
 
     def turned(self, moments: Moments, turn: Turn, step: int) -> Moments:
         """`moments` after `step` >= 1 finished steps, expressed in a new basis."""
+        ...
+
+    def unbias(self, step: float | Tensor) -> float | Tensor:
+        """The factor of all bias corrections in step number `step`."""
+        ...
+
+    def kernel(self) -> dict[str, Any]:
+        """Its arguments of `subspace_step_`, where a kernel has it."""
         ...
 
 
@@ -92,9 +108,8 @@ class Adam:
         )  # fmt: skip
         require(is_number(self.eps, 0.0), "Adam", "eps", "be a number >= 0", self.eps)
 
-    @property
-    def moments(self) -> tuple[str, ...]:
-        return ADAM_MOMENTS
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        return adam_fields(shape)
 
     def update(self, grad: Tensor, moments: Moments, step: float | Tensor) -> Direction:
         beta1, beta2 = self.betas
@@ -102,7 +117,7 @@ class Adam:
         exp_avg.lerp_(grad, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         denominator = exp_avg_sq.sqrt().div_((1 - beta2**step) ** 0.5).add_(self.eps)
-        return Direction(exp_avg, denominator, 1 - beta1**step)
+        return Direction(exp_avg, denominator, 1 - beta1**step, self.unbias(step))
 
     def turned(self, moments: Moments, turn: Turn, step: int) -> Moments:
         """First moment: M' = T M. Second: the variance travels by squares, the mean by T.
@@ -116,3 +131,10 @@ class Adam:
         variance = moments["exp_avg_sq"] / correction2 - (moments["exp_avg"] / correction1).square_()
         exp_avg_sq = turn.squared(variance).add_((exp_avg / correction1).square_()).abs_().mul_(correction2)
         return {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+    def unbias(self, step: float | Tensor) -> float | Tensor:
+        beta1, beta2 = self.betas
+        return (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+
+    def kernel(self) -> dict[str, Any]:
+        return {"rule": "adam", "betas": self.betas, "eps": self.eps}

@@ -1,0 +1,39 @@
+"""The methods of the package by name, with what each keeps in its state. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lowrank_core.memory.geometry import Geometry
+from lowrank_core.memory.storage import Layout, basis_fields, limit_fields
+
+
+class Method(NamedTuple):
+    """One optimizer."""
+
+    optimizer: str  # its class in `lowrank_core.optim.methods`: "module:class"
+    kept: Callable[[Geometry, str | None], Layout]  # besides its moments, by where and the key `projector`
+    rank: int = 128  # what its class has by default
+    projectors: tuple[str, ...] = ("rsvd", "svd")  # the default first
+
+
+def _galore(where: Geometry, projector: str | None) -> Layout:
+    return basis_fields(where)
+
+
+def _fira(where: Geometry, projector: str | None) -> Layout:
+    return basis_fields(where) | limit_fields()
+
+
+def _apollo(where: Geometry, projector: str | None) -> Layout:
+    """A random projection is drawn anew from its seed."""
+    return (basis_fields(where) if projector == "svd" else {}) | limit_fields()
+
+
+METHODS: dict[str, Method] = {
+    "galore": Method("galore:GaLoreAdamW", _galore),
+    "fira": Method("fira:FiraAdamW", _fira),
+    "apollo": Method("apollo:ApolloAdamW", _apollo, rank=256, projectors=("random", "svd")),
+}
+TO_COME = ("qgalore", "adarankgrad", "dct", "trion", "dion2", "frugal", "flora", "coap", "ldadam", "lisa")

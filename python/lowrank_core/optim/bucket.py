@@ -1,0 +1,47 @@
+"""Parameters that are stepped alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lowrank_core.optim.parts import Parts
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """What parameters of one group that are stepped alike have in common: parts, numbers, device and dtype."""
+
+    parts: Parts
+    projected: bool
+    two_sided: bool  # whether their subspaces have a basis on each side
+    as_matrix: bool  # whether their memory can be stepped as the matrix that is projected
+    due: bool  # whether their subspaces are to be looked for before the step
+    device: torch.device
+    dtype: torch.dtype
+    lr: float
+    weight_decay: float
+    maximize: bool
+    rounding: str
+    nonfinite: str
+
+    @classmethod
+    def of(cls, group: dict[str, Any], parts: Parts, **alike: Any) -> Bucket:
+        """The bucket of `group` for weights that are `alike` in the fields that it does not decide."""
+        return cls(
+            parts=parts,
+            lr=float(group["lr"]),
+            weight_decay=float(group["weight_decay"]),
+            maximize=group["maximize"],
+            rounding=group["rounding"],
+            nonfinite=group["nonfinite"],
+            **alike,
+        )
+
+
+def batches(size: int, count: int) -> Iterator[slice]:
+    """`count` places, at most `size` at a time."""
+    return (slice(start, start + size) for start in range(0, count, size))

@@ -1,0 +1,100 @@
+"""What an optimizer is made of: one part on each axis, and what the state of a parameter holds by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from lowrank_core.checks import require_choice
+from lowrank_core.memory.geometry import PROJ_TYPES, Geometry
+from lowrank_core.memory.storage import MOMENT_DTYPES, Layout, state_layout, stored, subspace_fields
+from lowrank_core.optim.parts.codecs import Codec, basis_codec, moment_codec
+from lowrank_core.optim.parts.projectors import ExactSVD, Projector, RandomizedSVD
+from lowrank_core.optim.parts.residuals import Residual
+from lowrank_core.optim.parts.rules import Adam, Rule
+from lowrank_core.optim.parts.schedules import FixedGap, Schedule
+from lowrank_core.optim.parts.transports import TRANSPORTS, Transport
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One point of the product that every optimizer of the package is."""
+
+    projector: Projector
+    residual: Residual
+    rule: Rule
+    schedule: Schedule
+    transport: Transport
+    moment_codec: Codec  # of projected weights
+    plain: Rule  # of what is not projected
+    plain_codec: Codec
+
+    @classmethod
+    def of(cls, op: str, group: dict[str, Any], weight: Tensor, **chosen: Any) -> Parts:
+        """The parts that are `chosen` by their names, the others as the keys of `group` say for Adam in a subspace.
+
+        Raises:
+          ValueError: a value of `group` is out of its range; the message names `op`.
+        """
+        moments, plain = group["moment_dtype"], group["plain_moment_dtype"]
+        require_choice(op, "moment_dtype", moments, MOMENT_DTYPES)
+        require_choice(op, "plain_moment_dtype", plain, (None, *MOMENT_DTYPES))
+        adam = Adam(group["betas"], group["eps"])
+        parts = {
+            "rule": adam,
+            "plain": adam,
+            "schedule": FixedGap(group["update_proj_gap"], group["stagger"]),
+            "moment_codec": moment_codec(moments, weight),
+            "plain_codec": moment_codec(plain or moments, weight),
+        }
+        return cls(**{**parts, **chosen})
+
+    def layout(self, where: Geometry | None, shape: tuple[int, ...], weight: str) -> Layout:
+        """Every entry in the state of a weight of `shape` and dtype `weight`, projected at `where`."""
+        if where is None:
+            return state_layout(stored(self.plain.layout(shape), self.plain_codec, weight))
+        return state_layout(
+            subspace_fields(where),
+            self.schedule.layout(),
+            self.projector.layout(where, weight),
+            self.residual.layout(where),
+            stored(self.rule.layout(where.low_shape), self.moment_codec, weight),
+        )
+
+
+def choose(op: str, group: dict[str, Any], key: str, values: Mapping[str, T]) -> T:
+    """What `values` has for the key of `group`.
+
+    Raises:
+      ValueError: it has none.
+    """
+    require_choice(op, key, group[key], values)
+    return values[group[key]]
+
+
+def svd_projector(op: str, group: dict[str, Any], weight: Tensor) -> Projector:
+    """The leading singular subspace, found as the key `projector` says: "rsvd" or "svd"."""
+    codec = basis_codec(weight.dtype)
+    randomized = RandomizedSVD(codec, group["oversample"], group["niter"])
+    return choose(op, group, "projector", {"rsvd": randomized, "svd": ExactSVD(codec)})
+
+
+def transport(op: str, group: dict[str, Any]) -> Transport:
+    """What the key `moments` says: "keep" or "rotate"."""
+    return choose(op, group, "moments", TRANSPORTS)
+
+
+def one_sided(op: str, group: dict[str, Any]) -> dict[str, Any]:
+    """`group`, whose subspaces have a basis on one side: only they have channels.
+
+    Raises:
+      ValueError: its `proj_type` is "full".
+    """
+    sided = tuple(name for name in PROJ_TYPES if name != "full")
+    require_choice(op, "proj_type", group["proj_type"], sided)
+    return group

@@ -1,0 +1,254 @@
+"""Projectors: how a subspace is looked for, and what of it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lowrank_core.checks import is_count, require
+from lowrank_core.memory.geometry import Geometry, Side
+from lowrank_core.memory.storage import Layout, Role, basis_fields, basis_keys, stored
+from lowrank_core.ops import range_finder_list, rsvd
+from lowrank_core.ops.normal import fill_normal
+from lowrank_core.optim.dtypes import work_dtype
+from lowrank_core.optim.parts.codecs import Codec, Float32
+from lowrank_core.optim.parts.subspaces import Bases, Dense, Subspace
+from lowrank_core.optim.slots import Slot, State
+
+
+class Query(NamedTuple):
+    """One gradient for which a subspace is wanted."""
+
+    grad: Tensor  # [m, n], any floating dtype, finite, not zero
+    where: Geometry  # of the largest rank
+    held: Subspace | None  # to be near; None at first
+    seed: int
+
+
+class Found(NamedTuple):
+    """What a search found."""
+
+    subspace: Subspace
+    low: Tensor | None = None  # the gradient in it, where the search has seen it
+
+
+class Projector(Protocol):
+    """Looks for subspaces, and owns how they are kept in the state."""
+
+    @property
+    def may_fail(self) -> bool:
+        """True if `find` can raise on a finite gradient: all subspaces are then found before anything changes."""
+        ...
+
+    @property
+    def each_step(self) -> bool:
+        """True if a subspace is chosen at every step, as a part of it; `find` then waits for no device."""
+        ...
+
+    @property
+    def ranks_vary(self) -> bool:
+        """True if `find` may find subspaces of a lower rank than the largest."""
+        ...
+
+    def layout(self, where: Geometry, weight: str) -> Layout:
+        """What it keeps of a subspace at `where`, for a weight of dtype `weight`."""
+        ...
+
+    def held(self, slot: Slot, state: State) -> Subspace:
+        """The subspace in `state`."""
+        ...
+
+    def hold(self, slot: Slot, state: State, subspace: Subspace) -> None:
+        """Puts `subspace`, which `find` found, in the place of the one in `state`."""
+        ...
+
+    def find(self, queries: Sequence[Query]) -> list[Found]:
+        """Subspaces for each of `queries`, in one call where a kernel takes lists."""
+        ...
+
+    def stored_basis(self, slot: Slot, state: State) -> Tensor:
+        """The basis of one side, for a kernel, as it is stored."""
+        ...
+
+
+@dataclass(frozen=True)
+class Orthonormal:
+    """What projectors share that keep orthonormal bases. `codec` says how these are stored."""
+
+    codec: Codec = field(default_factory=Float32)
+    may_fail: ClassVar[bool] = False
+    each_step: ClassVar[bool] = False
+    ranks_vary: ClassVar[bool] = False
+
+    def layout(self, where: Geometry, weight: str) -> Layout:
+        return stored(basis_fields(where), self.codec, weight)
+
+    def held(self, slot: Slot, state: State) -> Dense:
+        keys = basis_keys(slot.where(state))
+        return Dense({side: self.codec.decode(state, key, slot.work, Role.BASIS) for side, key in keys.items()})
+
+    def hold(self, slot: Slot, state: State, subspace: Subspace) -> None:
+        keys = basis_keys(slot.where(state))
+        for side, basis in bases_of(subspace).items():
+            self.codec.encode(state, keys[side], basis, Role.BASIS)
+
+    def stored_basis(self, slot: Slot, state: State) -> Tensor:
+        basis: Tensor = state["proj.basis"]
+        return basis
+
+    def find(self, queries: Sequence[Query]) -> list[Found]:
+        found = zip(self.search(queries), queries, strict=True)
+        return [Found(Dense(_aligned(bases, bases_of(query.held)))) for bases, query in found]
+
+    def search(self, queries: Sequence[Query]) -> list[Bases]:
+        """Orthonormal bases for each of `queries`, of any signs."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ExactSVD(Orthonormal):
+    """The leading singular vectors, by torch.linalg.svd in the working precision.
+
+    Determinism: D2 (within a stated bound; docs/numerics.md).
+    Raises: torch.linalg.LinAlgError where LAPACK does not converge.
+    """
+
+    may_fail: ClassVar[bool] = True
+
+    def search(self, queries: Sequence[Query]) -> list[Bases]:
+        return [self._search(query) for query in queries]
+
+    def _search(self, query: Query) -> Bases:
+        rank, side = query.where.rank, query.where.side
+        u, _, vh = torch.linalg.svd(query.grad.to(work_dtype(query.grad.dtype)), full_matrices=False)
+        left, right = u[:, :rank], vh[:rank].mT
+        sign = _leading_sign(right if side == Side.RIGHT else left)
+        found = {}
+        if side in (Side.BOTH, Side.LEFT):
+            found["left"] = left * sign
+        if side in (Side.BOTH, Side.RIGHT):
+            found["right"] = right * sign
+        return found
+
+
+@dataclass(frozen=True)
+class RandomizedSVD(Orthonormal):
+    """The leading singular vectors, by randomized subspace iteration started from the basis held.
+
+    A first search takes `niter` power iterations, a warm one `warm_niter`. `oversample` columns are drawn
+    fresh in either, so that a direction the old basis cannot see can enter.
+
+    Determinism: as `range_finder` and `rsvd`, of which it is a call.
+    Source: Halko, Martinsson, Tropp 2011 (arXiv:0909.4061), algorithms 4.4 and 5.1.
+    """
+
+    oversample: int = 10
+    niter: int = 2
+    warm_niter: int = 1
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        require(is_count(self.oversample, 0), name, "oversample", "be an int >= 0", self.oversample)
+        require(is_count(self.niter, 0), name, "niter", "be an int >= 0", self.niter)
+        require(is_count(self.warm_niter, 1), name, "warm_niter", "be an int >= 1", self.warm_niter)
+
+    def search(self, queries: Sequence[Query]) -> list[Bases]:
+        found: dict[int, Bases] = {}
+        one_sided = [i for i, query in enumerate(queries) if query.where.side != Side.BOTH]
+        for warm in (False, True):
+            indices = [i for i in one_sided if bool(bases_of(queries[i].held)) == warm]
+            found |= zip(indices, self._search_list([queries[i] for i in indices], warm), strict=True)
+        for i, query in enumerate(queries):
+            if query.where.side == Side.BOTH:
+                found[i] = self._search_both(query)
+        return [found[i] for i in range(len(queries))]
+
+    def _search_list(self, queries: Sequence[Query], warm: bool) -> list[Bases]:
+        sides = ["left" if query.where.side == Side.LEFT else "right" for query in queries]
+        bases = range_finder_list(
+            [query.grad if side == "left" else query.grad.mT for query, side in zip(queries, sides, strict=True)],
+            [query.where.rank for query in queries],
+            oversample=self.oversample,
+            niter=self.warm_niter if warm else self.niter,
+            bases=[bases_of(query.held)[side] for query, side in zip(queries, sides, strict=True)] if warm else None,
+            seeds=[query.seed for query in queries],
+        )
+        return [{side: basis} for side, basis in zip(sides, bases, strict=True)]
+
+    def _search_both(self, query: Query) -> Bases:
+        u, _, vh = rsvd(
+            query.grad,
+            query.where.rank,
+            oversample=self.oversample,
+            niter=self.warm_niter if query.held else self.niter,
+            basis=bases_of(query.held).get("left"),
+            seed=query.seed,
+        )
+        return {"left": u, "right": vh.mT}
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent normal entries of variance 1 / r: lengths are kept in the mean, and nothing is looked for.
+
+    Drawn from its seed whenever it is needed; the state keeps the number of the draw alone.
+
+    Source: Zhu et al. 2024 (APOLLO, arXiv:2412.05270), section 4.2.
+    """
+
+    may_fail: ClassVar[bool] = False
+    each_step: ClassVar[bool] = False
+    ranks_vary: ClassVar[bool] = False
+
+    def layout(self, where: Geometry, weight: str) -> Layout:
+        return {}
+
+    def held(self, slot: Slot, state: State) -> Dense:
+        seed = slot.search_seed(state["proj.refreshes"] - 1)
+        return _drawn(slot.where(state), seed, slot.work, slot.weight.device)
+
+    def hold(self, slot: Slot, state: State, subspace: Subspace) -> None:
+        pass
+
+    def stored_basis(self, slot: Slot, state: State) -> Tensor:
+        (basis,) = self.held(slot, state).bases.values()
+        return basis
+
+    def find(self, queries: Sequence[Query]) -> list[Found]:
+        return [
+            Found(_drawn(query.where, query.seed, work_dtype(query.grad.dtype), query.grad.device)) for query in queries
+        ]
+
+
+def bases_of(subspace: Subspace | None) -> Bases:
+    """The bases of a dense subspace; none for None."""
+    return subspace.bases if isinstance(subspace, Dense) else {}
+
+
+def _drawn(where: Geometry, seed: int, work: torch.dtype, device: torch.device) -> Dense:
+    bases = {}
+    for side, shape in where.basis_shapes.items():
+        basis = torch.empty(shape, dtype=torch.float64, device="cpu")
+        fill_normal(basis, seed)
+        bases[side] = basis.div_(where.rank**0.5).to(device, work)
+    return Dense(bases)
+
+
+def _leading_sign(basis: Tensor) -> Tensor:
+    """[1, r] of +-1 that makes the largest entry by magnitude of each column positive, the first on ties."""
+    leading = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
+    return torch.where(leading < 0, -1.0, 1.0).to(basis.dtype)
+
+
+def _aligned(found: Bases, held: Bases) -> Bases:
+    """`found` with each column turned to the side of the column it replaces: diag(P_new^T P_old) >= 0."""
+    return {
+        side: basis * torch.where((basis * held[side]).sum(dim=0) < 0, -1.0, 1.0).to(basis.dtype)
+        if side in held
+        else basis
+        for side, basis in found.items()
+    }

@@ -1,0 +1,181 @@
+"""Residuals: what becomes of the part of the gradient that the subspace does not hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lowrank_core.checks import is_number, require
+from lowrank_core.memory.geometry import Geometry, Side
+from lowrank_core.memory.storage import Layout, limit_fields
+from lowrank_core.optim.parts.rules import Direction
+from lowrank_core.optim.parts.subspaces import Subspace
+from lowrank_core.optim.slots import State
+
+NORM_EPS = 1e-8  # Fira's and APOLLO's, beside the norm of a channel
+
+
+class Seen(NamedTuple):
+    """What a residual makes the direction of a weight of."""
+
+    grad: Tensor  # [m, n], working dtype: what `enter` made of the gradient
+    low: Tensor  # the same in the subspace, R
+    direction: Direction  # what the rule made of R
+    subspace: Subspace
+    where: Geometry
+
+
+class Residual(Protocol):
+    """Acts at both ends of the subspace."""
+
+    def layout(self, where: Geometry) -> Layout:
+        """What it keeps in the state: `residual.<field>`."""
+        ...
+
+    def enter(self, grad: Tensor, state: State) -> Tensor:
+        """What is projected of the gradient [m, n], in its dtype, and searched for a subspace. Changes no `state`."""
+        ...
+
+    def complete(self, seen: Seen, state: State) -> Direction:
+        """The direction of the weight; tensors in `state` are written in place."""
+        ...
+
+    def kernel(self) -> dict[str, Any] | None:
+        """Its arguments of `subspace_step_`; None where no kernel has it."""
+        ...
+
+    def limits(self, states: list[State]) -> list[Tensor]:
+        """What `subspace_step_` keeps of each weight between steps; none where there is no limiter."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """What residuals share that take the gradient as it is; `scale` multiplies the update."""
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(is_number(self.scale), type(self).__name__, "scale", "be a finite number", self.scale)
+
+    def layout(self, where: Geometry) -> Layout:
+        return {}
+
+    def enter(self, grad: Tensor, state: State) -> Tensor:
+        return grad
+
+    def limits(self, states: list[State]) -> list[Tensor]:
+        return []
+
+
+@dataclass(frozen=True)
+class Drop(_Scaled):
+    """The rest is dropped: scale P N (GaLore)."""
+
+    def complete(self, seen: Seen, state: State) -> Direction:
+        return Direction(seen.subspace.up(seen.direction.dense(self.scale)))
+
+    def kernel(self) -> dict[str, Any] | None:
+        return {"residual": "drop", "scale": self.scale, "residual_scale": 0.0, "growth": 1.0}
+
+
+@dataclass(frozen=True)
+class _Limited(_Scaled):
+    """A residual S whose growth is limited: |S| <= limiter |S of the last step|, None for no limit.
+
+    The norms are those before the bias correction, as in the packages of both methods, where the limiter is a hidden
+    warm-up. A previous norm of rounding size, or of zero, holds nothing down.
+
+    Source: Chen et al. 2024 (Fira, arXiv:2410.01623), section 3.3.
+    """
+
+    limiter: float | None = 1.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        met = self.limiter is None or is_number(self.limiter, 1.0)
+        require(met, type(self).__name__, "limiter", "be a number >= 1, or None", self.limiter)
+
+    def layout(self, where: Geometry) -> Layout:
+        return limit_fields()
+
+    def limits(self, states: list[State]) -> list[Tensor]:
+        return [] if self.limiter is None else [state["residual.limit"] for state in states]
+
+    def limited_(self, rest: Tensor, unbias: float | Tensor, state: State) -> Tensor:
+        """`rest` held to the limit; its norm is what the next one is held to. Waits for no device."""
+        held: Tensor = state["residual.limit"]
+        if self.limiter is None:
+            return rest
+        norm = torch.linalg.vector_norm(rest, dtype=torch.float64) / unbias
+        previous = held.double()
+        allowed = self.limiter * previous
+        binds = (previous > 1e-12 * rest.numel() ** 0.5) & (norm > allowed)
+        held.copy_(torch.where(binds, allowed, norm))
+        return rest.mul_(torch.where(binds, allowed / norm, 1.0).to(rest.dtype))
+
+
+@dataclass(frozen=True)
+class ScaledRest(_Limited):
+    """scale P N + S, S = c phi_j (G - kappa P R)_j with phi_j = |N_j| / |R_j| (Fira); j is a channel.
+
+    kappa is 1 as in the paper, or `scale` as in the authors' code.
+
+    Source: Chen et al. 2024 (arXiv:2410.01623), equations 5 and 7.
+    """
+
+    kappa: float = 1.0
+
+    def complete(self, seen: Seen, state: State) -> Direction:
+        inside = seen.direction.dense()
+        rest = (seen.grad - seen.subspace.up(seen.low).mul_(self.kappa)).mul_(channel_scales(inside, seen))
+        rest = self.limited_(rest, seen.direction.unbias, state)
+        return Direction(seen.subspace.up(inside.mul_(self.scale)).add_(rest))
+
+    def kernel(self) -> dict[str, Any] | None:
+        return {"residual": "scaled", "scale": self.scale, "residual_scale": self.kappa, "growth": self.limiter or 1.0}
+
+
+@dataclass(frozen=True)
+class ScaledGradient(_Limited):
+    """S = c scale phi_j G_j in place of what is lifted (APOLLO): phi of each channel, or one of the whole tensor.
+
+    `cap` holds phi_j below that multiple of the median channel's.
+
+    Source: Zhu et al. 2024 (arXiv:2412.05270), algorithm 1.
+    """
+
+    whole: bool = False
+    cap: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        met = self.cap is None or is_number(self.cap, 1.0)
+        require(met, type(self).__name__, "scale_cap", "be a number >= 1, or None", self.cap)
+
+    def complete(self, seen: Seen, state: State) -> Direction:
+        inside = seen.direction.dense()
+        if self.whole:
+            norms = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in (inside, seen.low)]
+            phi = (norms[0] / (norms[1] + NORM_EPS)).to(inside.dtype)
+        else:
+            phi = channel_scales(inside, seen)
+            if self.cap is not None:
+                phi = phi.clamp(max=self.cap * phi.median())
+        return Direction(self.limited_(seen.grad * phi.mul_(self.scale), seen.direction.unbias, state))
+
+    def kernel(self) -> dict[str, Any] | None:
+        if self.whole or self.cap is not None:
+            return None
+        return {"residual": "channel", "scale": self.scale, "residual_scale": 0.0, "growth": self.limiter or 1.0}
+
+
+def channel_scales(inside: Tensor, seen: Seen) -> Tensor:
+    """phi_j = |N_j| / |R_j|: [1, n] where the basis is on the left, [m, 1] where it is on the right."""
+    axis = 0 if seen.where.side == Side.LEFT else 1
+    norms = [torch.linalg.vector_norm(x, dim=axis, keepdim=True, dtype=torch.float64) for x in (inside, seen.low)]
+    scales: Tensor = norms[0] / (norms[1] + NORM_EPS)
+    return scales.to(inside.dtype)

@@ -1,0 +1,73 @@
+"""Schedules: when the subspace is looked for again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from lowrank_core.checks import is_count, require
+from lowrank_core.memory.storage import Layout, refresh_fields
+from lowrank_core.optim.parts.rules import Turn
+from lowrank_core.optim.slots import Slot, State
+
+
+class Schedule(Protocol):
+    """Decides from the count of finished steps, and from what it left in the state."""
+
+    def layout(self) -> Layout:
+        """What it keeps in the state, with what every schedule keeps: `refresh_fields`."""
+        ...
+
+    def due(self, slot: Slot, step: int, state: State) -> bool:
+        """True if the subspace of a weight with `step` finished steps is to be looked for before the next one.
+
+        On an accelerator the loop asks with an upper bound of `step` first (skips it has not read yet), and
+        before it acts with the exact count.
+        """
+        ...
+
+    def observe(self, state: State, low: Tensor) -> None:
+        """Looks at the gradient in its subspace, at every step. Waits for no device."""
+        ...
+
+    def looked(self, state: State, step: int, turn: Turn | None) -> None:
+        """Notes a search after `step` finished steps.
+
+        `turn` leads from the subspace before to the one found; None for a first one, and where none was found because
+        the gradient was zero.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FixedGap:
+    """Refreshes before step 0, gap, 2 gap, ... (GaLore's `update_proj_gap`; unit: optimizer steps).
+
+    With `stagger` the weights of a group take turns after step 0: each at a part of the gap that follows from its place
+    in the group, and then every gap steps.
+    """
+
+    gap: int = 200
+    stagger: bool = False
+
+    def __post_init__(self) -> None:
+        require(is_count(self.gap, 1), "FixedGap", "update_proj_gap", "be an int >= 1", self.gap)
+        require(isinstance(self.stagger, bool), "FixedGap", "stagger", "be True or False", self.stagger)
+
+    def layout(self) -> Layout:
+        return refresh_fields()
+
+    def due(self, slot: Slot, step: int, state: State) -> bool:
+        number, count = slot.turn
+        phase, last = (number + 1) * self.gap // count if self.stagger else 0, int(state["proj.last_look"])
+        # Turns are counted and not met: none is missed where a step is not asked about, or the gap is edited.
+        passed = (step - phase) // self.gap > (last - phase) // self.gap
+        return passed or state["proj.refreshes"] == 0
+
+    def observe(self, state: State, low: Tensor) -> None:
+        pass
+
+    def looked(self, state: State, step: int, turn: Turn | None) -> None:
+        state["proj.last_look"] = step

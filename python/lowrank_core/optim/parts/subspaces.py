@@ -1,0 +1,90 @@
+"""Subspaces: where an update lives, how it is represented, and the way in and out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lowrank_core.ops import project, project_back
+from lowrank_core.optim.parts.rules import Turn
+
+Bases = dict[str, Tensor]  # "left": [m, r], "right": [n, r]
+
+
+class Subspace(Protocol):
+    """One subspace of one weight, in the working dtype."""
+
+    @property
+    def rank(self) -> int:
+        """Its dimensions."""
+        ...
+
+    def down(self, grad: Tensor) -> Tensor:
+        """`grad` [m, n] in the subspace."""
+        ...
+
+    def up(self, low: Tensor) -> Tensor:
+        """`low` of the subspace as a matrix [m, n]."""
+        ...
+
+    def turn_from(self, old: Subspace) -> Turn:
+        """The change from `old`, a subspace of the same kind."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Spanned by the columns of a basis on one side, or by those of two."""
+
+    bases: Bases
+
+    @property
+    def rank(self) -> int:
+        return max(basis.shape[1] for basis in self.bases.values())
+
+    def down(self, grad: Tensor) -> Tensor:
+        for side, basis in self.bases.items():
+            grad = project(grad, basis, side=side)
+        return grad
+
+    def up(self, low: Tensor) -> Tensor:
+        return _multiplied(low, self.bases)
+
+    def turn_from(self, old: Subspace) -> Turn:
+        if not isinstance(old, Dense):
+            raise TypeError(f"turn_from: `old` must be a dense subspace, got {type(old).__name__}")
+        return DenseTurn(old, self)
+
+
+@dataclass(frozen=True)
+class DenseTurn:
+    """T = P_new^T P_old of each side, computed when it is asked for."""
+
+    old: Dense
+    new: Dense
+
+    @cached_property
+    def change(self) -> Bases:
+        """T by side."""
+        return {side: project(self.old.bases[side], basis, side="left") for side, basis in self.new.bases.items()}
+
+    def linear(self, low: Tensor) -> Tensor:
+        return _multiplied(low, self.change)
+
+    def squared(self, low: Tensor) -> Tensor:
+        return _multiplied(low, {side: change.square() for side, change in self.change.items()})
+
+    def overlap(self) -> Tensor:
+        shares = [change.square().sum() / min(change.shape) for change in self.change.values()]
+        return torch.stack(shares).mean().clamp(max=1)
+
+
+def _multiplied(x: Tensor, factors: Bases) -> Tensor:
+    """F x, x F^T or F x F'^T, by the sides of `factors`: out of a subspace, or from one into another."""
+    for side, factor in factors.items():
+        x = project_back(x, factor, side=side)
+    return x

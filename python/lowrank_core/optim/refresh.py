@@ -1,0 +1,122 @@
+"""Finding subspaces, and taking them over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import frexp, inf
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from lowrank_core.memory.geometry import Geometry
+from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.parts.codecs import decoded, encode
+from lowrank_core.optim.parts.projectors import Found, Query
+from lowrank_core.optim.parts.rules import Turn
+from lowrank_core.optim.parts.subspaces import Subspace
+from lowrank_core.optim.slots import Slot, State
+
+
+def signal_of(bucket: Bucket, grad: Tensor, state: State) -> Tensor:
+    """What is projected of a gradient, in the dtype of `grad`."""
+    return bucket.parts.residual.enter(-grad if bucket.maximize else grad, state)
+
+
+def find(bucket: Bucket, slots: Sequence[Slot], grads: Sequence[Tensor], states: Sequence[State]) -> list[Found | None]:
+    """New subspaces for the gradients of `slots`; None for one of zeros, which names none.
+
+    Raises:
+      RuntimeError: the projector could not find one.
+    """
+    signals = [signal_of(bucket, grad, state) for grad, state in zip(grads, states, strict=True)]
+    live = [i for i, signal in enumerate(signals) if bool(signal.any())]
+    try:
+        subspaces = bucket.parts.projector.find([_query(bucket, slots[i], signals[i], states[i]) for i in live])
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        names = ", ".join(f"`{slots[i].name}` {tuple(slots[i].param.shape)}" for i in live)
+        raise RuntimeError(
+            f"step: the gradient of {names} must have an SVD that converges, "
+            f"got: {error}; nothing was changed, consider another projector"
+        ) from error
+    found: list[Found | None] = [None for _ in slots]
+    for i, subspace in zip(live, subspaces, strict=True):
+        found[i] = subspace
+    return found
+
+
+def adopt(bucket: Bucket, slot: Slot, grad: Tensor, state: State, found: Found | None) -> None:
+    """Puts the subspace that was `found` in the place of the one held, and carries the moments over."""
+    parts, step = bucket.parts, int(state["step"])
+    if found is None:
+        parts.schedule.looked(state, step, None)
+        return
+    turn = _carry(bucket, slot, state, found.subspace)
+    state["proj.refreshes"], state["proj.last_refresh"] = state["proj.refreshes"] + 1, step
+    parts.schedule.looked(state, step, turn)
+    _hold(bucket, slot, state, found.subspace)  # last: the turn reads the one before
+    if "proj.captured" in state:
+        stored = parts.projector.held(slot, state)
+        state["proj.captured"].copy_(captured(stored, signal_of(bucket, grad, state).to(slot.work)))
+
+
+def select(bucket: Bucket, slot: Slot, signal: Tensor, state: State) -> tuple[Subspace, Tensor]:
+    """The subspace that is chosen anew at each step, taken over, and `signal` in it.
+
+    Waits for no device. No number changes after the first step, so that a gate can undo it.
+    """
+    (found,) = bucket.parts.projector.find([_query(bucket, slot, signal, state)])
+    _carry(bucket, slot, state, found.subspace)
+    _hold(bucket, slot, state, found.subspace)
+    state["proj.refreshes"] = 1
+    return found.subspace, found.subspace.down(signal) if found.low is None else found.low
+
+
+def _query(bucket: Bucket, slot: Slot, signal: Tensor, state: State) -> Query:
+    refreshes = state["proj.refreshes"]
+    held = bucket.parts.projector.held(slot, state) if refreshes else None
+    return Query(signal, cast(Geometry, slot.geometry), held, slot.search_seed(refreshes))
+
+
+def _carry(bucket: Bucket, slot: Slot, state: State, subspace: Subspace) -> Turn | None:
+    """Carries the moments into `subspace`; the turn that leads there from the one held, if there is one."""
+    if state["proj.refreshes"] == 0:
+        return None
+    parts, step = bucket.parts, int(state["step"])
+    fields = parts.rule.layout(slot.where(state).low_shape)
+    kept = decoded(parts.moment_codec, fields, state, slot.work)
+    turn = subspace.turn_from(parts.projector.held(slot, state))
+    moments = parts.transport.carry(kept, turn, parts.rule, step)
+    if moments is not kept:
+        encode(parts.moment_codec, fields, state, moments, slot.draw(step))
+    return turn
+
+
+def _hold(bucket: Bucket, slot: Slot, state: State, subspace: Subspace) -> None:
+    state["proj.rank"] = subspace.rank
+    bucket.parts.projector.hold(slot, state, subspace)
+
+
+def captured(subspace: Subspace, grad: Tensor) -> Tensor:
+    """|R|_F^2 / |G|_F^2 of a gradient in the working dtype: 0-d float32 in [0, 1]."""
+    grad = _near_one(grad)
+    share = _frobenius(subspace.down(grad)) / _frobenius(grad)
+    return share.square().clamp(max=1).float()  # rounding may put a whole share above 1
+
+
+def _near_one(matrix: Tensor) -> Tensor:
+    """`matrix` times the power of two that keeps its products from overflow and underflow; itself where none is needed.
+
+    Reads its largest entry: a step that refreshes waits for an accelerator anyway.
+    """
+    exponent = frexp(float(torch.linalg.vector_norm(matrix, inf)))[1]
+    if abs(exponent) <= 32:
+        return matrix
+    half = exponent // 2  # in two factors, each of which the dtype has
+    return matrix * 2.0**-half * 2.0 ** (half - exponent)
+
+
+def _frobenius(matrix: Tensor) -> Tensor:
+    """The norm by rows first: torch splits one long reduction by the number of threads, which shows in the bits."""
+    norm: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(matrix, dim=1))
+    return norm

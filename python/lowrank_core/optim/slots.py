@@ -1,0 +1,155 @@
+"""One parameter as a step sees it, and what is known of a step before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from lowrank_core.memory.geometry import Geometry, place
+from lowrank_core.optim.dtypes import steppable, work_dtype
+from lowrank_core.optim.seeds import mix_seed
+
+State = dict[str, Any]  # of one parameter: flat keys, tensors and plain numbers
+
+
+class Draw(NamedTuple):
+    """Keys the random words of one parameter in one step."""
+
+    seed: int
+    step: float | Tensor
+
+    def number(self) -> int:
+        """The number of the step.
+
+        Raises:
+          RuntimeError: it is on a device, behind a gate.
+        """
+        if isinstance(self.step, Tensor):
+            raise RuntimeError("step: random words need the number of the step, which is not on the host here")
+        return int(self.step)
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One parameter and how it is treated; `seed` and `index`, its position among all groups, key its draws."""
+
+    param: Tensor  # the user's: the key of its state
+    weight: Tensor  # what is stepped: `param`, or its real view [..., 2] where it is complex
+    index: int
+    name: str
+    geometry: Geometry | None  # of the largest rank
+    note: str  # why it is not projected, or a remark
+    seed: int = 0
+    turn: tuple[int, int] = (0, 1)  # its number among the projected weights of its group, and how many these are
+
+    @property
+    def work(self) -> torch.dtype:
+        return work_dtype(self.weight.dtype)
+
+    @property
+    def is_stored_as_matrix(self) -> bool:
+        """True if the weight's memory can be stepped as the matrix that is projected."""
+        return self.weight.ndim == 2 or self.weight.is_contiguous()
+
+    def as_matrix(self, tensor: Tensor) -> Tensor:
+        """A tensor of the weight's shape as the matrix that is projected; as it is on the plain path."""
+        where = self.geometry
+        return tensor if where is None or tensor.ndim == 2 else tensor.reshape(where.rows, where.cols)
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """The parameter's gradient as the matrix that is projected, or in the weight's shape on the plain path."""
+        return self.as_matrix(torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad.resolve_neg())
+
+    def where(self, state: State) -> Geometry:
+        """Where a projected weight is projected, at the rank that its state has."""
+        return cast(Geometry, self.geometry).at(state["proj.rank"])
+
+    def draw(self, step: float | Tensor) -> Draw:
+        """Keys the random words of step number `step`."""
+        return Draw(mix_seed(self.seed, self.index), step)
+
+    def search_seed(self, refresh: int) -> int:
+        """The seed of the search number `refresh` for a subspace."""
+        return mix_seed(self.seed, self.index, refresh)
+
+
+def slots(group: dict[str, Any], start: int, full_rank: str = "plain") -> Iterator[Slot]:
+    """The parameters of one group, the first being number `start`.
+
+    `full_rank` says what becomes of a matrix whose rank is not below min(m, n): "plain" or "project".
+    """
+    names, seed = group.get("param_names"), group["seed"]
+    force = group["force_projection"] or full_rank == "project"
+    places = [_place(param, group["rank"], group["proj_type"], force) for param in group["params"]]
+    count, turn = sum(where is not None for where, _ in places), 0
+    for offset, (param, (where, note)) in enumerate(zip(group["params"], places, strict=True)):
+        name = names[offset] if names else number_name(start + offset)
+        weight = torch.view_as_real(param.detach()) if param.is_complex() else param
+        yield Slot(param, weight, start + offset, name, where, note, seed, (turn, count))
+        turn += where is not None
+
+
+def _place(param: Tensor, rank: int | None, proj_type: str, force: bool) -> tuple[Geometry | None, str]:
+    if param.is_complex():  # on the plain path, as torch's AdamW does
+        return None, "complex"
+    if not steppable(param.dtype):
+        return None, f"{param.dtype}: never stepped"
+    return place(tuple(param.shape), rank, proj_type, force)
+
+
+def number_name(index: int) -> str:
+    """What a parameter without a name is called."""
+    return f"parameter {index}"
+
+
+@dataclass(eq=False)
+class Draft:
+    """What is known of a step before anything is changed: gradients, whole or already in their subspaces.
+
+    Until the rule everything is linear in the gradient, so drafts of several backward passes may be added up.
+    """
+
+    slots: list[Slot] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)  # matrices of projected weights; untouched, not yet negated
+    low: list[Tensor] | None = None  # the same in the subspaces held, in the working dtype; negated to maximize
+    finite: bool = False  # True: all of `grads` are known to be
+
+    def add(self, slot: Slot, grad: Tensor) -> None:
+        """Takes up one more parameter."""
+        self.slots.append(slot)
+        self.grads.append(grad)
+
+    def add_(self, other: Draft) -> None:
+        """Adds the draft of another backward pass, of the same slots, to this one.
+
+        Raises:
+          ValueError: one of them is in its subspaces and the other one is not, or they are of other slots.
+        """
+        if [slot.param for slot in self.slots] != [slot.param for slot in other.slots]:
+            raise ValueError("Draft: `other` must be of the same parameters, got others")
+        if (self.low is None) != (other.low is None):
+            raise ValueError("Draft: `other` must be in its subspaces as this one is, got only one that is")
+        if self.low is not None and other.low is not None:
+            self.low = [mine + theirs for mine, theirs in zip(self.low, other.low, strict=True)]
+        self.grads = [mine + theirs for mine, theirs in zip(self.grads, other.grads, strict=True)]
+        self.finite = False  # a sum may overflow
+
+    def scale_(self, factor: float) -> None:
+        """Multiplies the draft, as the mean over backward passes does."""
+        if self.low is not None:
+            self.low = [low * factor for low in self.low]
+        self.grads = [grad * factor for grad in self.grads]
+        self.finite = False
+
+    def part(self, chosen: list[bool]) -> tuple[Draft, Draft]:
+        """The slots that are `chosen`, and the others."""
+        parts = []
+        for wanted in (True, False):
+            at = [i for i, choice in enumerate(chosen) if choice is wanted]
+            low = None if self.low is None else [self.low[i] for i in at]
+            parts.append(Draft([self.slots[i] for i in at], [self.grads[i] for i in at], low, self.finite))
+        return parts[0], parts[1]

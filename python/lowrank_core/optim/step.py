@@ -1,0 +1,86 @@
+"""The composition of an optimizer's parts into one step: the specification of every fused kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowrank_core.ops.subspace_step.codecs import round_stochastic
+from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.guard import only_if
+from lowrank_core.optim.parts.codecs import Codec, decoded, encode
+from lowrank_core.optim.parts.residuals import Seen
+from lowrank_core.optim.parts.rules import Direction, Rule
+from lowrank_core.optim.refresh import select, signal_of
+from lowrank_core.optim.slots import Draft, Slot, State
+
+
+def compose(bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
+    """Takes one step with every parameter of `draft`, part by part.
+
+    Args:
+      bucket: what they have in common.
+      draft: their gradients.
+      states: their states, subspaces up to date.
+      gate: None, or a 0-d bool on the bucket's device: where false, nothing changes.
+    """
+    for slot, grad, state in zip(draft.slots, draft.grads, states, strict=True):
+        with only_if(gate, [slot.weight, *(value for value in state.values() if isinstance(value, Tensor))]):
+            state["step"] += 1
+            # On the host the count is a number; behind a gate it stays where it is, in double for the powers.
+            step = state["step"].item() if gate is None else state["step"].double()
+            _write(slot, bucket, _direction(slot, grad, state, bucket, step), step)
+
+
+def _direction(slot: Slot, grad: Tensor, state: State, bucket: Bucket, step: float | Tensor) -> Direction | None:
+    """What the parts make of the gradient; None where it has been zero so far and names no subspace yet."""
+    parts, work = bucket.parts, slot.work
+    grad = grad.to(work)
+    if not bucket.projected:
+        return _ruled(parts.plain, parts.plain_codec, -grad if bucket.maximize else grad, slot, state, step)
+    signal = signal_of(bucket, grad, state)
+    if parts.projector.each_step:
+        subspace, low = select(bucket, slot, signal, state)
+    elif state["proj.refreshes"] == 0:
+        return None
+    else:
+        subspace = parts.projector.held(slot, state)
+        low = subspace.down(signal)
+    parts.schedule.observe(state, low)
+    direction = _ruled(parts.rule, parts.moment_codec, low, slot, state, step)
+    return parts.residual.complete(Seen(signal, low, direction, subspace, slot.where(state)), state)
+
+
+def _ruled(rule: Rule, codec: Codec, grad: Tensor, slot: Slot, state: State, step: float | Tensor) -> Direction:
+    """What `rule` makes of a gradient, whole or in its subspace; its moments advance."""
+    fields = rule.layout(tuple(grad.shape))
+    moments = decoded(codec, fields, state, slot.work)
+    direction = rule.update(grad, moments, step)
+    encode(codec, fields, state, moments, slot.draw(step))
+    return direction
+
+
+def _write(slot: Slot, bucket: Bucket, direction: Direction | None, step: float | Tensor) -> None:
+    """W <- (1 - lr weight_decay) W - lr direction, in the working precision and rounded once.
+
+    The only place where a weight changes or decays.
+    """
+    param = slot.weight
+    weight = param.to(slot.work)  # the same tensor unless it is half precision
+    if bucket.weight_decay != 0:
+        weight.mul_(1 - bucket.lr * bucket.weight_decay)
+    if direction is not None:
+        if direction.numerator.shape != param.shape:  # a matrix, of a weight with more dimensions
+            direction = direction.reshaped(param.shape)
+        direction.subtract_from_(weight, bucket.lr)
+    if weight is not param:
+        param.copy_(_rounded(weight, slot, bucket, step))
+
+
+def _rounded(weight: Tensor, slot: Slot, bucket: Bucket, step: float | Tensor) -> Tensor:
+    """What a half-precision parameter takes over: `weight`, to be rounded to nearest, or rounded without bias."""
+    if bucket.rounding == "nearest" or slot.weight.dtype != torch.bfloat16:
+        return weight
+    draw, rounded = slot.draw(step), torch.empty(weight.shape, dtype=torch.bfloat16, device=weight.device)
+    round_stochastic(rounded.view(1, -1), weight.reshape(1, -1), seed=draw.seed, step=draw.number())
+    return rounded
