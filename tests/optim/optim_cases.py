@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_core.optim import GaLoreAdamW, LowRankOptimizer
+from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer
 from torch import Tensor, nn
 
 VOCABULARY, WIDTH, HIDDEN, LENGTH, BATCH = 16, 12, 20, 10, 8
@@ -25,6 +25,17 @@ class Case:
     keys: dict[str, Any] = field(default_factory=dict)
     lr: float = 0.02
 
+    @property
+    def method(self) -> str:
+        """The name of the optimizer."""
+        return self.name.partition("-")[0]
+
+    @property
+    def rank(self) -> int:
+        """Of each projected matrix of the model."""
+        rank: int = self.keys.get("rank", RANK)
+        return rank
+
     def make(self, params: Any, **overrides: Any) -> LowRankOptimizer:
         keys = {"lr": self.lr, "rank": RANK, "update_proj_gap": 3, "scale": 1.0, **self.keys, **overrides}
         return self.optimizer(params, **keys)
@@ -38,12 +49,21 @@ CASES = [
     Case("galore-full", GaLoreAdamW, {"proj_type": "full"}),
     Case("galore-int8", GaLoreAdamW, {"moment_dtype": "int8"}),
     Case("galore-stochastic", GaLoreAdamW, {"moment_dtype": "bfloat16", "rounding": "stochastic"}),
+    Case("fira", FiraAdamW),
+    Case("fira-code", FiraAdamW, {"residual": "code", "scale": 0.25, "limiter": None}),
+    Case("fira-int8", FiraAdamW, {"moment_dtype": "int8", "proj_type": "reverse_std"}),
+    Case("apollo", ApolloAdamW),
+    Case("apollo-svd", ApolloAdamW, {"projector": "svd", "scale_cap": 3.0}),
+    Case("apollo-mini", ApolloAdamW, {"rank": 1, "scale_type": "tensor", "scale": 12.0}),
 ]
 
 # For tests that ask for a rank which no weight is above.
 plain_on_purpose = pytest.mark.filterwarnings("ignore:.* nothing is projected at rank:UserWarning")
 
 every_optimizer = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# What draws in a step is for the host alone in this version.
+ON_DEVICES = [case for case in CASES if case.keys.get("moment_dtype", "auto") == "auto"]
+every_optimizer_on_devices = pytest.mark.parametrize("case", ON_DEVICES, ids=lambda case: case.name)
 every_dtype = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:]
 )

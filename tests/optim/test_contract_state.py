@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lowrank_core.optim import estimate_state_bytes
-from optim_cases import RANK, Case, Zoo, backward, every_dtype, every_optimizer, same, snapshot, train
+from lowrank_core.optim import METHODS, estimate_state_bytes
+from lowrank_core.optim.parts.projectors import Gaussian
+from optim_cases import CASES, Case, Zoo, backward, every_dtype, every_optimizer, same, snapshot, train
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 CODED = {"bfloat16": (torch.bfloat16,), "int8": (torch.int8, torch.uint8, torch.float32)}
 
@@ -59,7 +60,7 @@ def test_state_is_flat_tensors_and_plain_numbers(case: Case, dtype: torch.dtype)
     train(model, optimizer, range(2))
     work = torch.float64 if dtype == torch.float64 else torch.float32
     for state in optimizer.state.values():
-        assert state["format"] == 1
+        assert state["format"] == 2
         for key, value in state.items():
             assert isinstance(key, str) and type(value) in (Tensor, int, float), key
             if key.startswith("exp_avg"):
@@ -92,10 +93,10 @@ def test_state_bytes_equal_the_estimate(case: Case, dtype: torch.dtype) -> None:
     optimizer = case.make(model.parameters())
     assert optimizer.state_bytes() == 0
     train(model, optimizer, range(4))
-    keys = {key: value for key, value in case.keys.items() if key != "scale"}
+    keys = {key: value for key, value in case.keys.items() if key != "rank"}
     shapes = [p.shape for p in model.parameters()]
     assert optimizer.state_bytes() == optimizer.planned_state_bytes()
-    assert optimizer.state_bytes() == estimate_state_bytes(shapes, "galore", rank=RANK, dtype=dtype, **keys)
+    assert optimizer.state_bytes() == estimate_state_bytes(shapes, case.method, rank=case.rank, dtype=dtype, **keys)
 
 
 @every_optimizer
@@ -140,5 +141,11 @@ def test_projections_report_every_subspace(case: Case) -> None:
     assert found.pop("unused").last_refresh_step is None
     assert found.keys() == {"embed.weight", "conv.weight", "up.weight", "down.weight", "square.weight"}
     for projection in found.values():
-        assert 0.0 < projection.captured <= 1.0
-        assert (projection.refreshes, projection.last_refresh_step, projection.rank) == (3, 6, RANK)
+        drawn = isinstance(optimizer.parts(optimizer.param_groups[0], model.up.weight).projector, Gaussian)
+        assert projection.captured is None if drawn else 0.0 < projection.captured <= 1.0
+        assert (projection.refreshes, projection.last_refresh_step, projection.rank) == (3, 6, case.rank)
+
+
+def test_every_method_keeps_the_contract() -> None:
+    assert {case.method for case in CASES} == METHODS.keys()
+    assert all(type(case.make([nn.Parameter(torch.ones(6, 8))])) is METHODS[case.method] for case in CASES)

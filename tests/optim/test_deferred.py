@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from lowrank_core.optim import guard
-from optim_cases import CASES, Case, Zoo, backward, every_optimizer, same, snapshot, train
+from optim_cases import CASES, Case, Zoo, backward, every_optimizer_on_devices, same, snapshot, train
 
 BAD = {2, 3, 5, 9, 10}  # batches with a gradient that is not finite; refreshes come at every third good one
 
@@ -40,7 +40,7 @@ def no_reading() -> Iterator[None]:
             setattr(torch.Tensor, name, method)
 
 
-@every_optimizer
+@every_optimizer_on_devices
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_skipped_steps_leave_no_trace(case: Case, dtype: torch.dtype) -> None:
     model, clean = Zoo(dtype), Zoo(dtype)
@@ -59,7 +59,7 @@ def test_skipped_steps_leave_no_trace(case: Case, dtype: torch.dtype) -> None:
     assert (optimizer.skipped_steps, reference.skipped_steps) == (len(BAD), 0)
 
 
-@every_optimizer
+@every_optimizer_on_devices
 def test_steps_between_refreshes_read_nothing(case: Case) -> None:
     model = Zoo()
     optimizer = case.make(model.parameters(), update_proj_gap=5)
@@ -76,7 +76,7 @@ def test_steps_between_refreshes_read_nothing(case: Case) -> None:
     assert {p.last_refresh_step for p in optimizer.projections()} == {5, None}  # `unused` has none
 
 
-@every_optimizer
+@every_optimizer_on_devices
 def test_it_equals_the_path_of_the_host(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     models = [Zoo(torch.float64), Zoo(torch.float64)]
     optimizers = [case.make(model.parameters(), moment_dtype="float32") for model in models]  # codes are for the host

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core.optim import GaLoreAdamW, guard
-from optim_cases import CASES, Case, Zoo, backward, draw, every_optimizer, same, snapshot, train
+from optim_cases import CASES, Case, Zoo, backward, draw, every_optimizer_on_devices, same, snapshot, train
 from test_fused import composed
 from torch import nn
 
@@ -108,7 +108,7 @@ def test_the_verdict_overflows_at_no_finite_size(dtype: torch.dtype) -> None:
             assert not bool(guard.all_finite(grads)) and not guard.is_finite(grads[1])
 
 
-@every_optimizer
+@every_optimizer_on_devices
 def test_gates_that_pass_change_no_bit(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind gates that all pass, with others that do not in between."""
     models = [Zoo(), Zoo()]
@@ -126,7 +126,7 @@ def test_gates_that_pass_change_no_bit(case: Case, monkeypatch: pytest.MonkeyPat
     assert same(*ends)
 
 
-@every_optimizer
+@every_optimizer_on_devices
 def test_a_verdict_that_is_waited_for_is_the_hosts_step(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """`nonfinite="raise"` reads it, and goes on without a gate: the composition's bits."""
     waited, host = Zoo(), Zoo()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lowrank_core.memory.storage import Role
 from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, guard, param_groups
 from lowrank_core.optim.parts import codecs
 from optim_cases import Zoo, draw, plain_on_purpose, same, snapshot, train
@@ -103,7 +104,8 @@ def test_coded_moments_of_the_plain_path_are_those_of_adamw_in_the_mean(kind: st
     optimizer.step()
     codec = codecs.moment_codec(kind, weight)
     for name, exact in (("exp_avg", 0.1 * weight.grad), ("exp_avg_sq", 0.001 * weight.grad.square())):
-        held = codec.decode(optimizer.state[weight], name, torch.float32)
+        role = Role.SECOND_MOMENT if name == "exp_avg_sq" else Role.MOMENT
+        held = codec.decode(optimizer.state[weight], name, torch.float32, role)
         # Below the spacing of bfloat16, or below a step of the largest of 256 entries (in its root: twice that).
         largest = exact.view(-1, 256).amax(dim=1, keepdim=True) * (1 if name == "exp_avg" else 2)
         width = step * (largest if kind == "int8" else exact.view(-1, 256))

@@ -115,7 +115,6 @@ ALTERNATIVES: list[tuple[str, Any, dict[str, Any], int]] = [
     ("seed", 1, {}, 1),
     ("force_projection", True, {"rank": 200}, 1),
     ("maximize", True, {}, 1),
-    ("stagger", True, {"update_proj_gap": 4}, 5),
 ]
 
 

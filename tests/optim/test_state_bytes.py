@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lowrank_core import memory
+from lowrank_core import memory, optim
 from lowrank_core.memory.estimate import Keys
+from lowrank_core.memory.methods import METHODS
 from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, formula_state_bytes, guard, param_groups
 from torch import nn
 
@@ -149,7 +150,11 @@ def test_without_a_rank_the_estimate_takes_the_optimizers_own() -> None:
 def test_the_estimate_has_the_defaults_of_the_optimizer() -> None:
     constructor = inspect.signature(GaLoreAdamW).parameters
     ours = asdict(Keys())
-    assert ours == {key: constructor[key].default for key in ours}
+    assert ours == {key: constructor[key].default if key != "projector" else None for key in ours}
+    for name, method in METHODS.items():
+        signature = inspect.signature(getattr(optim, method.optimizer.partition(":")[2])).parameters
+        assert method.rank == signature["rank"].default, name
+        assert method.projectors[0] == signature["projector"].default, name
     for function in (estimate_state_bytes, memory.estimate_state_bytes):
         own = inspect.signature(function).parameters
         assert all(own[key].default == value for key, value in ours.items() if key in own)
@@ -191,9 +196,11 @@ def test_a_leaked_view_would_show() -> None:
     assert optimizer.state_bytes() == honest - 2 * 30 * 2 * 4 + 30 * 20 * 4
 
 
-@pytest.mark.parametrize("name", ["qgalore", "fira", "lisa"])
+@pytest.mark.parametrize("name", ["qgalore", "frugal", "lisa"])
 def test_optimizers_to_come(name: str) -> None:
-    with pytest.raises(NotImplementedError, match=f"be one of adamw, galore in this version, got '{name}'"):
+    with pytest.raises(
+        NotImplementedError, match=f"be one of adamw, galore, fira, apollo in this version, got '{name}'"
+    ):
         estimate_state_bytes([(8, 9)], name)
 
 
@@ -215,7 +222,7 @@ def test_optimizers_to_come(name: str) -> None:
         (Model(), {"exclude": ["", "a"]}, "^estimate_state_bytes: `exclude` must be a word or several"),
         ({"a": (8, 9)}, {"exclude": 3}, "^estimate_state_bytes: `exclude` must be a word or several"),
         ([(8, 9)], {"optimizer": "adamw", "proj_type": "std"}, "`keys` must be left out for adamw"),
-        ([(8, 9)], {"optimizer": "sgd"}, "`optimizer` must be one of adamw, galore, got 'sgd'"),
+        ([(8, 9)], {"optimizer": "sgd"}, "`optimizer` must be one of adamw, galore, fira, apollo, got 'sgd'"),
         ([(8, 9)], {"exclude": "x"}, "`exclude` must be left out where shapes have no names"),
         ({"a": (8, 9)}, {"target_modules": ["a"]}, "`target_modules` must be left out without a module"),
         ([(8, 9)], {"rank": 0}, "`rank` must be an int >= 1"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.checks import called
+from lowrank_core.memory.estimate import DECIDING
 from lowrank_core.memory.plan import PlanRow, format_plan, plan_row
 from lowrank_core.memory.storage import FORMAT, Layout, layout_bytes
 from lowrank_core.optim.admission import admit, warn_if_plain
@@ -154,6 +155,7 @@ class StateOptimizer(torch.optim.Optimizer):
             return {**seen, "state": {}}  # torch would cast all of it to the parameters' dtypes
 
         def put(_: torch.optim.Optimizer) -> None:
+            self._asked = self._layout_keys()
             for _number, group, slot in self._slots():
                 if slot.index in fitting:
                     state = fitting[slot.index]
@@ -172,7 +174,7 @@ class StateOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it; it is no key of ours
-        self._bounds, self._asked = {}, {}
+        self._bounds, self._asked = {}, self._layout_keys()
 
     def _parts(self, group: dict[str, Any], weight: Tensor) -> Parts:
         """`parts`, whose refusals name this class."""
@@ -183,6 +185,11 @@ class StateOptimizer(torch.optim.Optimizer):
         """Every entry of the state of `slot`, at the largest rank or at another one."""
         where = slot.geometry if rank is None or slot.geometry is None else slot.geometry.at(rank)
         return self._parts(group, slot.weight).layout(where, tuple(slot.weight.shape), name_of(slot.weight.dtype))
+
+    def _layout_keys(self) -> dict[int, tuple[Any, ...]]:
+        """By group: the keys that decide what its states look like."""
+        deciding = ("rank", *sorted(DECIDING))
+        return {i: tuple(group.get(key) for key in deciding) for i, group in enumerate(self.param_groups)}
 
     def _reader(self) -> Reader:
         return Reader(

@@ -19,7 +19,7 @@ from lowrank_core.optim import guard
 from lowrank_core.optim.bucket import Bucket, batches
 from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
 from lowrank_core.optim.parts.projectors import ExactSVD, Gaussian, RandomizedSVD
-from lowrank_core.optim.parts.residuals import Drop, ScaledGradient, ScaledRest
+from lowrank_core.optim.parts.residuals import Drop, ScaledGradient, ScaledRest, hold_limit, with_bias_correction
 from lowrank_core.optim.parts.rules import Adam
 from lowrank_core.optim.slots import Draft, Slot, State
 
@@ -64,7 +64,7 @@ class SubspaceStep:
             parts.schedule.observe(state, low)
         # The kernel compares norms that are corrected for the bias, the state holds those that are not.
         held, unbias = parts.residual.limits(states), [parts.rule.unbias(step) for step in steps]
-        limits = [limit * factor for limit, factor in zip(held, unbias, strict=False)]
+        limits = list(map(with_bias_correction, held, unbias))
         options = {**parts.rule.kernel(), **(parts.residual.kernel() or {})}
         step_list(
             params, draft.grads, bases, *_stored(states, "exp_avg"), *_stored(states, "exp_avg_sq"), limits,
@@ -72,8 +72,8 @@ class SubspaceStep:
             weight_decay=bucket.weight_decay, maximize=bucket.maximize, stochastic=bucket.rounding == "stochastic",
             precision=resolve_precision("step", None), **options,
         )  # fmt: skip
-        for limit, now, factor in zip(held, limits, unbias, strict=False):
-            limit.copy_(now / factor)
+        for limit, norm, factor in zip(held, limits, unbias, strict=False):
+            hold_limit(limit, norm, factor)
         torch._foreach_add_(counts, 1.0)
         torch.autograd.graph.increment_version(params)  # a graph made before holds the old weights
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from lowrank_core.memory.estimate import DECIDING
 from lowrank_core.memory.geometry import Side
 from lowrank_core.optim import guard
 from lowrank_core.optim.admission import check_device, check_ready
@@ -110,7 +109,7 @@ class LowRankOptimizer(StateOptimizer):
         """The gradients there are, by what their parameters have in common. Nothing else reads `param.grad`."""
         drafts: dict[tuple[Any, ...], tuple[Bucket, Draft]] = {}
         parts: dict[tuple[Any, ...], Parts] = {}
-        asked = {number: _layout_keys(group) for number, group in enumerate(self.param_groups)}
+        asked = self._layout_keys()
         for number, group, slot in self._slots():
             grad = slot.param.grad
             if grad is None:
@@ -120,7 +119,7 @@ class LowRankOptimizer(StateOptimizer):
             if kind not in parts:
                 check_rates(type(self).__name__, group)
                 parts[kind] = self._parts(group, slot.weight)
-            if self._asked.get(number) != asked[number]:
+            if self._asked.get(number, asked[number]) != asked[number]:
                 self._check_edit(group, slot)
             alike = self._alike(slot, parts[kind])
             key = (number, *alike.values())
@@ -238,10 +237,11 @@ class LowRankOptimizer(StateOptimizer):
         if not all(named):
             draft, waiting = draft.part(named)
             compose(bucket, waiting, self._states(bucket, waiting), gate)
-        states = self._states(bucket, draft)
-        if draft.low is None:
-            kernel.draft(bucket, draft, states)
-        kernel.finish(bucket, draft, states, gate)
+        if draft.slots:
+            states = self._states(bucket, draft)
+            if draft.low is None:
+                kernel.draft(bucket, draft, states)
+            kernel.finish(bucket, draft, states, gate)
 
     def _states(self, bucket: Bucket, draft: Draft) -> list[State]:
         return [self._state(bucket, slot) for slot in draft.slots]
@@ -255,8 +255,3 @@ class LowRankOptimizer(StateOptimizer):
     def _opened(self, bucket: Bucket, slot: Slot) -> State:
         layout = bucket.parts.layout(slot.geometry, tuple(slot.weight.shape), name_of(slot.weight.dtype))
         return open_state(layout, slot.param.device)
-
-
-def _layout_keys(group: dict[str, Any]) -> tuple[Any, ...]:
-    """The keys of a group that decide what its states look like."""
-    return tuple(group.get(key) for key in sorted(DECIDING | {"rank"}))

@@ -107,15 +107,24 @@ class _Limited(_Scaled):
 
     def limited_(self, rest: Tensor, unbias: float | Tensor, state: State) -> Tensor:
         """`rest` held to the limit; its norm is what the next one is held to. Waits for no device."""
-        held: Tensor = state["residual.limit"]
         if self.limiter is None:
             return rest
-        norm = torch.linalg.vector_norm(rest, dtype=torch.float64) / unbias
-        previous = held.double()
-        allowed = self.limiter * previous
+        previous = with_bias_correction(state["residual.limit"], unbias)
+        norm, allowed = torch.linalg.vector_norm(rest, dtype=torch.float64), self.limiter * previous.double()
         binds = (previous > 1e-12 * rest.numel() ** 0.5) & (norm > allowed)
-        held.copy_(torch.where(binds, allowed, norm))
-        return rest.mul_(torch.where(binds, allowed / norm, 1.0).to(rest.dtype))
+        factor = torch.where(binds, allowed / norm, 1.0)
+        hold_limit(state["residual.limit"], (norm * factor).float(), unbias)
+        return rest.mul_(factor.to(rest.dtype))
+
+
+def with_bias_correction(limit: Tensor, unbias: float | Tensor) -> Tensor:
+    """The norm that a state holds, as it would be in this step."""
+    return limit * unbias
+
+
+def hold_limit(limit: Tensor, norm: Tensor, unbias: float | Tensor) -> None:
+    """Puts the norm of this step into the state."""
+    limit.copy_(norm / unbias)
 
 
 @dataclass(frozen=True)
