@@ -51,18 +51,20 @@ std::optional<Matrix> square(const OptionalArray& middle, int64_t rank) {
   return middle->view.matrix();
 }
 
-void bind_adapter_linear(const WriteArray& y, const ReadArray& x, const ReadArray& w, const ReadArray& first,
+void bind_adapter_linear(const WriteArray& y, const ReadArray& x, const OptionalArray& w, const ReadArray& first,
                          const ReadArray& last, const OptionalArray& middle, const OptionalArray& bias, double scale) {
-  const int64_t t = rows_of(x.view), d_in = cols_of(x.view), d_out = rows_of(w.view), rank = cols_of(first.view);
-  expect(is_matrix(x.view, t, d_in) && is_matrix(w.view, d_out, d_in) && is_matrix(y.view, t, d_out), "x, w and y");
+  const int64_t t = rows_of(x.view), d_in = cols_of(x.view), d_out = cols_of(y.view), rank = cols_of(first.view);
+  expect(is_matrix(x.view, t, d_in) && is_matrix(y.view, t, d_out), "x and y");
+  expect(!w || is_matrix(w->view, d_out, d_in), "x, w and y");
   expect(is_matrix(first.view, d_in, rank) && is_matrix(last.view, d_out, rank), "first and last");
   std::optional<Matrix> row;
   if (bias) {
-    expect(bias->view.rank == 1 && bias->view.shape[0] == d_out, "bias and w");
+    expect(bias->view.rank == 1 && bias->view.shape[0] == d_out, "bias and y");
     row = Matrix{bias->view.data, bias->view.dtype, 1, d_out, 0, bias->view.stride[0]};
   }
   const chain::Adapter adapter{first.view.matrix(), last.view.matrix(), square(middle, rank), scale};
-  chain::adapter_linear_cpu(y.view.matrix(), x.view.matrix(), w.view.matrix(), adapter, row);
+  const auto full = w ? std::optional<Matrix>(w->view.matrix()) : std::nullopt;
+  chain::adapter_linear_cpu(y.view.matrix(), x.view.matrix(), full, adapter, row);
 }
 
 void bind_adapter_gradient(const WriteArray& first_grad, const WriteArray& last_grad, const ReadArray& dy,
@@ -178,7 +180,7 @@ void register_chain_lr(py::module_& module) {
          "Last split of factors i .. j of a chain of plain matrices [dims[i], dims[i + 1]].");
   kernel(module, "adapter_linear", &bind_adapter_linear, "y"_a, "x"_a, "w"_a, "first"_a, "last"_a, py::kw_only(),
          "middle"_a = py::none(), "bias"_a = py::none(), "scale"_a,
-         "y <- x wᵀ + scale ((x first) middleᵀ) lastᵀ + bias.");
+         "y <- x wᵀ + scale ((x first) middleᵀ) lastᵀ + bias, without what is None.");
   kernel(module, "adapter_gradient", &bind_adapter_gradient, "first_grad"_a, "last_grad"_a, "dy"_a, "x"_a, "first"_a,
          "last"_a, py::kw_only(), "middle_grad"_a = py::none(), "scale"_a,
          "With G = dyᵀ x: scale Gᵀ last, scale G first and scale lastᵀ G first.");

@@ -103,21 +103,25 @@ class Chain {
 };
 
 // y <- x wᵀ + scale low lastᵀ + bias, for y in the type that is summed in.
-template <class T>
-void add_up(const Matrix& y, const Matrix& x, const Matrix& w, const Matrix& low, const Adapter& adapter,
+void add_up(const Matrix& y, const Matrix& x, const std::optional<Matrix>& w, const Matrix& low, const Adapter& adapter,
             const std::optional<Matrix>& bias) {
+  double before = 0.0;  // factor of what y holds when a term is added
   if (bias) {
     Matrix repeated = *bias;
     repeated.rows = y.rows;
     repeated.row_stride = 0;
     copy(y, repeated);
+    before = 1.0;
   }
-  gemm(y, x, w.transposed(), {.beta = bias ? 1.0 : 0.0});
-  gemm(y, low, adapter.last.transposed(), {.alpha = adapter.scale, .beta = 1.0});
+  if (w) {
+    gemm(y, x, w->transposed(), {.beta = before});
+    before = 1.0;
+  }
+  gemm(y, low, adapter.last.transposed(), {.alpha = adapter.scale, .beta = before});
 }
 
 template <class T>
-void adapter_linear(const Matrix& y, const Matrix& x, const Matrix& w, const Adapter& adapter,
+void adapter_linear(const Matrix& y, const Matrix& x, const std::optional<Matrix>& w, const Adapter& adapter,
                     const std::optional<Matrix>& bias) {
   const int64_t rank = adapter.first.cols;
   MatrixBuffer<T> low(y.rows, rank);
@@ -127,12 +131,12 @@ void adapter_linear(const Matrix& y, const Matrix& x, const Matrix& w, const Ada
     gemm(turned.view(), low.view(), adapter.middle->transposed());
     std::swap(low, turned);
   }
-  if (y.dtype == dtype_of<T>::value) return add_up<T>(y, x, w, low.view(), adapter, bias);
+  if (y.dtype == dtype_of<T>::value) return add_up(y, x, w, low.view(), adapter, bias);
   MatrixBuffer<T> sums(std::min(y.rows, kStripRows), y.cols);
   for (int64_t i = 0; i < y.rows; i += kStripRows) {
     const int64_t rows = std::min(kStripRows, y.rows - i);
     const Matrix strip = sums.view().block(0, 0, rows, y.cols);
-    add_up<T>(strip, x.block(i, 0, rows, x.cols), w, low.view().block(i, 0, rows, rank), adapter, bias);
+    add_up(strip, x.block(i, 0, rows, x.cols), w, low.view().block(i, 0, rows, rank), adapter, bias);
     copy(y.block(i, 0, rows, y.cols), strip);
   }
 }
@@ -186,7 +190,7 @@ void chain_matmul_cpu(const View& out, const std::vector<View>& matrices) {
   });
 }
 
-void adapter_linear_cpu(const Matrix& y, const Matrix& x, const Matrix& w, const Adapter& adapter,
+void adapter_linear_cpu(const Matrix& y, const Matrix& x, const std::optional<Matrix>& w, const Adapter& adapter,
                         const std::optional<Matrix>& bias) {
   with_work_type(y.dtype, [&](auto tag) { adapter_linear<decltype(tag)>(y, x, w, adapter, bias); });
 }

@@ -85,7 +85,7 @@ def adapter_gradient(
 def adapter_linear(
     y: numpy.typing.ArrayLike,
     x: numpy.typing.ArrayLike,
-    w: numpy.typing.ArrayLike,
+    w: numpy.typing.ArrayLike | None,
     first: numpy.typing.ArrayLike,
     last: numpy.typing.ArrayLike,
     *,
@@ -94,7 +94,7 @@ def adapter_linear(
     scale: typing.SupportsFloat | typing.SupportsIndex,
 ) -> None:
     """
-    y <- x wᵀ + scale ((x first) middleᵀ) lastᵀ + bias.
+    y <- x wᵀ + scale ((x first) middleᵀ) lastᵀ + bias, without what is None.
     """
 
 def array_refusal(array: typing.Any) -> str | None:

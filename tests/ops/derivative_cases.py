@@ -148,6 +148,22 @@ CASES: dict[str, Case] = {
         True,
         True,
     ),
+    "lora_linear without a weight": Case(
+        lambda x, a, b, c: lc.lora_linear(x, None, a, b, scale=0.5, bias=c),
+        (X, LA, LB, BIAS),
+        ("lora_linear", "lora_linear_backward"),
+        lambda x, a, b, c: chain_lr.lora_linear(x, None, a, b, scale=0.5, bias=c),
+        True,
+        True,
+    ),
+    "usv_linear without a weight": Case(
+        lambda x, s, c: lc.usv_linear(x, None, U, s, V, scale=0.5, bias=c),
+        (X, S, BIAS),
+        ("usv_linear", "usv_linear_backward"),
+        lambda x, s, c: chain_lr.usv_linear(x, None, U, s, V, scale=0.5, bias=c),
+        True,
+        True,
+    ),
     "usv_linear": Case(
         lambda x, w, s, c: lc.usv_linear(x, w, U, s, V, scale=0.5, bias=c),
         (X, W, S, BIAS),

@@ -32,10 +32,10 @@ def chain(matrices: Sequence[Tensor]) -> Tensor:
     return rounded(exact, share * magnitude, dtype)
 
 
-def layer(x: Tensor, w: Tensor, factors: Sequence[Tensor], scale: float, exact: Tensor) -> Tensor:
-    """Of x wᵀ + scale x factors[0] factors[1] ... + bias; the two sums meet in one addition."""
+def layer(x: Tensor, w: Tensor | None, factors: Sequence[Tensor], scale: float, exact: Tensor) -> Tensor:
+    """Of x wᵀ + scale x factors[0] factors[1] ... + bias; the two sums meet in one addition. Without w, of the rest."""
     work = factor_dtype(x.dtype)
-    full = gamma(x.shape[-1] + 2, work) * (x.double().abs() @ w.double().abs().mT)
+    full = 0.0 if w is None else gamma(x.shape[-1] + 2, work) * (x.double().abs() @ w.double().abs().mT)
     magnitude = reduce(torch.matmul, [m.double().abs() for m in (x, *factors)])
     low = scale * sum(gamma(m.shape[-2] + 2, work) for m in factors) * magnitude
     return rounded(exact, full + low + 2 * UNIT[work] * (exact.abs() + scale * magnitude), x.dtype)

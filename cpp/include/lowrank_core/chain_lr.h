@@ -57,8 +57,8 @@ struct Adapter {
   double scale;
 };
 
-// y [t, d_out] <- x wᵀ + adapter + bias; w [d_out, d_in], bias a row [1, d_out] or null. One rounding.
-void adapter_linear_cpu(const Matrix& y, const Matrix& x, const Matrix& w, const Adapter& adapter,
+// y [t, d_out] <- x wᵀ + adapter + bias; w [d_out, d_in] or null, bias a row [1, d_out] or null. One rounding.
+void adapter_linear_cpu(const Matrix& y, const Matrix& x, const std::optional<Matrix>& w, const Adapter& adapter,
                         const std::optional<Matrix>& bias);
 
 // With G = dyᵀ x, which is not formed: last_grad [d_out, r] <- scale G first, first_grad [d_in, r] <- scale Gᵀ last,

@@ -30,17 +30,22 @@ def chain_cost(dims: Sequence[int], traffic: float) -> float:
     return min(costs)
 
 
-def lora_linear(x: Tensor, w: Tensor, a: Tensor, b: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+def lora_linear(
+    x: Tensor, w: Tensor | None, a: Tensor, b: Tensor, *, scale: float, bias: Tensor | None = None
+) -> Tensor:
     """By the full weight w + scale b a."""
-    y = x.double() @ (w.double() + scale * b.double() @ a.double()).mT
-    return y if bias is None else y + bias.double()
+    return _layer(x, w, scale * b.double() @ a.double(), bias)
 
 
 def usv_linear(
-    x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None
+    x: Tensor, w: Tensor | None, u: Tensor, s: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None
 ) -> Tensor:
     """By the full weight w + scale u s vᵀ; its derivatives in u and v are ordinary ones."""
-    y = x.double() @ (w.double() + scale * u.double() @ s.double() @ v.double().mT).mT
+    return _layer(x, w, scale * u.double() @ s.double() @ v.double().mT, bias)
+
+
+def _layer(x: Tensor, w: Tensor | None, correction: Tensor, bias: Tensor | None) -> Tensor:
+    y = x.double() @ (correction if w is None else w.double() + correction).mT
     return y if bias is None else y + bias.double()
 
 

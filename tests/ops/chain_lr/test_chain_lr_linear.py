@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import chain_cases
@@ -30,6 +31,9 @@ def usv(lead: tuple[int, ...], d_in: int, d_out: int, r: int, dtype: torch.dtype
 
 
 LAYERS: dict[str, Any] = {"lora_linear": lora, "usv_linear": usv}
+# torch's own forward mode loads its formulas through torch.jit.
+forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+with_and_without = pytest.mark.parametrize("weight", (True, False), ids=("weight", "none"))
 
 
 def low_rank(t: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -40,8 +44,9 @@ def low_rank(t: dict[str, Tensor]) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_values(name: str, shape: tuple[Any, ...], dtype: torch.dtype) -> None:
-    t = LAYERS[name](*shape, dtype)
+@with_and_without
+def test_values(name: str, shape: tuple[Any, ...], dtype: torch.dtype, weight: bool) -> None:
+    t = LAYERS[name](*shape, dtype) | ({} if weight else {"w": None})
     for bias in (None, t["bias"]):
         plain = {k: v for k, v in t.items() if k != "bias"}
         found = getattr(lowrank_core, name)(**plain, scale=SCALE, bias=bias)
@@ -50,10 +55,10 @@ def test_values(name: str, shape: tuple[Any, ...], dtype: torch.dtype) -> None:
         assert chain_bounds.within(found, exact, chain_bounds.layer(t["x"], t["w"], low_rank(t), SCALE, exact))
 
 
-def gradients(name: str, t: dict[str, Tensor], dy: Tensor, full: bool) -> dict[str, Tensor | None]:
-    leaves = {k: v.detach().clone().requires_grad_(full or k != "w") for k, v in t.items()}
+def gradients(name: str, t: dict[str, Any], dy: Tensor, full: bool) -> dict[str, Tensor | None]:
+    leaves = {k: None if v is None else v.detach().clone().requires_grad_(full or k != "w") for k, v in t.items()}
     getattr(lowrank_core, name)(**leaves, scale=SCALE).backward(dy)
-    return {k: v.grad for k, v in leaves.items()}
+    return {k: None if v is None else v.grad for k, v in leaves.items()}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -108,21 +113,56 @@ def test_gradients_of_usv(dtype: torch.dtype, zero: bool) -> None:
     assert chain_bounds.within(found["x"], exact, bound) and found["w"] is None
 
 
-def test_gradcheck_of_lora() -> None:
-    t = {k: v.requires_grad_() for k, v in lora((2, 3), 4, 5, 2, torch.float64).items()}
-    call = lambda *leaves: lowrank_core.lora_linear(**dict(zip(t, leaves, strict=True)), scale=SCALE)  # noqa: E731
-    assert torch.autograd.gradcheck(call, tuple(t.values()))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_without_a_weight(name: str, dtype: torch.dtype) -> None:
+    """Those of the factors and of the bias know nothing of it; that of x lacks its term."""
+    t = LAYERS[name]((5, 7), 19, 23, 4, dtype)
+    dy = chain_cases.normal(5, 7, 23, seed=9).to(dtype)
+    found, full = gradients(name, t | {"w": None}, dy, full=True), gradients(name, t, dy, full=True)
+    assert found["w"] is None
+    for factor in t.keys() - {"x", "w"}:
+        assert checks.same_bits(found[factor], full[factor]) and found[factor].any(), factor
+    turned = [m.mT for m in reversed(low_rank(t))]
+    exact = SCALE * functools.reduce(torch.matmul, [m.double() for m in (dy, *turned)])
+    assert chain_bounds.within(found["x"], exact, chain_bounds.layer(dy, None, turned, SCALE, exact))
+
+
+def test_added_to_another_layer_it_adapts_that() -> None:
+    """The value and the gradient of x are those of one layer with the weight; each of the two parts is rounded."""
+    t = lora((5,), 19, 23, 4, torch.float64)
+    x, dy = t["x"].requires_grad_(), chain_cases.normal(5, 23, seed=9)
+    y = torch.nn.functional.linear(x, t["w"], t["bias"]) + lowrank_core.lora_linear(
+        x, None, t["a"], t["b"], scale=SCALE
+    )
+    y.backward(dy)
+    exact = reference.lora_linear(**t, scale=SCALE)
+    assert chain_bounds.within(y, exact, 2 * chain_bounds.layer(x, t["w"], low_rank(t), SCALE, exact))
+    exact = dy @ (t["w"] + SCALE * t["b"] @ t["a"])
+    bound = chain_bounds.layer(dy, t["w"].mT, (t["b"], t["a"]), SCALE, exact)
+    assert chain_bounds.within(x.grad, exact, 2 * bound)
+
+
+@forward_mode
+@with_and_without
+def test_gradcheck_of_lora(weight: bool) -> None:
+    t = {k: v.requires_grad_() for k, v in lora((2, 3), 4, 5, 2, torch.float64).items() if weight or k != "w"}
+    rest = {} if weight else {"w": None}
+    call = lambda *leaves: lowrank_core.lora_linear(**dict(zip(t, leaves, strict=True)), **rest, scale=SCALE)  # noqa: E731
+    assert torch.autograd.gradcheck(call, tuple(t.values()), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(call, tuple(t.values()))
 
 
-def test_gradcheck_of_usv() -> None:
+@forward_mode
+@with_and_without
+def test_gradcheck_of_usv(weight: bool) -> None:
     t = usv((2, 3), 4, 5, 2, torch.float64)
-    leaves = [t[k].requires_grad_() for k in ("x", "s", "bias", "w")]
+    leaves = [t[k].requires_grad_() for k in ("x", "s", "bias", *(("w",) if weight else ()))]
 
-    def call(x: Tensor, s: Tensor, bias: Tensor, w: Tensor) -> Tensor:
+    def call(x: Tensor, s: Tensor, bias: Tensor, w: Tensor | None = None) -> Tensor:
         return lowrank_core.usv_linear(x, w, t["u"], s, t["v"], scale=SCALE, bias=bias)
 
-    assert torch.autograd.gradcheck(call, leaves)
+    assert torch.autograd.gradcheck(call, leaves, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(call, leaves)
 
 
@@ -151,16 +191,19 @@ class Sizes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_no_result_of_the_weights_size(name: str) -> None:
+@with_and_without
+def test_no_result_of_the_weights_size(name: str, weight: bool) -> None:
     t = {k: v.requires_grad_(k != "w") for k, v in LAYERS[name]((3,), 64, 80, 2, torch.float32).items()}
+    t |= {} if weight else {"w": None}
     with Sizes() as seen:
         getattr(lowrank_core, name)(**t, scale=SCALE).sum().backward()
     assert 0 < seen.largest < 64 * 80
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_threads_levels_and_autocast(name: str) -> None:
-    t = LAYERS[name]((2, 130), 90, 110, 5, torch.float32)
+@with_and_without
+def test_threads_levels_and_autocast(name: str, weight: bool) -> None:
+    t = LAYERS[name]((2, 130), 90, 110, 5, torch.float32) | ({} if weight else {"w": None})
     dy = chain_cases.normal(2, 130, 110, seed=9).float()
     for level in _core.isa_levels():
         with machine.isa(level):
@@ -223,6 +266,10 @@ def test_refusals() -> None:
         ({"b": t["b"].mT}, ValueError, r"`b` must be \[5, 2\] .* got shape \[2, 5\]"),
         ({"bias": t["bias"][1:]}, ValueError, r"`bias` must be \[5\] .* got shape \[4\]"),
         ({"a": t["a"].int()}, TypeError, "`a` must be float32 or float64 or bfloat16 or float16, got int32"),
+        ({"w": None, "a": t["a"].mT}, ValueError, r"`a` must be \[r, 4\] for `x` of shape \[3, 4\] without `w`"),
+        ({"w": None, "b": t["b"].mT}, ValueError, r"`b` must be \[2, 2\] .* without `w`, got shape \[2, 5\]"),
+        ({"w": None, "bias": t["bias"][1:]}, ValueError, r"`bias` must be \[5\] .* without `w`, got shape \[4\]"),
+        ({"w": 0.0}, TypeError, "`w` must be a numpy.ndarray, torch.Tensor or cupy.ndarray, got float"),
     ):
         with pytest.raises(error, match=f"lora_linear: {message}"):
             call(**changes)
@@ -231,6 +278,8 @@ def test_refusals() -> None:
         ({"u": t["u"].mT}, r"`u` must be \[5, r\]"),
         ({"s": t["s"][:1]}, r"`s` must be \[2, 2\]"),
         ({"v": t["v"][:, :1]}, r"`v` must be \[4, 2\]"),
+        ({"w": None, "v": t["v"].mT}, r"`v` must be \[4, 2\] for `x` of shape \[3, 4\] without `w`"),
+        ({"w": None, "bias": t["bias"][1:]}, r"`bias` must be \[5\] .* without `w`, got shape \[4\]"),
     ):
         with pytest.raises(ValueError, match=f"usv_linear: {message}"):
             lowrank_core.usv_linear(**{**t, **changes}, scale=1.0)

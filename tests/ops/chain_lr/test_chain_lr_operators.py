@@ -52,17 +52,21 @@ SAMPLES: dict[str, list[Arguments]] = {
     "lora_linear": [
         ((_grad(X.clone()), W, _grad(A.clone()), _grad(B.clone()), _grad(normal(5, seed=9))), {"scale": 0.5}),
         ((X.bfloat16(), W.bfloat16(), A.bfloat16(), B.bfloat16()), {"scale": 2.0}),
+        ((_grad(X.clone()), None, _grad(A.clone()), _grad(B.clone()), _grad(normal(5, seed=9))), {"scale": 0.5}),
     ],
     "usv_linear": [
         ((_grad(X.clone()), W, _grad(U.clone()), _grad(S.clone()), _grad(V.clone())), {"scale": 0.5}),
         ((X, _grad(W.clone()), U, S, V, _grad(normal(5, seed=9))), {"scale": 0.5}),
+        ((_grad(X.clone()), None, _grad(U.clone()), _grad(S.clone()), _grad(V.clone())), {"scale": 0.5}),
     ],
     "lora_linear_backward": [
         ((_grad(DY.clone()), _grad(X.clone()), W, _grad(A.clone()), B), {"scale": 0.5, "input_grad": True}),
         ((DY, X, W, A, B), {"scale": 0.5, "input_grad": False}),
+        ((_grad(DY.clone()), _grad(X.clone()), None, _grad(A.clone()), B), {"scale": 0.5, "input_grad": True}),
     ],
     "usv_linear_backward": [
         ((_grad(DY.clone()), _grad(X.clone()), W, U, _grad(S.clone()), V), {"scale": 0.5, "input_grad": True}),
+        ((_grad(DY.clone()), _grad(X.clone()), None, U, _grad(S.clone()), V), {"scale": 0.5, "input_grad": True}),
     ],
     "attention_lora_grad": [
         _attention(),
@@ -86,6 +90,7 @@ def test_every_operator_is_checked() -> None:
 
 def _layers(x: Tensor, a: Tensor, b: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
     y = lowrank_core.lora_linear(x, W, a, b, scale=0.5) + lowrank_core.usv_linear(x, W, u, s, v, scale=0.5)
+    y = y + lowrank_core.lora_linear(x, None, a, b, scale=2.0) + lowrank_core.usv_linear(x, None, u, s, v, scale=2.0)
     return lowrank_core.chain_matmul([y, W, A.mT])
 
 

@@ -82,10 +82,10 @@ def usv_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dx if ctx.needs_input_grad[0] else None, dw, du, ds, dv, dbias
 
 
-def _full_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _full_gradients(ctx: Any, dy: Tensor, x: Tensor, w: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Those of the weight and of the bias, where they are wanted."""
     with torch.autocast(x.device.type, enabled=False):
-        dw = (_rows(dy).mT @ _rows(x)).to(w.dtype) if ctx.needs_input_grad[1] else None
+        dw = (_rows(dy).mT @ _rows(x)).to(w.dtype) if w is not None and ctx.needs_input_grad[1] else None
     wanted = ctx.bias_dtype is not None and ctx.needs_input_grad[-1]
     dbias = _rows(dy).sum(0, dtype=ctx.bias_dtype) if wanted else None
     return dw, dbias
@@ -143,9 +143,11 @@ def wide(*arrays: Tensor | None) -> Any:
     return [None if t is None else _rows(t).to(dtype) for t in arrays]
 
 
-def _through_weight(ctx: Any, of_dy: Tensor, dy: Tensor, w: Tensor, gx: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """What dx = dy w adds to the derivatives in dy and w, where it was asked for."""
-    if gx is None:
+def _through_weight(
+    ctx: Any, of_dy: Tensor, dy: Tensor, w: Tensor | None, gx: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """What dx = dy w adds to the derivatives in dy and w, where it was asked for and there is a w."""
+    if gx is None or w is None:
         return of_dy, None
     of_w = dy.mT @ gx if ctx.needs_input_grad[2] else None
     return of_dy + gx @ w.mT if ctx.needs_input_grad[0] else of_dy, of_w

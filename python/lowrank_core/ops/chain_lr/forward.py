@@ -11,22 +11,22 @@ from lowrank_core.ops.chain_lr.backward import NO_SECOND, wide
 from lowrank_core.ops.operators import torch_ops
 from lowrank_core.ops.torch_autograd import multilinear
 
-Pair = tuple[Tensor, Tensor | None]
-"""A factor and its tangent."""
+Pair = tuple[Tensor | None, Tensor | None]
+"""A factor and its tangent; a factor may be absent, and its chains with it."""
 
 
 def lora_forward(overload: Any, tangents: Sequence[Any], inputs: Sequence[Any], options: dict[str, Any]) -> Tensor:
     """Of y = x wᵀ + scale (x aᵀ) bᵀ + bias."""
     x, w, a, b, bias = _pairs(inputs, tangents)
     low = _chain(x, _turned(a), _turned(b))
-    return _like(inputs[0], w[0].shape[0], _sum(_chain(x, _turned(w)), _times(options["scale"], low), bias[1]))
+    return _like(inputs[0], b[0].shape[0], _sum(_chain(x, _turned(w)), _times(options["scale"], low), bias[1]))
 
 
 def usv_forward(overload: Any, tangents: Sequence[Any], inputs: Sequence[Any], options: dict[str, Any]) -> Tensor:
     """Of y = x wᵀ + scale ((x v) sᵀ) uᵀ + bias; in u and v too, where reverse mode has other gradients."""
     x, w, u, s, v, bias = _pairs(inputs, tangents)
     low = _chain(x, v, _turned(s), _turned(u))
-    return _like(inputs[0], w[0].shape[0], _sum(_chain(x, _turned(w)), _times(options["scale"], low), bias[1]))
+    return _like(inputs[0], u[0].shape[0], _sum(_chain(x, _turned(w)), _times(options["scale"], low), bias[1]))
 
 
 def lora_gradient_forward(
@@ -63,12 +63,15 @@ def _pairs(inputs: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
 
 
 def _turned(pair: Pair) -> Pair:
-    return pair[0].mT, None if pair[1] is None else pair[1].mT
+    value, tangent = (None if t is None else t.mT for t in pair)
+    return value, tangent
 
 
 def _chain(*pairs: Pair) -> Tensor | None:
-    """The tangent of the product of a chain; None where no factor has one."""
+    """The tangent of the product of a chain; None where no factor has one, or one is absent."""
     values, tangents = [value for value, _ in pairs], [tangent for _, tangent in pairs]
+    if any(value is None for value in values):
+        return None
     return multilinear(torch_ops().chain_matmul, [tangents], [values], {})
 
 

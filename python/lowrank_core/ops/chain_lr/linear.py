@@ -16,12 +16,15 @@ else:
     Tensor = Any
 
 
-def lora_linear(x: Tensor, w: Tensor, a: Tensor, b: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+def lora_linear(
+    x: Tensor, w: Tensor | None, a: Tensor, b: Tensor, *, scale: float, bias: Tensor | None = None
+) -> Tensor:
     """A linear layer with a low-rank correction: x wᵀ + scale (x aᵀ) bᵀ + bias.
 
     Args:
       x: [..., d_in], float32, float64, bfloat16 or float16; torch only, as all arguments.
-      w: [d_out, d_in], the frozen weight as a rule; any floating dtype, as a, b and bias.
+      w: [d_out, d_in], the frozen weight as a rule; any floating dtype, as a, b and bias. None: x wᵀ alone is
+        absent, for a base layer that computes it itself: `base(x) + lora_linear(x, None, a, b, ...)`.
       a: [r, d_in]. b: [d_out, r]; zero is a start like any other.
       scale: factor of the correction (alpha / r, or alpha / sqrt r).
       bias: [d_out] or None.
@@ -49,13 +52,13 @@ def lora_linear(x: Tensor, w: Tensor, a: Tensor, b: Tensor, *, scale: float, bia
 
 
 def usv_linear(
-    x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None
+    x: Tensor, w: Tensor | None, u: Tensor, s: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None
 ) -> Tensor:
     """A linear layer with a correction U S Vᵀ: x wᵀ + scale ((x v) sᵀ) uᵀ + bias, with GeoLoRA's gradients.
 
     Args:
       x: [..., d_in], float32, float64, bfloat16 or float16; torch only, as all arguments.
-      w: [d_out, d_in]; any floating dtype, as u, s, v and bias.
+      w: [d_out, d_in]; any floating dtype, as u, s, v and bias. None: x wᵀ is absent, as in `lora_linear`.
       u: [d_out, r]. s: [r, r]; zero is a start like any other. v: [d_in, r]. Columns of u and v are orthonormal where
         the gradients below are to be used; nothing is assumed here.
       scale: factor of the correction.
@@ -92,16 +95,26 @@ def usv_linear(
 # ---- contract ------------------------------------------------------------------------------------------------------
 
 
-def _check_layer(op: str, x: Tensor, w: Tensor, bias: Tensor | None, **factors: tuple[Tensor, tuple[Any, ...]]) -> None:
+def _check_layer(
+    op: str,
+    x: Tensor,
+    w: Tensor | None,
+    bias: Tensor | None,
+    d_out: Any,
+    **factors: tuple[Tensor, tuple[Any, ...]],
+) -> None:
     """`factors`: each with the shape that it must have."""
     if not is_torch(x):
         raise TypeError(f"{op}: `x` must be a torch.Tensor, got {type(x).__name__}; it is a layer, for torch only")
     check_array(op, "x", x, ndim=1)
-    d_out = w.shape[0] if getattr(w, "ndim", 0) == 2 else "d_out"
-    expected = {"w": (w, ("d_out", x.shape[-1])), **factors}
-    if bias is not None:
-        expected["bias"] = (bias, (d_out,))
+    expected: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "w": (w, ("d_out", x.shape[-1])),
+        **factors,
+        "bias": (bias, (d_out,)),
+    }
     for name, (array, shape) in expected.items():
+        if array is None and name in ("w", "bias"):
+            continue
         check_array(op, name, array, ndim=len(shape))
         check_same(op, name, array, x)
         fits = array.ndim == len(shape) and all(
@@ -109,22 +122,29 @@ def _check_layer(op: str, x: Tensor, w: Tensor, bias: Tensor | None, **factors: 
         )
         if not fits:
             wanted = ", ".join(str(size) for size in shape)
+            full = "without `w`" if w is None else f"and `w` of shape {list(w.shape)}"
             raise ValueError(
-                f"{op}: `{name}` must be [{wanted}] for `x` of shape {list(x.shape)} and `w` of shape "
-                f"{list(w.shape)}, got shape {list(array.shape)}"
+                f"{op}: `{name}` must be [{wanted}] for `x` of shape {list(x.shape)} {full}, "
+                f"got shape {list(array.shape)}"
             )
 
 
-def _check_lora(x: Tensor, w: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, *, scale: float) -> None:
-    d_out = w.shape[0] if getattr(w, "ndim", 0) == 2 else "d_out"
-    rank = a.shape[0] if getattr(a, "ndim", 0) == 2 else "r"
-    _check_layer("lora_linear", x, w, bias, a=(a, ("r", _last(x))), b=(b, (d_out, rank)))
+def _check_lora(x: Tensor, w: Tensor | None, a: Tensor, b: Tensor, bias: Tensor | None, *, scale: float) -> None:
+    d_out, rank = _size(b if w is None else w, 0, "d_out"), _size(a, 0, "r")
+    _check_layer("lora_linear", x, w, bias, d_out, a=(a, ("r", _last(x))), b=(b, (d_out, rank)))
 
 
-def _check_usv(x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, bias: Tensor | None, *, scale: float) -> None:
-    d_out = w.shape[0] if getattr(w, "ndim", 0) == 2 else "d_out"
-    rank = u.shape[1] if getattr(u, "ndim", 0) == 2 else "r"
-    _check_layer("usv_linear", x, w, bias, u=(u, (d_out, "r")), s=(s, (rank, rank)), v=(v, (_last(x), rank)))
+def _check_usv(
+    x: Tensor, w: Tensor | None, u: Tensor, s: Tensor, v: Tensor, bias: Tensor | None, *, scale: float
+) -> None:
+    d_out, rank = _size(u if w is None else w, 0, "d_out"), _size(u, 1, "r")
+    factors = {"u": (u, (d_out, "r")), "s": (s, (rank, rank)), "v": (v, (_last(x), rank))}
+    _check_layer("usv_linear", x, w, bias, d_out, **factors)
+
+
+def _size(matrix: Tensor, dim: int, letter: str) -> Any:
+    """Rows or columns, or their letter where it is no matrix."""
+    return matrix.shape[dim] if getattr(matrix, "ndim", 0) == 2 else letter
 
 
 def _last(x: Tensor) -> Any:
@@ -134,23 +154,27 @@ def _last(x: Tensor) -> Any:
 # ---- forward -------------------------------------------------------------------------------------------------------
 
 
-def _output(x: Tensor, w: Tensor, *_: Any, **__: Any) -> Tensor:
-    out: Tensor = empty(x, (*x.shape[:-1], w.shape[0]), dtype_name(x))
+def _output(x: Tensor, last: Tensor) -> Tensor:
+    out: Tensor = empty(x, (*x.shape[:-1], last.shape[0]), dtype_name(x))
     return out
 
 
-def _lora(out: Tensor, x: Tensor, w: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, **options: Any) -> None:
+def _lora(out: Tensor, x: Tensor, w: Tensor | None, a: Tensor, b: Tensor, bias: Tensor | None, **options: Any) -> None:
     named = {"x": x, "w": w, "a": a, "b": b, "bias": bias}
     factors = (_rows(out), _rows(x), w, a.mT, b)
     call_named("lora_linear", _core.adapter_linear, *factors, arrays=named, bias=bias, **options)
 
 
 def _usv(
-    out: Tensor, x: Tensor, w: Tensor, u: Tensor, s: Tensor, v: Tensor, bias: Tensor | None, **options: Any
+    out: Tensor, x: Tensor, w: Tensor | None, u: Tensor, s: Tensor, v: Tensor, bias: Tensor | None, **options: Any
 ) -> None:
     named = {"x": x, "w": w, "u": u, "s": s, "v": v, "bias": bias}
     factors = (_rows(out), _rows(x), w, v, u)
     call_named("usv_linear", _core.adapter_linear, *factors, arrays=named, middle=s, bias=bias, **options)
+
+
+def _turned(w: Tensor | None) -> Tensor | None:
+    return None if w is None else w.mT
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -161,18 +185,28 @@ def _rows(x: Tensor) -> Tensor:
 # ---- backward ------------------------------------------------------------------------------------------------------
 
 
-def _gradients(dy: Tensor, x: Tensor, w: Tensor, *factors: Tensor, input_grad: bool, **_: Any) -> tuple[Tensor, ...]:
+def _gradients(
+    dy: Tensor, x: Tensor, w: Tensor | None, *factors: Tensor, input_grad: bool, **_: Any
+) -> tuple[Tensor, ...]:
     """Those of `x`, or nothing, and of the factors."""
     shapes = [tuple(x.shape) if input_grad else (0,), *(tuple(factor.shape) for factor in factors)]
     return tuple(empty(t, shape, dtype_name(t)) for t, shape in zip((x, *factors), shapes, strict=True))
 
 
 def _lora_gradients(
-    out: tuple[Tensor, ...], dy: Tensor, x: Tensor, w: Tensor, a: Tensor, b: Tensor, *, scale: float, input_grad: bool
+    out: tuple[Tensor, ...],
+    dy: Tensor,
+    x: Tensor,
+    w: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    *,
+    scale: float,
+    input_grad: bool,
 ) -> None:
     dx, da, db = out
     if input_grad:
-        _core.adapter_linear(_rows(dx), _rows(dy), w.mT, b, a.mT, scale=scale)
+        _core.adapter_linear(_rows(dx), _rows(dy), _turned(w), b, a.mT, scale=scale)
     _core.adapter_gradient(da.mT, db, _rows(dy), _rows(x), a.mT, b, scale=scale)
 
 
@@ -180,7 +214,7 @@ def _usv_gradients(
     out: tuple[Tensor, ...],
     dy: Tensor,
     x: Tensor,
-    w: Tensor,
+    w: Tensor | None,
     u: Tensor,
     s: Tensor,
     v: Tensor,
@@ -190,34 +224,34 @@ def _usv_gradients(
 ) -> None:
     dx, du, ds, dv = out
     if input_grad:
-        _core.adapter_linear(_rows(dx), _rows(dy), w.mT, u, v, middle=s.mT, scale=scale)
+        _core.adapter_linear(_rows(dx), _rows(dy), _turned(w), u, v, middle=s.mT, scale=scale)
     _core.adapter_gradient(dv, du, _rows(dy), _rows(x), v, u, middle_grad=ds, scale=scale)
 
 
 # torch's autograd takes no keyword-only tensors, so the operators have `bias` before `scale`.
 _LORA = Op(
-    "lora_linear(Tensor x, Tensor w, Tensor a, Tensor b, Tensor? bias=None, *, float scale) -> Tensor",
+    "lora_linear(Tensor x, Tensor? w, Tensor a, Tensor b, Tensor? bias=None, *, float scale) -> Tensor",
     check=_check_lora,
-    outputs=_output,
+    outputs=lambda x, w, a, b, *_, **__: _output(x, b),
     kernel=_lora,
     leading=("x",),
 )
 _USV = Op(
-    "usv_linear(Tensor x, Tensor w, Tensor u, Tensor s, Tensor v, Tensor? bias=None, *, float scale) -> Tensor",
+    "usv_linear(Tensor x, Tensor? w, Tensor u, Tensor s, Tensor v, Tensor? bias=None, *, float scale) -> Tensor",
     check=_check_usv,
-    outputs=_output,
+    outputs=lambda x, w, u, *_, **__: _output(x, u),
     kernel=_usv,
     leading=("x",),
 )
 _LORA_BACKWARD = Op(
-    "lora_linear_backward(Tensor dy, Tensor x, Tensor w, Tensor a, Tensor b, *, float scale, bool input_grad) "
+    "lora_linear_backward(Tensor dy, Tensor x, Tensor? w, Tensor a, Tensor b, *, float scale, bool input_grad) "
     "-> (Tensor, Tensor, Tensor)",
     check=unchecked,
     outputs=_gradients,
     kernel=_lora_gradients,
 )
 _USV_BACKWARD = Op(
-    "usv_linear_backward(Tensor dy, Tensor x, Tensor w, Tensor u, Tensor s, Tensor v, *, float scale, "
+    "usv_linear_backward(Tensor dy, Tensor x, Tensor? w, Tensor u, Tensor s, Tensor v, *, float scale, "
     "bool input_grad) -> (Tensor, Tensor, Tensor, Tensor)",
     check=unchecked,
     outputs=_gradients,
