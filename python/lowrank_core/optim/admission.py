@@ -20,6 +20,7 @@ from lowrank_core.memory.plan import PlanRow
 from lowrank_core.ops.arrays import overlaps_itself
 from lowrank_core.optim.bucket import Bucket
 from lowrank_core.optim.dtypes import steppable
+from lowrank_core.optim.kernels import has_kernels
 from lowrank_core.optim.slots import Slot, number_name
 
 
@@ -88,7 +89,7 @@ def check_device(bucket: Bucket) -> None:
     Raises:
       NotImplementedError: a codec or a rounding that has no kernel there in this version.
     """
-    if bucket.device.type == "cpu":
+    if has_kernels(bucket.device):
         return
     codec = bucket.parts.moment_codec if bucket.projected else bucket.parts.plain_codec
     stochastic = bucket.rounding == "stochastic" and bucket.dtype == torch.bfloat16
@@ -124,7 +125,7 @@ def check_ready(slot: Slot, grad: Tensor) -> None:
         raise RuntimeError(
             f"step: `{slot.name}` must be no lazily negated or conjugated view; give it memory by clone()"
         )
-    if not param.is_contiguous() and overlaps_itself(slot.weight):
+    if param.device.type == "cpu" and not param.is_contiguous() and overlaps_itself(slot.weight):
         raise RuntimeError(
             f"step: `{slot.name}` {tuple(param.shape)} must not overlap itself in memory, got strides "
             f"{param.stride()}; clone it before it becomes a parameter"

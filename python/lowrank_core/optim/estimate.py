@@ -12,9 +12,9 @@ from lowrank_core.checks import require
 from lowrank_core.memory import estimate as memory
 from lowrank_core.memory.estimate import DECIDING, OP, Keys, Shapes, Weight
 from lowrank_core.memory.plan import EXCLUDED
-from lowrank_core.optim import guard
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.groups import split
+from lowrank_core.optim.kernels import can_draw
 from lowrank_core.optim.methods import METHODS
 from lowrank_core.optim.targets import ALL_LINEAR
 
@@ -109,4 +109,4 @@ def _projecting_bytes(
 
 
 def _weight(param: Tensor, dtype: str | None) -> Weight:
-    return Weight(tuple(param.shape), dtype or name_of(param.dtype), host=not guard.deferred(param.device))
+    return Weight(tuple(param.shape), dtype or name_of(param.dtype), host=can_draw(param.device))

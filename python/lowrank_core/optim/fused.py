@@ -15,8 +15,8 @@ from torch import Tensor
 from lowrank_core.memory.geometry import Side
 from lowrank_core.ops.arrays import resolve_precision
 from lowrank_core.ops.subspace_step.step import project_list, step_list
-from lowrank_core.optim import guard
 from lowrank_core.optim.bucket import Bucket, batches
+from lowrank_core.optim.kernels import can_draw
 from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
 from lowrank_core.optim.parts.projectors import ExactSVD, Gaussian, RandomizedSVD
 from lowrank_core.optim.parts.residuals import Drop, ScaledGradient, ScaledRest, hold_limit, with_bias_correction
@@ -134,6 +134,6 @@ def fused(bucket: Bucket) -> FusedStep | None:
     bases, and for the coded moments of float64 weights.
     """
     coded = not isinstance(bucket.parts.moment_codec, Float32) and bucket.dtype == torch.float64
-    if not bucket.projected or not bucket.as_matrix or bucket.two_sided or coded or guard.deferred(bucket.device):
+    if not can_draw(bucket.device) or not bucket.projected or not bucket.as_matrix or bucket.two_sided or coded:
         return None
     return FUSED.get(key_of(bucket)) if bucket.parts.residual.kernel() is not None else None

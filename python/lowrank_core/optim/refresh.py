@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from lowrank_core.memory.geometry import Geometry
+from lowrank_core.memory.storage import stored
 from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.parts.codecs import decoded, encode
 from lowrank_core.optim.parts.projectors import Found, Query
 from lowrank_core.optim.parts.rules import Turn
 from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.slots import Slot, State
+from lowrank_core.optim.states import open_state
 
 
 def signal_of(bucket: Bucket, grad: Tensor, state: State) -> Tensor:
@@ -56,8 +59,8 @@ def adopt(bucket: Bucket, slot: Slot, grad: Tensor, state: State, found: Found |
     parts.schedule.looked(state, step, turn)
     _hold(bucket, slot, state, found.subspace)  # last: the turn reads the one before
     if "proj.captured" in state:
-        stored = parts.projector.held(slot, state)
-        state["proj.captured"].copy_(captured(stored, signal_of(bucket, grad, state).to(slot.work)))
+        as_stored = parts.projector.held(slot, state)
+        state["proj.captured"].copy_(captured(as_stored, signal_of(bucket, grad, state).to(slot.work)))
 
 
 def select(bucket: Bucket, slot: Slot, signal: Tensor, state: State) -> tuple[Subspace, Tensor]:
@@ -80,9 +83,13 @@ def _query(bucket: Bucket, slot: Slot, signal: Tensor, state: State) -> Query:
 
 def _carry(bucket: Bucket, slot: Slot, state: State, subspace: Subspace) -> Turn | None:
     """Carries the moments into `subspace`; the turn that leads there from the one held, if there is one."""
-    if state["proj.refreshes"] == 0:
-        return None
     parts, step = bucket.parts, int(state["step"])
+    if state["proj.refreshes"] == 0:
+        if subspace.rank != state["proj.rank"]:
+            where = slot.where(state).at(subspace.rank)
+            fields = stored(parts.rule.layout(where.low_shape), parts.moment_codec, name_of(slot.weight.dtype))
+            state.update(open_state(fields, slot.weight.device))
+        return None
     fields = parts.rule.layout(slot.where(state).low_shape)
     kept = decoded(parts.moment_codec, fields, state, slot.work)
     turn = subspace.turn_from(parts.projector.held(slot, state))

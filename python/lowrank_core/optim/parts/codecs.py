@@ -21,8 +21,8 @@ from lowrank_core.memory.storage import (
     moment_storage,
 )
 from lowrank_core.ops.subspace_step.codecs import decode_moment, encode_moment
-from lowrank_core.optim import guard
 from lowrank_core.optim.dtypes import dtype_of, name_of
+from lowrank_core.optim.kernels import can_draw
 from lowrank_core.optim.slots import Draw, State
 
 NO_DRAW = Draw(0, 0)  # for codecs that draw nothing
@@ -140,7 +140,7 @@ _BASIS_CODECS: dict[str, Float32 | BFloat16] = {"float32": Float32(), "bfloat16"
 
 def moment_codec(name: str, weight: Tensor) -> Codec:
     """The codec of the moments of `weight` that the key `moment_dtype` calls `name`."""
-    return _MOMENT_CODECS[moment_storage(name, name_of(weight.dtype), host=not guard.deferred(weight.device))]
+    return _MOMENT_CODECS[moment_storage(name, name_of(weight.dtype), host=can_draw(weight.device))]
 
 
 def basis_codec(weight: torch.dtype) -> Float32 | BFloat16:

@@ -12,10 +12,10 @@ from torch import Tensor
 from lowrank_core.checks import is_count, require
 from lowrank_core.memory.geometry import Geometry, Side
 from lowrank_core.memory.storage import Layout, Role, basis_fields, basis_keys, stored
-from lowrank_core.ops import range_finder_list, rsvd
 from lowrank_core.ops.normal import fill_normal
 from lowrank_core.optim.dtypes import work_dtype
 from lowrank_core.optim.parts.codecs import Codec, Float32
+from lowrank_core.optim.parts.products import Search, both_vectors, leading_sign, left_vectors
 from lowrank_core.optim.parts.subspaces import Bases, Dense, Subspace
 from lowrank_core.optim.slots import Slot, State
 
@@ -126,7 +126,7 @@ class ExactSVD(Orthonormal):
         rank, side = query.where.rank, query.where.side
         u, _, vh = torch.linalg.svd(query.grad.to(work_dtype(query.grad.dtype)), full_matrices=False)
         left, right = u[:, :rank], vh[:rank].mT
-        sign = _leading_sign(right if side == Side.RIGHT else left)
+        sign = leading_sign(right if side == Side.RIGHT else left)
         found = {}
         if side in (Side.BOTH, Side.LEFT):
             found["left"] = left * sign
@@ -164,31 +164,21 @@ class RandomizedSVD(Orthonormal):
             found |= zip(indices, self._search_list([queries[i] for i in indices], warm), strict=True)
         for i, query in enumerate(queries):
             if query.where.side == Side.BOTH:
-                found[i] = self._search_both(query)
+                asked = _search(query, "left")
+                left, right = both_vectors(
+                    asked, oversample=self.oversample, niter=self._niter(asked.basis is not None)
+                )
+                found[i] = {"left": left, "right": right}
         return [found[i] for i in range(len(queries))]
 
     def _search_list(self, queries: Sequence[Query], warm: bool) -> list[Bases]:
         sides = ["left" if query.where.side == Side.LEFT else "right" for query in queries]
-        bases = range_finder_list(
-            [query.grad if side == "left" else query.grad.mT for query, side in zip(queries, sides, strict=True)],
-            [query.where.rank for query in queries],
-            oversample=self.oversample,
-            niter=self.warm_niter if warm else self.niter,
-            bases=[bases_of(query.held)[side] for query, side in zip(queries, sides, strict=True)] if warm else None,
-            seeds=[query.seed for query in queries],
-        )
+        searches = [_search(query, side) for query, side in zip(queries, sides, strict=True)]
+        bases = left_vectors(searches, oversample=self.oversample, niter=self._niter(warm))
         return [{side: basis} for side, basis in zip(sides, bases, strict=True)]
 
-    def _search_both(self, query: Query) -> Bases:
-        u, _, vh = rsvd(
-            query.grad,
-            query.where.rank,
-            oversample=self.oversample,
-            niter=self.warm_niter if query.held else self.niter,
-            basis=bases_of(query.held).get("left"),
-            seed=query.seed,
-        )
-        return {"left": u, "right": vh.mT}
+    def _niter(self, warm: bool) -> int:
+        return self.warm_niter if warm else self.niter
 
 
 @dataclass(frozen=True)
@@ -229,6 +219,12 @@ def bases_of(subspace: Subspace | None) -> Bases:
     return subspace.bases if isinstance(subspace, Dense) else {}
 
 
+def _search(query: Query, side: str) -> Search:
+    """The search for a basis on `side`, which is a left one of the gradient or of its transpose."""
+    matrix = query.grad if side == "left" else query.grad.mT
+    return Search(matrix, query.where.rank, bases_of(query.held).get(side), query.seed)
+
+
 def _drawn(where: Geometry, seed: int, work: torch.dtype, device: torch.device) -> Dense:
     bases = {}
     for side, shape in where.basis_shapes.items():
@@ -236,12 +232,6 @@ def _drawn(where: Geometry, seed: int, work: torch.dtype, device: torch.device) 
         fill_normal(basis, seed)
         bases[side] = basis.div_(where.rank**0.5).to(device, work)
     return Dense(bases)
-
-
-def _leading_sign(basis: Tensor) -> Tensor:
-    """[1, r] of +-1 that makes the largest entry by magnitude of each column positive, the first on ties."""
-    leading = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
-    return torch.where(leading < 0, -1.0, 1.0).to(basis.dtype)
 
 
 def _aligned(found: Bases, held: Bases) -> Bases:

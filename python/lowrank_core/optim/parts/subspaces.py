@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lowrank_core.ops import project, project_back
+from lowrank_core.optim.parts.products import project, project_back
 from lowrank_core.optim.parts.rules import Turn
 
 Bases = dict[str, Tensor]  # "left": [m, r], "right": [n, r]
@@ -48,7 +48,7 @@ class Dense:
 
     def down(self, grad: Tensor) -> Tensor:
         for side, basis in self.bases.items():
-            grad = project(grad, basis, side=side)
+            grad = project(grad, basis, side)
         return grad
 
     def up(self, low: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class DenseTurn:
     @cached_property
     def change(self) -> Bases:
         """T by side."""
-        return {side: project(self.old.bases[side], basis, side="left") for side, basis in self.new.bases.items()}
+        return {side: project(self.old.bases[side], basis, "left") for side, basis in self.new.bases.items()}
 
     def linear(self, low: Tensor) -> Tensor:
         return _multiplied(low, self.change)
@@ -86,5 +86,5 @@ class DenseTurn:
 def _multiplied(x: Tensor, factors: Bases) -> Tensor:
     """F x, x F^T or F x F'^T, by the sides of `factors`: out of a subspace, or from one into another."""
     for side, factor in factors.items():
-        x = project_back(x, factor, side=side)
+        x = project_back(x, factor, side)
     return x

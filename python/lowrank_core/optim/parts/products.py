@@ -1,0 +1,118 @@
+"""Into a subspace, out of it, and the search for one: kernels where there are some, plain torch operations elsewhere.
+
+The plain search is the textbook's, so that its subspaces are other ones than the kernels', of the same quality. Nothing
+here waits for a device. Determinism without kernels: D2 (within a stated bound; docs/numerics.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lowrank_core import ops
+from lowrank_core.ops.normal import fill_normal
+from lowrank_core.optim.dtypes import work_dtype
+from lowrank_core.optim.kernels import has_kernels
+
+
+class Search(NamedTuple):
+    """One matrix whose leading left singular vectors are looked for."""
+
+    matrix: Tensor  # [m, n], any floating dtype
+    rank: int
+    basis: Tensor | None  # [m, rank], to start from
+    seed: int
+
+
+def project(grad: Tensor, basis: Tensor, side: str) -> Tensor:
+    """basis^T grad (left) or grad basis (right)."""
+    if has_kernels(grad.device):
+        low: Tensor = ops.project(grad, basis, side=side)
+        return low
+    return basis.mT @ grad if side == "left" else grad @ basis
+
+
+def project_back(low: Tensor, basis: Tensor, side: str) -> Tensor:
+    """basis low (left) or low basis^T (right)."""
+    if has_kernels(low.device):
+        lifted: Tensor = ops.project_back(low, basis, side=side)
+        return lifted
+    return basis @ low if side == "left" else low @ basis.mT
+
+
+def left_vectors(searches: Sequence[Search], *, oversample: int, niter: int) -> list[Tensor]:
+    """[m, rank] each, orthonormal, in the working dtype; all of `searches` have a basis, or none."""
+    if not searches or not has_kernels(searches[0].matrix.device):
+        return [_left_vectors(search, oversample, niter) for search in searches]
+    warm = searches[0].basis is not None
+    found: list[Tensor] = ops.range_finder_list(
+        [search.matrix for search in searches],
+        [search.rank for search in searches],
+        oversample=oversample,
+        niter=niter,
+        bases=[search.basis for search in searches] if warm else None,
+        seeds=[search.seed for search in searches],
+    )
+    return found
+
+
+def both_vectors(search: Search, *, oversample: int, niter: int) -> tuple[Tensor, Tensor]:
+    """[m, rank] and [n, rank]: leading left and right singular vectors, pair by pair."""
+    if has_kernels(search.matrix.device):
+        u, _, vh = ops.rsvd(
+            search.matrix, search.rank, oversample=oversample, niter=niter, basis=search.basis, seed=search.seed
+        )
+        return u, vh.mT
+    left = _left_vectors(search, oversample, niter)
+    turn, _, vh = torch.linalg.svd(left.mT @ _scaled(search.matrix), full_matrices=False)
+    left = left @ turn
+    sign = leading_sign(left)
+    return left * sign, vh.mT * sign
+
+
+def _left_vectors(search: Search, oversample: int, niter: int) -> Tensor:
+    """Subspace iteration from a Gaussian sketch, or from the basis held beside one; then the best cut to the rank.
+
+    Source: Halko, Martinsson, Tropp 2011 (arXiv:0909.4061), algorithms 4.4 and 5.1.
+    """
+    a = _scaled(search.matrix)
+    width = min(search.rank + oversample, *a.shape)
+    if search.basis is None:
+        q = _orthonormal(a @ _normal(a.shape[1], width, search.seed, a))
+    else:
+        fresh = _normal(a.shape[0], width - search.rank, search.seed, a)
+        q = torch.cat([search.basis.to(a.dtype), fresh], dim=1)
+    for _ in range(niter):
+        q = _orthonormal(a @ _orthonormal(a.mT @ q))
+    # The singular vectors of q^T a from the small triangle of its transpose.
+    triangle = torch.linalg.qr(a.mT @ q).R
+    cut: Tensor = q @ torch.linalg.svd(triangle.mT, full_matrices=False).U[:, : search.rank]
+    return cut * leading_sign(cut)
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    q: Tensor = torch.linalg.qr(columns).Q
+    return q
+
+
+def _normal(rows: int, cols: int, seed: int, like: Tensor) -> Tensor:
+    """[rows, cols], the same numbers on every device."""
+    drawn = torch.empty(rows, cols, dtype=torch.float64, device="cpu")
+    fill_normal(drawn, seed)
+    return drawn.to(like.device, like.dtype)
+
+
+def _scaled(matrix: Tensor) -> Tensor:
+    """`matrix` in the working dtype, divided by the power of two of its largest entry: squares keep to its range."""
+    wide = matrix.to(work_dtype(matrix.dtype))
+    exponent = torch.frexp(wide.abs().amax()).exponent
+    return torch.ldexp(torch.ldexp(wide, -exponent // 2), -exponent - (-exponent // 2))
+
+
+def leading_sign(basis: Tensor) -> Tensor:
+    """[1, r] of +-1 that makes the largest entry by magnitude of each column positive, the first on ties."""
+    leading = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
+    return torch.where(leading < 0, -1.0, 1.0).to(basis.dtype)

@@ -1,0 +1,255 @@
+"""What later methods stand on, proven by tenants that are none of the package: ranks that move, a subspace chosen at
+each step with what it misses fed back, drafts that add up."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lowrank_core
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from lowrank_core.memory.geometry import Geometry
+from lowrank_core.memory.storage import Field, Layout, Role
+from lowrank_core.optim import GaLoreAdamW
+from lowrank_core.optim.parts import Parts
+from lowrank_core.optim.parts.projectors import Found, Orthonormal, Query, bases_of
+from lowrank_core.optim.parts.residuals import Seen
+from lowrank_core.optim.parts.rules import Direction
+from lowrank_core.optim.parts.subspaces import Dense
+from lowrank_core.optim.parts.transports import Rotate
+from lowrank_core.optim.slots import Draft, State
+from optim_cases import Zoo, draw, same, snapshot, train
+from test_deferred_state import defer
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+U32 = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Energetic(Orthonormal):
+    """As many directions as hold 70 % of the gradient's energy, at most the rank of the group."""
+
+    ranks_vary: ClassVar[bool] = True
+
+    def find(self, queries: Sequence[Query]) -> list[Found]:
+        return [Found(Dense({side: self.basis(query, side)})) for query in queries for side in query.where.basis_shapes]
+
+    def basis(self, query: Query, side: str) -> Tensor:
+        matrix = query.grad if side == "left" else query.grad.mT
+        return lowrank_core.qb(matrix, energy=0.7, max_rank=query.where.rank, block=2, seed=query.seed).q
+
+
+class EnergeticAdamW(GaLoreAdamW):
+    @classmethod
+    def parts(cls, group: dict[str, Any], weight: Tensor) -> Parts:
+        parts = super().parts(group, weight)
+        return replace(parts, projector=Energetic(parts.projector.codec), transport=Rotate())
+
+
+def moving(weight: Tensor, step: int) -> Tensor:
+    """A gradient whose energy is spread over more directions from step to step."""
+    m, n = weight.shape
+    return (draw(m, 1 + step, seed=step) @ draw(1 + step, n, seed=100 + step)).to(weight.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("moment_dtype", ["auto", "int8"])
+@pytest.mark.parametrize("shape", [(30, 40), (40, 30)])
+def test_a_rank_that_moves(shape: tuple[int, int], moment_dtype: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Memory holds the rank there is, what is saved has the largest one; both ways of saving come back to the bit."""
+    keys = {"lr": 0.05, "rank": 10, "update_proj_gap": 1, "moment_dtype": moment_dtype}
+    weight = nn.Parameter(draw(*shape).to(dtype))
+    optimizer = EnergeticAdamW([weight], **keys)
+    largest, ranks = optimizer.planned_state_bytes(), []
+    for step in range(12):
+        weight.grad = moving(weight, step)
+        optimizer.step()
+        state = optimizer.state[weight]
+        ranks.append(state["proj.rank"])
+        assert state["proj.basis"].shape == (30, ranks[-1]) and optimizer.projections()[0].rank == ranks[-1]
+        assert (optimizer.state_bytes() < largest) == (ranks[-1] < 10)
+    assert ranks[0] == 1 and max(ranks) > 4 and len(set(ranks)) > 3
+    weight.grad = moving(weight, 3)
+    optimizer.step()
+    rank = optimizer.state[weight]["proj.rank"]
+    assert 1 < rank < 10
+    saved = optimizer.state_dict()
+    basis = saved["state"][0]["proj.basis"]
+    assert basis.shape == (30, 10) and basis[:, :rank].any() and not basis[:, rank:].any()
+    torch.save(saved, tmp_path / "state.pt")
+    twins = [nn.Parameter(weight.detach().clone()) for _ in range(2)]
+    one, other = (EnergeticAdamW([twin], **keys) for twin in twins)
+    one.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    through_dcp(weight, optimizer, twins[1], other, tmp_path)
+    for twin, loaded in zip(twins, (one, other), strict=True):
+        assert same(loaded.state[twin], optimizer.state[weight])
+        assert loaded.state_bytes() == optimizer.state_bytes()
+    for step in range(12, 15):
+        for param, stepped in ((weight, optimizer), (twins[0], one), (twins[1], other)):
+            param.grad = moving(param, step)
+            stepped.step()
+    assert same([twin.detach() for twin in twins], [weight.detach()] * 2)
+
+
+def through_dcp(weight: nn.Parameter, optimizer: Any, twin: nn.Parameter, other: Any, folder: Path) -> None:
+    models = [nn.ParameterDict({"w": param}) for param in (weight, twin)]
+    weight.grad = None
+    with pytest.warns(UserWarning, match="torch.distributed is disabled"):
+        dcp.save({"o": get_optimizer_state_dict(models[0], optimizer)}, checkpoint_id=folder / "dcp")
+        into = {"o": get_optimizer_state_dict(models[1], other)}
+        dcp.load(into, checkpoint_id=folder / "dcp")
+    set_optimizer_state_dict(models[1], other, into["o"])
+
+
+def test_a_rank_that_does_not_move_is_not_loaded_from_one_that_does() -> None:
+    weight = nn.Parameter(draw(12, 9))
+    optimizer = EnergeticAdamW([weight], rank=5, update_proj_gap=1)
+    weight.grad = moving(weight, 1)
+    optimizer.step()
+    assert optimizer.state[weight]["proj.rank"] < 5
+    with pytest.raises(ValueError, match="must stay what its state was made with, got side right, rank 5"):
+        GaLoreAdamW([weight], rank=5, update_proj_gap=1).load_state_dict(optimizer.state_dict())
+
+
+@dataclass(frozen=True)
+class Following(Orthonormal):
+    """One power iteration from the subspace before, at each step, which hands over what it has seen."""
+
+    each_step: ClassVar[bool] = True
+
+    def find(self, queries: Sequence[Query]) -> list[Found]:
+        return [self.follow(query) for query in queries]
+
+    def follow(self, query: Query) -> Found:
+        ((side, shape),) = query.where.basis_shapes.items()
+        matrix = query.grad if side == "left" else query.grad.mT
+        start = bases_of(query.held).get(side, torch.eye(*shape, dtype=matrix.dtype))
+        basis = torch.linalg.qr(matrix @ (matrix.mT @ start)).Q
+        low = basis.mT @ matrix
+        return Found(Dense({side: basis}), low if side == "left" else low.mT)
+
+
+@dataclass(frozen=True)
+class FedBack:
+    """What the subspace misses is added to the next gradient."""
+
+    def layout(self, where: Geometry) -> Layout:
+        return {"residual.error": Field((where.rows, where.cols), "float32", Role.RESIDUAL)}
+
+    def enter(self, grad: Tensor, state: State) -> Tensor:
+        return grad + state["residual.error"]
+
+    def complete(self, seen: Seen, state: State) -> Direction:
+        state["residual.error"].copy_(seen.grad - seen.subspace.up(seen.low))
+        return Direction(seen.subspace.up(seen.direction.dense()))
+
+    def kernel(self) -> None:
+        return None
+
+    def limits(self, states: list[State]) -> list[Tensor]:
+        return []
+
+
+class FollowingAdamW(GaLoreAdamW):
+    @classmethod
+    def parts(cls, group: dict[str, Any], weight: Tensor) -> Parts:
+        parts = super().parts(group, weight)
+        return replace(parts, projector=Following(), residual=FedBack(), transport=Rotate())
+
+
+def test_a_subspace_of_each_step_with_feedback() -> None:
+    model = Zoo()
+    optimizer = FollowingAdamW(model.parameters(), lr=0.02, rank=4)
+    losses = train(model, optimizer, range(40))
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    twin = copy.deepcopy(model)
+    other = FollowingAdamW(twin.parameters(), rank=4)
+    other.load_state_dict(optimizer.state_dict())
+    train(model, optimizer, range(40, 44))
+    train(twin, other, range(40, 44))
+    assert same(snapshot(model, optimizer), snapshot(twin, other))
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (9, 12)])
+@pytest.mark.parametrize("maximize", [False, True])
+def test_what_is_missed_comes_back(shape: tuple[int, int], maximize: bool) -> None:
+    """Nothing is lost: what entered the subspaces and what is still missing is all of the gradients."""
+    weight = nn.Parameter(draw(*shape))
+    optimizer = FollowingAdamW([weight], lr=0.0, rank=3, maximize=maximize)
+    total, entered = torch.zeros(shape), torch.zeros(shape)
+    for step in range(6):
+        before = optimizer.state[weight]["residual.error"].clone() if step else torch.zeros(shape)
+        weight.grad = draw(*shape, seed=step)
+        optimizer.step()
+        state, grad = optimizer.state[weight], -weight.grad if maximize else weight.grad
+        signal, basis = grad + before, state["proj.basis"]
+        inside = basis @ (basis.mT @ signal) if shape[0] < shape[1] else signal @ basis @ basis.mT
+        assert (signal - inside - state["residual.error"]).abs().max() <= 40 * U32 * signal.norm()
+        total, entered = total + grad, entered + inside
+    assert (total - entered - state["residual.error"]).abs().max() <= 6 * 40 * U32 * total.norm()
+
+
+def test_a_gate_undoes_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = nn.Parameter(draw(12, 9))
+    optimizer = FollowingAdamW([weight], lr=0.1, rank=3)
+    defer(monkeypatch)
+    for step in range(4):
+        weight.grad = draw(12, 9, seed=step)
+        optimizer.step()
+    before = copy.deepcopy([weight.detach(), optimizer.state_dict()])
+    weight.grad[0, 0] = torch.nan
+    optimizer.step()
+    assert same(before, [weight.detach(), optimizer.state_dict()]) and optimizer.skipped_steps == 1
+
+
+def drafted(optimizer: GaLoreAdamW, weights: list[nn.Parameter], seed: int) -> Draft:
+    for i, weight in enumerate(weights):
+        weight.grad = draw(*weight.shape, seed=10 * seed + i)
+    ((bucket, draft),) = optimizer._gather().items()
+    optimizer._draft(bucket, draft)
+    return draft
+
+
+def test_drafts_of_micro_batches_are_that_of_their_mean() -> None:
+    weights = [nn.Parameter(draw(12, 9)), nn.Parameter(draw(9, 12))]
+    optimizer = GaLoreAdamW(weights, rank=3, update_proj_gap=100)
+    drafted(optimizer, weights, 0)
+    optimizer.step()
+    first, second = (drafted(optimizer, weights, seed) for seed in (1, 2))
+    assert first.low is not None and first.finite
+    first.add_(second)
+    first.scale_(0.5)
+    assert not first.finite  # a sum may overflow
+    for i, weight in enumerate(weights):
+        weight.grad = 0.5 * (draw(*weight.shape, seed=10 + i) + draw(*weight.shape, seed=20 + i))
+    ((bucket, mean),) = optimizer._gather().items()
+    optimizer._draft(bucket, mean)
+    for one, other, grad in zip(first.low, mean.low, mean.grads, strict=True):
+        assert (one - other).abs().max() <= 4 * 12 * U32 * grad.norm()
+    assert same(first.grads, mean.grads)
+
+
+def test_drafts_that_do_not_fit_are_refused() -> None:
+    weights = [nn.Parameter(draw(12, 9)), nn.Parameter(draw(9, 12))]
+    optimizer = GaLoreAdamW(weights, rank=3, update_proj_gap=100)
+    whole = drafted(optimizer, weights, 0)
+    optimizer.step()
+    low = drafted(optimizer, weights, 1)
+    with pytest.raises(ValueError, match="Draft: `other` must be in its subspaces as this one is"):
+        low.add_(whole)
+    with pytest.raises(ValueError, match="Draft: `other` must be of the same parameters"):
+        low.add_(low.part([True, False])[0])
+
+
+def test_a_method_may_project_at_full_rank() -> None:
+    class Always(GaLoreAdamW):
+        full_rank = "project"
+
+    weight = nn.Parameter(draw(6, 8))
+    assert [row.rank for row in Always([weight], rank=9).plan()] == [6]
