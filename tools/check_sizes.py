@@ -19,6 +19,7 @@ BUDGETS = (
     (".", (".py",), 300),
 )
 FOLDERS = ("cpp", "cuda", "python", "tests", "bench", "tools", "examples")
+METHODS, METHOD = "python/lowrank_core/optim/methods", 60  # of a file: lines besides imports and docstrings
 FUNCTION = 40  # lines of code in a Python function: no blank lines, comments or docstring
 SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 # A reason may break the rule, habit may not. File, or file:function.
@@ -40,6 +41,17 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
             yield node.name, len(code & set(range(body[0].lineno, (node.end_lineno or 0) + 1))) if body else 0
 
 
+def own_lines(path: Path) -> int:
+    """Lines of a file without its imports and the docstrings of the file and of its classes."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    left_out = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    for owner in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]:
+        if ast.get_docstring(owner):
+            left_out.append(owner.body[0])
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    return lines - sum((node.end_lineno or node.lineno) - node.lineno + 1 for node in left_out)
+
+
 def oversized(root: Path) -> Iterator[tuple[str, str]]:
     """What is too large, and a word on how much."""
     for path in (path for folder in FOLDERS for path in sorted((root / folder).rglob("*"))):
@@ -50,6 +62,8 @@ def oversized(root: Path) -> Iterator[tuple[str, str]]:
         length = len(path.read_text(encoding="utf-8").splitlines())
         if length > budget:
             yield where.as_posix(), f"has {length} lines, more than {budget}"
+        if path.parent == root / METHODS and path.suffix == ".py" and own_lines(path) > METHOD:
+            yield where.as_posix(), f"has {own_lines(path)} lines besides imports and docstrings, more than {METHOD}"
         if path.suffix == ".py":
             for name, lines in functions(path):
                 if lines > FUNCTION:

@@ -186,6 +186,44 @@ def test_the_users_hooks_see_the_state_and_run_last() -> None:
     assert same(saved["state"], other.state_dict()["state"])
 
 
+def test_a_key_that_came_later_is_what_older_code_did() -> None:
+    model, optimizer = trained()
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert GaLoreAdamW.ADDED == {"stagger": False}
+    for group in saved["param_groups"]:
+        assert group.pop("stagger") is False
+    twin = copy.deepcopy(model)
+    other = CASES[0].make(twin.named_parameters(), stagger=True)
+    other.load_state_dict(saved)
+    assert [group["stagger"] for group in other.param_groups] == [False]
+    train(model, optimizer, range(4, 8))
+    train(twin, other, range(4, 8))
+    assert same(snapshot(model, optimizer), snapshot(twin, other))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("moment_dtype", "int8", "step: the state of `gain` must hold exp_avg.codes, .* of other keys"),
+        ("moment_dtype", "bfloat16", r"step: `exp_avg` of `gain` must be \(\) bfloat16, got"),
+        ("proj_type", "left", "got side left, rank 4 for a state of side right, rank 4"),
+    ],
+)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_an_edit_that_its_states_do_not_fit_is_refused(key: str, value: str, message: str, resumed: bool) -> None:
+    model, optimizer = trained()
+    if resumed:
+        model, optimizer = copy.deepcopy((model, optimizer))
+    optimizer.param_groups[0][key], kept = value, optimizer.param_groups[0][key]
+    before = snapshot(model, optimizer)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            train(model, optimizer, [4])
+    assert same(before, snapshot(model, optimizer))
+    optimizer.param_groups[0][key] = kept
+    train(model, optimizer, [4])
+
+
 def test_an_untouched_optimizer_saves_and_loads() -> None:
     optimizer, other = CASES[0].make(Zoo().parameters()), CASES[0].make(Zoo().parameters())
     other.load_state_dict(optimizer.state_dict())

@@ -12,6 +12,7 @@ from lowrank_core.optim.kernels import has_kernels, without_kernels
 from lowrank_core.optim.parts import products
 from lowrank_core.optim.parts.products import Search
 from optim_cases import ON_DEVICES, Case, Zoo, backward, draw, every_optimizer_on_devices, same, snapshot, train
+from test_deferred_state import defer
 from testing import tolerance
 from torch import Tensor, nn
 
@@ -74,6 +75,27 @@ def test_it_equals_the_kernels(case: Case) -> None:
         # R sums at most 36 products and an entry may be 1 / 6 of the mean; P N sums at most 12, as in test_fused.py.
         bound = 5 * (case.lr * 12 * 36 * tolerance.gamma(36, torch.float64) + 4 * U64)
         assert bool(((param - twin).abs() <= bound * (1 + twin.abs())).all())
+
+
+@every_optimizer_on_devices
+def test_as_on_an_accelerator(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no verdict is waited for either: the host's numbers, but for powers of betas that are computed there."""
+    models = [Zoo(torch.float64), Zoo(torch.float64)]
+    with without_kernels():
+        optimizers = [case.make(model.parameters()) for model in models]
+        for number in range(8):
+            for model, optimizer, there in zip(models, optimizers, (True, False), strict=True):
+                defer(monkeypatch, there)
+                backward(model, number)
+                for one, other in zip(model.parameters(), models[0].parameters(), strict=True):
+                    one.grad = copy.deepcopy(other.grad)
+                if number == 4:
+                    model.gain.grad.fill_(torch.nan)
+                optimizer.step()
+    assert [optimizer.skipped_steps for optimizer in optimizers] == [1, 1]
+    for one, other in zip(*(model.state_dict().values() for model in models), strict=True):
+        # As test_deferred.py has it: 8 steps, each of which rounds its update and the weight a few times: 4 + 4 u.
+        assert bool(((one - other).abs() <= 8 * 8 * U64 * other.norm()).all())
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

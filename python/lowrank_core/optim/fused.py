@@ -63,7 +63,8 @@ class SubspaceStep:
         for state, low in zip(states, lows, strict=True):
             parts.schedule.observe(state, low)
         # The kernel compares norms that are corrected for the bias, the state holds those that are not.
-        held, unbias = parts.residual.limits(states), [parts.rule.unbias(step) for step in steps]
+        held = parts.residual.limits(states)
+        unbias = [parts.rule.unbias(step) for step in steps] if held else []
         limits = list(map(with_bias_correction, held, unbias))
         options = {**parts.rule.kernel(), **(parts.residual.kernel() or {})}
         step_list(
