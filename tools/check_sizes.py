@@ -44,10 +44,9 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
 def own_lines(path: Path) -> int:
     """Lines of a file without its imports and the docstrings of the file and of its classes."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    left_out = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    for owner in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]:
-        if ast.get_docstring(owner):
-            left_out.append(owner.body[0])
+    left_out: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    owners: list[ast.Module | ast.ClassDef] = [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]
+    left_out += [owner.body[0] for owner in owners if ast.get_docstring(owner)]
     lines = len(path.read_text(encoding="utf-8").splitlines())
     return lines - sum((node.end_lineno or node.lineno) - node.lineno + 1 for node in left_out)
 
