@@ -126,3 +126,30 @@ def test_the_verdict_on_the_device_is_exact() -> None:
     for value in (torch.nan, torch.inf, -torch.inf):
         assert not bool(guard.all_finite([large, torch.tensor([0.0, value])]))
     assert bool(guard.all_finite([torch.empty(0)]))
+
+
+@every_optimizer_on_devices
+def test_a_rate_on_the_device_is_not_read(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And does what the same number does."""
+    models = [Zoo(torch.float64), Zoo(torch.float64)]
+    rates = (torch.tensor(case.lr, dtype=torch.float64), case.lr)
+    optimizers = [
+        case.make(model.parameters(), lr=lr, update_proj_gap=100, weight_decay=0.1)
+        for model, lr in zip(models, rates, strict=True)
+    ]
+    for number in range(6):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            backward(model, number)
+            for one, other in zip(model.parameters(), models[0].parameters(), strict=True):
+                one.grad = copy.deepcopy(other.grad)
+            if number:
+                with no_reading():
+                    optimizer.step()
+            else:
+                optimizer.step()
+    for one, other in zip(*(model.state_dict().values() for model in models), strict=True):
+        assert bool(((one - other).abs() <= 6 * 8 * 2.0**-53 * other.norm()).all())  # as above, of 6 steps
+    optimizers[0].param_groups[0]["lr"].fill_(0.0)  # a schedule writes into it
+    before = snapshot(models[0], optimizers[0])[0]
+    train(models[0], optimizers[0], [6])
+    assert same(before, dict(models[0].state_dict()))

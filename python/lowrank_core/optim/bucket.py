@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from lowrank_core.optim.guard import stays_on_device
 from lowrank_core.optim.parts import Parts
 
 
@@ -22,7 +24,7 @@ class Bucket:
     due: bool  # whether their subspaces are to be looked for before the step
     device: torch.device
     dtype: torch.dtype
-    lr: float
+    lr: float | Tensor  # a tensor where one was given that lives on an accelerator: it is not read
     weight_decay: float
     maximize: bool
     rounding: str
@@ -33,7 +35,7 @@ class Bucket:
         """The bucket of `group` for weights that are `alike` in the fields that it does not decide."""
         return cls(
             parts=parts,
-            lr=float(group["lr"]),
+            lr=group["lr"] if stays_on_device(group["lr"]) else float(group["lr"]),
             weight_decay=float(group["weight_decay"]),
             maximize=group["maximize"],
             rounding=group["rounding"],

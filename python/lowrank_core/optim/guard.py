@@ -15,6 +15,11 @@ def deferred(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def stays_on_device(number: object) -> bool:
+    """True for a tensor on an accelerator: reading it would make the host wait."""
+    return isinstance(number, Tensor) and deferred(number.device)
+
+
 def is_finite(grad: Tensor) -> bool:
     """True if every entry is finite, in one pass with no temporary of that size; read on the host."""
     # inf and nan absorb every addend: a finite sum proves all entries finite, another one may be overflow.

@@ -118,7 +118,7 @@ class LowRankOptimizer(StateOptimizer):
             check_ready(slot, grad)
             kind = (number, slot.weight.device, slot.weight.dtype)
             if kind not in parts:
-                check_rates(type(self).__name__, group)
+                check_rates(type(self).__name__, group, waiting=False)
                 parts[kind] = self._parts(group, slot.weight)
             if self._asked.get(number, asked[number]) != asked[number]:
                 self._check_edit(group, slot)
@@ -250,6 +250,8 @@ class LowRankOptimizer(StateOptimizer):
     def _state(self, bucket: Bucket, slot: Slot) -> State:
         if not self.state.get(slot.param):
             self.state[slot.param] = self._opened(bucket, slot)
+            if guard.deferred(bucket.device):
+                self._bounds[slot.param] = 0
         state: State = self.state[slot.param]
         return state
 

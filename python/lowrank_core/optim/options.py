@@ -11,6 +11,7 @@ from torch import Tensor
 from lowrank_core.checks import is_count, is_number, require, require_choice
 from lowrank_core.memory.geometry import PROJ_TYPES
 from lowrank_core.ops.subspace_step.check import ROUNDINGS
+from lowrank_core.optim.guard import stays_on_device
 
 # What torch and its schedulers put into a group besides the optimizer's own keys. It stays there.
 _TORCHS = ("params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr")
@@ -71,11 +72,15 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def check_rates(op: str, group: dict[str, Any]) -> None:
-    """Raises ValueError if what schedules change is out of its range; checked at every step, too."""
+def check_rates(op: str, group: dict[str, Any], waiting: bool = True) -> None:
+    """Raises ValueError if what schedules change is out of its range; checked at every step, too.
+
+    `waiting`: whether a rate that lives on an accelerator is read, too.
+    """
     lr, decay = group["lr"], group["weight_decay"]
-    number = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 and lr.device.type != "meta" else lr
-    require(is_number(number, 0.0), op, "lr", "be a number >= 0 or a tensor with one", lr)
+    if waiting or not stays_on_device(lr):
+        number = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 and lr.device.type != "meta" else lr
+        require(is_number(number, 0.0), op, "lr", "be a number >= 0 or a tensor with one", lr)
     require(is_number(decay, 0.0), op, "weight_decay", "be a number >= 0", decay)
 
 

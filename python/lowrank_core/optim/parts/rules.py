@@ -52,9 +52,11 @@ class Direction(NamedTuple):
         denominator = None if self.denominator is None else self.denominator.reshape(shape)
         return self._replace(numerator=self.numerator.reshape(shape), denominator=denominator)
 
-    def subtract_from_(self, target: Tensor, lr: float) -> None:
+    def subtract_from_(self, target: Tensor, lr: float | Tensor) -> None:
         """target <- target - lr * self."""
-        if self.denominator is None:
+        if isinstance(lr, Tensor):
+            target.sub_(self.dense() * lr.to(target.dtype))
+        elif self.denominator is None:
             target.sub_(self.numerator, alpha=lr)
         elif isinstance(self.correction, Tensor):  # as `value` it would be read, which waits for the device
             target.addcdiv_(self.numerator, self.denominator * self.correction, value=-lr)
