@@ -118,16 +118,29 @@ bool bind_orthonormalize(const WriteArray& q, const ReadArray& y, const std::str
   return rsvd::orthonormalize_cpu(q.view, y.view, method_of(method));
 }
 
-std::pair<int64_t, double> bind_qb(const WriteArray& q, const WriteArray& b, const ReadArray& a, double energy,
-                                   int64_t block, int64_t niter, uint64_t seed) {
-  const auto [m, n] = matrix_shape(a.view);
-  LRC_CHECK(a.view.rank == 2, "qb: `a` must be one matrix");
-  const int64_t cap = checked_rank(q.view, m, n);
+using RankFound = std::pair<int64_t, double>;
+
+// Lists of equal length.
+std::vector<RankFound> bind_qb(const std::vector<WriteArray>& q, const std::vector<WriteArray>& b,
+                               const std::vector<ReadArray>& a, double energy, int64_t block, int64_t niter,
+                               const std::vector<uint64_t>& seed) {
+  LRC_CHECK(q.size() == a.size() && b.size() == a.size() && seed.size() == a.size(),
+            "qb: the lists must have the same length");
   LRC_CHECK(block >= 1 && niter >= 0, "qb: `block` must be >= 1 and `niter` >= 0");
-  expect(q.view, "q", a.view, m, cap, work_type(a.view));
-  expect(b.view, "b", a.view, cap, n, work_type(a.view));
-  const rsvd::QbResult result = rsvd::qb_cpu(q.view, b.view, a.view, energy, block, niter, seed);
-  return {result.rank, result.captured};
+  std::vector<rsvd::QbJob> jobs;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const View& from = a[i].view;
+    const auto [m, n] = matrix_shape(from);
+    LRC_CHECK(from.rank == 2, "qb: `a` must be one matrix");
+    const int64_t cap = checked_rank(q[i].view, m, n);
+    expect(q[i].view, "q", from, m, cap, work_type(from));
+    expect(b[i].view, "b", from, cap, n, work_type(from));
+    jobs.push_back({q[i].view.matrix(), b[i].view.matrix(), from.matrix(), seed[i]});
+  }
+  std::vector<RankFound> found;
+  for (const rsvd::QbResult& result : rsvd::qb_cpu(jobs, energy, block, niter))
+    found.emplace_back(result.rank, result.captured);
+  return found;
 }
 
 void bind_sketch(const WriteArray& out, uint64_t seed, uint32_t step, uintptr_t stream) {
@@ -150,7 +163,7 @@ void register_rsvd(py::module_& module) {
   kernel(module, "orthonormalize", &bind_orthonormalize, "q"_a, "y"_a, py::kw_only(), "method"_a = "auto",
          "Orthonormal basis of the columns of `y` into q; False where the method breaks down.");
   kernel(module, "qb", &bind_qb, "q"_a, "b"_a, "a"_a, py::kw_only(), "energy"_a, "block"_a = 16, "niter"_a = 1,
-         "seed"_a = 0, "Grows q b until it captures `energy`; returns (rank, captured).");
+         "seed"_a, "Grows q b of each array of the list `a` until it captures `energy`; (rank, captured) of each.");
   kernel<Devices::kAny>(module, "sketch", &bind_sketch, "out"_a, py::kw_only(), "seed"_a = 0, "step"_a = 0,
                         "stream"_a = 0, "Fills `out` with the random signs that a sketch of its shape has.");
 }

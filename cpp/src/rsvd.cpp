@@ -13,8 +13,6 @@
 namespace lowrank::rsvd {
 namespace {
 
-constexpr int64_t kOneThreadEach = 2048 * 2048;  // matrices up to this size get one thread each, if there are several
-
 // Largest-magnitude entry of each column of u positive, the first one on ties; vh follows if there is one.
 template <class T>
 void fix_signs(const Matrix& u, const Matrix* vh) {
@@ -240,13 +238,8 @@ void rsvd_cpu(const View& u, const View& s, const View& vh, const View& a, const
 }
 
 void range_finder_cpu(const std::vector<RangeJob>& jobs, const Params& params) {
-  std::vector<const RangeJob*> order;
-  for (const RangeJob& job : jobs) order.push_back(&job);
-  const auto size = [](const RangeJob* job) { return job->a.rows * job->a.cols; };
-  // Large ones first, so that no thread is left alone with one at the end.
-  std::stable_sort(order.begin(), order.end(), [&](auto* left, auto* right) { return size(left) > size(right); });
-  for_each_matrix(int64_t(jobs.size()), jobs.empty() ? 0 : size(order[0]), [&](int64_t i) {
-    const RangeJob& job = *order[size_t(i)];
+  for_each_job(jobs, [&](size_t i) {
+    const RangeJob& job = jobs[i];
     Params own = params;
     own.seed = job.seed;
     with_work_type(job.a.dtype, [&](auto tag) {

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <vector>
 
 #include "lowrank_core/dense.h"
 #include "lowrank_core/parallel.h"
@@ -16,6 +18,23 @@ constexpr int64_t kSketchRows = 256;  // rows of a sketch that one task draws
 // Jacobi stops at this cosine: below it, the columns differ by less than the rounding of what they came from.
 template <class T>
 constexpr double kJacobiTol = sizeof(T) == 4 ? 1e-9 : 0.0;
+
+constexpr int64_t kOneThreadEach = 2048 * 2048;  // matrices up to this size get one thread each, if there are several
+
+// Calls one(index) for each job of a list: for those whose matrix `a` is larger than that one after another, with all
+// threads each, then for all others side by side, the largest first, so that no thread is left alone with one at the
+// end. Either way the same bits.
+template <class Job, class One>
+void for_each_job(const std::vector<Job>& jobs, const One& one) {
+  const auto size = [&](size_t i) { return jobs[i].a.rows * jobs[i].a.cols; };
+  std::vector<size_t> order(jobs.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t i, size_t j) { return size(i) > size(j); });
+  const auto is_large = [&](size_t i) { return size(i) > kOneThreadEach; };
+  const auto small = std::partition_point(order.begin(), order.end(), is_large);
+  std::for_each(order.begin(), small, one);
+  parallel_for(order.end() - small, [&](int64_t k) { one(small[k]); });
+}
 
 inline void check_finite(double size) {
   if (!std::isfinite(size)) throw NotFinite();

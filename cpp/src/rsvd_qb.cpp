@@ -2,6 +2,7 @@
 // the identity ||A - Q B||² = ||A||² - ||B||² for orthonormal Q and B = Qᵀ A.
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "lowrank_core/dense.h"
 #include "lowrank_core/rsvd.h"
@@ -128,11 +129,14 @@ QbResult decompose(const Matrix& q, const Matrix& b, const Matrix& a, double ene
 
 }  // namespace
 
-QbResult qb_cpu(const View& q, const View& b, const View& a, double energy, int64_t block, int64_t niter,
-                uint64_t seed) {
-  if (a.dtype == DType::kFloat64)
-    return decompose<double>(q.matrix(), b.matrix(), a.matrix(), energy, block, niter, seed);
-  return decompose<float>(q.matrix(), b.matrix(), a.matrix(), energy, block, niter, seed);
+std::vector<QbResult> qb_cpu(const std::vector<QbJob>& jobs, double energy, int64_t block, int64_t niter) {
+  std::vector<QbResult> results(jobs.size());
+  for_each_job(jobs, [&](size_t i) {
+    const QbJob& job = jobs[i];
+    const auto run = job.a.dtype == DType::kFloat64 ? decompose<double> : decompose<float>;
+    results[i] = run(job.q, job.b, job.a, energy, block, niter, job.seed);
+  });
+  return results;
 }
 
 }  // namespace lowrank::rsvd

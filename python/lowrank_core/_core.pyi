@@ -417,17 +417,17 @@ def plan_chain(dims: collections.abc.Sequence[typing.SupportsInt | typing.Suppor
     """
 
 def qb(
-    q: numpy.typing.ArrayLike,
-    b: numpy.typing.ArrayLike,
-    a: numpy.typing.ArrayLike,
+    q: collections.abc.Sequence[numpy.typing.ArrayLike],
+    b: collections.abc.Sequence[numpy.typing.ArrayLike],
+    a: collections.abc.Sequence[numpy.typing.ArrayLike],
     *,
     energy: typing.SupportsFloat | typing.SupportsIndex,
     block: typing.SupportsInt | typing.SupportsIndex = 16,
     niter: typing.SupportsInt | typing.SupportsIndex = 1,
-    seed: typing.SupportsInt | typing.SupportsIndex = 0,
-) -> tuple[int, float]:
+    seed: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+) -> list[tuple[int, float]]:
     """
-    Grows q b until it captures `energy`; returns (rank, captured).
+    Grows q b of each array of the list `a` until it captures `energy`; (rank, captured) of each.
     """
 
 def quantize_int4(

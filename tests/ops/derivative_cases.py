@@ -11,7 +11,7 @@ import int4_cases
 import kalman_cases
 import lowrank_core as lc
 import torch
-from lowrank_core.ops import range_finder_list
+from lowrank_core.ops import qb_list, range_finder_list
 from lowrank_core.reference import chain_lr, dct_select, kalman_diag, rsvd
 from testing import cases
 from torch import Tensor
@@ -215,6 +215,7 @@ CASES: dict[str, Case] = {
 # Plain functions: their results' shapes depend on the data. No derivative, and no torch.vmap.
 PLAIN: dict[str, Case] = {
     "qb": Case(lambda a: lc.qb(a, energy=0.9), (A,), ()),
+    "qb_list": Case(lambda a: _flat(qb_list([A, a], energy=0.9)), (A,), ()),
     "augment_truncate": Case(
         lambda u, s, v, gv, gu: _flat(lc.augment_truncate([u], [s], [v], [gv], [gu], lr=0.1, tol=0.0, max_rank=4)),
         (cases.orthonormal(5, 2), S, cases.orthonormal(6, 2), LB, LA.mT),

@@ -9,7 +9,7 @@ from typing import Any
 import lowrank_core as lc
 import numpy as np
 import torch
-from lowrank_core.ops import chain_matmul, range_finder_list
+from lowrank_core.ops import chain_matmul, qb_list, range_finder_list
 from testing import cases
 
 Arrays = dict[str, Any]
@@ -72,6 +72,7 @@ CALLS = (
         lists=True,
     ),
     Call("qb", {"a": G}, lambda x: lc.qb(x["a"], energy=0.9), lists=True),
+    Call("qb_list", {"arrays[0]": G}, lambda x: qb_list([x["arrays[0]"]], energy=0.9), lists=True),
     Call("factored_svd", {"b": B, "a": _matrix(3, 6)}, lambda x: lc.factored_svd(x["b"], x["a"])),
     Call("orthonormalize", {"y": G}, lambda x: lc.orthonormalize(x["y"])),
     Call(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.ops import range_finder_list
+from lowrank_core.ops import qb_list, range_finder_list
 from test_any_scale import M, N, times
 from testing import cases, checks, machine
 from torch import Tensor
@@ -30,6 +30,7 @@ def test_a_result_that_does_not_fit_is_no_argument_that_is_not_finite(dtype: tor
         "rsvd: `a`": lambda: lowrank_core.rsvd(a, 3),
         "svd_lowrank: `a`": lambda: lowrank_core.svd_lowrank(a, 3),
         "qb: `a`": lambda: lowrank_core.qb(a, energy=0.9),
+        r"qb_list: `arrays\[0\]`": lambda: qb_list([a], energy=0.9),
         "factored_svd: `b`, `a`": lambda: lowrank_core.factored_svd(a, a.mT),
         r"augment_truncate: `u\[0\]`, `s\[0\]`, `v\[0\]`, `gv\[0\]`, `gu\[0\]`": lambda: lowrank_core.augment_truncate(
             [u], [core], [v], *zeros, lr=1.0, tol=0.0, max_rank=3
@@ -75,6 +76,7 @@ NAMED: dict[str, tuple[Callable[..., Any], list[Tensor], list[str]]] = ORTH | {
     "factored_svd": (lowrank_core.factored_svd, [BASES[0], BASES[1].mT], ["b", "a"]),
     "factored_svd of a small product": (lowrank_core.factored_svd, [BASES[1].mT, BASES[1]], ["b", "a"]),
     "qb": (lambda a: lowrank_core.qb(a, energy=0.9), MATRICES[:1], ["a"]),
+    "qb_list": (lambda *x: qb_list(x, energy=0.9), MATRICES, [f"arrays[{i}]" for i in range(3)]),
     "range_finder_list": (
         lambda *x: range_finder_list(x[:3], [2] * 3, bases=x[3:], niter=1),
         MATRICES + BASES,

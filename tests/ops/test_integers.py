@@ -11,7 +11,7 @@ import pytest
 import torch
 from every_operator import Call as Shape
 from every_operator import bits, copies
-from lowrank_core.ops import range_finder_list
+from lowrank_core.ops import qb_list, range_finder_list
 from testing import cases
 
 G = cases.generator(40, 8).standard_normal((40, 8)).astype(np.float32)
@@ -55,6 +55,9 @@ CASES: dict[str, tuple[Function, Any]] = {
     "qb max_rank": (lambda g, x: lc.qb(g, energy=0.9, max_rank=x), 3),
     "qb block": (lambda g, x: lc.qb(g, energy=0.9, block=x), 3),
     "qb seed": (lambda g, x: lc.qb(g, energy=0.9, seed=x), 3),
+    "qb_list max_rank": (lambda g, x: [t for out in qb_list([g], energy=0.9, max_ranks=[x]) for t in out[:2]], 3),
+    "qb_list block": (lambda g, x: [t for out in qb_list([g], energy=0.9, block=x) for t in out[:2]], 3),
+    "qb_list seed": (lambda g, x: [t for out in qb_list([g], energy=0.9, seeds=[x]) for t in out[:2]], 3),
     "factored_svd rank": (lambda g, x: lc.factored_svd(g, g[:8], rank=x), 3),
     "augment_truncate max_rank": (lambda g, x: augment(g, max_rank=x), 3),
     "augment_truncate min_rank": (lambda g, x: augment(g, min_rank=x), 1),

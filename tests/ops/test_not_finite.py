@@ -10,7 +10,7 @@ import lowrank_core as lc
 import numpy as np
 import pytest
 import torch
-from lowrank_core.ops import range_finder_list
+from lowrank_core.ops import qb_list, range_finder_list
 from testing import cases
 from torch import Tensor
 
@@ -59,6 +59,7 @@ CALLS: dict[str, Row] = {
         lambda a, b, p, q: range_finder_list([a, b], [R, R], bases=[p, q]),
     ),
     "qb": ({"a": g(M, N)}, lambda a: lc.qb(a, energy=0.5)),
+    "qb_list": ({"arrays[0]": g(M, N), "arrays[1]": g(N, M)}, lambda a, b: qb_list([a, b], energy=0.5)),
     "factored_svd": ({"b": g(M, R), "a": g(R, N, seed=1)}, lc.factored_svd),
     "augment_truncate": (layers(), augment),
     "dct_select": (

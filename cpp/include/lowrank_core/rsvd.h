@@ -91,16 +91,22 @@ void factored_svd_cpu(const View& u, const View& s, const View& vh, const View& 
 // y [..., m, n], m >= n -> q. False where `method` breaks down (kAuto and kHouseholder never do).
 bool orthonormalize_cpu(const View& q, const View& y, OrthMethod method);
 
-// Grows an orthonormal basis block by block until it captures `energy` of ||a||_F², or q is full. Returns the
-// smallest rank that does (with ties to working precision) and the share captured. q [m, cap], b [cap, n], contiguous;
-// the first `rank` columns and rows are written: the rows of b are orthogonal, longest first. Source: Yu, Gu, Li,
-// "Efficient randomized algorithms for the fixed-precision low-rank matrix approximation", SIAM J. Matrix Anal. Appl.
-// 39 (2018), algorithm 2 (randQB_EI).
+// One matrix whose factors q [m, cap], b [cap, n], contiguous, are to grow.
+struct QbJob {
+  Matrix q, b, a;
+  uint64_t seed;
+};
+
 struct QbResult {
   int64_t rank;
   double captured;
 };
-QbResult qb_cpu(const View& q, const View& b, const View& a, double energy, int64_t block, int64_t niter,
-                uint64_t seed);
+
+// Grows an orthonormal basis of each matrix of a list block by block until it captures `energy` of ||a||_F², or q is
+// full. Gives the smallest rank that does (with ties to working precision) and the share captured; the first `rank`
+// columns and rows are written: the rows of b are orthogonal, longest first. Source: Yu, Gu, Li, "Efficient randomized
+// algorithms for the fixed-precision low-rank matrix approximation", SIAM J. Matrix Anal. Appl. 39 (2018), algorithm 2
+// (randQB_EI).
+std::vector<QbResult> qb_cpu(const std::vector<QbJob>& jobs, double energy, int64_t block, int64_t niter);
 
 }  // namespace lowrank::rsvd

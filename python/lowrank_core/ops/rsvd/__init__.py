@@ -3,7 +3,7 @@
 from lowrank_core.ops.rsvd.augment import AugmentedBasis, augment_truncate
 from lowrank_core.ops.rsvd.factor import QB, factored_svd, orthonormalize, qb
 from lowrank_core.ops.rsvd.fixed_rank import RSVD, range_finder, rsvd, svd_lowrank
-from lowrank_core.ops.rsvd.lists import range_finder_list
+from lowrank_core.ops.rsvd.lists import qb_list, range_finder_list
 from lowrank_core.ops.rsvd.projection import project, project_back
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "project",
     "project_back",
     "qb",
+    "qb_list",
     "range_finder",
     "range_finder_list",
     "rsvd",

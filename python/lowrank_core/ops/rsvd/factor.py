@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lowrank_core import _core
@@ -81,26 +82,10 @@ def qb(
       ((3, 2), 0.999)
     """
     max_rank, block, niter, seed = plain_ints(max_rank, block, niter, seed)
-    check_array("qb", "a", a)
-    if a.ndim != 2:
-        raise ValueError(f"qb: `a` must be one matrix, got shape {list(a.shape)}; loop over the batch")
-    m, n = a.shape
-    energy = _target_energy(energy, tol)
-    cap = min(m, n) if max_rank is None else max_rank
-    check_int("qb", "max_rank", cap, 0, min(m, n), hint=f" for shape [{m}, {n}]")
-    check_int("qb", "block", block, 1)
-    check_int("qb", "niter", niter, 0)
-    check_int("qb", "seed", seed, 0, MAX_SEED)
-    resolution = RESOLUTION[factor_dtype(a)]
-    error = math.sqrt(1.0 - energy) if tol is None else tol
-    if error < resolution and (error > 0.0 or resolution == RESOLUTION["float32"]):  # float64 has all there is to have
-        warnings.warn(
-            f"qb: a relative error of {error:.1e} is below the resolution of {factor_dtype(a)}, {resolution:.0e}; "
-            "the rank found may be too small by a few",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return QB(*without_derivative("qb", [a], lambda: _qb(a, cap, energy=energy, block=block, niter=niter, seed=seed)))
+    target = GrowthTarget.checked("qb", energy, tol, block, niter)
+    cap = check_growth(a, max_rank, seed)
+    target.warn_of_resolution("qb", {factor_dtype(a)})
+    return QB(*without_derivative("qb", [a], lambda: grow("qb", {"a": a}, [cap], [seed], target)[0]))
 
 
 def factored_svd(b: Array, a: Array, *, rank: int | None = None) -> RSVD:
@@ -163,16 +148,53 @@ def orthonormalize(y: Array, *, method: str = "auto") -> Array:
 # ---- contract and allocation ---------------------------------------------------------------------------------------
 
 
-def _target_energy(energy: float | None, tol: float | None) -> float:
-    if (energy is None) == (tol is None):
-        raise ValueError(f"qb: exactly one of `energy` and `tol` must be given, got {energy} and {tol}")
-    if energy is not None:
-        if not 0.0 < energy <= 1.0:
-            raise ValueError(f"qb: `energy` must be in (0, 1], got {energy}")
-        return float(energy)
-    if tol is None or not 0.0 <= tol < 1.0:
-        raise ValueError(f"qb: `tol` must be in [0, 1), got {tol}")
-    return 1.0 - float(tol) ** 2
+class GrowthTarget(NamedTuple):
+    """What the growing factors of one or of many matrices have in common."""
+
+    energy: float
+    error: float
+    block: int
+    niter: int
+
+    @classmethod
+    def checked(cls, op: str, energy: float | None, tol: float | None, block: int, niter: int) -> GrowthTarget:
+        """Of the arguments of `op`."""
+        check_int(op, "block", block, 1)
+        check_int(op, "niter", niter, 0)
+        if (energy is None) == (tol is None):
+            raise ValueError(f"{op}: exactly one of `energy` and `tol` must be given, got {energy} and {tol}")
+        if energy is not None:
+            if not 0.0 < energy <= 1.0:
+                raise ValueError(f"{op}: `energy` must be in (0, 1], got {energy}")
+            return cls(float(energy), math.sqrt(1.0 - energy), block, niter)
+        if tol is None or not 0.0 <= tol < 1.0:
+            raise ValueError(f"{op}: `tol` must be in [0, 1), got {tol}")
+        return cls(1.0 - float(tol) ** 2, tol, block, niter)
+
+    def warn_of_resolution(self, op: str, dtypes: set[str]) -> None:
+        """For the caller of the public function that calls this, where factors of one of `dtypes` cannot tell."""
+        for dtype in sorted(dtypes):
+            finest = RESOLUTION[dtype]
+            all_of_it = self.error == 0.0 and dtype == "float64"  # which has all there is to have
+            if self.error < finest and not all_of_it:
+                warnings.warn(
+                    f"{op}: a relative error of {self.error:.1e} is below the resolution of {dtype}, {finest:.0e}; "
+                    "the rank found may be too small by a few",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+
+
+def check_growth(a: Array, max_rank: int | None, seed: int) -> int:
+    """The largest rank that `qb` may find in `a`."""
+    check_array("qb", "a", a)
+    if a.ndim != 2:
+        raise ValueError(f"qb: `a` must be one matrix, got shape {list(a.shape)}; loop over the batch")
+    m, n = a.shape
+    cap = min(m, n) if max_rank is None else max_rank
+    check_int("qb", "max_rank", cap, 0, min(m, n), hint=f" for shape [{m}, {n}]")
+    check_int("qb", "seed", seed, 0, MAX_SEED)
+    return int(cap)
 
 
 def _check_product(b: Array, a: Array, *, rank: int | None) -> None:
@@ -215,11 +237,20 @@ def _like(y: Array, **_: Any) -> Array:
 # ---- computation ---------------------------------------------------------------------------------------------------
 
 
-def _qb(a: Array, cap: int, **options: Any) -> tuple[Array, Array, float]:
-    q = empty(a, (a.shape[0], cap), factor_dtype(a))
-    b = empty(a, (cap, a.shape[1]), factor_dtype(a))
-    rank, captured = call_finite("qb", _core.qb, q, b, a, arrays={"a": a}, **options)
-    return compact(q[:, :rank]), compact(b[:rank]), captured
+def grow(
+    op: str, arrays: dict[str, Array], caps: Sequence[int], seeds: Sequence[int], target: GrowthTarget
+) -> list[tuple[Array, Array, float]]:
+    """`q`, `b` and `captured` of each of `arrays`, which `op` names by their keys."""
+    given = list(arrays.values())
+    q = [empty(a, (a.shape[0], cap), factor_dtype(a)) for a, cap in zip(given, caps, strict=True)]
+    b = [empty(a, (cap, a.shape[1]), factor_dtype(a)) for a, cap in zip(given, caps, strict=True)]
+    options: dict[str, Any] = {"energy": target.energy, "block": target.block, "niter": target.niter, "seed": seeds}
+    ranks = call_finite(op, _core.qb, q, b, given, arrays=arrays, **options)
+    found = []
+    for rank, captured in ranks:
+        wide, tall = q.pop(0), b.pop(0)  # so that those of the largest rank go one by one
+        found.append((compact(wide[:, :rank]), compact(tall[:rank]), captured))
+    return found
 
 
 def _factored_svd(out: tuple[Array, ...], b: Array, a: Array, **_: Any) -> None:
