@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lowrank_core.optim import METHODS, estimate_state_bytes
+from lowrank_core.optim import METHODS, estimate_state_bytes, methods
 from lowrank_core.optim.parts.projectors import Gaussian
 from optim_cases import CASES, Case, Zoo, backward, every_dtype, every_optimizer, same, snapshot, train
 from safetensors.torch import load_file, save_file
@@ -147,5 +147,7 @@ def test_projections_report_every_subspace(case: Case) -> None:
 
 
 def test_every_method_keeps_the_contract() -> None:
+    files = {path.stem for path in Path(methods.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == {kind.__module__.rpartition(".")[2] for kind in METHODS.values()}
     assert {case.method for case in CASES} == METHODS.keys()
     assert all(type(case.make([nn.Parameter(torch.ones(6, 8))])) is METHODS[case.method] for case in CASES)

@@ -15,7 +15,7 @@ class Method(NamedTuple):
     optimizer: str  # its class in `lowrank_core.optim.methods`: "module:class"
     kept: Callable[[Geometry, str | None], Layout]  # besides its moments, by where and the key `projector`
     rank: int = 128  # what its class has by default
-    projectors: tuple[str, ...] = ("rsvd", "svd")  # the default first
+    projectors: tuple[str, ...] = ("rsvd", "svd")  # the default first; () where it has no such key
 
 
 def _galore(where: Geometry, projector: str | None) -> Layout:
