@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer
+from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer, fused
 from torch import Tensor, nn
 
 VOCABULARY, WIDTH, HIDDEN, LENGTH, BATCH = 16, 12, 20, 10, 8
@@ -125,6 +126,17 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: Iterable[
         losses.append(backward(model, number))
         optimizer.step()
     return losses
+
+
+@contextmanager
+def composed() -> Iterator[None]:
+    """Without any fused kernel."""
+    kept = dict(fused.FUSED)
+    fused.FUSED.clear()
+    try:
+        yield
+    finally:
+        fused.FUSED.update(kept)
 
 
 def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

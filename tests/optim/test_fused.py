@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,22 +14,11 @@ from lowrank_core.optim.parts.projectors import RandomizedSVD
 from lowrank_core.optim.parts.residuals import Drop
 from lowrank_core.optim.parts.rules import Adam
 from lowrank_core.optim.slots import Draft, State
-from optim_cases import CASES, Case, Zoo, every_dtype, every_optimizer, same, snapshot, train
+from optim_cases import CASES, Case, Zoo, composed, every_dtype, every_optimizer, same, snapshot, train
 from testing import tolerance
 from torch import Tensor, nn
 
 STEPS = 5  # two searches for a basis
-
-
-@contextmanager
-def composed() -> Iterator[None]:
-    """Without any fused kernel."""
-    kept = dict(fused.FUSED)
-    fused.FUSED.clear()
-    try:
-        yield
-    finally:
-        fused.FUSED.update(kept)
 
 
 def both(case: Case, dtype: torch.dtype, numbers: Any, **keys: Any) -> tuple[Zoo, Zoo, Any, Any]:

@@ -73,8 +73,8 @@ class SubspaceStep:
             weight_decay=bucket.weight_decay, maximize=bucket.maximize, stochastic=bucket.rounding == "stochastic",
             precision=resolve_precision("step", None), **options,
         )  # fmt: skip
-        for limit, norm, factor in zip(held, limits, unbias, strict=False):
-            hold_limit(limit, norm, factor)
+        for limit, norm, factor, low in zip(held, limits, unbias, lows, strict=False):
+            hold_limit(limit, norm, factor, parts.residual.floor(low))
         torch._foreach_add_(counts, 1.0)
         torch.autograd.graph.increment_version(params)  # a graph made before holds the old weights
 

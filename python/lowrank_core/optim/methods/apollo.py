@@ -12,7 +12,7 @@ from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.options import keys_of
 from lowrank_core.optim.parts import Parts, choose, one_sided, svd_projector
 from lowrank_core.optim.parts.projectors import Gaussian
-from lowrank_core.optim.parts.residuals import ScaledGradient
+from lowrank_core.optim.parts.residuals import ScaledGradient, resolution
 from lowrank_core.optim.parts.transports import Keep
 
 
@@ -33,13 +33,13 @@ class ApolloAdamW(LowRankOptimizer):
       lr: >= 0, number or tensor of one element.
       rank: >= 1, or None for plain AdamW.
       update_proj_gap: >= 1, steps from one draw of P to the next; the moments are kept.
-      scale: > 0; its square root multiplies the update, as in the authors' code and in transformers' options.
+      scale: >= 0; its square root multiplies the update, as in the authors' code and in transformers' options.
       proj_type: "std", "reverse_std", "left" or "right", as there.
       projector: "random", or "svd": the leading singular vectors as an orthonormal P, which is stored.
       scale_type: "channel" or "tensor".
       limiter: >= 1, or None for no limit; as in `FiraAdamW`, but for the whole step.
-      scale_cap: >= 1: no phi_j is above that multiple of the median channel's; None: no cap. At small ranks R_j can be
-        short by chance, and phi_j then is large.
+      scale_cap: >= 1: no phi_j is above that multiple of the median channel's, of those that are not zero; None: no
+        cap. At small ranks R_j can be short by chance, and phi_j then is large.
 
     Raises, warns, determinism: as there.
 
@@ -98,6 +98,8 @@ class ApolloAdamW(LowRankOptimizer):
             one_sided(op, group),
             weight,
             projector=choose(op, group, "projector", {"random": Gaussian(), "svd": exact}),
-            residual=ScaledGradient(float(scale) ** 0.5, group["limiter"], whole, group["scale_cap"]),
+            residual=ScaledGradient(
+                float(scale) ** 0.5, group["limiter"], resolution(weight.dtype), whole, group["scale_cap"]
+            ),
             transport=Keep(),
         )

@@ -10,7 +10,7 @@ from lowrank_core.optim.base import Params
 from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.options import keys_of
 from lowrank_core.optim.parts import Parts, choose, one_sided, svd_projector, transport
-from lowrank_core.optim.parts.residuals import ScaledRest
+from lowrank_core.optim.parts.residuals import ScaledRest, resolution
 
 
 class FiraAdamW(LowRankOptimizer):
@@ -30,7 +30,8 @@ class FiraAdamW(LowRankOptimizer):
       proj_type: "std", "reverse_std", "left" or "right", as there; "full" has no channels to scale.
       limiter: >= 1, or None for no limit. It compares norms before the bias correction, as the authors' code does, so
         that it damps the first steps (for a constant gradient S is 0.53 of its size in step 9, and free from step 44
-        on); a previous norm of rounding size holds nothing down.
+        on). A previous S of rounding size holds nothing down: such is that of a gradient which the subspace holds whole,
+        as it does that of fewer tokens than the rank.
       residual: "paper", or "code": the authors' code subtracts scale P R instead of P R, so that `scale` hardly acts.
 
     Raises, warns, determinism: as there.
@@ -88,6 +89,6 @@ class FiraAdamW(LowRankOptimizer):
             one_sided(op, group),
             weight,
             projector=svd_projector(op, group, weight),
-            residual=ScaledRest(scale, group["limiter"], kappa),
+            residual=ScaledRest(scale, group["limiter"], resolution(weight.dtype), kappa),
             transport=transport(op, group),
         )

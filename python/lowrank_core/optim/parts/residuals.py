@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from lowrank_core.checks import is_number, require
 from lowrank_core.memory.geometry import Geometry, Side
 from lowrank_core.memory.storage import Layout, limit_fields
+from lowrank_core.optim.dtypes import work_dtype
 from lowrank_core.optim.parts.rules import Direction
 from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.slots import State
@@ -51,6 +53,10 @@ class Residual(Protocol):
         """What `subspace_step_` keeps of each weight between steps; none where there is no limiter."""
         ...
 
+    def floor(self, low: Tensor) -> float:
+        """The norm below which what `limits` keeps of a weight with the low-rank gradient `low` says nothing."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Scaled:
@@ -70,6 +76,9 @@ class _Scaled:
     def limits(self, states: list[State]) -> list[Tensor]:
         return []
 
+    def floor(self, low: Tensor) -> float:
+        return 0.0
+
 
 @dataclass(frozen=True)
 class Drop(_Scaled):
@@ -87,12 +96,13 @@ class _Limited(_Scaled):
     """A residual S whose growth is limited: |S| <= limiter |S of the last step|, None for no limit.
 
     The norms are those before the bias correction, as in the packages of both methods, where the limiter is a hidden
-    warm-up. A previous norm of rounding size, or of zero, holds nothing down.
+    warm-up. A previous norm below `resolution` times what Adam gives a low-rank gradient holds nothing down.
 
-    Source: Chen et al. 2024 (Fira, arXiv:2410.01623), section 3.3.
+    Source: Chen et al. 2024 (Fira, arXiv:2410.01623), section 3.3; the resolution is ours.
     """
 
     limiter: float | None = 1.01
+    resolution: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,15 +115,19 @@ class _Limited(_Scaled):
     def limits(self, states: list[State]) -> list[Tensor]:
         return [] if self.limiter is None else [state["residual.limit"] for state in states]
 
-    def limited_(self, rest: Tensor, unbias: float | Tensor, state: State) -> Tensor:
+    def floor(self, low: Tensor) -> float:
+        return self.resolution * math.sqrt(low.numel())  # the entries of N are of size 1
+
+    def limited_(self, rest: Tensor, seen: Seen, state: State) -> Tensor:
         """`rest` held to the limit; its norm is what the next one is held to. Waits for no device."""
         if self.limiter is None:
             return rest
+        unbias = seen.direction.unbias
         previous = with_bias_correction(state["residual.limit"], unbias)
         norm, allowed = torch.linalg.vector_norm(rest, dtype=torch.float64), self.limiter * previous.double()
         binds = (previous > 1e-12 * rest.numel() ** 0.5) & (norm > allowed)
         factor = torch.where(binds, allowed / norm, 1.0)
-        hold_limit(state["residual.limit"], (norm * factor).float(), unbias)
+        hold_limit(state["residual.limit"], (norm * factor).float(), unbias, self.floor(seen.low))
         return rest.mul_(factor.to(rest.dtype))
 
 
@@ -122,9 +136,20 @@ def with_bias_correction(limit: Tensor, unbias: float | Tensor) -> Tensor:
     return limit * unbias
 
 
-def hold_limit(limit: Tensor, norm: Tensor, unbias: float | Tensor) -> None:
-    """Puts the norm of this step into the state."""
-    limit.copy_(norm / unbias)
+def hold_limit(limit: Tensor, norm: Tensor, unbias: float | Tensor, floor: float) -> None:
+    """Puts the norm of this step into the state, or 0, which holds nothing down, where it is not above `floor`."""
+    limit.copy_(torch.where(norm > floor, norm / unbias, 0.0))
+
+
+def resolution(weight: torch.dtype) -> float:
+    """How long G - P R may be beside R where it is nothing but rounding.
+
+    The kernel takes its squared norm from squared norms, which leaves the root of a few units. Half-precision gradients
+    are rounded themselves, and so is a bfloat16 basis.
+    """
+    work = work_dtype(weight)
+    stored = weight if weight.is_floating_point else work  # frozen weights may be of any dtype
+    return max(4 * math.sqrt(torch.finfo(work).eps / 2), torch.finfo(stored).eps)
 
 
 @dataclass(frozen=True)
@@ -141,7 +166,7 @@ class ScaledRest(_Limited):
     def complete(self, seen: Seen, state: State) -> Direction:
         inside = seen.direction.dense()
         rest = (seen.grad - seen.subspace.up(seen.low).mul_(self.kappa)).mul_(channel_scales(inside, seen))
-        rest = self.limited_(rest, seen.direction.unbias, state)
+        rest = self.limited_(rest, seen, state)
         return Direction(seen.subspace.up(inside.mul_(self.scale)).add_(rest))
 
     def kernel(self) -> dict[str, Any] | None:
@@ -152,7 +177,7 @@ class ScaledRest(_Limited):
 class ScaledGradient(_Limited):
     """S = c scale phi_j G_j in place of what is lifted (APOLLO): phi of each channel, or one of the whole tensor.
 
-    `cap` holds phi_j below that multiple of the median channel's.
+    `cap` holds phi_j below that multiple of the median channel's, among those whose phi_j is not zero.
 
     Source: Zhu et al. 2024 (arXiv:2412.05270), algorithm 1.
     """
@@ -165,6 +190,9 @@ class ScaledGradient(_Limited):
         met = self.cap is None or is_number(self.cap, 1.0)
         require(met, type(self).__name__, "scale_cap", "be a number >= 1, or None", self.cap)
 
+    def floor(self, low: Tensor) -> float:
+        return self.scale * super().floor(low)
+
     def complete(self, seen: Seen, state: State) -> Direction:
         inside = seen.direction.dense()
         if self.whole:
@@ -173,8 +201,10 @@ class ScaledGradient(_Limited):
         else:
             phi = channel_scales(inside, seen)
             if self.cap is not None:
-                phi = phi.clamp(max=self.cap * phi.median())
-        return Direction(self.limited_(seen.grad * phi.mul_(self.scale), seen.direction.unbias, state))
+                # Without the zeros: most rows of an embedding see no token, and would cap the others to nothing.
+                live = torch.where(phi > 0, phi, torch.nan)
+                phi = phi.clamp(max=self.cap * live.nanmedian().nan_to_num())
+        return Direction(self.limited_(seen.grad * phi.mul_(self.scale), seen, state))
 
     def kernel(self) -> dict[str, Any] | None:
         if self.whole or self.cap is not None:

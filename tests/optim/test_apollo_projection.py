@@ -1,0 +1,73 @@
+"""APOLLO's random projections: which numbers they are, of which weight and refresh, and what lengths they keep."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import pytest
+import torch
+from lowrank_core.optim import ApolloAdamW
+from optim_cases import draw
+from plain_steps import UNIT, path, projection
+from torch import Tensor, nn
+
+__all__ = ["path"]  # a fixture
+with_both_paths = pytest.mark.usefixtures("path")
+SEED = 11
+
+
+def zeros(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+
+
+def low_of(optimizer: ApolloAdamW, weight: Tensor) -> Tensor:
+    """R of the last step, where betas are 0."""
+    low: Tensor = optimizer.state[weight]["exp_avg"]
+    return low
+
+
+def projections_of(optimizer: ApolloAdamW, shape: tuple[int, int]) -> list[Tensor]:
+    """P of each weight in one more step, without memory: R of a gradient that is the identity."""
+    weights = optimizer.param_groups[0]["params"]
+    for weight in weights:
+        weight.grad = torch.eye(*shape, dtype=weight.dtype)
+    optimizer.step()
+    return [low_of(optimizer, weight)[:, : shape[0]].mT.clone() for weight in weights]
+
+
+@with_both_paths
+def test_each_weight_and_each_refresh_has_its_own_projection() -> None:
+    shape, keys = (12, 20), {"rank": 4, "betas": (0.0, 0.0), "update_proj_gap": 2, "seed": SEED}
+    optimizer = ApolloAdamW([zeros(*shape) for _ in range(6)], **keys)
+    for step in range(5):
+        for index, found in enumerate(projections_of(optimizer, shape)):
+            expected = torch.from_numpy(projection(12, 4, SEED, index, step // 2))
+            assert (found - expected).abs().max() <= 8 * UNIT * expected.abs().max()
+    # Nor does it matter what other weights are stepped, or when.
+    late = ApolloAdamW([zeros(*shape) for _ in range(6)], **keys)
+    late.param_groups[0]["params"][3].grad = torch.eye(*shape, dtype=torch.float64)
+    late.step()
+    assert torch.equal(low_of(late, late.param_groups[0]["params"][3])[:, :12].mT, first_of(keys, shape))
+
+
+def first_of(keys: dict[str, Any], shape: tuple[int, int]) -> Tensor:
+    return projections_of(ApolloAdamW([zeros(*shape) for _ in range(6)], **keys), shape)[3]
+
+
+def test_lengths_are_kept_in_the_mean() -> None:
+    """|P^T g|^2 / |g|^2 is chi-squared over r, of mean 1 and variance 2 / r, and the scale of a first step against that
+    of Adam itself is sqrt(r / m) over its root."""
+    count, rank, m = 1000, 4, 24
+    weights, grad = [zeros(m, 30) for _ in range(count)], draw(m, 30, seed=1).double()
+    optimizer = ApolloAdamW(weights, lr=1.0, rank=rank, betas=(0.0, 0.0), eps=0.0, limiter=None)
+    for weight in weights:
+        weight.grad = grad
+    optimizer.step()
+    lengths = torch.stack([low_of(optimizer, weight).square().sum(0) for weight in weights]) / grad.square().sum(0)
+    scales = torch.stack([weight.detach().norm(dim=0) / grad.norm(dim=0) for weight in weights])
+    ours = (sqrt(m) / grad.norm(dim=0) / scales).square() * (rank / m)  # of Adam, without a projection: sqrt m / |G_j|
+    for share in (lengths, ours):  # for each column: six standard errors, and the variance to six of its own
+        assert bool(((share.mean(0) - 1).abs() <= 6 * sqrt(2 / rank / count)).all())
+        kurtosis = 3 + 12 / rank
+        assert bool(((share.var(0) - 2 / rank).abs() <= 6 * (2 / rank) * sqrt((kurtosis - 1) / count)).all())
