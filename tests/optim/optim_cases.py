@@ -55,6 +55,7 @@ CASES = [
     Case("fira-int8", FiraAdamW, {"moment_dtype": "int8", "proj_type": "reverse_std"}),
     Case("apollo", ApolloAdamW),
     Case("apollo-svd", ApolloAdamW, {"projector": "svd", "scale_cap": 3.0}),
+    Case("apollo-int8", ApolloAdamW, {"moment_dtype": "int8", "proj_type": "reverse_std"}),
     Case("apollo-mini", ApolloAdamW, {"rank": 1, "scale_type": "tensor", "scale": 12.0}),
 ]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
 import pytest
 import torch
-from lowrank_core.optim import ApolloAdamW
-from optim_cases import draw
-from plain_steps import UNIT, path, projection
+from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer
+from lowrank_core.optim.parts import Parts
+from lowrank_core.optim.parts.projectors import Gaussian
+from optim_cases import composed, draw
+from plain_steps import UNIT, of, path, projection
 from torch import Tensor, nn
 
 __all__ = ["path"]  # a fixture
@@ -71,3 +74,29 @@ def test_lengths_are_kept_in_the_mean() -> None:
         assert bool(((share.mean(0) - 1).abs() <= 6 * sqrt(2 / rank / count)).all())
         kurtosis = 3 + 12 / rank
         assert bool(((share.var(0) - 2 / rank).abs() <= 6 * (2 / rank) * sqrt((kurtosis - 1) / count)).all())
+
+
+class RandomGaLore(GaLoreAdamW):
+    """With a random projection, which is lifted: no optimizer of the package, but of its parts."""
+
+    @classmethod
+    def parts(cls, group: dict[str, Any], weight: Tensor) -> Parts:
+        return replace(super().parts(group, weight), projector=Gaussian())
+
+
+class RandomFira(FiraAdamW):
+    """The same with the rest."""
+
+    @classmethod
+    def parts(cls, group: dict[str, Any], weight: Tensor) -> Parts:
+        return replace(super().parts(group, weight), projector=Gaussian())
+
+
+@pytest.mark.parametrize("optimizer", [RandomGaLore, RandomFira])
+def test_a_kernel_that_lifts_gets_the_projection(optimizer: type[LowRankOptimizer]) -> None:
+    grads = [draw(12, 20, seed=number).double() for number in range(5)]
+    ours = of(optimizer([zeros(12, 20)], lr=1.0, rank=4, update_proj_gap=2), grads)
+    with composed():
+        theirs = of(optimizer([zeros(12, 20)], lr=1.0, rank=4, update_proj_gap=2), grads)
+    # The norm of the limiter is kept in float32.
+    assert all((x - y).norm() <= 2.0**-20 * y.norm() for x, y in zip(ours, theirs, strict=True))

@@ -30,8 +30,8 @@ class FiraAdamW(LowRankOptimizer):
       proj_type: "std", "reverse_std", "left" or "right", as there; "full" has no channels to scale.
       limiter: >= 1, or None for no limit. It compares norms before the bias correction, as the authors' code does, so
         that it damps the first steps (for a constant gradient S is 0.53 of its size in step 9, and free from step 44
-        on). A previous S of rounding size holds nothing down: such is that of a gradient which the subspace holds whole,
-        as it does that of fewer tokens than the rank.
+        on). A previous S of rounding size holds nothing down: such is that of a gradient that the subspace holds
+        whole, as it does where fewer tokens than the rank made it.
       residual: "paper", or "code": the authors' code subtracts scale P R instead of P R, so that `scale` hardly acts.
 
     Raises, warns, determinism: as there.
