@@ -82,6 +82,32 @@ def test_explicit_shapes(cli):
     assert [row["optimizer"] for row in only_adamw["bytes"]] == ["adamw"] and only_adamw["rank"] is None
 
 
+@pytest.mark.parametrize(
+    ("options", "kept"),  # by a weight of 64 x 32 at rank 8: numbers of its own width, and bytes besides
+    [
+        (["galore"], (32 * 8 + 2 * 64 * 8, 4 + 4)),  # the count of steps, the share captured
+        (["fira"], (32 * 8 + 2 * 64 * 8, 4 + 4 + 4)),  # and the norm of the limiter
+        (["apollo"], (2 * 64 * 8, 4 + 4)),
+        (["apollo", "--projector", "svd"], (32 * 8 + 2 * 64 * 8, 4 + 4 + 4)),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_every_method(cli, options, kept, dtype):
+    size = ["--shape", "64x32*3", "--rank", 8, "--dtype", dtype]
+    adamw, ours = numbers(cli("estimate", *size, "--optimizer", *options, "--json"))["bytes"]
+    width, (elements, beside) = {"fp32": 4, "bf16": 2}[dtype], kept
+    assert ours["optimizer"] == options[0] and ours["state"] == 3 * (width * elements + beside)
+    assert adamw["state"] == 3 * (2 * width * 64 * 32 + 4)
+    table = cli("estimate", *size, "--optimizer", *options).out
+    assert f"Moments of {options[0]}: auto." in table
+
+
+def test_apollo_mini(cli):
+    ours = numbers(cli("estimate", "--optimizer", "apollo", "--rank", 1, "--json"))
+    small = numbers(cli("estimate", "--optimizer", "apollo", "--json"))
+    assert small["rank"] == 64 and ours["bytes"][1]["state"] < small["bytes"][1]["state"] < ours["bytes"][0]["state"]
+
+
 def test_table(cli):
     outcome = cli("estimate", "--preset", "60m", "--dtype", "bf16")
     assert outcome.code == 0 and "58,073,600 parameters, bf16, rank 128" in outcome.out
@@ -98,13 +124,23 @@ def test_table(cli):
     ("options", "sentence"),
     [
         (["--rank", "256"], "`--rank` must be < 256"),
-        (["--optimizer", "adamw", "--rank", "4"], "`--rank` must come with the optimizer galore"),
-        (["--optimizer", "adamw", "--proj-type", "left"], "`--proj-type` must come with the optimizer galore"),
+        (["--optimizer", "adamw", "--rank", "4"], "`--rank` must come with one of galore, fira, apollo.*, got adamw"),
+        (["--optimizer", "adamw", "--proj-type", "left"], "`--proj-type` must come with one of galore"),
+        (["--optimizer", "adamw", "--projector", "svd"], "`--projector` must come with one of galore"),
+        (
+            ["--optimizer", "fira", "--proj-type", "full"],
+            "`--proj-type` must be one of std, .*, right for fira, got full",
+        ),
+        (["--optimizer", "apollo", "--proj-type", "full"], "`--proj-type` must be one of .* for apollo, got full"),
+        (["--optimizer", "apollo", "--projector", "rsvd"], "`--projector` must be one of random, svd for apollo, got"),
+        (["--projector", "random"], "`--projector` must be one of rsvd, svd for galore, got random"),
+        (["--optimizer", "sgd"], "invalid choice: 'sgd' .choose from '?galore'?, '?fira'?, '?apollo'?"),
+        (["--optimizer", "apollo", "--rank", "256"], "`--rank` must be < 256"),
         (["--preset", "1b", "--dim", "64"], "`--dim` must not come with `--preset`"),
         (["--shape", "3x4x5"], "must be MxN or MxN\\*COUNT, .* got '3x4x5'"),
         (["--shape", f"{2**63}x4"], "whole numbers from 1 to 9223372036854775807, got '9223372036854775808x4'"),
-        (["--optimizer", "adamw", "--moment-dtype", "int8"], "`--moment-dtype` must come with the optimizer galore"),
-        (["--optimizer", "adamw", "--plain-moment-dtype", "auto"], "`--plain-moment-dtype` must come with the opt"),
+        (["--optimizer", "adamw", "--moment-dtype", "int8"], "`--moment-dtype` must come with one of galore"),
+        (["--optimizer", "adamw", "--plain-moment-dtype", "auto"], "`--plain-moment-dtype` must come with one of"),
         (["--moment-dtype", "fp8"], "--moment-dtype: invalid choice: 'fp8'"),
         (["--shape", "0x4"], "got '0x4'"),
         (["--preset", "2b"], "invalid choice: '2b'"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lowrank_core import memory
 from lowrank_core.optim import FiraAdamW, GaLoreAdamW, LowRankOptimizer
 from numpy import ndarray
 from optim_cases import draw
@@ -200,3 +201,11 @@ def test_frozen_weights_of_any_dtype_are_nobodys_business() -> None:
     frozen = nn.Parameter(torch.zeros(6, 6, dtype=torch.uint8), requires_grad=False)
     optimizer = FiraAdamW([*zeros(6, 8), frozen], rank=2)
     assert optimizer.planned_state_bytes() > 0 and len(optimizer.plan()) == 2
+
+
+@pytest.mark.parametrize("method", ["fira", "apollo"])
+def test_their_estimate_refuses_two_bases_too(method: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^estimate_state_bytes: `proj_type` must be one of std, reverse_std, left, right"
+    ):
+        memory.estimate_state_bytes([(40, 64)], method, rank=8, proj_type="full")

@@ -14,10 +14,11 @@ from lowrank_core.cli.options import flag
 from lowrank_core.cli.presets import DTYPES, PRESETS, Parts, Sizes
 from lowrank_core.cli.table import megabytes, table
 from lowrank_core.memory import estimate_state_bytes
+from lowrank_core.memory.methods import METHODS
 from lowrank_core.memory.storage import ITEM_SIZES
 
 BYTE_VALUES = 256
-STORED = ("proj_type", "moment_dtype", "plain_moment_dtype")  # keys of the optimizer that decide its bytes
+STORED = ("proj_type", "projector", "moment_dtype", "plain_moment_dtype")  # keys of the optimizer that decide its bytes
 
 
 def run(options: argparse.Namespace) -> int:
@@ -76,8 +77,13 @@ def _keys(options: argparse.Namespace, parts: Parts, width: int) -> dict[str, An
     given = {name: getattr(options, name) for name in ("rank", *STORED) if getattr(options, name) is not None}
     if options.optimizer == "adamw":
         for name in given:
-            raise CliError(f"`{flag(name)}` must come with the optimizer galore, got adamw; leave it out")
+            raise CliError(f"`{flag(name)}` must come with one of {', '.join(METHODS)}, got adamw; leave it out")
         return {}
+    method = METHODS[options.optimizer]
+    for name, known in (("proj_type", method.proj_types), ("projector", method.projectors)):
+        if name in given and given[name] not in known:
+            rule = f"be one of {', '.join(known)}" if known else "be left out"
+            raise CliError(f"`{flag(name)}` must {rule} for {options.optimizer}, got {given[name]}")
     rank: int = given.get("rank", max(1, width // 4))
     largest = max(min(shape) for shapes, _ in parts for shape in shapes.values() if len(shape) == 2)
     if rank >= largest:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lowrank_core import __version__
-from lowrank_core.cli.config import OPTIMIZERS, TrainConfig
+from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.options import LARGEST, add_options, flag, path, quoted, whole
 from lowrank_core.cli.presets import DTYPES, PRESETS
 from lowrank_core.memory.geometry import PROJ_TYPES
+from lowrank_core.memory.methods import METHODS, PROJECTORS
 from lowrank_core.memory.storage import MOMENT_DTYPES
 
 
@@ -85,11 +86,13 @@ def _add_estimate(commands: _Commands[Parser]) -> None:
     size = estimate.add_argument_group("the decoder of `train`, where neither is given")
     for name in ("dim", "layers", "ffn"):
         size.add_argument(flag(name), default=argparse.SUPPRESS, type=whole(1), metavar="N", help="as in `train`")
-    estimate.add_argument("--optimizer", default="galore", choices=OPTIMIZERS,
+    estimate.add_argument("--optimizer", default="galore", choices=(*METHODS, "adamw"),
                           help="shown next to AdamW (default: %(default)s)")
     estimate.add_argument("--rank", type=whole(1), metavar="N",
                           help="rank of the projection (default: a quarter of the width)")
     estimate.add_argument("--proj-type", choices=PROJ_TYPES, help="side that is projected (default: std)")
+    estimate.add_argument("--projector", choices=PROJECTORS,
+                          help="what finds the basis (default: that of the optimizer); apollo stores it for svd alone")
     estimate.add_argument("--moment-dtype", choices=MOMENT_DTYPES, help="storage of moments (default: auto)")
     estimate.add_argument("--plain-moment-dtype", choices=MOMENT_DTYPES,
                           help="of those of what is not projected (default: as --moment-dtype)")

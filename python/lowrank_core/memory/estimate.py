@@ -153,6 +153,7 @@ def keys_of(optimizer: str, rank: int | None, **keys: Any) -> Keys:
     method = METHODS[optimizer]
     found = Keys(method.rank if rank is None else rank, **keys)
     require_choice(OP, "projector", found.projector, (None, *method.projectors))
+    require_choice(OP, "proj_type", found.proj_type, method.proj_types)
     return found
 
 

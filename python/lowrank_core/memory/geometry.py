@@ -7,7 +7,8 @@ from enum import IntEnum
 from functools import lru_cache
 from math import prod
 
-PROJ_TYPES = ("std", "reverse_std", "left", "right", "full")
+ONE_SIDED = ("std", "reverse_std", "left", "right")  # values of `proj_type`, those with one basis
+PROJ_TYPES = (*ONE_SIDED, "full")
 
 
 class Side(IntEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lowrank_core.memory.geometry import Geometry
+from lowrank_core.memory.geometry import ONE_SIDED, PROJ_TYPES, Geometry
 from lowrank_core.memory.storage import Layout, basis_fields, limit_fields
 
 
@@ -16,6 +16,7 @@ class Method(NamedTuple):
     kept: Callable[[Geometry, str | None], Layout]  # besides its moments, by where and the key `projector`
     rank: int = 128  # what its class has by default
     projectors: tuple[str, ...] = ("rsvd", "svd")  # the default first; () where it has no such key
+    proj_types: tuple[str, ...] = PROJ_TYPES
 
 
 def _galore(where: Geometry, projector: str | None) -> Layout:
@@ -33,7 +34,8 @@ def _apollo(where: Geometry, projector: str | None) -> Layout:
 
 METHODS: dict[str, Method] = {
     "galore": Method("galore:GaLoreAdamW", _galore),
-    "fira": Method("fira:FiraAdamW", _fira),
-    "apollo": Method("apollo:ApolloAdamW", _apollo, rank=256, projectors=("random", "svd")),
+    "fira": Method("fira:FiraAdamW", _fira, proj_types=ONE_SIDED),
+    "apollo": Method("apollo:ApolloAdamW", _apollo, rank=256, projectors=("random", "svd"), proj_types=ONE_SIDED),
 }
+PROJECTORS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.projectors))
 TO_COME = ("qgalore", "adarankgrad", "dct", "trion", "dion2", "frugal", "flora", "coap", "ldadam", "lisa")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from lowrank_core.checks import require_choice
-from lowrank_core.memory.geometry import PROJ_TYPES, Geometry
+from lowrank_core.memory.geometry import ONE_SIDED, Geometry
 from lowrank_core.memory.storage import MOMENT_DTYPES, Layout, state_layout, stored, subspace_fields
 from lowrank_core.optim.parts.codecs import Codec, basis_codec, moment_codec
 from lowrank_core.optim.parts.projectors import ExactSVD, Projector, RandomizedSVD
@@ -95,6 +95,5 @@ def one_sided(op: str, group: dict[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: its `proj_type` is "full".
     """
-    sided = tuple(name for name in PROJ_TYPES if name != "full")
-    require_choice(op, "proj_type", group["proj_type"], sided)
+    require_choice(op, "proj_type", group["proj_type"], ONE_SIDED)
     return group
