@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.optim import GaLoreAdamW
+from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer
 from optim_cases import draw, same
 from testing import machine
 from torch import Tensor, nn
@@ -41,10 +41,12 @@ def update(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
     yield Spy("subspace_update", monkeypatch)
 
 
-def trained(shapes: Any, dtype: torch.dtype, steps: int = 3, **keys: Any) -> list[Tensor]:
+def trained(
+    shapes: Any, dtype: torch.dtype, steps: int = 3, kind: type[LowRankOptimizer] = GaLoreAdamW, **keys: Any
+) -> list[Tensor]:
     """Weights after a few steps, two of them with a refresh."""
     weights = [nn.Parameter(draw(*shape).to(dtype)) for shape in shapes]
-    optimizer = GaLoreAdamW(weights, lr=0.05, rank=4, update_proj_gap=2, **keys)
+    optimizer = kind(weights, **{"lr": 0.05, "rank": 4, "update_proj_gap": 2, **keys})
     for number in range(steps):
         for weight in weights:
             weight.grad = draw(*weight.shape, seed=number + 1).to(dtype)
@@ -74,6 +76,25 @@ def test_every_combination_that_has_a_kernel_is_stepped_by_it(
 def test_no_other_key_turns_the_kernel_off(update: Spy, keys: dict[str, Any]) -> None:
     trained(SHAPES, torch.float32, **keys)
     assert update.counts == [len(SHAPES)] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "stepped"),
+    [
+        (FiraAdamW, {}, True),
+        (FiraAdamW, {"residual": "code", "limiter": None}, True),
+        (ApolloAdamW, {}, True),
+        (ApolloAdamW, {"projector": "svd", "limiter": None}, True),
+        (ApolloAdamW, {"scale_cap": 10}, False),
+        (ApolloAdamW, {"rank": 1, "scale_type": "tensor", "scale": 128}, False),
+    ],
+)
+@pytest.mark.parametrize("moment_dtype", MOMENTS)
+def test_fira_and_apollo(
+    update: Spy, kind: type[LowRankOptimizer], keys: dict[str, Any], stepped: bool, moment_dtype: str
+) -> None:
+    trained(SHAPES, torch.float32, kind=kind, moment_dtype=moment_dtype, **keys)
+    assert update.counts == ([len(SHAPES)] * 3 if stepped else [])
 
 
 def test_a_group_is_one_call(update: Spy) -> None:
