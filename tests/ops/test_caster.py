@@ -51,6 +51,15 @@ def read_only(a: np.ndarray) -> np.ndarray:
     return a
 
 
+def exported_read_only(a: np.ndarray) -> DLPackOnly:
+    """A read-only array behind DLPack, which older NumPys do not export."""
+    try:
+        read_only(a).__dlpack__(max_version=(1, 0))
+    except TypeError:
+        pytest.skip(f"NumPy {np.__version__} exports no read-only array by DLPack")
+    return DLPackOnly(read_only(a))
+
+
 class Subclass(np.ndarray):
     pass
 
@@ -87,7 +96,7 @@ def test_writes(source: str) -> None:
 
 def test_reads_what_it_may_not_write() -> None:
     assert_reads(read_only)
-    assert_reads(lambda a: DLPackOnly(read_only(a)))
+    assert_reads(exported_read_only)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -185,12 +194,10 @@ def test_an_empty_array_needs_no_memory() -> None:
     assert not out.any()
 
 
-@pytest.mark.parametrize("convert", [lambda a: a, DLPackOnly], ids=["numpy", "dlpack"])
+@pytest.mark.parametrize("convert", [read_only, exported_read_only], ids=["numpy", "dlpack"])
 def test_refuses_to_write_what_is_read_only(convert: Callable[[Any], Any]) -> None:
-    out = read_only(np.zeros((2, 2)))
     with pytest.raises(ValueError, match="gemm: `c` must be writable, got a read-only array; pass a writable copy"):
-        multiply(convert(out), OK, OK)
-    assert not out.any()
+        multiply(convert(np.zeros((2, 2))), OK, OK)
 
 
 def test_a_broadcast_array_is_read_only() -> None:
@@ -264,6 +271,7 @@ def test_arrays_are_let_go_after_the_call(convert: Callable[[Any], Any]) -> None
 
 
 def test_an_output_refused_as_read_only_is_let_go() -> None:
+    exported_read_only(np.zeros((2, 2)))
     out = read_only(np.zeros((2, 2)))
     before = sys.getrefcount(out)
     for _ in range(100):
@@ -271,14 +279,17 @@ def test_an_output_refused_as_read_only_is_let_go() -> None:
             multiply(DLPackOnly(out), OK, OK)
     gc.collect()
     assert sys.getrefcount(out) == before
+    assert not out.any()
 
 
 def test_the_owner_lives_as_long_as_the_call() -> None:
     """The only reference to the array is the capsule that the producer made."""
     deaths: list[int] = []
+    calls: list[int] = []
 
     class Ephemeral:
         def __dlpack__(self, **options: Any) -> Any:
+            calls.append(1)  # twice where the producer knows no versions
             array = np.full((300, 300), 2.0).view(Watched)
             weakref.finalize(array, deaths.append, 1)
             return array.__dlpack__(**options)
@@ -287,7 +298,7 @@ def test_the_owner_lives_as_long_as_the_call() -> None:
     multiply(out, Ephemeral(), np.eye(300))
     assert np.array_equal(out, np.full((300, 300), 2.0))
     gc.collect()
-    assert deaths == [1]
+    assert deaths == calls
 
 
 def test_results_are_new_memory() -> None:

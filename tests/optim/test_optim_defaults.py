@@ -85,8 +85,8 @@ OTHERS: list[tuple[Any, dict[str, Any]]] = [
     (memory.estimate_state_bytes, {"optimizer": "galore", "dtype": "float32", "exclude": None, **DECIDING}),
     (formula_state_bytes, {"proj_type": "std", "basis_bytes": 2, "moment_bytes": 2, "other_bytes": 2}),
     (residuals.Drop, {"scale": 1.0}),
-    (residuals.ScaledRest, {"scale": 1.0, "limiter": 1.01, "kappa": 1.0}),
-    (residuals.ScaledGradient, {"scale": 1.0, "limiter": 1.01, "whole": False, "cap": None}),
+    (residuals.ScaledRest, {"scale": 1.0, "limiter": 1.01, "resolution": 0.0, "kappa": 1.0}),
+    (residuals.ScaledGradient, {"scale": 1.0, "limiter": 1.01, "resolution": 0.0, "whole": False, "cap": None}),
     (rules.Adam, {"betas": (0.9, 0.999), "eps": 1e-8}),
     (FixedGap, {"gap": 200, "stagger": False}),
 ]

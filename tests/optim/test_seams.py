@@ -61,6 +61,7 @@ def moving(weight: Tensor, step: int) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("moment_dtype", ["auto", "int8"])
 @pytest.mark.parametrize("shape", [(30, 40), (40, 30)])
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # old torches speak to themselves
 def test_a_rank_that_moves(shape: tuple[int, int], moment_dtype: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Memory holds the rank there is, what is saved has the largest one; both ways of saving come back to the bit."""
     keys = {"lr": 0.05, "rank": 10, "update_proj_gap": 1, "moment_dtype": moment_dtype}
@@ -100,7 +101,7 @@ def test_a_rank_that_moves(shape: tuple[int, int], moment_dtype: str, dtype: tor
 def through_dcp(weight: nn.Parameter, optimizer: Any, twin: nn.Parameter, other: Any, folder: Path) -> None:
     models = [nn.ParameterDict({"w": param}) for param in (weight, twin)]
     weight.grad = None
-    with pytest.warns(UserWarning, match="torch.distributed is disabled"):
+    with pytest.warns(UserWarning, match="torch.distributed is .* in a single process"):
         dcp.save({"o": get_optimizer_state_dict(models[0], optimizer)}, checkpoint_id=folder / "dcp")
         into = {"o": get_optimizer_state_dict(models[1], other)}
         dcp.load(into, checkpoint_id=folder / "dcp")

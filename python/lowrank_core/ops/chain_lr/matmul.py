@@ -82,7 +82,8 @@ def leading(op: str, argument: str, shapes: Sequence[tuple[int, ...]]) -> tuple[
     longest = max(len(shape) for shape in shapes)
     found: list[int] = []
     for column in zip(*((1,) * (longest - len(shape)) + tuple(shape) for shape in shapes), strict=True):
-        size = next((n for n in column if n != 1), 1)
+        wider = [n for n in column if n != 1]
+        size = wider[0] if wider else 1
         if any(n not in (1, size) for n in column):
             raise ValueError(
                 f"{op}: `{argument}` must have leading dimensions that broadcast, got {[list(s) for s in shapes]}"
