@@ -28,8 +28,8 @@ FRESH = {
     "array_refusal", "attention_operands", "attention_sampled_error", "augment_truncate", "chain_matmul", "convert",
     "dct_project_back", "dct_select", "dct_transform", "decode_moment", "dequantize_int4", "encode_moment",
     "factored_svd", "gaussian", "gemm", "int4_project", "kalman_diag_gain", "kalman_diag_step", "orthonormalize",
-    "num_threads", "overlaps_itself", "qb", "quantize_int4", "range_finder", "rotate_moments", "round_stochastic", "rsvd",
-    "share_memory", "subspace_project", "taylor_error",
+    "num_threads", "overlaps_itself", "qb", "quantize_int4", "range_finder", "rotate_moments", "round_stochastic",
+    "rsvd", "share_memory", "subspace_project", "taylor_error",
 }  # fmt: skip
 
 
