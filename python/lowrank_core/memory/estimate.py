@@ -36,7 +36,7 @@ Shapes = Mapping[str, Shape] | Iterable[Shape]
 
 
 class Weight(NamedTuple):
-    """What memory depends on of one trainable parameter."""
+    """The properties of one trainable parameter that memory depends on."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -67,7 +67,8 @@ class Keys:
         require_choice(OP, "plain_moment_dtype", self.plain_moment_dtype, (None, *MOMENT_DTYPES))
 
     def plain(self, others: Mapping[str, Any] | None) -> Keys:
-        """Of what is not projected: these without a rank, and with those of `others` that decide bytes."""
+        """The keys of weights that are not projected: these without a rank, and with those of `others` that decide
+        bytes."""
         own = {key: value for key, value in (others or {}).items() if key in DECIDING}
         return replace(self, **{**own, "rank": None})
 
@@ -94,10 +95,10 @@ def estimate_state_bytes(
     `lowrank_core.optim.estimate_state_bytes` takes modules too, and needs torch; this needs none.
 
     Args:
-      shapes: by name, of which those with a word of `exclude` in their name are for plain AdamW; or shapes
-        alone, none excluded.
+      shapes: by name, where a name with a word of `exclude` means plain AdamW; or shapes alone, of which none is
+        excluded.
       optimizer: "adamw", "galore", "fira" or "apollo".
-      rank: of the optimizers that have one; None: their own default.
+      rank: of the projection, for optimizers that have one; None means their own default.
       dtype: name of the weights' dtype, such as "bfloat16".
       exclude: a word or several; None: "embed" and "lm_head".
       proj_type, force_projection, moment_dtype, plain_moment_dtype, projector: as given to the optimizer.
@@ -136,7 +137,7 @@ def estimate_state_bytes(
 
 
 def require_optimizer(optimizer: str) -> None:
-    """Raises unless `optimizer` is the name of one whose memory is known."""
+    """Raises unless the memory of `optimizer` is known."""
     known = ", ".join(OPTIMIZERS)
     if optimizer in TO_COME:
         raise NotImplementedError(f"{OP}: `optimizer` must be one of {known} in this version, got {optimizer!r}")
@@ -144,12 +145,12 @@ def require_optimizer(optimizer: str) -> None:
 
 
 def require_dtype(dtype: str) -> None:
-    """Raises unless `dtype` is the name of one that trains."""
+    """Raises unless `dtype` names a dtype that can be trained."""
     require_choice(OP, "dtype", dtype, _WEIGHTS)
 
 
 def keys_of(optimizer: str, rank: int | None, **keys: Any) -> Keys:
-    """The keys of `optimizer`, with its own rank where `rank` is None."""
+    """The keys of `optimizer`, with its own rank if `rank` is None."""
     method = METHODS[optimizer]
     found = Keys(method.rank if rank is None else rank, **keys)
     require_choice(OP, "projector", found.projector, (None, *method.projectors))
@@ -158,12 +159,12 @@ def keys_of(optimizer: str, rank: int | None, **keys: Any) -> Keys:
 
 
 def adamw_bytes(weight: Weight) -> int:
-    """What torch.optim.AdamW holds: two moments of the weight's dtype, a count."""
+    """Bytes that torch.optim.AdamW holds: two moments of the weight's dtype, and a count."""
     return 2 * prod(weight.shape) * ITEM_SIZES[weight.dtype] + _STEP_BYTES
 
 
 def projecting_bytes(optimizer: str, weight: Weight, keys: Keys) -> int:
-    """What `optimizer`, one of `METHODS`, holds."""
+    """Bytes that `optimizer`, one of `METHODS`, holds."""
     shape, dtype = real_view(weight.shape, weight.dtype)
     complex_ = dtype != weight.dtype  # takes the plain path
     where = None if complex_ else place(shape, keys.rank, keys.proj_type, keys.force_projection)[0]
@@ -186,11 +187,11 @@ def formula_state_bytes(
     moment_bytes: float = 2,
     other_bytes: float = 2,
 ) -> float:
-    """The published accounting: bases and moments alone, at any width.
+    """Bytes by the published accounting, which counts bases and moments alone, at any width.
 
-    sum over projected weights of basis_bytes s r + 2 moment_bytes l r, and 2 other_bytes for every other
-    parameter. Counts no step counters and no scales of quantized blocks, so it is no estimate of a run: that
-    is `estimate_state_bytes`.
+    sum over projected weights of basis_bytes s r + 2 moment_bytes l r, and 2 other_bytes for every other parameter. It
+    counts no step counters and no scales of quantized blocks, so it does not estimate a run; `estimate_state_bytes`
+    does.
 
     Args:
       projected: shapes of the projected weights, rank below min(m, n).
@@ -217,7 +218,8 @@ def formula_state_bytes(
 
 
 def _shapes(shapes: Shapes) -> list[tuple[str, tuple[int, ...]]]:
-    """Names (positions where there are none) and shapes. Raises ValueError for what is no shape."""
+    """Names and shapes; a shape without a name gets its position. Raises ValueError for anything that is not a
+    shape."""
     rule = "be shapes by name, or shapes alone, of whole numbers >= 0"
     require(isinstance(shapes, Iterable) and not isinstance(shapes, str), OP, "shapes", rule, shapes)
     pairs = shapes.items() if isinstance(shapes, Mapping) else enumerate(shapes)

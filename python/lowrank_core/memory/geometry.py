@@ -71,12 +71,12 @@ def place(
 
     Args:
       shape: of the weight.
-      rank: >= 1, or None for "not asked for".
+      rank: >= 1, or None if its group asks for none.
       proj_type: one of `PROJ_TYPES`.
       force: project even if `rank` >= min(m, n), at rank min(m, n).
 
     Returns:
-      (geometry, remark), or (None, reason and what would change it) where the weight takes the plain path.
+      (geometry, remark), or (None, reason and what would change it) if the weight takes the plain path.
 
     Source: Zhao et al. 2024 (GaLore, arXiv:2403.03507); side rule of its code, where a square matrix goes
       right.

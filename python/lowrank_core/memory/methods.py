@@ -13,7 +13,7 @@ class Method(NamedTuple):
     """One optimizer."""
 
     optimizer: str  # its class in `lowrank_core.optim.methods`: "module:class"
-    kept: Callable[[Geometry, str | None], Layout]  # besides its moments, by where and the key `projector`
+    kept: Callable[[Geometry, str | None], Layout]  # besides its moments, given the geometry and the key `projector`
     rank: int = 128  # what its class has by default
     projectors: tuple[str, ...] = ("rsvd", "svd")  # the default first; () where it has no such key
     proj_types: tuple[str, ...] = PROJ_TYPES
@@ -28,7 +28,7 @@ def _fira(where: Geometry, projector: str | None) -> Layout:
 
 
 def _apollo(where: Geometry, projector: str | None) -> Layout:
-    """A random projection is drawn anew from its seed."""
+    """A random projection is drawn again from its seed, so the state does not keep it."""
     return (basis_fields(where) if projector == "svd" else {}) | limit_fields()
 
 

@@ -18,7 +18,7 @@ class PlanRow(NamedTuple):
     shape: tuple[int, ...]
     projected: bool  # False: plain AdamW
     side: str | None  # "left", "right" or "both"; None if not projected
-    rank: int | None  # the effective rank; None if not projected, or where the optimizer's own is still to come
+    rank: int | None  # the effective rank; None if not projected, or if the optimizer's own rank is not known yet
     reason: str  # why it is not projected and what would change that, or a remark
 
 

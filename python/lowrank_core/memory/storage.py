@@ -1,6 +1,7 @@
 """What the state of one parameter is made of: every entry by its key. Needs no torch.
 
-A dtype is its name, such as "bfloat16": `lowrank_core.optim` opens states by these layouts, the estimate sums them.
+A dtype is given by its name, such as "bfloat16". `lowrank_core.optim` opens states by these layouts; the estimate sums
+their bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from lowrank_core.memory.geometry import Geometry
 from lowrank_core.ops.subspace_step.check import BLOCK
 
 FORMAT = 2  # of a state; goes up when a key or its meaning changes
-WORK = "work"  # the dtype of what a codec stores, before it says how
+WORK = "work"  # the dtype of a field that a codec will store
 
 ITEM_SIZES = {
     "complex128": 16, "complex64": 8, "complex32": 4, "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
@@ -90,7 +91,7 @@ def moment_storage(moment_dtype: str, weight: str, host: bool) -> str:
     """Which of `STORAGES` holds the moments of a weight of dtype `weight`, by the key `moment_dtype`.
 
     "auto" takes no more than the weight's own width: bfloat16 without bias for bfloat16 weights, else the working
-    precision. It is the working precision also where a device (`host` is False) has no kernel for the other.
+    precision. If the device has no kernel for that rounding (`host` is False), "auto" is the working precision too.
     """
     if moment_dtype != "auto":
         return moment_dtype
@@ -124,7 +125,7 @@ def adam_fields(shape: tuple[int, ...]) -> Layout:
 
 
 def subspace_fields(where: Geometry) -> Layout:
-    """What every subspace of a weight keeps: where it is."""
+    """What the state keeps of every subspace: its side and its rank."""
     return {"proj.side": number(int(where.side)), "proj.rank": number(where.rank)}
 
 
@@ -155,7 +156,7 @@ def limit_fields() -> Layout:
 
 
 def stored(fields: Layout, storage: Storage, weight: str) -> Layout:
-    """`fields` as they are held: those of dtype `WORK` by `storage`, for a weight of dtype `weight`."""
+    """`fields` as the state holds them: `storage` replaces those of dtype `WORK`, for a weight of dtype `weight`."""
     entries: Layout = {}
     for name, field in fields.items():
         entries |= storage.layout(name, field, weight) if field.dtype == WORK else {name: field}
@@ -163,7 +164,7 @@ def stored(fields: Layout, storage: Storage, weight: str) -> Layout:
 
 
 def state_layout(*parts: Layout) -> Layout:
-    """Every entry in the state of a parameter, of which `parts` are held by what it is stepped with."""
+    """Every entry in the state of a parameter: the format, the count of steps and the fields of its `parts`."""
     entries: Layout = {"format": number(FORMAT), "step": Field((), "float32", Role.COUNT)}
     for part in parts:
         entries |= part

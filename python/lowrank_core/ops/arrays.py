@@ -1,4 +1,4 @@
-"""What the operators need to know of NumPy, PyTorch and CuPy arrays: kind, dtype, device, allocation."""
+"""What the operators need to know about NumPy, PyTorch and CuPy arrays: kind, dtype, device, allocation."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def factor_dtype(a: Array) -> str:
 
 
 def check_array(op: str, argument: str, a: Array, *, ndim: int = 2) -> None:
-    """Refuses what is not a floating-point array of at least `ndim` dimensions."""
+    """Refuses anything but a floating-point array of at least `ndim` dimensions."""
     if not (isinstance(a, np.ndarray) or is_torch(a) or is_cupy(a)):
         raise TypeError(
             f"{op}: `{argument}` must be a numpy.ndarray, torch.Tensor or cupy.ndarray, got {type(a).__name__}"
@@ -82,7 +82,7 @@ def check_array(op: str, argument: str, a: Array, *, ndim: int = 2) -> None:
 
 
 def check_dense(op: str, argument: str, a: Array) -> None:
-    """Refuses what is no strided array in memory: other layouts of torch, tensors that only stand for others, and
+    """Refuses anything but a strided array in memory: other layouts of torch, tensors that only stand for others, and
     another byte order than the machine's.
     """
     if isinstance(a, np.ndarray):
@@ -117,7 +117,7 @@ def check_memory(op: str, argument: str, a: Array) -> None:
 
 
 def check_in_place(op: str, argument: str, a: Array) -> None:
-    """Refuses a view that is to be negated when it is read: torch would change a copy of it."""
+    """Refuses a view that torch negates when it is read: a change would go to a copy of it."""
     if is_torch(a) and not sys.modules["torch"].compiler.is_compiling() and a.is_neg():
         raise ValueError(
             f"{op}: `{argument}` must hold its values, got a view that is to be negated when it is read; "
@@ -167,7 +167,7 @@ def overlaps_itself(a: Array) -> bool:
 
 
 def call_named(op: str, kernel: Callable[..., Any], *args: Any, arrays: dict[str, Array | None], **options: Any) -> Any:
-    """`kernel(*args, **options)`; where it cannot use the memory of one of `arrays`, says which, for operator `op`.
+    """`kernel(*args, **options)`; if it cannot use the memory of one of `arrays`, the error names that array and `op`.
 
     Raises:
       ValueError: an array without memory of its own, unaligned, read-only, that shares memory with another, ...
@@ -184,7 +184,7 @@ def call_named(op: str, kernel: Callable[..., Any], *args: Any, arrays: dict[str
 def call_finite(
     op: str, kernel: Callable[..., Any], *args: Any, arrays: dict[str, Array | None], **options: Any
 ) -> Any:
-    """`kernel(*args, **options)`; where it meets NaN or infinity, says in which of `arrays` it stands.
+    """`kernel(*args, **options)`; if it meets NaN or infinity, the error names the one of `arrays` that has it.
 
     Raises:
       ValueError: one of `arrays` is not finite, or a result is not although all of them are.
@@ -208,7 +208,7 @@ def _is_finite(a: Array) -> bool:
 
 
 def resolve_precision(op: str, precision: str | None) -> str:
-    """torch's setting where torch is loaded and `precision` is None, else "highest"."""
+    """torch's setting if torch is loaded and `precision` is None, else "highest"."""
     if precision is None:
         torch = sys.modules.get("torch")
         return "highest" if torch is None else str(torch.get_float32_matmul_precision())

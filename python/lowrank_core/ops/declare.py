@@ -1,6 +1,6 @@
 """What the families declare of their operators, without torch.
 
-A family's modules call `declare`; `torch_registry` reads `DECLARED` and imports no family of its own accord.
+A family's modules call `declare`; `torch_registry` reads `DECLARED` and imports only the families that are in it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ NAMESPACE = "lowrank_core"
 class Op:
     """One operator: `torch.ops.lowrank_core.<name>` for tensors, `run` for the arrays of other libraries.
 
-    Each of these takes the arguments of the schema, all of them, the optional ones too:
-    `check` refuses what does not fit. It is called before the schema, which has its own words, and again by `run`.
-    `outputs` allocates what the operator returns, from shapes and dtypes alone; with `check` before it, it is the fake
-    kernel. `kernel(out, ...)` fills that; with `fills=False`, `kernel(...)` checks and makes the result itself.
+    Each function below takes all arguments of the schema, the optional ones too. `check` raises for arguments that do
+    not fit. It is called before torch compares them with the schema, because torch's errors have other words, and again
+    by `run`. `outputs` allocates what the operator returns, from shapes and dtypes alone; with `check` before it, it is
+    the fake kernel. `kernel(out, ...)` fills that; with `fills=False`, `kernel(...)` checks and makes the result
+    itself.
 
-    `leading` are the arguments that take leading dimensions, all the same ones: torch.vmap calls the operator once
-    where nothing else is mapped, and once for each member elsewhere. Derivatives need torch: they are in the family's
+    `leading` are the arguments that take leading dimensions, all the same ones: torch.vmap calls the operator once if
+    nothing else is mapped, otherwise once for each member. Derivatives need torch: they are in the family's
     `autograd.RULES`.
     """
 
@@ -39,7 +40,7 @@ class Op:
 
     @property
     def mutates(self) -> bool:
-        """Whether it writes to an argument, which its schema says by a `!`."""
+        """Whether it writes to an argument; its schema marks that by a `!`."""
         return "!" in self.schema
 
     def fake(self, *args: Any, **options: Any) -> Any:
@@ -57,7 +58,7 @@ class Op:
 
 
 def unchecked(*args: Any, **options: Any) -> None:
-    """The check of an operator that only derivatives call, with what another one has checked."""
+    """The check of an operator that only derivatives call, with arguments that another operator has checked."""
 
 
 DECLARED: dict[str, list[Op]] = {}

@@ -1,4 +1,4 @@
-"""The way from a public function to torch's operators, which are registered when the first tensor takes it."""
+"""How public functions call torch's operators, which are registered when the first tensor arrives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def torch_ops() -> Any:
 
 
 def call(op: Op, *args: Any, **options: Any) -> Any:
-    """The operator of arrays of any library, whose first argument is one or a list of them."""
+    """Calls the operator `op` for arrays of any library. Its first argument is an array or a list of arrays."""
     first = args[0]
     if isinstance(first, list):
         first = first[0] if first else None
@@ -35,7 +35,7 @@ def flag(*_: Any, **__: Any) -> Any:
 
 
 def without_derivative(op: str, arrays: Sequence[Any], compute: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
-    """`compute()` of a plain function, which says that it has no derivative where torch asks for one."""
+    """The result of `compute()`, for a plain function without a derivative, which raises if torch asks for one."""
     given = [a for a in arrays if is_torch(a)]
     if not given:
         return compute()

@@ -1,8 +1,8 @@
 """The operators under autograd: one kernel for reverse mode, forward mode and torch.func, made from an `Op`.
 
-torch.library.register_autograd knows reverse mode alone: it drops tangents without a word, and torch.func refuses what
-it records. This kernel stands at the same place, under the key of autograd, which torch.func reaches once for each of
-its levels; hence it records one level at a time, as torch's own kernels do.
+torch.library.register_autograd knows reverse mode alone: it drops tangents silently, and torch.func refuses what it
+records. This kernel stands in the same place, under the key of autograd. torch.func reaches that key once for each of
+its levels, so the kernel records one level at a time, as torch's own kernels do.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ def filler(overload: Any) -> Callable[[Arguments, dict[str, Any]], tuple[tuple[A
 class Rules:
     """What torch's transforms do with one operator; a family's `autograd.RULES` has them by the operators' names.
 
-    Without `backward` there is no derivative in reverse mode, without `forward` none in forward mode, and the operator
-    says so. `constants` are arguments that have none in an operator that has one otherwise. An operator that writes to
-    its arguments has none at all. `mapped` is asked first what torch.vmap gives, in place of the operator's `leading`.
+    Without `backward` there is no derivative in reverse mode, without `forward` none in forward mode; the operator then
+    raises an error that says so. `constants` are arguments without a derivative, in an operator that has one otherwise.
+    An operator that writes to its arguments has no derivative at all. torch.vmap asks `mapped` first, before it uses
+    the operator's `leading`.
     """
 
     backward: Callable[..., Any] | None = None
@@ -169,7 +170,8 @@ class _Recorded(torch.autograd.function._SingleLevelFunction):
 
 
 def multilinear(overload: Any, tangents: Arguments, inputs: Arguments, options: dict[str, Any]) -> Tensor | None:
-    """The tangent of what is linear in each argument by itself: the sum of the operator with one of them replaced."""
+    """The tangent of an operator that is linear in each argument by itself: the sum of its values with one argument
+    replaced."""
     found: Tensor | None = None
     for i, tangent in enumerate(tangents):
         given, listed = (tangent, True) if isinstance(tangent, list) else ([tangent], False)
@@ -183,7 +185,7 @@ def multilinear(overload: Any, tangents: Arguments, inputs: Arguments, options: 
 
 
 def call_constant(op: str, arrays: Sequence[Tensor], compute: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
-    """`compute()` of these, with an end of the graph that says so where one is recorded."""
+    """`compute()` of `arrays`. If a graph is recorded, it ends here, with a node that raises."""
     for a in arrays:
         if torch._C._functorch.is_functorch_wrapped_tensor(a):
             raise NotImplementedError(

@@ -1,4 +1,4 @@
-"""Registers the operators that the families declared with torch. Importing this module does it; it needs torch."""
+"""Registers with torch the operators that the families declared. Importing this module does it; it needs torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyp
 
 
 def _filling(function: Callable[..., Any], overload: Any) -> Callable[..., Any]:
-    """`function`, given also the defaults that torch's dispatcher leaves out."""
+    """`function`, called with the defaults that torch's dispatcher leaves out."""
     filled = filler(overload)
 
     def full(*args: Any, **options: Any) -> Any:
@@ -55,7 +55,7 @@ def _register(op: Op, rules: Rules) -> None:
 
 
 def _register_family(stem: str) -> None:
-    """All of its operators, with those that its module of derivatives declares, which needs torch."""
+    """Registers all operators of a family, and those that its module of derivatives declares, which needs torch."""
     rules: dict[str, Rules] = import_module(f"{__package__}.{stem}.autograd").RULES
     for op in DECLARED[stem]:
         _register(op, rules.get(op.name, Rules()))

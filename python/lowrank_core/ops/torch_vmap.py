@@ -1,4 +1,4 @@
-"""The operators under torch.vmap: one call where they take leading dimensions, else one for each member."""
+"""The operators under torch.vmap: one call if they take leading dimensions, else one for each member."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _member(a: Any, dim: Any, i: int) -> Any:
 
 
 def _none(overload: Any, in_dims: Dims, args: Sequence[Any], options: dict[str, Any]) -> Any:
-    """What no members give: shapes and dtypes from the fake kernel."""
+    """The result for no members: its shapes and dtypes come from the fake kernel."""
 
     def shaped(a: Any, dim: Any) -> Any:
         if isinstance(a, (list, tuple)):
