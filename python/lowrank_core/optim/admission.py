@@ -1,7 +1,7 @@
-"""Which parameters and gradients an optimizer takes, and the sentence for those that it does not.
+"""Which parameters and gradients an optimizer takes, and the errors for those that it refuses.
 
-Checked where it costs nothing to stop: parameters when they are added, and everything once more before a step has
-changed or counted anything.
+The checks run where it costs nothing to stop: parameters are checked when they are added, and everything is checked
+once more before a step has changed or counted anything.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from lowrank_core.optim.slots import Slot, number_name
 
 
 def admit(op: str, group: dict[str, Any], others: Sequence[dict[str, Any]]) -> None:
-    """Checks the parameters of a new `group` beside the `others`, and makes all have names or all have none.
+    """Checks the parameters of a new `group` beside the `others`, and gives names to all of them or to none.
 
-    torch takes no mixture: where some have names, the rest is called by number.
+    torch takes no mixture: if some have names, the rest get their numbers as names.
     """
     if isinstance(group["params"], set):
         return  # torch refuses it
@@ -49,10 +49,10 @@ def admit(op: str, group: dict[str, Any], others: Sequence[dict[str, Any]]) -> N
 
 
 def _check_trainable(op: str, name: str, param: Any) -> None:
-    """Refuses a parameter that could never be stepped; frozen ones of any dtype are nobody's business.
+    """Refuses a parameter that could never be stepped. Frozen parameters of any dtype are accepted.
 
     Raises:
-      TypeError: it trains in a dtype that no step computes in.
+      TypeError: it is to be trained in a dtype that no step computes in.
       ValueError: it is lazy and has no shape yet.
       NotImplementedError: it is a wrapper, such as a DTensor.
     """
@@ -72,7 +72,7 @@ def _check_trainable(op: str, name: str, param: Any) -> None:
 
 
 def warn_if_plain(op: str, groups: Iterable[dict[str, Any]], plan: Iterable[PlanRow]) -> None:
-    """Warns where a rank was asked for and every parameter takes the plain path all the same."""
+    """Warns if a group asks for a rank but every parameter takes the plain path."""
     asked, rows = [group["rank"] for group in groups if group["rank"] is not None], list(plan)
     if asked and not any(row.projected for row in rows):
         reasons = ", ".join(sorted({row.reason for row in rows if row.reason})[:3])
@@ -84,7 +84,7 @@ def warn_if_plain(op: str, groups: Iterable[dict[str, Any]], plan: Iterable[Plan
 
 
 def check_device(bucket: Bucket) -> None:
-    """Refuses what the weights of `bucket` cannot be stepped with on their device.
+    """Refuses settings with which the weights of `bucket` cannot be stepped on their device.
 
     Raises:
       NotImplementedError: a codec or a rounding that has no kernel there in this version.

@@ -1,4 +1,4 @@
-"""What every optimizer of the package is besides its step: groups, plan, memory, loading and saving."""
+"""What all optimizers of the package share besides the step: groups, plan, memory, loading and saving."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class StateOptimizer(torch.optim.Optimizer):
     """An optimizer whose groups name parts, and whose state is what those parts describe."""
 
     FORMAT: ClassVar[int] = FORMAT  # of the states it writes
-    ADDED: ClassVar[Mapping[str, Any]] = {"stagger": False}  # keys that older checkpoints lack: what they did
-    full_rank: ClassVar[str] = "plain"  # or "project": what becomes of a matrix whose rank is not below min(m, n)
+    ADDED: ClassVar[Mapping[str, Any]] = {"stagger": False}  # keys that older checkpoints lack: how they acted
+    full_rank: ClassVar[str] = "plain"  # or "project": a matrix whose rank is not below min(m, n)
 
     def __init__(self, params: Params, defaults: dict[str, Any], torch_keys: dict[str, Any] | None = None) -> None:
         self._skipped: int | Tensor = 0
@@ -45,7 +45,7 @@ class StateOptimizer(torch.optim.Optimizer):
         if not isinstance(params, Tensor):  # which torch refuses itself
             params = list(params)
             if any(isinstance(entry, dict) and entry.get("rank") is not None for entry in params):
-                defaults = {**defaults, "rank": None}  # as with GaLore: who names no rank then wants none
+                defaults = {**defaults, "rank": None}  # as with GaLore: a group without a rank is plain then
         super().__init__(params, defaults)
         plan = self.plan()
         warn_if_plain(type(self).__name__, self.param_groups, plan)
@@ -64,7 +64,7 @@ class StateOptimizer(torch.optim.Optimizer):
         Args:
           state: of format 1, in which a parameter with zero gradients alone held its count of steps and nothing else,
             and a subspace was looked for where the count was a multiple of the gap.
-          fresh: what the state is opened with today.
+          fresh: the state as it is opened today.
           group: the parameter's, as saved.
         """
         if "proj.rank" not in fresh:
@@ -73,10 +73,10 @@ class StateOptimizer(torch.optim.Optimizer):
         return {**fresh, **state, **looked}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group of parameters: of this class, or one that another optimizer had.
+        """Adds a group of parameters, for this class or from another optimizer.
 
         Raises:
-          TypeError: a key is unknown, or a parameter trains in a dtype that no step computes in.
+          TypeError: a key is unknown, or a parameter is to be trained in a dtype that no step computes in.
           ValueError: a value is out of its range.
           NotImplementedError: a parameter is a wrapper, such as a DTensor.
         """
@@ -97,7 +97,7 @@ class StateOptimizer(torch.optim.Optimizer):
         return [plan_row(slot.name, tuple(slot.param.shape), slot.geometry, slot.note) for _, _, slot in self._slots()]
 
     def projections(self) -> list[Projection]:
-        """The subspace of each projected weight. Reads the captured shares: waits for an accelerator."""
+        """The subspace of each projected weight. It reads the captured shares and so waits for an accelerator."""
         found = []
         for _, _, slot in self._slots():
             if slot.geometry is not None:
@@ -121,13 +121,13 @@ class StateOptimizer(torch.optim.Optimizer):
 
     @property
     def skipped_steps(self) -> int:
-        """Steps not taken because a gradient was not finite. Reads the count: waits for an accelerator."""
+        """Steps not taken because a gradient was not finite. It reads the count and so waits for an accelerator."""
         return int(self._skipped)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain numbers only: what a group was given as a NumPy number is a Python one in it.
+        """It holds tensors and plain numbers only; a NumPy number in a group becomes a Python number.
 
-        Tensors have the shapes of the largest rank, zero beyond the one that a subspace has (`proj.rank`).
+        Tensors have the shapes of the largest rank; they are zero beyond the rank of the subspace (`proj.rank`).
         """
         packed: dict[str, Any] = super().state_dict()
         for _, group, slot in self._slots():
@@ -139,11 +139,11 @@ class StateOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over groups and state: dtypes as saved, tensors moved to the device of their parameter.
 
-        A key that an older version did not have yet gets the value by which that version acted.
+        A key that an older version did not have yet gets the value that this version acted by.
 
         Raises:
-          ValueError: it was written by another optimizer or a newer format version, or for parameters of other
-            shapes, ranks or sides. Nothing is changed then.
+          ValueError: another optimizer or a newer format version wrote it, or it is for parameters of other shapes,
+            ranks or sides. Nothing is changed then.
         """
         fitting: dict[int, State] = {}
 

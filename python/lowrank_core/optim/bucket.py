@@ -45,5 +45,5 @@ class Bucket:
 
 
 def batches(size: int, count: int) -> Iterator[slice]:
-    """`count` places, at most `size` at a time."""
+    """Slices that cover `count` places, of at most `size` each."""
     return (slice(start, start + size) for start in range(0, count, size))

@@ -1,4 +1,4 @@
-"""Loading a state: what is refused of it, and what an older one lacks. Knows no optimizer."""
+"""Loading a state: which states are refused, and what an older one lacks. This module knows no optimizer."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def vet(reader: Reader, slots: Sequence[tuple[int, Slot]], groups: Sequence[Grou
 
     Args:
       slots: (number of the group, slot) of every parameter.
-      groups: those of the optimizer that is to load.
+      groups: the groups of the optimizer that loads.
 
     Raises:
-      ValueError: `saved` does not fit, by the first thing that does not.
+      ValueError: `saved` does not fit; the message names the first thing that does not.
     """
     if not isinstance(saved, dict) or not {"state", "param_groups"} <= saved.keys():
         raise ValueError(f"{_OP}: `state_dict` must be what {reader.kind}.state_dict() returned, got no such dict")

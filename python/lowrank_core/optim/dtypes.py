@@ -1,4 +1,4 @@
-"""Names of dtypes, which layouts have, and torch's own."""
+"""torch's dtypes, and the names that layouts use for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lowrank_core.memory import storage
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """The name of `dtype`, as layouts have it: "bfloat16" for torch.bfloat16."""
+    """The name of `dtype` in layouts: "bfloat16" for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 

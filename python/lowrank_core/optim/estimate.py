@@ -36,15 +36,15 @@ def estimate_state_bytes(
     `lowrank_core.memory.estimate_state_bytes` does the same for shapes and needs no torch.
 
     Args:
-      model_or_shapes: a module, on the meta device too, whose trainable parameters are split as by
-        `param_groups`; or shapes by name, of which those with a word of `exclude` in their name are for plain
-        AdamW; or shapes alone, none excluded.
+      model_or_shapes: a module, on the meta device too, whose trainable parameters are split as by `param_groups`; or
+        shapes by name, where a name with a word of `exclude` means plain AdamW; or shapes alone, of which none is
+        excluded.
       optimizer: "adamw", or one of `METHODS`: "galore", "fira", "apollo".
-      rank: of the optimizers that have one; None: their own default.
+      rank: of the projection, for optimizers that have one; None means their own default.
       dtype: of the weights; None means the module's own, or float32 for shapes.
       target_modules, exclude: as in `param_groups`; the former for a module only, the latter not for shapes
         alone.
-      others: as in `param_groups`: keys that hold for what is not projected alone; for a module only.
+      others: as in `param_groups`: keys only for the weights that are not projected; for a module only.
       keys: as given to the optimizer, such as `proj_type` or `moment_dtype`.
 
     Raises:
@@ -79,7 +79,7 @@ def estimate_state_bytes(
 
 
 def _deciding(optimizer: str, keys: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `keys` that decide bytes. Raises as the optimizer does for keys and values that it does not take."""
+    """Those of `keys` that decide bytes. Raises for the keys and values that the optimizer would refuse."""
     if optimizer == "adamw":
         names = ", ".join([*keys, *others])
         require(not names, OP, "keys", "be left out for adamw, whose state they do not change", names)

@@ -1,7 +1,7 @@
 """The table from a combination of parts to a kernel that steps a whole bucket at once.
 
-An entry does what `compose` does with the same draft, whose result is its test, in two halves: `draft` reads the
-gradients and says whether they are finite, `finish` changes moments and weights.
+An entry does what `compose` does with the same draft; its test compares the two. It works in two halves: `draft` reads
+the gradients and says whether they are finite, `finish` changes moments and weights.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _right(slots: list[Slot]) -> list[bool]:
 
 
 def _bases(bucket: Bucket, draft: Draft, states: list[State]) -> list[Tensor]:
-    """The bases for the way back; of those that are drawn and that no channel's scale reads, the shape alone."""
+    """The bases for the way back. A drawn basis that no channel's scale reads is given by its shape alone."""
     projector, slots = bucket.parts.projector, zip(draft.slots, states, strict=True)
     if isinstance(projector, Gaussian) and isinstance(bucket.parts.residual, ScaledGradient):
         shapes = [next(iter(slot.where(state).basis_shapes.values())) for slot, state in slots]
@@ -99,7 +99,7 @@ def _bases(bucket: Bucket, draft: Draft, states: list[State]) -> list[Tensor]:
 
 
 def _seeds(bucket: Bucket, draft: Draft) -> list[int]:
-    """Of the draws of each weight; zeros where nothing is drawn."""
+    """The seeds of the draws of each weight; zeros if nothing is drawn."""
     if bucket.rounding == "nearest" and isinstance(bucket.parts.moment_codec, Float32):
         return [0] * len(draft.slots)
     return [slot.draw(0).seed for slot in draft.slots]
@@ -122,16 +122,16 @@ FUSED: dict[Key, FusedStep] = {
 
 
 def key_of(bucket: Bucket) -> Key:
-    """The combination that the projected weights of `bucket` are stepped by."""
+    """The combination of parts that steps the projected weights of `bucket`."""
     parts = bucket.parts
     projector, residual, rule, codec = map(type, (parts.projector, parts.residual, parts.rule, parts.moment_codec))
     return (bucket.device.type, projector, residual, rule, codec)
 
 
 def fused(bucket: Bucket) -> FusedStep | None:
-    """The kernel for `bucket`, or None where it is composed.
+    """The kernel for `bucket`, or None if it is composed.
 
-    So it is where a step is decided on the device, where the memory of a weight is no matrix, where there are two
+    A bucket is composed if the device decides about its step, if the memory of a weight is no matrix, if there are two
     bases, and for the coded moments of float64 weights.
     """
     coded = not isinstance(bucket.parts.moment_codec, Float32) and bucket.dtype == torch.float64

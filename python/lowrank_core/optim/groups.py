@@ -26,14 +26,14 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Splits the trainable parameters of `model` into those to project and those for plain AdamW.
 
-    The first group holds what is not projected, with rank None and the keys of `others`; the last one what is,
-    with `rank` and `group_keys`. A group without parameters is left out. Parameters come as (name, tensor)
-    pairs; a tied one comes once, under its first name. The model may be on the meta device.
+    The first group holds the parameters that are not projected, with rank None and the keys of `others`. The last group
+    holds those that are projected, with `rank` and `group_keys`. A group without parameters is left out. Parameters
+    come as (name, tensor) pairs; a tied one comes once, under its first name. The model may be on the meta device.
 
-    A target is a matrix: a parameter that, seen as [d0, the rest], has at least two rows and two columns. It
-    is projected if `rank` is below min(m, n), or by `force_projection`. The matrix of a re-parametrized weight
-    (`parametrizations.weight.original1` of weight_norm, `original` of spectral_norm) answers to `weight` too, by
-    the older forms it is called `weight_v` and `weight_orig`. Complex parameters are never projected.
+    A target is a matrix: a parameter that, seen as [d0, the rest], has at least two rows and two columns. It is
+    projected if `rank` is below min(m, n), or by `force_projection`. You can also name the matrix of a re-parametrized
+    weight (`parametrizations.weight.original1` of weight_norm, `original` of spectral_norm) by `weight`; torch's older
+    forms call it `weight_v` and `weight_orig`. Complex parameters are never projected.
 
     Args:
       model: any module whose parameters have shapes.
@@ -43,9 +43,9 @@ def param_groups(
         module, such as "weight_ih" or "in_proj" ("all-linear" may be one of the words); or another string:
         a regular expression that must match the whole qualified name of a matrix or of the module that holds
         it itself.
-      exclude: a word or several; a matrix is no target with one of them in any of its qualified names.
+      exclude: a word or several; a matrix is no target if any of its qualified names contains one of them.
       rank: >= 1; or None: the key is left out, and the optimizer's own rank holds.
-      others: keys of the group that is not projected, such as `lr`; any key of a group but `rank`.
+      others: keys of the group that is not projected, such as `lr`; any key of a group except `rank`.
       verbose: prints the plan: what is projected, what falls back to AdamW, why, and what would change it.
       group_keys: further keys of the group to project, such as `scale`, `proj_type` or `lr`.
 
@@ -140,7 +140,7 @@ def _placed(name: str, shape: tuple[int, ...], rank: int | None, proj_type: str,
 def _refuse_plan(
     op: str, rank: int | None, targets: list[tuple[int, ...]], excluded: int, words: tuple[str, ...]
 ) -> NoReturn:
-    """Raises ValueError because nothing is projected, with the argument that is to blame."""
+    """Raises ValueError because nothing is projected; the message names the argument that is the reason."""
     fails = "for anything to be projected"
     if targets:
         raise ValueError(

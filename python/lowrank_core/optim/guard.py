@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def deferred(device: torch.device) -> bool:
-    """True where reading a number makes the host wait, so that a verdict is better left on the device."""
+    """True if reading a number makes the host wait, so that a verdict is better left on the device."""
     return device.type == "cuda"
 
 
@@ -35,7 +35,7 @@ def all_finite(grads: list[Tensor]) -> Tensor:
 
 @contextmanager
 def only_if(gate: Tensor | None, tensors: list[Tensor]) -> Iterator[None]:
-    """Runs the body; where `gate` (0-d bool) is false, `tensors` get back what they held. None means true.
+    """Runs the body. If `gate` (0-d bool) is false, `tensors` get their old values back. None means true.
 
     Costs a copy of `tensors` for as long as the body runs; never waits for the device.
     """

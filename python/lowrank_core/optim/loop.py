@@ -64,7 +64,7 @@ class LowRankOptimizer(StateOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Takes one step with every parameter that has a gradient; with none if one is not finite.
+        """Takes one step with every parameter that has a gradient, or none at all if a gradient is not finite.
 
         Args:
           closure: evaluates the model anew and returns the loss.
@@ -96,7 +96,7 @@ class LowRankOptimizer(StateOptimizer):
                 self._draft(bucket, draft)
         go, gate = self._judge(drafts)
         if gate is not None and due:
-            # The searches wait for the verdict; what needs none of them is enqueued before, unless a search may fail.
+            # The searches wait for the verdict; other buckets are enqueued before, unless a search may fail.
             early = {} if any(bucket.parts.projector.may_fail for bucket in due) else dict(drafts)
             for bucket in [bucket for bucket in early if not bucket.due]:
                 self._step(bucket, drafts.pop(bucket), gate)
@@ -107,7 +107,7 @@ class LowRankOptimizer(StateOptimizer):
                 self._step(bucket, draft, gate)
 
     def _gather(self) -> Drafts:
-        """The gradients there are, by what their parameters have in common. Nothing else reads `param.grad`."""
+        """All gradients, in drafts by what their parameters have in common. Nothing else reads `param.grad`."""
         drafts: dict[tuple[Any, ...], tuple[Bucket, Draft]] = {}
         parts: dict[tuple[Any, ...], Parts] = {}
         asked = self._layout_keys()
@@ -178,11 +178,11 @@ class LowRankOptimizer(StateOptimizer):
             kernel.draft(bucket, draft, [state for state in states if state])
 
     def _judge(self, drafts: Drafts) -> tuple[bool, Tensor | None]:
-        """Whether to go on, and the gate that decides it where the host does not know.
+        """Whether to go on, and the gate that decides it if the host does not know.
 
-        A low-rank gradient is finite only if all of the gradient is, so what was drafted is not read again. Where
-        all gradients are on one accelerator it is not waited for, unless a group that raises asks for it: the answer
-        is then to go on behind a 0-d bool that stays there.
+        A low-rank gradient is finite only if all of the gradient is, so gradients that were drafted are not read again.
+        If all gradients are on one accelerator, the host does not wait for it, unless a group with nonfinite="raise"
+        needs the verdict: the answer is then to go on behind a 0-d bool that stays there.
         """
         grads = [grad for draft in drafts.values() for grad in draft.grads]
         devices = {grad.device for grad in grads}
@@ -209,7 +209,7 @@ class LowRankOptimizer(StateOptimizer):
         return go, None
 
     def _refresh(self, due: Drafts) -> None:
-        """Finds the subspaces that are due; those that may not exist all before anything is changed."""
+        """Finds the subspaces that are due. Searches that may fail all run before anything is changed."""
         found: dict[Slot, Found | None] = {}
         for bucket, draft in due.items():
             if bucket.parts.projector.may_fail:  # one by one: an error then names the parameter
@@ -233,7 +233,7 @@ class LowRankOptimizer(StateOptimizer):
         if kernel is None:
             compose(bucket, draft, self._states(bucket, draft), gate)
             return
-        # Without a subspace, which a gradient of zeros does not name, a weight only decays.
+        # A gradient of zeros names no subspace, and a weight without one only decays.
         named = [state["proj.refreshes"] != 0 for state in self._states(bucket, draft)]
         if not all(named):
             draft, waiting = draft.part(named)

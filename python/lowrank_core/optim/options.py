@@ -1,4 +1,4 @@
-"""The keys of a group that every optimizer of the package has, and what is refused of them."""
+"""The keys of a group that every optimizer of the package has, and the values that are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lowrank_core.optim.guard import stays_on_device
 # What torch and its schedulers put into a group besides the optimizer's own keys. It stays there.
 _TORCHS = ("params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr")
 
-# Keys of torch's and transformers' AdamW that are no keys here: the values that ask for what is done anyway.
+# Keys of torch's and transformers' AdamW that are no keys here, with the values that change nothing.
 _NEUTRAL: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
     "foreach": lambda value, group: value in (None, True, False),
     "fused": lambda value, group: value in (None, True, False),
@@ -37,7 +37,7 @@ _WHY_NOT = {
 
 
 def own_keys(op: str, keys: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    """`keys` of a group or a constructor without those of torch's AdamW that change nothing here.
+    """`keys` of a group or a constructor, without those keys of torch's AdamW that change nothing here.
 
     Raises:
       TypeError: a key is not among the `known` ones, with a list of those.

@@ -1,4 +1,4 @@
-"""Finding subspaces, and taking them over."""
+"""Finding subspaces, and adopting them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from lowrank_core.optim.states import open_state
 
 
 def signal_of(bucket: Bucket, grad: Tensor, state: State) -> Tensor:
-    """What is projected of a gradient, in the dtype of `grad`."""
+    """The matrix that is projected, which the residual makes of the gradient; in the dtype of `grad`."""
     return bucket.parts.residual.enter(-grad if bucket.maximize else grad, state)
 
 
 def find(bucket: Bucket, slots: Sequence[Slot], grads: Sequence[Tensor], states: Sequence[State]) -> list[Found | None]:
-    """New subspaces for the gradients of `slots`; None for one of zeros, which names none.
+    """New subspaces for the gradients of `slots`; None for a gradient of zeros, which names none.
 
     Raises:
       RuntimeError: the projector could not find one.
@@ -49,7 +49,7 @@ def find(bucket: Bucket, slots: Sequence[Slot], grads: Sequence[Tensor], states:
 
 
 def adopt(bucket: Bucket, slot: Slot, grad: Tensor, state: State, found: Found | None) -> None:
-    """Puts the subspace that was `found` in the place of the one held, and carries the moments over."""
+    """Replaces the subspace held by the one `found`, and carries the moments over."""
     parts, step = bucket.parts, int(state["step"])
     if found is None:
         parts.schedule.looked(state, step, None)
@@ -64,9 +64,9 @@ def adopt(bucket: Bucket, slot: Slot, grad: Tensor, state: State, found: Found |
 
 
 def select(bucket: Bucket, slot: Slot, signal: Tensor, state: State) -> tuple[Subspace, Tensor]:
-    """The subspace that is chosen anew at each step, taken over, and `signal` in it.
+    """Chooses a subspace for this step and adopts it; returns it, and `signal` in it.
 
-    Waits for no device. No number changes after the first step, so that a gate can undo it.
+    It waits for no device. After the first step it changes no plain number, so that a gate can undo it.
     """
     (found,) = bucket.parts.projector.find([_query(bucket, slot, signal, state)])
     _carry(bucket, slot, state, found.subspace)
@@ -82,7 +82,7 @@ def _query(bucket: Bucket, slot: Slot, signal: Tensor, state: State) -> Query:
 
 
 def _carry(bucket: Bucket, slot: Slot, state: State, subspace: Subspace) -> Turn | None:
-    """Carries the moments into `subspace`; the turn that leads there from the one held, if there is one."""
+    """Carries the moments into `subspace`; returns the turn from the subspace held, if there is one."""
     parts, step = bucket.parts, int(state["step"])
     if state["proj.refreshes"] == 0:
         if subspace.rank != state["proj.rank"]:
@@ -112,7 +112,7 @@ def captured(subspace: Subspace, grad: Tensor) -> Tensor:
 
 
 def _near_one(matrix: Tensor) -> Tensor:
-    """`matrix` times the power of two that keeps its products from overflow and underflow; itself where none is needed.
+    """`matrix` times the power of two that keeps its products from overflow and underflow; itself if none is needed.
 
     Reads its largest entry: a step that refreshes waits for an accelerator anyway.
     """

@@ -80,7 +80,7 @@ class Slot:
 def slots(group: dict[str, Any], start: int, full_rank: str = "plain") -> Iterator[Slot]:
     """The parameters of one group, the first being number `start`.
 
-    `full_rank` says what becomes of a matrix whose rank is not below min(m, n): "plain" or "project".
+    `full_rank` says how a matrix is treated whose rank is not below min(m, n): "plain" or "project".
     """
     names, seed = group.get("param_names"), group["seed"]
     force = group["force_projection"] or full_rank == "project"
@@ -110,7 +110,7 @@ def number_name(index: int) -> str:
 class Draft:
     """What is known of a step before anything is changed: gradients, whole or already in their subspaces.
 
-    Until the rule everything is linear in the gradient, so drafts of several backward passes may be added up.
+    Everything before the rule is linear in the gradient, so drafts of several backward passes may be added up.
     """
 
     slots: list[Slot] = field(default_factory=list)

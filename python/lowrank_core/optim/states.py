@@ -1,4 +1,4 @@
-"""The state of one parameter: opened from its layout, and given at the largest rank to whoever saves it."""
+"""The state of one parameter: opened from its layout, and resized to the largest rank when it is saved."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def open_state(layout: Layout, device: torch.device) -> State:
 def resized(state: State, layout: Layout) -> State:
     """`state` with each tensor in the shape that `layout` gives it: cut, or filled up with zeros; else itself.
 
-    Memory holds the rank that a subspace has; what is saved has the largest one, for a template to fit it.
+    Memory holds the current rank of a subspace; a saved state has the largest rank, so that a template fits it.
     """
     return {key: _resized(value, layout[key].shape) if key in layout else value for key, value in state.items()}
 

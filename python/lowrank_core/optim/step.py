@@ -33,7 +33,7 @@ def compose(bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | No
 
 
 def _direction(slot: Slot, grad: Tensor, state: State, bucket: Bucket, step: float | Tensor) -> Direction | None:
-    """What the parts make of the gradient; None where it has been zero so far and names no subspace yet."""
+    """The direction that the parts make of the gradient; None if it was zero so far and names no subspace yet."""
     parts, work = bucket.parts, slot.work
     grad = grad.to(work)
     if not bucket.projected:
@@ -52,7 +52,7 @@ def _direction(slot: Slot, grad: Tensor, state: State, bucket: Bucket, step: flo
 
 
 def _ruled(rule: Rule, codec: Codec, grad: Tensor, slot: Slot, state: State, step: float | Tensor) -> Direction:
-    """What `rule` makes of a gradient, whole or in its subspace; its moments advance."""
+    """The direction that `rule` makes of a gradient, whole or in its subspace; its moments advance."""
     fields = rule.layout(tuple(grad.shape))
     moments = decoded(codec, fields, state, slot.work)
     direction = rule.update(grad, moments, step)
@@ -78,7 +78,7 @@ def _write(slot: Slot, bucket: Bucket, direction: Direction | None, step: float 
 
 
 def _rounded(weight: Tensor, slot: Slot, bucket: Bucket, step: float | Tensor) -> Tensor:
-    """What a half-precision parameter takes over: `weight`, to be rounded to nearest, or rounded without bias."""
+    """The values that a half-precision parameter takes: `weight`, to be rounded to nearest, or rounded without bias."""
     if bucket.rounding == "nearest" or slot.weight.dtype != torch.bfloat16:
         return weight
     draw, rounded = slot.draw(step), torch.empty(weight.shape, dtype=torch.bfloat16, device=weight.device)

@@ -20,7 +20,7 @@ Names = dict[Tensor, list[str]]
 
 
 def names_of(op: str, model: nn.Module) -> Names:
-    """Every parameter of `model` that has a shape with all the names it goes by, in the order of the first.
+    """Every parameter of `model` that has a shape, with all of its names, in the order of the first ones.
 
     The name of a re-parametrized weight stands behind that of its parameter: `fc.weight` behind
     `fc.parametrizations.weight.original1`.

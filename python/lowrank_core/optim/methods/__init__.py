@@ -1,4 +1,4 @@
-"""Every method by its name: what the command line, the estimate, the benches and the contract's table know them by."""
+"""Every method by the name that the estimate and the tests use, and its class."""
 
 from importlib import import_module
 

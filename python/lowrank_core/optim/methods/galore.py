@@ -17,16 +17,15 @@ class GaLoreAdamW(LowRankOptimizer):
     """AdamW whose moments live in the leading singular subspace of each weight's gradient.
 
     For a weight [m, n] with m < n: R = P^T G [r, n], Adam on R gives N, and
-    W <- (1 - lr weight_decay) W - lr scale P N. The basis P [m, r] is looked for anew at that weight's steps
-    0, gap, 2 gap, ..., from that very step's gradient. State: s r + 2 l r elements with s, l = min, max(m,
-    n), against 2 m n of AdamW.
+    W <- (1 - lr weight_decay) W - lr scale P N. A search at that weight's steps 0, gap, 2 gap, ... finds the basis
+    P [m, r] from the gradient of that step. State: s r + 2 l r elements with s, l = min, max(m, n), against 2 m n of
+    AdamW.
 
-    Which parameters: every weight of two or more dimensions in a group that has a rank; more than two are
-    seen as [d0, the rest]. If any group names `rank` itself, the groups that do not are plain AdamW, as with
-    GaLore; if none does, the constructor's rank holds for all. `rank=None` is plain AdamW. So are vectors,
-    scalars, empty tensors, and weights with rank >= min(m, n) unless `force_projection`: there `scale` does
-    not act, and the result equals torch.optim.AdamW's to the bit for float32 and float64. `plan()` says what
-    is done with each and why.
+    Which parameters: every weight of two or more dimensions in a group that has a rank; more than two are seen as
+    [d0, the rest]. If any group names `rank` itself, the groups that do not are plain AdamW, as with GaLore; if none does,
+    the constructor's rank holds for all. `rank=None` is plain AdamW. So are vectors, scalars, empty tensors, and
+    weights with rank >= min(m, n) unless `force_projection`: there `scale` does not act, and the result equals
+    torch.optim.AdamW's to the bit for float32 and float64. `plan()` says what is done with each parameter and why.
 
     Every argument but `params` may also be a key of a group.
 
@@ -39,7 +38,7 @@ class GaLoreAdamW(LowRankOptimizer):
       eps: >= 0, in units of the (projected) gradient; added outside the bias correction.
       weight_decay: >= 0, decoupled: a weight loses lr * weight_decay of itself per step, before the update.
       rank: >= 1, or None for plain AdamW.
-      update_proj_gap: >= 1, steps between two searches for the basis.
+      update_proj_gap: >= 1, steps from one search for the basis to the next.
       scale: factor on the update of projected weights.
       proj_type: "std" (basis on the shorter side, a square matrix right), "reverse_std" (on the longer one, a
         square matrix left), "left" ([m, r]), "right" ([n, r]) or "full" (both, R = U^T G V is [r, r]).
