@@ -22,10 +22,11 @@ class GaLoreAdamW(LowRankOptimizer):
     AdamW.
 
     Which parameters: every weight of two or more dimensions in a group that has a rank; more than two are seen as
-    [d0, the rest]. If any group names `rank` itself, the groups that do not are plain AdamW, as with GaLore; if none does,
-    the constructor's rank holds for all. `rank=None` is plain AdamW. So are vectors, scalars, empty tensors, and
-    weights with rank >= min(m, n) unless `force_projection`: there `scale` does not act, and the result equals
-    torch.optim.AdamW's to the bit for float32 and float64. `plan()` says what is done with each parameter and why.
+    [d0, the rest]. If any group names `rank` itself, the groups that do not are plain AdamW, as with GaLore; if none
+    does, the constructor's rank holds for all. `rank=None` means plain AdamW. Vectors, scalars, empty tensors, and
+    weights with rank >= min(m, n) unless `force_projection`, are plain too: there `scale` does not act, and the result
+    equals torch.optim.AdamW's to the bit for float32 and float64. `plan()` says what is done with each parameter and
+    why.
 
     Every argument but `params` may also be a key of a group.
 

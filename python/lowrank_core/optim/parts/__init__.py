@@ -1,4 +1,4 @@
-"""What an optimizer is made of: one part on each axis, and what the state of a parameter holds by it."""
+"""The parts that an optimizer is made of, one on each axis, and the layout of a state that follows from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Parts:
-    """One point of the product that every optimizer of the package is."""
+    """The parts of one optimizer: one choice on each axis."""
 
     projector: Projector
     residual: Residual
@@ -36,7 +36,7 @@ class Parts:
 
     @classmethod
     def of(cls, op: str, group: dict[str, Any], weight: Tensor, **chosen: Any) -> Parts:
-        """The parts that are `chosen` by their names, the others as the keys of `group` say for Adam in a subspace.
+        """The parts that are `chosen`, by their names; the keys of `group` give the others, for Adam in a subspace.
 
         Raises:
           ValueError: a value of `group` is out of its range; the message names `op`.
@@ -68,7 +68,7 @@ class Parts:
 
 
 def choose(op: str, group: dict[str, Any], key: str, values: Mapping[str, T]) -> T:
-    """What `values` has for the key of `group`.
+    """The entry of `values` for what `group` has under `key`.
 
     Raises:
       ValueError: it has none.
@@ -85,12 +85,12 @@ def svd_projector(op: str, group: dict[str, Any], weight: Tensor) -> Projector:
 
 
 def transport(op: str, group: dict[str, Any]) -> Transport:
-    """What the key `moments` says: "keep" or "rotate"."""
+    """The transport that the key `moments` names: "keep" or "rotate"."""
     return choose(op, group, "moments", TRANSPORTS)
 
 
 def one_sided(op: str, group: dict[str, Any]) -> dict[str, Any]:
-    """`group`, whose subspaces have a basis on one side: only they have channels.
+    """`group`, checked for subspaces with a basis on one side: only these have channels.
 
     Raises:
       ValueError: its `proj_type` is "full".

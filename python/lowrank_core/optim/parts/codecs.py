@@ -29,7 +29,7 @@ NO_DRAW = Draw(0, 0)  # for codecs that draw nothing
 
 
 class Codec(Storage, Protocol):
-    """Writes and reads what its `layout` describes. `role` is that of the field."""
+    """Writes and reads what its `layout` describes. `role` is the role of the field."""
 
     @property
     def host_only(self) -> bool:
@@ -79,7 +79,7 @@ class BFloat16(AsBFloat16):
 
 @dataclass(frozen=True)
 class StochasticBFloat16(AsBFloat16):
-    """Stores a moment in bfloat16, rounded without bias: rounded to nearest, a second moment would never decay.
+    """Stores a moment in bfloat16, rounded without bias: a second moment rounded to nearest would never decay.
 
     Determinism: D0 (same bits on every device and level; docs/numerics.md).
     """
@@ -99,7 +99,7 @@ class StochasticBFloat16(AsBFloat16):
 class Blocks8(AsBlocks8):
     """Stores a moment in 8-bit codes with a float32 scale for each 256 elements, rounded without bias.
 
-    A second moment has codes even in its root, so that small values survive beside large ones.
+    The codes of a second moment are evenly spaced in its root, so that small values survive beside large ones.
     Determinism: D0. Source: Dettmers et al. 2021 (arXiv:2110.02861) for the blocks.
     """
 
@@ -154,7 +154,7 @@ def _encode(codes: Tensor, scales: Tensor | None, value: Tensor, role: Role, dra
 
 
 def _hold(state: State, name: str, value: Tensor, dtype: torch.dtype) -> None:
-    if state.get(name) is not value:  # else written in place by whoever decoded it
+    if state.get(name) is not value:  # else the caller has changed it in place
         _room(state, name, value.shape, dtype, value.device).copy_(value)
 
 

@@ -1,7 +1,7 @@
-"""Into a subspace, out of it, and the search for one: kernels where there are some, plain torch operations elsewhere.
+"""The products into and out of a subspace, and the search for one: by kernels, or by torch operations on other devices.
 
-The plain search is the textbook's, so that its subspaces are other ones than the kernels', of the same quality. Nothing
-here waits for a device. Determinism without kernels: D2 (within a stated bound; docs/numerics.md).
+The search by torch operations is the textbook's: its subspaces differ from those of the kernels and are as good.
+Nothing here waits for a device. Determinism without kernels: D2 (within a stated bound; docs/numerics.md).
 """
 
 from __future__ import annotations

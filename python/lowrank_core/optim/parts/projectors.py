@@ -1,4 +1,4 @@
-"""Projectors: how a subspace is looked for, and what of it is kept."""
+"""Projectors: how a subspace is found, and how it is kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Query(NamedTuple):
 
     grad: Tensor  # [m, n], any floating dtype, finite, not zero
     where: Geometry  # of the largest rank
-    held: Subspace | None  # to be near; None at first
+    held: Subspace | None  # where to start; None at first
     seed: int
 
 
@@ -55,7 +55,7 @@ class Projector(Protocol):
         ...
 
     def layout(self, where: Geometry, weight: str) -> Layout:
-        """What it keeps of a subspace at `where`, for a weight of dtype `weight`."""
+        """The fields that keep a subspace at `where`, for a weight of dtype `weight`."""
         ...
 
     def held(self, slot: Slot, state: State) -> Subspace:
@@ -63,7 +63,7 @@ class Projector(Protocol):
         ...
 
     def hold(self, slot: Slot, state: State, subspace: Subspace) -> None:
-        """Puts `subspace`, which `find` found, in the place of the one in `state`."""
+        """Replaces the subspace in `state` by `subspace`, which `find` found."""
         ...
 
     def find(self, queries: Sequence[Query]) -> list[Found]:
@@ -77,7 +77,7 @@ class Projector(Protocol):
 
 @dataclass(frozen=True)
 class Orthonormal:
-    """What projectors share that keep orthonormal bases. `codec` says how these are stored."""
+    """What projectors with orthonormal bases share. `codec` says how these are stored."""
 
     codec: Codec = field(default_factory=Float32)
     may_fail: ClassVar[bool] = False
@@ -139,10 +139,10 @@ class ExactSVD(Orthonormal):
 class RandomizedSVD(Orthonormal):
     """The leading singular vectors, by randomized subspace iteration started from the basis held.
 
-    A first search takes `niter` power iterations, a warm one `warm_niter`. `oversample` columns are drawn
-    fresh in either, so that a direction the old basis cannot see can enter.
+    A first search takes `niter` power iterations, a warm one `warm_niter`. Both draw `oversample` fresh columns, so
+    that a direction that the old basis cannot see can enter.
 
-    Determinism: as `range_finder` and `rsvd`, of which it is a call.
+    Determinism: as `range_finder` and `rsvd`, which it calls.
     Source: Halko, Martinsson, Tropp 2011 (arXiv:0909.4061), algorithms 4.4 and 5.1.
     """
 
@@ -183,9 +183,9 @@ class RandomizedSVD(Orthonormal):
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Independent normal entries of variance 1 / r: lengths are kept in the mean, and nothing is looked for.
+    """A basis of independent normal entries of variance 1 / r. It keeps lengths in the mean, and there is no search.
 
-    Drawn from its seed whenever it is needed; the state keeps the number of the draw alone.
+    It is drawn from its seed whenever it is needed; the state keeps only the number of the draw.
 
     Source: Zhu et al. 2024 (APOLLO, arXiv:2412.05270), section 4.2.
     """
@@ -220,7 +220,7 @@ def bases_of(subspace: Subspace | None) -> Bases:
 
 
 def _search(query: Query, side: str) -> Search:
-    """The search for a basis on `side`, which is a left one of the gradient or of its transpose."""
+    """The search for a basis on `side`: for left singular vectors of the gradient or of its transpose."""
     matrix = query.grad if side == "left" else query.grad.mT
     return Search(matrix, query.where.rank, bases_of(query.held).get(side), query.seed)
 

@@ -31,15 +31,15 @@ class Turn(Protocol):
 
 
 class Direction(NamedTuple):
-    """numerator / (denominator * correction): what is subtracted from a weight once per unit of lr.
+    """numerator / (denominator * correction), which is subtracted from a weight once per unit of lr.
 
-    Kept as a fraction so that the plain path rounds exactly as torch's own AdamW does.
+    It is kept as a fraction so that the plain path rounds exactly as torch's own AdamW does.
     """
 
     numerator: Tensor
     denominator: Tensor | None = None  # None: the numerator is the direction, and there is no correction
     correction: float | Tensor = 1.0  # a 0-d tensor where the step count is one
-    unbias: float | Tensor = 1.0  # the factor of all bias corrections; the direction over it is the one before them
+    unbias: float | Tensor = 1.0  # the factor of all bias corrections; without it the direction is uncorrected
 
     def dense(self, scale: float = 1.0) -> Tensor:
         """`scale` times the value, in storage of its own."""
@@ -68,7 +68,7 @@ class Rule(Protocol):
     """Turns a gradient into a direction; knows no lr, no decay and no parameter."""
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """What it keeps for a gradient of `shape`; of dtype `WORK` what a codec is to store."""
+        """What it keeps for a gradient of `shape`; a codec stores the fields of dtype `WORK`."""
         ...
 
     def update(self, grad: Tensor, moments: Moments, step: float | Tensor) -> Direction:

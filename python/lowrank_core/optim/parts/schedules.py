@@ -1,4 +1,4 @@
-"""Schedules: when the subspace is looked for again."""
+"""Schedules: when to look for the subspace again."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Schedule(Protocol):
     def due(self, slot: Slot, step: int, state: State) -> bool:
         """True if the subspace of a weight with `step` finished steps is to be looked for before the next one.
 
-        On an accelerator the loop asks with an upper bound of `step` first (skips it has not read yet), and
-        before it acts with the exact count.
+        On an accelerator the loop first asks with an upper bound of `step`, because it has not read yet which steps
+        were skipped. Before it acts it asks with the exact count.
         """
         ...
 
@@ -35,8 +35,8 @@ class Schedule(Protocol):
     def looked(self, state: State, step: int, turn: Turn | None) -> None:
         """Notes a search after `step` finished steps.
 
-        `turn` leads from the subspace before to the one found; None for a first one, and where none was found because
-        the gradient was zero.
+        `turn` leads from the old subspace to the new one. It is None for a first one, and if the gradient was zero and
+        no subspace was found.
         """
         ...
 
@@ -45,8 +45,8 @@ class Schedule(Protocol):
 class FixedGap:
     """Refreshes before step 0, gap, 2 gap, ... (GaLore's `update_proj_gap`; unit: optimizer steps).
 
-    With `stagger` the weights of a group take turns after step 0: each at a part of the gap that follows from its place
-    in the group, and then every gap steps.
+    With `stagger` the weights of a group take turns after step 0: the place of a weight in its group decides at which
+    part of the gap its next refresh comes, and from then on it is refreshed every `gap` steps.
     """
 
     gap: int = 200
@@ -62,7 +62,7 @@ class FixedGap:
     def due(self, slot: Slot, step: int, state: State) -> bool:
         number, count = slot.turn
         phase, last = (number + 1) * self.gap // count if self.stagger else 0, int(state["proj.last_look"])
-        # Turns are counted and not met: none is missed where a step is not asked about, or the gap is edited.
+        # A count of the turns that have passed misses none, even if a step is not asked about or the gap is edited.
         passed = (step - phase) // self.gap > (last - phase) // self.gap
         return passed or state["proj.refreshes"] == 0
 

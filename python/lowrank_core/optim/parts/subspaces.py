@@ -38,7 +38,7 @@ class Subspace(Protocol):
 
 @dataclass(frozen=True)
 class Dense:
-    """Spanned by the columns of a basis on one side, or by those of two."""
+    """A subspace spanned by the columns of a basis on one side, or of one basis on each side."""
 
     bases: Bases
 
@@ -62,7 +62,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class DenseTurn:
-    """T = P_new^T P_old of each side, computed when it is asked for."""
+    """T = P_new^T P_old of each side, computed only if it is asked for."""
 
     old: Dense
     new: Dense

@@ -1,4 +1,4 @@
-"""Transports: what becomes of the moments when their subspace changes."""
+"""Transports: how the moments are carried over when their subspace changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Transport(Protocol):
 
 @dataclass(frozen=True)
 class Keep:
-    """The numbers stay as they are and are read in the new basis, whose signs follow the old one.
+    """The numbers stay as they are and are read in the new basis, whose signs are aligned with the old one.
 
     Source: GaLore's code, which does the same without aligning the signs.
     """
@@ -29,7 +29,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class Rotate:
-    """The moments are expressed in the new basis; what it cannot hold is lost."""
+    """The moments are expressed in the new basis; the part that it cannot hold is lost."""
 
     def carry(self, moments: Moments, turn: Turn, rule: Rule, step: int) -> Moments:
         return rule.turned(moments, turn, step)
