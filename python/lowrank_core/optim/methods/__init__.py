@@ -1,4 +1,4 @@
-"""Every method by the name that the estimate and the tests use, and its class."""
+"""Every method by the name that the command line, the estimate, the benches and the tests use."""
 
 from importlib import import_module
 
