@@ -71,7 +71,7 @@ def test_the_other_checks_pass(check: str, tree: Path) -> None:
 
 def test_the_kernel_compiles(tree: Path) -> None:
     folders = [f"-I{tree / 'cpp/include'}", f"-I{ROOT / 'cpp/include'}"]
-    source = tree / f"cpp/src/{STEM}.cpp"
+    source = tree / f"cpp/src/{STEM}/{STEM}.cpp"
     command = ["c++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-fopenmp", "-fsyntax-only", *folders, str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from report import finish, root_argument
 
@@ -17,7 +17,7 @@ WITHOUT_CUDA: tuple[str, ...] = ("chain_lr", "dct_select", "int4_project", "kalm
 
 PLACES = (
     "cpp/include/lowrank_core/{}.h",
-    "cpp/src/{}.cpp",
+    "cpp/src/{}/*.cpp",
     "cuda/{}.cu",
     "cpp/bindings/{}.cpp",
     "python/lowrank_core/ops/{}/__init__.py",
@@ -45,6 +45,11 @@ def family_of(stem: str) -> str | None:
     return max(owners, key=len, default=None)
 
 
+def owner_of(path: PurePath) -> str | None:
+    """The family whose folder a file lies in, or whose stem it has."""
+    return next((part for part in path.parts[:-1] if part in FAMILIES), None) or family_of(path.stem)
+
+
 def problems(root: Path) -> Iterator[str]:
     for family in FAMILIES:
         for place in PLACES:
@@ -55,6 +60,9 @@ def problems(root: Path) -> Iterator[str]:
     for family in WITHOUT_CUDA:
         if (root / f"cuda/{family}.cu").exists():
             yield f"cuda/{family}.cu exists; take {family} off WITHOUT_CUDA"
+    for path in sorted((root / "cpp/src").glob("*")):
+        if path.name not in ("core", *FAMILIES):
+            yield f"{path.relative_to(root)} is no family's folder; move it into one, or into cpp/src/core"
     for pattern, shared in SHARED.items():
         for path in root.glob(pattern):
             if path.stem not in shared and family_of(path.stem) is None:

@@ -15,9 +15,9 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from check_families import FAMILIES, family_of
+from check_families import FAMILIES, owner_of
 from import_cycles import circles, resolved
 from report import finish, root_argument
 
@@ -48,6 +48,7 @@ FOREIGN = {  # folder: what its files may not include
     "cuda": rf"{PYTHON}|{TORCH}",
     "tests/cpp": rf"{PYTHON}|{TORCH}|{CUDA}",
 }
+PRIVATE = "cpp/src"  # its headers are named from here, by its own files and by tests
 MEETING_PLACES = {"cuda/absent.cpp"}  # files that know every family
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)[>"]', re.MULTILINE)
 
@@ -164,13 +165,15 @@ def include_problems(root: Path) -> Iterator[str]:
             if path.suffix not in (".h", ".cpp", ".cu", ".cuh"):
                 continue
             where = path.relative_to(root).as_posix()
-            owner = family_of(path.stem)
+            owner = owner_of(path.relative_to(root))
+            bases = [path.parent, *([root / PRIVATE] if folder in (PRIVATE, "tests/cpp") else [])]
             for quote, name in INCLUDE.findall(path.read_text(encoding="utf-8")):
                 if re.match(foreign, name):
                     yield f"{where} may not include {name}"
-                if quote == '"' and not name.startswith(f"{PACKAGE}/") and not (path.parent / name).is_file():
+                beside = any((base / name).is_file() for base in bases)
+                if quote == '"' and not name.startswith(f"{PACKAGE}/") and not beside:
                     yield f"{where} includes {name}, which is neither a public header nor beside it"
-                used = family_of(Path(name).stem)
+                used = owner_of(PurePath(name))
                 if used not in (None, owner) and where not in MEETING_PLACES and folder != "tests/cpp":
                     yield f"{where} may not include {name}, which is family {used}'s own"
 

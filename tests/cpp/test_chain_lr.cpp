@@ -6,10 +6,10 @@
 #include <limits>
 #include <vector>
 
+#include "chain_lr/level.h"
 #include "check.h"
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/philox.h"
-#include "lowrank_core/simd/chain_lr.h"
 
 namespace lowrank::chain {
 namespace {

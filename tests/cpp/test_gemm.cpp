@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "check.h"
+#include "core/gemm_level.h"
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/isa.h"
-#include "lowrank_core/simd/gemm_dense.h"
 
 namespace lowrank {
 namespace {

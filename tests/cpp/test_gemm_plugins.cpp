@@ -1,5 +1,5 @@
-// The loop nest with a Load and an Epilogue of another family. This file stands for one under cpp/src/levels, compiled
-// for the generic level.
+// The loop nest with a Load and an Epilogue of another family. This file stands for one in a family's folder
+// levels, compiled for the generic level.
 #define LRC_LEVEL generic
 #include <cmath>
 #include <vector>

@@ -199,7 +199,7 @@ def mean_of_draws(variance: Tensor, count: int) -> Tensor:
 
 
 def workspaces(threads: int) -> int:
-    """Bytes that the products keep for each thread (cpp/src/levels/gemm_nest.cpp): panels of A and B and tiles of one
+    """Bytes that the products keep for each thread (cpp/src/core/levels/nest.cpp): panels of A and B and tiles of one
     task, 32 row panels by 16 column panels of the widest level, 14 rows padded to 16, 32 columns, 256 deep."""
     rows, columns, depth, item = 32, 16, 256, 4
     a, b, tiles = rows * 16 * depth, columns * 32 * depth, rows * columns * 14 * 32

@@ -1,8 +1,8 @@
 // isa: the instruction-set level that kernels run at, chosen once by CPUID and lowered, never raised, by
 // LOWRANK_CORE_ISA=generic|avx2|avx512|avx512bf16 or set_isa().
 //
-// A kernel that gains from wide vectors is one source file under cpp/src/levels/, compiled once per level with that
-// level's flags and with LRC_LEVEL defined as the level's namespace. Such a file exports plain functions in
+// A kernel that gains from wide vectors is one source file in a folder cpp/src/*/levels/, compiled once per level with
+// that level's flags and with LRC_LEVEL defined as the level's namespace. Such a file exports plain functions in
 // namespace lowrank::LRC_LEVEL and is called through LRC_AT_LEVEL.
 #pragma once
 

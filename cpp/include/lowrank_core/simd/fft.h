@@ -1,4 +1,4 @@
-// fft: the passes of a complex Fourier transform, one transform in each lane, for files in cpp/src/levels.
+// fft: the passes of a complex Fourier transform, one transform in each lane, for files in cpp/src/*/levels.
 //
 // A tile is [length][2][lanes]: the real and the imaginary parts of one point of as many transforms as the vector V has
 // lanes. The passes with decimation in frequency leave digit-reversed order, those with decimation in time start from

@@ -2,12 +2,12 @@
 //
 //   for every tile of C [m, n]:   epilogue(sum over p of A(i, p) * B(p, j))        A [m, k], B [k, n]
 //
-// A family brings, in its own file under cpp/src/levels,
+// A family brings, in its own file under cpp/src/<stem>/levels,
 //   a Load      where the elements of an operand come from (simd/pack.h says what it has to offer), and
 //   an Epilogue what becomes of a finished tile: it gets every tile exactly once, when the sum over all of k is done,
 //               in float32 or float64, with its position. Tiles come from several threads at once; a tile's memory is
 //               the nest's, and an epilogue must not start another product.
-// and calls multiply(). Blocking, packing, threads and the micro-kernel stay in cpp/src/levels/gemm_nest.cpp, compiled
+// and calls multiply(). Blocking, packing, threads and the micro-kernel stay in cpp/src/core/levels/nest.cpp, compiled
 // once per level; the calls through the pointers below happen once per panel or tile, so they cost nothing.
 // Tier D1: the partition and the order of sums depend on the shape and the level only.
 #pragma once
@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "lowrank_core/checks.h"
+#include "lowrank_core/gemm.h"
 #include "lowrank_core/workspace.h"
 
 namespace lowrank {
@@ -23,6 +24,9 @@ namespace lowrank {
 // How the operands are packed and multiplied. kRounded and kPairs both round them to bfloat16 and sum in float32:
 // kRounded with float32 multiply-add, kPairs with the bfloat16 dot product (level avx512bf16 only).
 enum class Arithmetic : uint8_t { kFloat32, kFloat64, kRounded, kPairs };
+
+// The one for products into a matrix of dtype `c`.
+Arithmetic arithmetic_for(DType c, Math math);
 
 // Part of an operand, to be packed: `count` panels of `width` lines each, the first lines `step` apart. A line runs
 // along k: a row of A or a column of B. `outer` is the number of the first line, `depth` its first position along k.

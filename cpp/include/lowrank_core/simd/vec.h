@@ -1,4 +1,4 @@
-// vec: the vectors of the instruction-set level that a file in cpp/src/levels is compiled for.
+// vec: the vectors of the instruction-set level that a file in cpp/src/*/levels is compiled for.
 //
 // Built on the vector extension of GCC and Clang, so arithmetic, shuffles and conversions are written once; the few
 // instructions that no portable expression reaches (fused multiply-add, half precision, bfloat16 pairs) are below.

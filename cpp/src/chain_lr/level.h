@@ -1,0 +1,40 @@
+// level: what the attention adapter's gradient asks of an instruction-set level: a few query rows against all keys of a
+// head.
+#pragma once
+
+#include <cstdint>
+
+#include "lowrank_core/isa.h"
+
+namespace lowrank {
+
+// Rows and columns of a tile of scores: two of them stay in the first cache. Keys are padded to kKeyPad.
+constexpr int64_t kScoreRows = 16, kScoreCols = 256, kKeyPad = 32;
+
+// kScoreRows rows of one head. Arrays are row-major and dense; `keys` is a multiple of kKeyPad, `width` of 16, and
+// what is padding is zero in all but `bias`, which holds 0 where a key is seen and -infinity where it is not.
+template <class T>
+struct ScoreRows {
+  const T* queries;      // [kScoreRows, depth]
+  const T* dout;         // [kScoreRows, value_depth]
+  const T* keys_t;       // [depth, keys]
+  const T* values_t;     // [value_depth, keys]
+  const T* keys_by_row;  // [keys, width]
+  const T* bias;         // [keys]
+  int64_t depth, value_depth, keys, width;
+  int64_t first_row;  // of the head; row i sees the keys up to i where `causal`
+  bool causal;
+};
+
+LRC_DECLARE_AT_LEVELS(
+    // out [kScoreRows, width] <- p K, p = f ∘ (dO Vᵀ - rho), in one pass with running row statistics; 0 for a row
+    // that sees no key. `scratch`: score_scratch(width) numbers.
+    void score_gradient_rows(const ScoreRows<float>& rows, float* out, float* scratch);
+    void score_gradient_rows(const ScoreRows<double>& rows, double* out, double* scratch);
+    // Largest |score| over the keys that `bias` lets through.
+    double largest_score_rows(const ScoreRows<float>& rows, float* scratch);
+    double largest_score_rows(const ScoreRows<double>& rows, double* scratch))
+
+inline int64_t score_scratch(int64_t width) { return kScoreRows * (2 * kScoreCols + 2 * width); }
+
+}  // namespace lowrank

@@ -1,0 +1,21 @@
+// gemm_level: what gemm.cpp asks of an instruction-set level.
+#pragma once
+
+#include "lowrank_core/isa.h"
+#include "lowrank_core/simd/nest.h"
+#include "lowrank_core/view.h"
+
+namespace lowrank {
+
+// c <- alpha * a b + beta * c. With `symmetric`, which needs b = aᵀ, only the tiles that touch the upper triangle are
+// computed and each sum is written to both of its places.
+struct DenseProduct {
+  Matrix c, a, b;
+  double alpha, beta;
+  Arithmetic arithmetic;
+  bool symmetric;
+};
+
+LRC_DECLARE_AT_LEVELS(void gemm_dense(const DenseProduct& product))
+
+}  // namespace lowrank

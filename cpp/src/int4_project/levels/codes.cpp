@@ -1,0 +1,113 @@
+// The scalar statements of int4_project.h over a group of consecutive elements, as loops that compilers turn into
+// vector instructions. No sum is reordered, so every level gives the same bits.
+#include "int4_project/level.h"
+
+#include "lowrank_core/simd/philox.h"
+
+namespace lowrank::LRC_LEVEL {
+namespace {
+
+using int4::kLargestGroup;
+using int4::Placement;
+using int4::Scheme;
+
+LRC_HD int4::Extremes extremes(const float* x, int64_t n) {
+  int32_t low = INT32_MAX, high = INT32_MIN;
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t key = rounding::ordered(x[i]);
+    low = key < low ? key : low;
+    high = key > high ? key : high;
+  }
+  return {rounding::from_ordered(low), rounding::from_ordered(high)};
+}
+
+// What will be read a few groups later: the processor's own prefetching starts anew with every page.
+LRC_HD void prefetch(const float* x, int64_t n) {
+  constexpr int64_t ahead = 1024, line = 16;
+  for (int64_t i = 0; i < n; i += line) __builtin_prefetch(x + ahead + i);
+}
+
+template <class Code>
+LRC_HD void pack(uint8_t* bytes, int64_t n, const Code& code) {
+  // One code a byte, then two: both passes stay in L1.
+  uint8_t codes[kLargestGroup + 1];
+  for (int64_t i = 0; i < n; ++i) codes[i] = uint8_t(code(i));
+  codes[n] = 0;
+  for (int64_t i = 0; i < (n + 1) / 2; ++i) bytes[i] = uint8_t(codes[2 * i] | codes[2 * i + 1] << 4);
+}
+
+LRC_HD void draw(uint32_t* words, const Int4Run& run, int64_t begin, int64_t n) {
+  const uint64_t first = run.element + uint64_t(begin * run.element_step);
+  if (run.element_step == 1) return draw_words(words, n, run.seed, {first, int4::kStream, 0});
+  for (int64_t i = 0; i < n; ++i) {
+    words[i] = philox::bits(run.seed, {first + uint64_t(i * run.element_step), int4::kStream, 0});
+  }
+}
+
+template <bool kNf4, bool kStochastic>
+LRC_HD void encode_group(uint8_t* bytes, const Int4Run& run, int64_t begin, int64_t n, const Placement& at) {
+  const float* const x = run.x + begin;
+  if constexpr (kStochastic) {
+    uint32_t words[kLargestGroup];
+    draw(words, run, begin, n);
+    pack(bytes, n, [&](int64_t i) {
+      const float place = at(x[i]), uniform = philox::uniform(words[i]);
+      return kNf4 ? int4::stochastic_nf4_code(place, uniform) : int4::stochastic_even_code(place, at.shift, uniform);
+    });
+  } else {
+    pack(bytes, n, [&](int64_t i) {
+      return kNf4 ? int4::nearest_nf4_code(at(x[i])) : int4::nearest_even_code(at(x[i]), at.shift);
+    });
+  }
+}
+
+template <Scheme kScheme, bool kStochastic>
+bool encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
+  const int64_t half = run.group / 2;
+  for (int64_t begin = 0; begin < run.length; begin += run.group, bytes += half, ++stored) {
+    const int64_t left = run.length - begin, n = left < run.group ? left : run.group;
+    prefetch(run.x + begin, n);
+    const int4::Extremes range = extremes(run.x + begin, n);
+    if (!range.representable()) return false;
+    *stored = int4::fit(kScheme, range, kStochastic);
+    const Placement at = int4::placement(kScheme, to_float(stored->scale), to_float(stored->offset));
+    encode_group<kScheme == Scheme::kNf4, kStochastic>(bytes, run, begin, n, at);
+    for (int64_t i = (n + 1) / 2; i < half; ++i) bytes[i] = 0;
+  }
+  return true;
+}
+
+template <Scheme kScheme>
+bool encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
+  return (run.stochastic ? encode<kScheme, true> : encode<kScheme, false>)(bytes, stored, run);
+}
+
+}  // namespace
+
+bool int4_encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
+  switch (run.scheme) {
+    case Scheme::kAffine:
+      return encode<Scheme::kAffine>(bytes, stored, run);
+    case Scheme::kAffineZp:
+      return encode<Scheme::kAffineZp>(bytes, stored, run);
+    case Scheme::kSymmetric:
+      return encode<Scheme::kSymmetric>(bytes, stored, run);
+    default:
+      return encode<Scheme::kNf4>(bytes, stored, run);
+  }
+}
+
+void int4_decode(float* x, const uint8_t* bytes, int64_t n, int4::Grid grid, bool nf4) {
+  uint8_t codes[kLargestGroup + 1];
+  for (int64_t i = 0; i < (n + 1) / 2; ++i) {
+    codes[2 * i] = bytes[i] & 15;
+    codes[2 * i + 1] = bytes[i] >> 4;
+  }
+  if (nf4) {
+    for (int64_t i = 0; i < n; ++i) x[i] = int4::decode(grid, int4::nf4_level(codes[i]));
+  } else {
+    for (int64_t i = 0; i < n; ++i) x[i] = int4::decode(grid, float(codes[i]));
+  }
+}
+
+}  // namespace lowrank::LRC_LEVEL

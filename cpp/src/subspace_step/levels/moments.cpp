@@ -1,0 +1,125 @@
+// The elementwise part of a step: moments, their storage and the direction.
+#include "subspace_step/level.h"
+
+#include "lowrank_core/simd/philox.h"
+
+namespace lowrank::LRC_LEVEL {
+namespace {
+
+using subspace::Advance;
+using subspace::Factors;
+using subspace::Moment;
+using subspace::Rule;
+using subspace::Storage;
+using namespace blockwise;
+
+// ---- moments -----------------------------------------------------------------------------------------------------
+
+// What is stored of elements [begin, begin + count), count <= kBlock, of a moment.
+template <class Map>
+void decode(float* values, const Moment& from, int64_t begin, int64_t count) {
+  if (from.storage == Storage::kBlocks) {
+    const auto* codes = static_cast<const typename Map::Code*>(from.values) + begin;
+    return decode_block<Map>(values, codes, from.scales[begin / kBlock], count);
+  }
+  const auto* halves = static_cast<const bfloat16*>(from.values) + begin;
+  for (int64_t i = 0; i < count; ++i) values[i] = to_float(halves[i]);
+}
+
+template <class Map>
+void encode(const Moment& to, const float* values, int64_t begin, int64_t count, uint64_t seed,
+            const philox::Position& at) {
+  uint32_t words[kBlock];
+  draw_words(words, count, seed, at);
+  if (to.storage == Storage::kBlocks) {
+    auto* codes = static_cast<typename Map::Code*>(to.values) + begin;
+    to.scales[begin / kBlock] = encode_block<Map>(codes, values, count, Drawn{words});
+    return;
+  }
+  auto* halves = static_cast<bfloat16*>(to.values) + begin;
+  for (int64_t i = 0; i < count; ++i) halves[i] = to_bfloat16(values[i], words[i]);
+}
+
+// The second moment draws behind the first.
+LRC_HD philox::Position state_position(int64_t begin, int64_t size, bool second, int64_t step) {
+  return {uint64_t(begin + (second ? size : 0)), kStateStream, uint32_t(step)};
+}
+
+template <class T>
+void advance(Rule rule, const Factors<T>& f, T* low, T* first, T* second, int64_t count) {
+  switch (rule) {
+    case Rule::kAdam:
+      for (int64_t i = 0; i < count; ++i) low[i] = subspace::adam(f, low[i], first[i], second[i]);
+      return;
+    case Rule::kLion:
+      for (int64_t i = 0; i < count; ++i) low[i] = subspace::lion(f, low[i], first[i]);
+      return;
+    case Rule::kMomentum:
+      for (int64_t i = 0; i < count; ++i) low[i] = subspace::momentum(f, low[i], first[i]);
+  }
+}
+
+template <class T>
+void advance_work(const Advance& a, int64_t begin, int64_t end) {
+  const auto f = subspace::factors<T>(a.beta1, a.beta2, a.eps, a.step);
+  auto* first = static_cast<T*>(a.first.values);
+  auto* second = a.rule == Rule::kAdam ? static_cast<T*>(a.second.values) : first;
+  advance(a.rule, f, static_cast<T*>(a.low) + begin, first + begin, second + begin, end - begin);
+}
+
+void advance_coded(const Advance& a, int64_t begin, int64_t end) {
+  const auto f = subspace::factors<float>(a.beta1, a.beta2, a.eps, a.step);
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const int64_t count = smaller(kBlock, end - i);
+    float first[kBlock], second[kBlock];
+    decode<SignedMap>(first, a.first, i, count);
+    if (a.rule == Rule::kAdam) decode<RootMap>(second, a.second, i, count);
+    advance(a.rule, f, static_cast<float*>(a.low) + i, first, second, count);
+    encode<SignedMap>(a.first, first, i, count, a.seed, state_position(i, a.size, false, a.step));
+    if (a.rule != Rule::kAdam) continue;
+    encode<RootMap>(a.second, second, i, count, a.seed, state_position(i, a.size, true, a.step));
+  }
+}
+
+// The largest of the magnitudes' bits: all ones in the exponent for NaN and infinity.
+template <class T, class Bits>
+bool finite(const T* x, int64_t n, Bits infinity) {
+  Bits largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    Bits bits;
+    memcpy(&bits, x + i, sizeof bits);
+    bits &= ~(Bits(1) << (8 * sizeof(Bits) - 1));
+    largest = bits > largest ? bits : largest;
+  }
+  return largest < infinity;
+}
+
+}  // namespace
+
+void subspace_advance(const Advance& a, int64_t begin, int64_t end) {
+  if (a.dtype == DType::kFloat64) return advance_work<double>(a, begin, end);
+  if (a.first.storage == Storage::kWork) return advance_work<float>(a, begin, end);
+  advance_coded(a, begin, end);
+}
+
+void subspace_encode(const Moment& to, const float* values, int64_t begin, int64_t end, int64_t size, bool second,
+                     uint64_t seed, int64_t step) {
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const int64_t count = smaller(kBlock, end - i);
+    const philox::Position at = state_position(i, size, second, step);
+    second ? encode<RootMap>(to, values + i, i, count, seed, at)
+           : encode<SignedMap>(to, values + i, i, count, seed, at);
+  }
+}
+
+void subspace_decode(float* values, const Moment& from, int64_t begin, int64_t end, bool second) {
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const int64_t count = smaller(kBlock, end - i);
+    second ? decode<RootMap>(values + i, from, i, count) : decode<SignedMap>(values + i, from, i, count);
+  }
+}
+
+bool subspace_finite(const float* x, int64_t n) { return finite<float, uint32_t>(x, n, 0x7F800000u); }
+bool subspace_finite(const double* x, int64_t n) { return finite<double, uint64_t>(x, n, 0x7FF0000000000000u); }
+
+}  // namespace lowrank::LRC_LEVEL

@@ -1,0 +1,252 @@
+#include "lowrank_core/subspace_step.h"
+
+#include <algorithm>
+#include <atomic>
+#include <numeric>
+
+#include "lowrank_core/buffer.h"
+#include "lowrank_core/dense.h"
+#include "lowrank_core/parallel.h"
+#include "subspace_step/level.h"
+
+namespace lowrank::subspace {
+namespace {
+
+constexpr int64_t kChunk = 64 * blockwise::kBlock;  // elements of a subspace that one task advances
+constexpr int64_t kShare = 8;  // a weight of more than this part of all is worked on by all threads
+
+int64_t size_of(const Matrix& m) { return m.rows * m.cols; }
+
+// Calls one(job) for every job: large ones with all threads each, then the others side by side, longest first. Either
+// way the same bits.
+template <class One>
+void for_each_job(const std::vector<Job>& jobs, const One& one) {
+  std::vector<const Job*> order;
+  int64_t total = 0;
+  for (const Job& job : jobs) {
+    order.push_back(&job);
+    total += size_of(job.w);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [](auto* left, auto* right) { return size_of(left->w) > size_of(right->w); });
+  size_t first = 0;
+  for (; first < order.size() && size_of(order[first]->w) * kShare > total; ++first) one(*order[first]);
+  parallel_for(int64_t(order.size() - first), [&](int64_t i) { one(*order[first + size_t(i)]); });
+}
+
+template <class T>
+bool finite(const Matrix& low) {
+  std::atomic<bool> sound{true};
+  parallel_chunks(size_of(low), kChunk, [&](int64_t begin, int64_t end) {
+    if (!LRC_AT_LEVEL(subspace_finite, low.as<T>() + begin, end - begin)) sound = false;
+  });
+  return sound;
+}
+
+// Turns `low`, which holds R in the order of job.low, into N, and moves the moments.
+void advance(const Job& job, const Params& p, const Matrix& low) {
+  const int64_t size = size_of(low);
+  const Advance a{p.rule,    p.beta1, p.beta2,   p.eps,      job.step, low.data,
+                  low.dtype, size,    job.first, job.second, job.seed};
+  parallel_chunks(size, kChunk, [&](int64_t begin, int64_t end) { LRC_AT_LEVEL(subspace_advance, a, begin, end); });
+}
+
+// What is put into the weights where the rest of the gradient is dropped: from this, every other one differs.
+Lift plain_lift(const Job& job, const Params& p, const Matrix& direction) {
+  Lift lift{};
+  lift.w = job.w;
+  lift.left = job.basis;
+  lift.right = direction;
+  lift.g = job.g;
+  lift.keep = 1.0 - p.lr * p.weight_decay;
+  lift.step = p.lr * p.scale;
+  lift.g_sign = p.maximize ? -1.0 : 1.0;
+  lift.stochastic = p.stochastic;
+  lift.transposed = job.transposed;
+  lift.seed = job.seed;
+  lift.number = job.step;
+  lift.arithmetic = arithmetic_for(job.low.dtype, p.math);
+  return lift;
+}
+
+bool runs_along_columns(const Matrix& w) { return std::abs(w.row_stride) < std::abs(w.col_stride); }
+
+// The same with w's rows along memory.
+Lift along_memory(const Lift& lift) {
+  if (!runs_along_columns(lift.w)) return lift;
+  Lift turned = lift;
+  turned.w = lift.w.transposed();
+  turned.g = lift.g.transposed();
+  turned.left = lift.right.transposed();
+  turned.right = lift.left.transposed();
+  turned.gain_by_row = !lift.gain_by_row;
+  turned.transposed = !lift.transposed;
+  return turned;
+}
+
+// Squared norms of channels: N_j, R_j, G_j, and P R_j, which is R_jᵀ (Pᵀ P) R_j.
+struct ChannelNorms {
+  std::vector<double> n, r, g, pr;
+};
+
+template <class T>
+void projected_squares(std::vector<double>& sums, const Job& job, const Matrix& r) {
+  MatrixBuffer<T> gram_matrix(r.rows, r.rows), image(r.rows, r.cols);
+  gemm(gram_matrix.view(), job.basis.transposed(), job.basis);
+  gemm(image.view(), gram_matrix.view(), r);
+  for (int64_t i = 0; i < r.rows; ++i) {
+    const T* row = r.as<T>() + i * r.row_stride;
+    for (int64_t j = 0; j < r.cols; ++j) sums[size_t(j)] += double(image.at(i, j)) * double(row[j * r.col_stride]);
+  }
+}
+
+template <class T>
+ChannelNorms channel_norms(const Job& job, const Params& p, const Matrix& n, const Matrix& r) {
+  const auto channels = size_t(r.cols);
+  ChannelNorms norms{std::vector<double>(channels), std::vector<double>(channels), {}, {}};
+  LRC_AT_LEVEL(subspace_column_squares, norms.n.data(), n);
+  LRC_AT_LEVEL(subspace_column_squares, norms.r.data(), r);
+  if (!job.limit) return norms;
+  norms.g.resize(channels);
+  norms.pr.resize(channels);
+  LRC_AT_LEVEL(subspace_column_squares, norms.g.data(), job.g);
+  if (p.residual == Residual::kScaled) projected_squares<T>(norms.pr, job, r);
+  return norms;
+}
+
+// phi_j, with the limiter's factor; keeps the norm that was let through.
+std::vector<double> channel_gains(const Job& job, const Params& p, const ChannelNorms& norms) {
+  std::vector<double> gains(norms.n.size());
+  double squared = 0.0;
+  const double kappa = p.residual == Residual::kScaled ? p.residual_scale : 0.0;
+  for (size_t j = 0; j < gains.size(); ++j) {
+    gains[j] = channel_scale(norms.n[j], norms.r[j]);
+    if (p.residual == Residual::kChannel) gains[j] *= p.scale;
+    if (job.limit) squared += gains[j] * gains[j] * residual_norm(norms.g[j], norms.r[j], norms.pr[j], kappa);
+  }
+  if (!job.limit) return gains;
+  const double norm = std::sqrt(squared), floor = limiter_floor(double(size_of(job.g)));
+  const double factor = limiter(norm, double(*job.limit), p.growth, floor);
+  for (double& gain : gains) gain *= factor;
+  *job.limit = float(norm * factor);
+  return gains;
+}
+
+// W <- keep W - lr (scale P N + phi (G - kappa P R)) by one product: P (scale N - kappa phi R).
+template <class T>
+void lift_scaled(const Job& job, const Params& p, const Matrix& n, const Matrix& r) {
+  const std::vector<double> gains = channel_gains(job, p, channel_norms<T>(job, p, n, r));
+  Lift lift = plain_lift(job, p, n);
+  lift.residual = Residual::kScaled;
+  lift.step = p.lr;
+  if (p.residual == Residual::kChannel) {
+    lift.left = job.basis.block(0, 0, job.basis.rows, 0);
+    lift.right = n.block(0, 0, 0, n.cols);
+  } else {
+    for (int64_t i = 0; i < n.rows; ++i) {
+      T* direction = n.as<T>() + i * n.row_stride;
+      const T* low = r.as<T>() + i * r.row_stride;
+      for (int64_t j = 0; j < n.cols; ++j) {
+        T& value = direction[j * n.col_stride];
+        value = T(p.scale) * value - T(p.residual_scale * gains[size_t(j)]) * low[j * r.col_stride];
+      }
+    }
+  }
+  Buffer<T> factors(int64_t(gains.size()));
+  for (size_t j = 0; j < gains.size(); ++j) factors[int64_t(j)] = T(p.lr * gains[j]);
+  lift.gains = factors.data();
+  lift = along_memory(lift);
+  LRC_AT_LEVEL(subspace_lift, lift);
+}
+
+// `width` columns of n, then as many of r, and so on, as the rows of the result; zeros fill the last ones.
+template <class T>
+MatrixBuffer<T> paired(const Matrix& n, const Matrix& r, int64_t width) {
+  const int64_t groups = (n.cols + width - 1) / width;
+  MatrixBuffer<T> lines(2 * width * groups, n.rows);
+  std::fill(lines.data(), lines.data() + lines.size(), T(0));
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t begin = group * width, count = std::min(width, n.cols - begin);
+    copy(lines.view().block(2 * begin, 0, count, n.rows), n.block(0, begin, n.rows, count).transposed());
+    copy(lines.view().block(2 * begin + width, 0, count, n.rows), r.block(0, begin, n.rows, count).transposed());
+  }
+  return lines;
+}
+
+template <class T>
+void lift_sign(const Job& job, const Params& p, const Matrix& n, const Matrix& r) {
+  Lift lift = along_memory(plain_lift(job, p, n));
+  lift.residual = Residual::kSign;
+  lift.gain = p.lr * p.residual_scale;
+  lift.threshold = sign_threshold(largest_magnitude(job.g), double(r.rows), sizeof(T) == 8 ? 0x1p-53 : 0x1p-24);
+  lift.rows_paired = runs_along_columns(job.w);
+  MatrixBuffer<T> lines = paired<T>(n, r, LRC_AT_LEVEL(subspace_paired_lines, lift.rows_paired, dtype_of<T>::value));
+  (lift.rows_paired ? lift.left : lift.right) = lift.rows_paired ? lines.view() : lines.view().transposed();
+  LRC_AT_LEVEL(subspace_lift, lift);
+}
+
+template <class T>
+void update(const Job& job, const Params& p) {
+  if (p.residual == Residual::kDrop) {
+    advance(job, p, job.low);
+    if (job.w.empty()) return;
+    const Lift lift = along_memory(plain_lift(job, p, job.low));
+    LRC_AT_LEVEL(subspace_lift, lift);
+    return;
+  }
+  Buffer<T> memory(size_of(job.low));
+  std::copy(job.low.as<T>(), job.low.as<T>() + memory.size(), memory.data());
+  Matrix n = job.low;
+  n.data = memory.data();
+  advance(job, p, n);
+  if (job.w.empty()) return;
+  if (p.residual == Residual::kSign) return lift_sign<T>(job, p, n, job.low);
+  lift_scaled<T>(job, p, n, job.low);
+}
+
+}  // namespace
+
+bool project_cpu(const std::vector<Job>& jobs, const Params& params) {
+  std::atomic<bool> sound{true};
+  for_each_job(jobs, [&](const Job& job) {
+    if (job.low.empty()) {  // nothing that a gradient could show in
+      if (!std::isfinite(largest_magnitude(job.g))) sound = false;
+      return;
+    }
+    gemm(job.low, job.basis.transposed(), job.g, {.alpha = params.maximize ? -1.0 : 1.0, .math = params.math});
+    const bool good = job.low.dtype == DType::kFloat64 ? finite<double>(job.low) : finite<float>(job.low);
+    if (!good) sound = false;
+  });
+  return sound;
+}
+
+void update_cpu(const std::vector<Job>& jobs, const Params& params) {
+  for_each_job(jobs, [&](const Job& job) {
+    job.low.dtype == DType::kFloat64 ? update<double>(job, params) : update<float>(job, params);
+  });
+}
+
+void round_cpu(const Matrix& to, const Matrix& from, uint64_t seed, int64_t step) {
+  const bool turned = runs_along_columns(to);
+  const Matrix source = turned ? from.transposed() : from;
+  Lift lift{};
+  lift.w = turned ? to.transposed() : to;
+  lift.stochastic = true;
+  lift.transposed = turned;
+  lift.seed = seed;
+  lift.number = step;
+  LRC_AT_LEVEL(subspace_round, lift, source);
+}
+
+void encode_cpu(const Moment& to, const float* values, int64_t size, bool second, uint64_t seed, int64_t step) {
+  parallel_chunks(size, kChunk, [&](int64_t begin, int64_t end) {
+    LRC_AT_LEVEL(subspace_encode, to, values, begin, end, size, second, seed, step);
+  });
+}
+
+void decode_cpu(float* values, const Moment& from, int64_t size, bool second) {
+  parallel_chunks(size, kChunk,
+                  [&](int64_t begin, int64_t end) { LRC_AT_LEVEL(subspace_decode, values, from, begin, end, second); });
+}
+
+}  // namespace lowrank::subspace
