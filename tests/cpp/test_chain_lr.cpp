@@ -117,7 +117,7 @@ void tiles_equal_scalar_loops(int64_t depth, int64_t value_depth, int64_t keys, 
   const Tiles<T> tiles(depth, value_depth, keys);
   const ScoreRows<T> rows = tiles.rows(first_row, causal);
   std::vector<T> out(size_t(kScoreRows * tiles.width)), scratch(static_cast<size_t>(score_scratch(tiles.width)));
-  LRC_AT_LEVEL(score_gradient_rows, rows, out.data(), scratch.data());
+  scores<T>().gradient_rows(rows, out.data(), scratch.data());
   double largest = 0.0;
   // Scores below 2 depth in size, weights of a row that sum to 1, |dP| below value_depth, keys below 2.
   const double off = 2.0 * double(depth + 2) * 2.0 * double(depth) + double(keys) + 8.0;
@@ -142,7 +142,7 @@ void tiles_equal_scalar_loops(int64_t depth, int64_t value_depth, int64_t keys, 
     }
   }
   if (causal) return;  // whose largest score is that of whole tiles
-  const double found = LRC_AT_LEVEL(largest_score_rows, rows, scratch.data());
+  const double found = scores<T>().largest_rows(rows, scratch.data());
   CHECK(std::abs(found - largest) <= kUnit<T> * double(depth + 2) * 2.0 * double(depth));
 }
 

@@ -31,9 +31,9 @@ void primitives() {
     }
     std::vector<double> dots;
     every_level([&] {
-      dots.push_back(LRC_AT_LEVEL(dot, x.data(), y.data(), n));
+      dots.push_back(vectors<T>().dot(x.data(), y.data(), n));
       MatrixBuffer<T> z = clone(y);
-      LRC_AT_LEVEL(axpy, z.data(), T(0.75), x.data(), n);
+      vectors<T>().axpy(z.data(), T(0.75), x.data(), n);
       bool equal = true;
       for (int64_t i = 0; i < n; ++i) equal &= z[i] == T(y[i] + T(T(0.75) * x[i]));
       CHECK(equal);

@@ -376,10 +376,10 @@ void test_pairs() {
       for (const int64_t k : {0, 1, 2, 31, 32, 33, 511, 512, 513, 2049}) {
         const Array a = Array::random(31, k, dtype, layout, 1), b = Array::random(k, 50, dtype, layout, 2), c(31, 50);
         const GemmOptions options{1.5, 0.0, Math::kBFloat16};
-        avx512bf16::gemm_dense({c.view(), a.view(), b.view(), options.alpha, 0.0, Arithmetic::kPairs, false});
+        GemmLevel::avx512bf16.multiply({c.view(), a.view(), b.view(), options.alpha, 0.0, Arithmetic::kPairs, false});
         CHECK(is_product(c.view(), a.view(), b.view(), options, nullptr));
         const Array g(50, 50);
-        avx512bf16::gemm_dense(
+        GemmLevel::avx512bf16.multiply(
             {g.view(), b.view().transposed(), b.view(), options.alpha, 0.0, Arithmetic::kPairs, true});
         CHECK(is_product(g.view(), b.view().transposed(), b.view(), options, nullptr));
       }

@@ -19,25 +19,37 @@ struct Rotation {
 };
 constexpr int64_t kStrip = 32;  // columns of a strip of rows that `rotate_strip` turns
 
-LRC_DECLARE_AT_LEVELS(
-    // Sums in float64 whatever the storage type; fixed order for a given level.
-    double dot(const double* x, const double* y, int64_t n); double dot(const float* x, const float* y, int64_t n);
-    // y += a x
-    void axpy(double* y, double a, const double* x, int64_t n); void axpy(float* y, float a, const float* x, int64_t n);
-    // y += a x + b z
-    void axpy2(double* y, double a, const double* x, double b, const double* z, int64_t n);
-    // y -= sum over k < count of c[k stride] x[k], in this order; row k of x begins at x + k x_stride
-    void subtract_rows(double* y, const double* c, int64_t stride, const double* x, int64_t x_stride, int64_t count,
-                       int64_t n);
-    // y += sum over k < count of c[k] x[row[k]], in this order; a row of x begins every x_stride
-    void add_rows(float* y, const float* c, const int64_t* row, const float* x, int64_t x_stride, int64_t count,
-                  int64_t n);
-    void add_rows(double* y, const float* c, const int64_t* row, const double* x, int64_t x_stride, int64_t count,
-                  int64_t n);
-    // (x, y) <- (c x - s y, s x + c y)
-    void rotate(double* x, double* y, double c, double s, int64_t n);
-    // `count` rotations, one after the other, of the rows of strip [n, kStrip]
-    void rotate_strip(double* strip, const Rotation* turns, int64_t count))
+// Primitives of vectors of T.
+template <class T>
+struct VectorFunctions {
+  // Sums in float64 whatever the storage type; fixed order for a given level.
+  double (*dot)(const T* x, const T* y, int64_t n);
+  // y += a x
+  void (*axpy)(T* y, T a, const T* x, int64_t n);
+  // y += sum over k < count of c[k] x[row[k]], in this order; a row of x begins every x_stride
+  void (*add_rows)(T* y, const float* c, const int64_t* row, const T* x, int64_t x_stride, int64_t count, int64_t n);
+};
+
+struct DenseLevel {
+  ByType<VectorFunctions> vectors;
+  // y += a x + b z
+  void (*axpy2)(double* y, double a, const double* x, double b, const double* z, int64_t n);
+  // y -= sum over k < count of c[k stride] x[k], in this order; row k of x begins at x + k x_stride
+  void (*subtract_rows)(double* y, const double* c, int64_t stride, const double* x, int64_t x_stride, int64_t count,
+                        int64_t n);
+  // (x, y) <- (c x - s y, s x + c y)
+  void (*rotate)(double* x, double* y, double c, double s, int64_t n);
+  // `count` rotations, one after the other, of the rows of strip [n, kStrip]
+  void (*rotate_strip)(double* strip, const Rotation* turns, int64_t count);
+
+  static const DenseLevel generic, avx2, avx512, avx512bf16;
+};
+inline const DenseLevel& dense_level() { return at_level<DenseLevel>(); }
+
+template <class T>
+const VectorFunctions<T>& vectors() {
+  return dense_level().vectors.of<T>();
+}
 
 // Sum of the squares of all entries, in float64, any storage type and strides.
 double squared_norm(const Matrix& a);
@@ -55,18 +67,20 @@ void invert_upper(double* r, int64_t n);
 // x <- x - beta v (vᵀ x), the Householder reflection, over n entries.
 template <class T>
 void reflect(T* x, const T* v, double beta, int64_t n) {
-  const double projection = LRC_AT_LEVEL(dot, v, x, n);
-  LRC_AT_LEVEL(axpy, x, T(-beta * projection), v, n);
+  const VectorFunctions<T>& vector = vectors<T>();
+  const double projection = vector.dot(v, x, n);
+  vector.axpy(x, T(-beta * projection), v, n);
 }
 
 // Turns the column v into the reflector that maps it onto the first axis; returns beta, or 0 where the column is no
 // longer than `floor`: then the reflection is the identity.
 template <class T>
 double make_reflector(T* v, int64_t n, double floor) {
-  const double norm = std::sqrt(LRC_AT_LEVEL(dot, v, v, n));
+  const VectorFunctions<T>& vector = vectors<T>();
+  const double norm = std::sqrt(vector.dot(v, v, n));
   if (!(norm > floor)) return 0.0;
   v[0] += T(std::copysign(norm, double(v[0])));
-  return 2.0 / LRC_AT_LEVEL(dot, v, v, n);
+  return 2.0 / vector.dot(v, v, n);
 }
 
 // Largest magnitude of all entries; NaN or infinity if one is.

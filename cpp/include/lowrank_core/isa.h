@@ -1,12 +1,21 @@
 // isa: the instruction-set level that kernels run at, chosen once by CPUID and lowered, never raised, by
 // LOWRANK_CORE_ISA=generic|avx2|avx512|avx512bf16 or set_isa().
 //
-// A kernel that gains from wide vectors is one source file in a folder cpp/src/*/levels/, compiled once per level with
-// that level's flags and with LRC_LEVEL defined as the level's namespace. Such a file exports plain functions in
-// namespace lowrank::LRC_LEVEL and is called through LRC_AT_LEVEL.
+// What gains from wide vectors is in source files of the folders cpp/src/*/levels, compiled once per level with that
+// level's flags and with LRC_LEVEL defined as its name. Such a file offers a table of functions:
+//
+//   struct Level {                                                    // in a header: what is asked of a level
+//     void (*scale)(float* x, float by, int64_t n);
+//     static const Level generic, avx2, avx512, avx512bf16;
+//   };
+//   constinit const Level Level::LRC_LEVEL = {LRC_LEVEL::scale};      // in the file: what this one does
+//   at_level<Level>().scale(x, 2.0f, n);                              // a caller: by the one in use
+//
+// A table is of one level, and a level file names no other one's, so what is called through a table cannot mix them.
 #pragma once
 
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace lowrank {
@@ -32,40 +41,38 @@ class LevelScope {
   const int before_;
 };
 
-}  // namespace lowrank
-
-// Declares `function` in every level's namespace; to be written at namespace lowrank scope.
+// The table of the level in use.
+template <class Table>
+const Table& at_level() {
 #if defined(LRC_HAVE_X86_LEVELS)
-#define LRC_DECLARE_AT_LEVELS(...) \
-  namespace generic {              \
-  __VA_ARGS__;                     \
-  }                                \
-  namespace avx2 {                 \
-  __VA_ARGS__;                     \
-  }                                \
-  namespace avx512 {               \
-  __VA_ARGS__;                     \
-  }                                \
-  namespace avx512bf16 {           \
-  __VA_ARGS__;                     \
+  switch (isa()) {
+    case Isa::kAvx512Bf16:
+      return Table::avx512bf16;
+    case Isa::kAvx512:
+      return Table::avx512;
+    case Isa::kAvx2:
+      return Table::avx2;
+    case Isa::kGeneric:
+      break;
   }
-#define LRC_AT_LEVEL(function, ...)                          \
-  [&] {                                                      \
-    switch (::lowrank::isa()) {                              \
-      case ::lowrank::Isa::kAvx512Bf16:                      \
-        return ::lowrank::avx512bf16::function(__VA_ARGS__); \
-      case ::lowrank::Isa::kAvx512:                          \
-        return ::lowrank::avx512::function(__VA_ARGS__);     \
-      case ::lowrank::Isa::kAvx2:                            \
-        return ::lowrank::avx2::function(__VA_ARGS__);       \
-      default:                                               \
-        return ::lowrank::generic::function(__VA_ARGS__);    \
-    }                                                        \
-  }()
-#else
-#define LRC_DECLARE_AT_LEVELS(...) \
-  namespace generic {              \
-  __VA_ARGS__;                     \
-  }
-#define LRC_AT_LEVEL(function, ...) ::lowrank::generic::function(__VA_ARGS__)
 #endif
+  return Table::generic;
+}
+
+// The functions of a table that exist for each type that kernels compute in.
+template <template <class> class Functions>
+struct ByType {
+  Functions<float> single;
+  Functions<double> twofold;
+
+  template <class T>
+  const Functions<T>& of() const {
+    if constexpr (std::is_same_v<T, double>) {
+      return twofold;
+    } else {
+      return single;
+    }
+  }
+};
+
+}  // namespace lowrank

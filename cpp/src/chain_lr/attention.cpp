@@ -65,7 +65,7 @@ HeadGradient exact_head(const Attention& problem, int64_t index) {
   parallel_for(packed.rows / kScoreRows, [&](int64_t block) {
     Buffer<T> scratch(score_scratch(packed.width));
     const ScoreRows<T> rows = packed.at(block * kScoreRows, problem.causal);
-    LRC_AT_LEVEL(score_gradient_rows, rows, product.row(block * kScoreRows), scratch.data());
+    scores<T>().gradient_rows(rows, product.row(block * kScoreRows), scratch.data());
   });
   const Matrix sums = product.view().block(0, 0, head.queries, head.depth);
   MatrixBuffer<T> low(head.queries, head.rank);
@@ -86,7 +86,7 @@ double largest_score(const Attention& problem, int64_t index, bool exactly) {
   parallel_for(largest.size(), [&](int64_t block) {
     Buffer<T> scratch(score_scratch(packed.width));
     const ScoreRows<T> rows = packed.at(block * kScoreRows, problem.causal);
-    largest[block] = LRC_AT_LEVEL(largest_score_rows, rows, scratch.data());
+    largest[block] = scores<T>().largest_rows(rows, scratch.data());
   });
   return largest.size() == 0 ? 0.0 : *std::max_element(largest.data(), largest.data() + largest.size());
 }

@@ -61,7 +61,7 @@ class HadamardProduct {
       }
     });
     MatrixBuffer<T>& sum = *states[0];
-    for (int64_t p = 1; p < parts; ++p) LRC_AT_LEVEL(axpy, sum.data(), T(1), states[size_t(p)]->data(), sum.size());
+    for (int64_t p = 1; p < parts; ++p) vectors<T>().axpy(sum.data(), T(1), states[size_t(p)]->data(), sum.size());
     parallel_chunks(n, rows_, [&](int64_t begin, int64_t end) {
       MatrixBuffer<T> buffer(rows_, faces_);
       spread(begin, end - begin, sum, buffer);

@@ -99,7 +99,7 @@ template <class T>
 double longest_row(const MatrixBuffer<T>& x) {
   double longest = 0.0;
   for (int64_t i = 0; i < x.rows(); ++i) {
-    const double square = LRC_AT_LEVEL(dot, x.row(i), x.row(i), x.cols());
+    const double square = vectors<T>().dot(x.row(i), x.row(i), x.cols());
     longest = std::isnan(square) || square > longest ? square : longest;
     if (std::isnan(longest)) break;
   }

@@ -26,14 +26,25 @@ struct ScoreRows {
   bool causal;
 };
 
-LRC_DECLARE_AT_LEVELS(
-    // out [kScoreRows, width] <- p K, p = f ∘ (dO Vᵀ - rho), in one pass with running row statistics; 0 for a row
-    // that sees no key. `scratch`: score_scratch(width) numbers.
-    void score_gradient_rows(const ScoreRows<float>& rows, float* out, float* scratch);
-    void score_gradient_rows(const ScoreRows<double>& rows, double* out, double* scratch);
-    // Largest |score| over the keys that `bias` lets through.
-    double largest_score_rows(const ScoreRows<float>& rows, float* scratch);
-    double largest_score_rows(const ScoreRows<double>& rows, double* scratch))
+template <class T>
+struct ScoreFunctions {
+  // out [kScoreRows, width] <- p K, p = f ∘ (dO Vᵀ - rho), in one pass with running row statistics; 0 for a row that
+  // sees no key. `scratch`: score_scratch(width) numbers.
+  void (*gradient_rows)(const ScoreRows<T>& rows, T* out, T* scratch);
+  // Largest |score| over the keys that `bias` lets through.
+  double (*largest_rows)(const ScoreRows<T>& rows, T* scratch);
+};
+
+struct ScoreLevel {
+  ByType<ScoreFunctions> scores;
+
+  static const ScoreLevel generic, avx2, avx512, avx512bf16;
+};
+
+template <class T>
+const ScoreFunctions<T>& scores() {
+  return at_level<ScoreLevel>().scores.of<T>();
+}
 
 inline int64_t score_scratch(int64_t width) { return kScoreRows * (2 * kScoreCols + 2 * width); }
 

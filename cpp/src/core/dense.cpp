@@ -29,7 +29,7 @@ template <class T>
 double squared_norm_of_row(const Matrix& a, int64_t i) {
   const T* x = a.as<T>() + i * a.row_stride;
   if constexpr (std::is_same_v<T, float> || std::is_same_v<T, double>) {
-    if (a.col_stride == 1) return LRC_AT_LEVEL(dot, x, x, a.cols);
+    if (a.col_stride == 1) return vectors<T>().dot(x, x, a.cols);
   }
   double sum = 0.0;
   for (int64_t j = 0; j < a.cols; ++j) {
@@ -170,7 +170,7 @@ bool cholesky_upper(double* g, int64_t n, double floor) {
   for (int64_t i = 0; i < n; ++i) {
     double* row = g + i * n;
     std::fill(row, row + i, 0.0);
-    LRC_AT_LEVEL(subtract_rows, row + i, g + i, n, g + i, n, i, n - i);
+    dense_level().subtract_rows(row + i, g + i, n, g + i, n, i, n - i);
     const double pivot = row[i];
     if (!(pivot > floor)) return false;  // also refuses a NaN
     const double root = std::sqrt(pivot);
@@ -188,7 +188,7 @@ void invert_upper(double* r, int64_t n) {
     std::memcpy(row.data() + i, target + i, sizeof(double) * size_t(n - i));
     std::memset(target + i, 0, sizeof(double) * size_t(n - i));
     target[i] = 1.0;
-    LRC_AT_LEVEL(subtract_rows, target + i + 1, row.data() + i + 1, 1, target + n + i + 1, n, below, below);
+    dense_level().subtract_rows(target + i + 1, row.data() + i + 1, 1, target + n + i + 1, n, below, below);
     const double inverse = 1.0 / row[i];
     for (int64_t j = i; j < n; ++j) target[j] *= inverse;
   }

@@ -43,21 +43,21 @@ class Tridiagonalization {
 
   // Row i from column `from` on; `v` begins at the column that w_ is indexed by, too.
   void update(int64_t i, int64_t from, const double* v) {
-    LRC_AT_LEVEL(axpy2, row(i) + from, -v[i], w_.data() + from, -w_[size_t(i)], v + from, n_ - from);
+    dense_level().axpy2(row(i) + from, -v[i], w_.data() + from, -w_[size_t(i)], v + from, n_ - from);
   }
 
   // Returns reflector k, indexed by column, or null where there is nothing to reflect.
   const double* step(int64_t k, const double* waiting) {
     const int64_t below = k + 1, size = n_ - below;
     double* v = row(k) + below;  // by symmetry the column below the diagonal, too
-    const double first = v[0], norm = std::sqrt(LRC_AT_LEVEL(dot, v, v, size));
+    const double first = v[0], norm = std::sqrt(vectors<double>().dot(v, v, size));
     diagonal_[k] = row(k)[k];
     const double beta = beta_[k] = make_reflector(v, size, kNegligible);
     off_[k] = beta == 0.0 ? first : -std::copysign(norm, first);
     const auto each = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         if (waiting) update(i, below, waiting);
-        product_[size_t(i)] = beta * LRC_AT_LEVEL(dot, row(i) + below, v, size);
+        product_[size_t(i)] = beta * vectors<double>().dot(row(i) + below, v, size);
       }
     };
     if (size < kSerialBelow) {
@@ -68,7 +68,7 @@ class Tridiagonalization {
     if (beta == 0.0) return nullptr;
     std::swap(w_, product_);
     double* w = w_.data() + below;
-    LRC_AT_LEVEL(axpy, w, -0.5 * beta * LRC_AT_LEVEL(dot, w, v, size), v, size);
+    vectors<double>().axpy(w, -0.5 * beta * vectors<double>().dot(w, v, size), v, size);
     return row(k);
   }
 
@@ -134,7 +134,7 @@ void apply(std::vector<Rotation>& turns, double* rows, int64_t n) {
       std::fill(std::copy(rows + i * n + begin, rows + i * n + end, strip.data() + i * kStrip),
                 strip.data() + (i + 1) * kStrip, 0.0);
     }
-    LRC_AT_LEVEL(rotate_strip, strip.data(), turns.data(), int64_t(turns.size()));
+    dense_level().rotate_strip(strip.data(), turns.data(), int64_t(turns.size()));
     for (int64_t i = 0; i < n; ++i) {
       std::copy(strip.data() + i * kStrip, strip.data() + i * kStrip + (end - begin), rows + i * n + begin);
     }

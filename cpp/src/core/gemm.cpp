@@ -65,14 +65,14 @@ void gemm(const Matrix& c, const Matrix& a, const Matrix& b, const GemmOptions& 
     product.a = b.transposed();
     product.b = a.transposed();
   }
-  LRC_AT_LEVEL(gemm_dense, product);
+  at_level<GemmLevel>().multiply(product);
 }
 
 void gram(const Matrix& g, const Matrix& y, const GemmOptions& options) {
   check(g, y.transposed(), y);
   const Arithmetic arithmetic = arithmetic_for(g.dtype, options.math);
   const DenseProduct product{g, y.transposed(), y, options.alpha, options.beta, arithmetic, true};
-  LRC_AT_LEVEL(gemm_dense, product);
+  at_level<GemmLevel>().multiply(product);
 }
 
 void for_each_task(int64_t count, void (*task)(const void* job, int64_t index), const void* job) {

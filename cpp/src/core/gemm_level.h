@@ -16,6 +16,10 @@ struct DenseProduct {
   bool symmetric;
 };
 
-LRC_DECLARE_AT_LEVELS(void gemm_dense(const DenseProduct& product))
+struct GemmLevel {
+  void (*multiply)(const DenseProduct& product);
+
+  static const GemmLevel generic, avx2, avx512, avx512bf16;
+};
 
 }  // namespace lowrank

@@ -33,15 +33,16 @@ bool orthogonalize_pair(const Columns& x, const Columns& v, double* norm2, int64
                         double noise2) {
   const int64_t n = x.n;
   if (std::min(norm2[i], norm2[j]) <= noise2) return false;
-  const double aij = LRC_AT_LEVEL(dot, x[i], x[j], n);
+  const DenseLevel& level = dense_level();
+  const double aij = level.vectors.twofold.dot(x[i], x[j], n);
   if (!(std::abs(aij) > tol * std::sqrt(norm2[i]) * std::sqrt(norm2[j]))) return false;
   const double zeta = (norm2[j] - norm2[i]) / (2.0 * aij);
   const double t = std::copysign(1.0, zeta) / (std::abs(zeta) + std::sqrt(1.0 + zeta * zeta));
   const double c = 1.0 / std::sqrt(1.0 + t * t);
-  LRC_AT_LEVEL(rotate, x[i], x[j], c, c * t, n);
-  LRC_AT_LEVEL(rotate, v[i], v[j], c, c * t, n);
-  norm2[i] = LRC_AT_LEVEL(dot, x[i], x[i], n);
-  norm2[j] = LRC_AT_LEVEL(dot, x[j], x[j], n);
+  level.rotate(x[i], x[j], c, c * t, n);
+  level.rotate(v[i], v[j], c, c * t, n);
+  norm2[i] = level.vectors.twofold.dot(x[i], x[i], n);
+  norm2[j] = level.vectors.twofold.dot(x[j], x[j], n);
   return true;
 }
 
@@ -57,7 +58,7 @@ std::pair<int64_t, int64_t> opponents(int64_t p, int64_t round, int64_t players)
 // share no column, so they may run at the same time without changing a bit of the result.
 void jacobi_sweeps(const Columns& x, const Columns& v, double* norm2, double tol, int sweeps) {
   const int64_t n = x.n, players = n + n % 2, pairs = players / 2;
-  for (int64_t j = 0; j < n; ++j) norm2[j] = LRC_AT_LEVEL(dot, x[j], x[j], n);
+  for (int64_t j = 0; j < n; ++j) norm2[j] = vectors<double>().dot(x[j], x[j], n);
   for (int sweep = 0; sweep < sweeps; ++sweep) {
     // Graded columns converge at once, whatever their length; those of rounding never do, and are let go of. A quarter
     // of the length below which jacobi_svd replaces a column: whatever stays has been made orthogonal.
@@ -80,6 +81,7 @@ void jacobi_sweeps(const Columns& x, const Columns& v, double* norm2, double tol
 
 // Replaces columns from `first` on by unit vectors orthogonal to all before them.
 void complete_basis(const Columns& x, int64_t first) {
+  const VectorFunctions<double>& vector = vectors<double>();
   const int64_t n = x.n;
   int64_t axis = 0;
   for (int64_t j = first; j < n; ++j) {
@@ -88,9 +90,9 @@ void complete_basis(const Columns& x, int64_t first) {
       std::fill(x[j], x[j] + n, 0.0);
       x[j][axis++ % n] = 1.0;
       for (int pass = 0; pass < 2; ++pass) {
-        for (int64_t k = 0; k < j; ++k) LRC_AT_LEVEL(axpy, x[j], -LRC_AT_LEVEL(dot, x[k], x[j], n), x[k], n);
+        for (int64_t k = 0; k < j; ++k) vector.axpy(x[j], -vector.dot(x[k], x[j], n), x[k], n);
       }
-      norm2 = LRC_AT_LEVEL(dot, x[j], x[j], n);
+      norm2 = vector.dot(x[j], x[j], n);
     }
     const double inverse = 1.0 / std::sqrt(norm2);
     for (int64_t i = 0; i < n; ++i) x[j][i] *= inverse;

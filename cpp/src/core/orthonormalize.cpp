@@ -111,7 +111,7 @@ template <class T>
 void normalize(T* x, int64_t n) {
   const double scale = scale_of(row_major(x, 1, n));
   for (int64_t i = 0; i < n; ++i) x[i] = T(double(x[i]) / scale);
-  const double norm = std::sqrt(LRC_AT_LEVEL(dot, x, x, n));
+  const double norm = std::sqrt(vectors<T>().dot(x, x, n));
   if (norm == 0.0 || !std::isfinite(norm)) return;
   for (int64_t i = 0; i < n; ++i) x[i] = T(double(x[i]) / norm);
 }

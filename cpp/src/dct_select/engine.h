@@ -51,9 +51,6 @@ class Engine {
   Transform<T> transform_;
 };
 
-inline void dct_rows_at_level(const RowJob<float>& job) { LRC_AT_LEVEL(dct_rows, job); }
-inline void dct_rows_at_level(const RowJob<double>& job) { LRC_AT_LEVEL(dct_rows, job); }
-
 // Calls f with a number of the type that an array of this dtype is computed in.
 template <class F>
 auto in_work_type(DType dtype, const F& f) {

@@ -4,8 +4,7 @@
 #include "lowrank_core/dct_select.h"
 #include "lowrank_core/isa.h"
 
-namespace lowrank {
-namespace dct {
+namespace lowrank::dct {
 
 // A transform of n numbers that the level files can read. A tile is [vectors][lanes], one row in each lane; the cosine
 // bases see it as complex points, two vectors each.
@@ -39,8 +38,20 @@ struct RowJob {
   int64_t begin = 0, end = 0;
 };
 
-}  // namespace dct
+template <class T>
+struct RowFunctions {
+  void (*run)(const RowJob<T>& job);
+};
 
-LRC_DECLARE_AT_LEVELS(void dct_rows(const dct::RowJob<float>& job); void dct_rows(const dct::RowJob<double>& job))
+struct Level {
+  ByType<RowFunctions> rows;
 
-}  // namespace lowrank
+  static const Level generic, avx2, avx512, avx512bf16;
+};
+
+template <class T>
+void run_rows(const RowJob<T>& job) {
+  at_level<Level>().rows.of<T>().run(job);
+}
+
+}  // namespace lowrank::dct

@@ -150,7 +150,7 @@ void transform_pieces(const Pieces& pieces, Basis basis, int64_t n) {
     job.scale = engine.amplitude();
     job.begin = i % tasks * each;
     job.end = std::min(rows, job.begin + each);
-    dct_rows_at_level(job);
+    run_rows(job);
   });
 }
 
@@ -206,7 +206,7 @@ void Engine<T>::run(const RowJob<T>& job) const {
     part.transform = &transform_;
     part.begin = begin;
     part.end = end;
-    dct_rows_at_level(part);
+    run_rows(part);
   });
 }
 

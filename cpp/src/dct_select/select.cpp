@@ -39,7 +39,7 @@ void add_sums(const Engine<T>& engine, const RowJob<T>& job, Sums& sums) {
     part.end = std::min(rows, part.begin + each);
     part.squares = squares.data() + i * n;
     if (sums.with_magnitudes) part.magnitudes = magnitudes.data() + i * n;
-    dct_rows_at_level(part);
+    run_rows(part);
   });
   for (int64_t i = 0; i < tasks; ++i) {
     for (int64_t k = 0; k < n; ++k) sums.squares[k] += squares[i * n + k];

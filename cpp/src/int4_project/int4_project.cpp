@@ -151,7 +151,7 @@ class Quantizer {
                       uint64_t(element),
                       lines_.element_step};
     Stored stored[kTask / kGroupMultiple];
-    if (!LRC_AT_LEVEL(int4_encode, bytes, stored, run)) refuse_first(at, group, length);
+    if (!at_level<Int4CodeLevel>().encode(bytes, stored, run)) refuse_first(at, group, length);
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t place = at.group + (group + i) * lines_.group_step;
       write(codes_.scales, place, stored[i].scale);
@@ -206,7 +206,7 @@ void decode(Part& part, const Bundle& b, const Codes& codes, const Lines& lines,
     const uint8_t* const from = step == 1 ? packed + b.at[w].byte + first : part.bytes[w];
     float* const to = in_place ? in_place + b.at[w].array + part.begin : part.values[w];
     const Grid g = grid_at(codes, format, b.at[w].group + part.group * lines.group_step);
-    LRC_AT_LEVEL(int4_decode, to, from, part.count, g, format.scheme == Scheme::kNf4);
+    at_level<Int4CodeLevel>().decode(to, from, part.count, g, format.scheme == Scheme::kNf4);
   }
 }
 
@@ -272,7 +272,7 @@ void project_cpu(const View& out, const Basis& basis, const View& x, const Forma
     const Matrix c = out.matrix(i);
     if (c.empty()) continue;
     const Int4Product product{c, packed, x.matrix(i), back == along_rows, from_the_right(c)};
-    LRC_AT_LEVEL(int4_product, product);
+    at_level<Int4ProductLevel>().multiply(product);
   }
 }
 

@@ -37,12 +37,20 @@ struct Int4Run {
   int64_t element_step;
 };
 
-LRC_DECLARE_AT_LEVELS(
-    // Every group to group / 2 bytes, the last one padded with codes 0, and one of `stored`. False at the first group
-    // that cannot be represented.
-    bool int4_encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run);
-    // n <= kLargestGroup elements of one group.
-    void int4_decode(float* x, const uint8_t* bytes, int64_t n, int4::Grid grid, bool nf4);
-    void int4_product(const Int4Product& product))
+struct Int4CodeLevel {
+  // Every group to group / 2 bytes, the last one padded with codes 0, and one of `stored`. False at the first group
+  // that cannot be represented.
+  bool (*encode)(uint8_t* bytes, int4::Stored* stored, const Int4Run& run);
+  // n <= kLargestGroup elements of one group.
+  void (*decode)(float* x, const uint8_t* bytes, int64_t n, int4::Grid grid, bool nf4);
+
+  static const Int4CodeLevel generic, avx2, avx512, avx512bf16;
+};
+
+struct Int4ProductLevel {
+  void (*multiply)(const Int4Product& product);
+
+  static const Int4ProductLevel generic, avx2, avx512, avx512bf16;
+};
 
 }  // namespace lowrank

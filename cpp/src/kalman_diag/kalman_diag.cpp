@@ -59,9 +59,8 @@ MatrixBuffer<double> weighted_gram(const std::vector<Block>& blocks, int64_t pad
   parallel_for(cut.tasks(), [&](int64_t task) {
     double* const gram = partial.data() + task * area;
     std::fill(gram, gram + area, 0.0);
-    cut.for_each_run(task, gram_rows(padded), [&](const Block& block, const Run& run) {
-      LRC_AT_LEVEL(kalman_diag_gram, gram, padded, block, run);
-    });
+    cut.for_each_run(task, gram_rows(padded),
+                     [&](const Block& block, const Run& run) { level().gram(gram, padded, block, run); });
   });
   MatrixBuffer<double> sum(padded, padded);
   std::fill(sum.data(), sum.data() + area, 0.0);
@@ -188,7 +187,7 @@ bool step_cpu(const std::vector<Block>& blocks, const Params& params) {
   const Cut cut(blocks, padded);
   parallel_for(cut.tasks(), [&](int64_t task) {
     cut.for_each_run(task, update_rows(padded),
-                     [&](const Block& block, const Run& run) { LRC_AT_LEVEL(kalman_diag_update, update, block, run); });
+                     [&](const Block& block, const Run& run) { level().update(update, block, run); });
   });
   return true;
 }
@@ -208,9 +207,8 @@ Outcome gain_cpu(const Matrix& k, const Matrix& p, const Matrix& h, const Matrix
   const MatrixBuffer<double> inverse = padded_inverse(s, d, padded);
   const Cut cut(blocks, padded);
   parallel_for(cut.tasks(), [&](int64_t task) {
-    cut.for_each_run(task, gain_rows(padded), [&](const Block& b, const Run& run) {
-      LRC_AT_LEVEL(kalman_diag_gain, k, inverse.data(), padded, b, run);
-    });
+    cut.for_each_run(task, gain_rows(padded),
+                     [&](const Block& b, const Run& run) { level().gain(k, inverse.data(), padded, b, run); });
   });
   return Outcome::kDone;
 }

@@ -30,18 +30,16 @@ constexpr int64_t gram_rows(int64_t padded) { return padded + 1; }
 constexpr int64_t update_rows(int64_t padded) { return padded + 3; }
 constexpr int64_t gain_rows(int64_t padded) { return 2 * padded + 1; }
 
+struct Level {
+  // gram [padded, padded] += X diag(p) Xᵀ of the run, in its lower triangle; X is jac, and below it score if it has
+  // data
+  void (*gram)(double* gram, int64_t padded, const Block& block, const Run& run);
+  void (*update)(const Update& update, const Block& block, const Run& run);
+  // k <- diag(p) jacᵀ inverse, inverse [padded, padded] of S
+  void (*gain)(const Matrix& k, const double* inverse, int64_t padded, const Block& block, const Run& run);
+
+  static const Level generic, avx2, avx512, avx512bf16;
+};
+inline const Level& level() { return at_level<Level>(); }
+
 }  // namespace lowrank::kalman_diag
-
-namespace lowrank {
-
-LRC_DECLARE_AT_LEVELS(
-    // gram [padded, padded] += X diag(p) Xᵀ of the run, in its lower triangle; X is jac, and below it score if it has
-    // data
-    void kalman_diag_gram(double* gram, int64_t padded, const kalman_diag::Block& block, const kalman_diag::Run& run);
-    void kalman_diag_update(const kalman_diag::Update& update, const kalman_diag::Block& block,
-                            const kalman_diag::Run& run);
-    // k <- diag(p) jacᵀ inverse, inverse [padded, padded] of S
-    void kalman_diag_gain(const Matrix& k, const double* inverse, int64_t padded, const kalman_diag::Block& block,
-                          const kalman_diag::Run& run))
-
-}  // namespace lowrank

@@ -91,7 +91,7 @@ class Layer : public Augmented {
     const Matrix gv = terms.gv.values.view(), gu = terms.gu.values.view();
     if (terms.gs) {
       const double rate_s = rate(terms.gs->exponent);
-      for (int64_t i = 0; i < r; ++i) LRC_AT_LEVEL(axpy, block.row(i), rate_s, terms.gs->values.row(i), r);
+      for (int64_t i = 0; i < r; ++i) vectors<double>().axpy(block.row(i), rate_s, terms.gs->values.row(i), r);
     } else {
       gemm(core, in.u.transposed(), gv, {.alpha = rate_v, .beta = 1.0});
     }

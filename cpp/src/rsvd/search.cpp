@@ -67,8 +67,8 @@ void sketch_rows(MatrixBuffer<T>& z, const Matrix& a, uint64_t seed) {
       for (int64_t j = 0; j < l; ++j) {
         const int64_t first = omega.begin[size_t(top / kTileRows * l + j)];
         const int64_t last = omega.begin[size_t(top / kTileRows * l + j + 1)];
-        LRC_AT_LEVEL(add_rows, zt.row(j) + begin, omega.value.data() + first, omega.row.data() + first, from, stride,
-                     last - first, end - begin);
+        vectors<T>().add_rows(zt.row(j) + begin, omega.value.data() + first, omega.row.data() + first, from, stride,
+                              last - first, end - begin);
       }
     }
   });

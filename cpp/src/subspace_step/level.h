@@ -38,23 +38,35 @@ struct Lift {
   Arithmetic arithmetic;
 };
 
+template <class T>
+struct CheckFunctions {
+  bool (*finite)(const T* x, int64_t n);
+};
+
+struct MomentLevel {
+  // Elements [begin, end); begin is a multiple of the codecs' block.
+  void (*advance)(const Advance& a, int64_t begin, int64_t end);
+  void (*encode)(const Moment& to, const float* values, int64_t begin, int64_t end, int64_t size, bool second,
+                 uint64_t seed, int64_t step);
+  void (*decode)(float* values, const Moment& from, int64_t begin, int64_t end, bool second);
+  ByType<CheckFunctions> checks;
+
+  static const MomentLevel generic, avx2, avx512, avx512bf16;
+};
+
+struct WeightLevel {
+  void (*lift)(const Lift& lift);
+  // w <- from [m, n], as `lift` rounds
+  void (*round)(const Lift& to, const Matrix& from);
+  // How many lines of each of two operands alternate, as rows or columns of a product, so that a tile holds both.
+  int64_t (*paired_lines)(bool rows, DType dtype);
+  // sums[j] += squares of column j
+  void (*add_column_squares)(double* sums, const Matrix& x);
+
+  static const WeightLevel generic, avx2, avx512, avx512bf16;
+};
+
+inline const MomentLevel& moment_level() { return at_level<MomentLevel>(); }
+inline const WeightLevel& weight_level() { return at_level<WeightLevel>(); }
+
 }  // namespace lowrank::subspace
-
-namespace lowrank {
-
-LRC_DECLARE_AT_LEVELS(
-    // Elements [begin, end); begin is a multiple of the codecs' block.
-    void subspace_advance(const subspace::Advance& a, int64_t begin, int64_t end);
-    void subspace_encode(const subspace::Moment& to, const float* values, int64_t begin, int64_t end, int64_t size,
-                         bool second, uint64_t seed, int64_t step);
-    void subspace_decode(float* values, const subspace::Moment& from, int64_t begin, int64_t end, bool second);
-    void subspace_lift(const subspace::Lift& lift);
-    // How many lines of each of two operands alternate, as rows or columns of a product, so that a tile holds both.
-    int64_t subspace_paired_lines(bool rows, DType dtype);
-    // w <- from [m, n], as subspace_lift rounds
-    void subspace_round(const subspace::Lift& to, const Matrix& from);
-    // sums[j] += squares of column j
-    void subspace_column_squares(double* sums, const Matrix& x); bool subspace_finite(const float* x, int64_t n);
-    bool subspace_finite(const double* x, int64_t n))
-
-}  // namespace lowrank

@@ -38,7 +38,7 @@ template <class T>
 bool finite(const Matrix& low) {
   std::atomic<bool> sound{true};
   parallel_chunks(size_of(low), kChunk, [&](int64_t begin, int64_t end) {
-    if (!LRC_AT_LEVEL(subspace_finite, low.as<T>() + begin, end - begin)) sound = false;
+    if (!moment_level().checks.of<T>().finite(low.as<T>() + begin, end - begin)) sound = false;
   });
   return sound;
 }
@@ -48,7 +48,7 @@ void advance(const Job& job, const Params& p, const Matrix& low) {
   const int64_t size = size_of(low);
   const Advance a{p.rule,    p.beta1, p.beta2,   p.eps,      job.step, low.data,
                   low.dtype, size,    job.first, job.second, job.seed};
-  parallel_chunks(size, kChunk, [&](int64_t begin, int64_t end) { LRC_AT_LEVEL(subspace_advance, a, begin, end); });
+  parallel_chunks(size, kChunk, [&](int64_t begin, int64_t end) { moment_level().advance(a, begin, end); });
 }
 
 // What is put into the weights where the rest of the gradient is dropped: from this, every other one differs.
@@ -104,12 +104,12 @@ template <class T>
 ChannelNorms channel_norms(const Job& job, const Params& p, const Matrix& n, const Matrix& r) {
   const auto channels = size_t(r.cols);
   ChannelNorms norms{std::vector<double>(channels), std::vector<double>(channels), {}, {}};
-  LRC_AT_LEVEL(subspace_column_squares, norms.n.data(), n);
-  LRC_AT_LEVEL(subspace_column_squares, norms.r.data(), r);
+  weight_level().add_column_squares(norms.n.data(), n);
+  weight_level().add_column_squares(norms.r.data(), r);
   if (!job.limit) return norms;
   norms.g.resize(channels);
   norms.pr.resize(channels);
-  LRC_AT_LEVEL(subspace_column_squares, norms.g.data(), job.g);
+  weight_level().add_column_squares(norms.g.data(), job.g);
   if (p.residual == Residual::kScaled) projected_squares<T>(norms.pr, job, r);
   return norms;
 }
@@ -156,7 +156,7 @@ void lift_scaled(const Job& job, const Params& p, const Matrix& n, const Matrix&
   for (size_t j = 0; j < gains.size(); ++j) factors[int64_t(j)] = T(p.lr * gains[j]);
   lift.gains = factors.data();
   lift = along_memory(lift);
-  LRC_AT_LEVEL(subspace_lift, lift);
+  weight_level().lift(lift);
 }
 
 // `width` columns of n, then as many of r, and so on, as the rows of the result; zeros fill the last ones.
@@ -180,9 +180,9 @@ void lift_sign(const Job& job, const Params& p, const Matrix& n, const Matrix& r
   lift.gain = p.lr * p.residual_scale;
   lift.threshold = sign_threshold(largest_magnitude(job.g), double(r.rows), sizeof(T) == 8 ? 0x1p-53 : 0x1p-24);
   lift.rows_paired = runs_along_columns(job.w);
-  MatrixBuffer<T> lines = paired<T>(n, r, LRC_AT_LEVEL(subspace_paired_lines, lift.rows_paired, dtype_of<T>::value));
+  MatrixBuffer<T> lines = paired<T>(n, r, weight_level().paired_lines(lift.rows_paired, dtype_of<T>::value));
   (lift.rows_paired ? lift.left : lift.right) = lift.rows_paired ? lines.view() : lines.view().transposed();
-  LRC_AT_LEVEL(subspace_lift, lift);
+  weight_level().lift(lift);
 }
 
 template <class T>
@@ -191,7 +191,7 @@ void update(const Job& job, const Params& p) {
     advance(job, p, job.low);
     if (job.w.empty()) return;
     const Lift lift = along_memory(plain_lift(job, p, job.low));
-    LRC_AT_LEVEL(subspace_lift, lift);
+    weight_level().lift(lift);
     return;
   }
   Buffer<T> memory(size_of(job.low));
@@ -235,18 +235,18 @@ void round_cpu(const Matrix& to, const Matrix& from, uint64_t seed, int64_t step
   lift.transposed = turned;
   lift.seed = seed;
   lift.number = step;
-  LRC_AT_LEVEL(subspace_round, lift, source);
+  weight_level().round(lift, source);
 }
 
 void encode_cpu(const Moment& to, const float* values, int64_t size, bool second, uint64_t seed, int64_t step) {
   parallel_chunks(size, kChunk, [&](int64_t begin, int64_t end) {
-    LRC_AT_LEVEL(subspace_encode, to, values, begin, end, size, second, seed, step);
+    moment_level().encode(to, values, begin, end, size, second, seed, step);
   });
 }
 
 void decode_cpu(float* values, const Moment& from, int64_t size, bool second) {
   parallel_chunks(size, kChunk,
-                  [&](int64_t begin, int64_t end) { LRC_AT_LEVEL(subspace_decode, values, from, begin, end, second); });
+                  [&](int64_t begin, int64_t end) { moment_level().decode(values, from, begin, end, second); });
 }
 
 }  // namespace lowrank::subspace

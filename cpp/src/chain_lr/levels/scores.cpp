@@ -177,14 +177,12 @@ double largest_rows(const ScoreRows<T>& rows, T* scratch) {
 
 }  // namespace
 
-void score_gradient_rows(const ScoreRows<float>& rows, float* out, float* scratch) {
-  gradient_rows(rows, out, scratch);
-}
-void score_gradient_rows(const ScoreRows<double>& rows, double* out, double* scratch) {
-  gradient_rows(rows, out, scratch);
-}
-
-double largest_score_rows(const ScoreRows<float>& rows, float* scratch) { return largest_rows(rows, scratch); }
-double largest_score_rows(const ScoreRows<double>& rows, double* scratch) { return largest_rows(rows, scratch); }
-
 }  // namespace lowrank::LRC_LEVEL
+
+namespace lowrank {
+
+constinit const ScoreLevel ScoreLevel::LRC_LEVEL = {
+    {{LRC_LEVEL::gradient_rows<float>, LRC_LEVEL::largest_rows<float>},
+     {LRC_LEVEL::gradient_rows<double>, LRC_LEVEL::largest_rows<double>}}};
+
+}  // namespace lowrank

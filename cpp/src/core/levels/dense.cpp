@@ -17,7 +17,7 @@ LRC_HD double fold(double* lane) {
 }
 
 template <class T>
-LRC_HD double dot_lanes(const T* x, const T* y, int64_t n) {
+double dot(const T* x, const T* y, int64_t n) {
   double lane[kSums] = {};
   int64_t i = 0;
   for (; i + kSums <= n; i += kSums) {
@@ -54,15 +54,8 @@ LRC_HD void combine(T* y, int64_t n, int64_t count, const Terms& term) {
   }
 }
 
-}  // namespace
-
-double dot(const double* x, const double* y, int64_t n) { return dot_lanes(x, y, n); }
-double dot(const float* x, const float* y, int64_t n) { return dot_lanes(x, y, n); }
-
-void axpy(double* y, double a, const double* x, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
-}
-void axpy(float* y, float a, const float* x, int64_t n) {
+template <class T>
+void axpy(T* y, T a, const T* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
 }
 
@@ -75,13 +68,9 @@ void subtract_rows(double* y, const double* c, int64_t stride, const double* x, 
   combine(y, n, count, [&](int64_t k) { return Term<double>{-c[k * stride], x + k * x_stride}; });
 }
 
-void add_rows(float* y, const float* c, const int64_t* row, const float* x, int64_t x_stride, int64_t count,
-              int64_t n) {
-  combine(y, n, count, [&](int64_t k) { return Term<float>{c[k], x + row[k] * x_stride}; });
-}
-void add_rows(double* y, const float* c, const int64_t* row, const double* x, int64_t x_stride, int64_t count,
-              int64_t n) {
-  combine(y, n, count, [&](int64_t k) { return Term<double>{double(c[k]), x + row[k] * x_stride}; });
+template <class T>
+void add_rows(T* y, const float* c, const int64_t* row, const T* x, int64_t x_stride, int64_t count, int64_t n) {
+  combine(y, n, count, [&](int64_t k) { return Term<T>{T(c[k]), x + row[k] * x_stride}; });
 }
 
 void rotate(double* x, double* y, double c, double s, int64_t n) {
@@ -117,4 +106,18 @@ void rotate_strip(double* strip, const Rotation* turns, int64_t count) {
   put_back();
 }
 
+}  // namespace
 }  // namespace lowrank::LRC_LEVEL
+
+namespace lowrank {
+
+constinit const DenseLevel DenseLevel::LRC_LEVEL = {
+    .vectors = {{LRC_LEVEL::dot<float>, LRC_LEVEL::axpy<float>, LRC_LEVEL::add_rows<float>},
+                {LRC_LEVEL::dot<double>, LRC_LEVEL::axpy<double>, LRC_LEVEL::add_rows<double>}},
+    .axpy2 = LRC_LEVEL::axpy2,
+    .subtract_rows = LRC_LEVEL::subtract_rows,
+    .rotate = LRC_LEVEL::rotate,
+    .rotate_strip = LRC_LEVEL::rotate_strip,
+};
+
+}  // namespace lowrank

@@ -81,12 +81,17 @@ Epilogue describe_epilogue(const DenseProduct& p) {
   }
 }
 
-}  // namespace
-
-void gemm_dense(const DenseProduct& p) {
+void dense_product(const DenseProduct& p) {
   AnyLoad a, b;
   const Operand left = describe(p.arithmetic, a, p.a), right = describe(p.arithmetic, b, p.b.transposed());
   multiply(p.arithmetic, {p.c.rows, p.c.cols, p.a.cols, left, right, describe_epilogue(p)});
 }
 
+}  // namespace
 }  // namespace lowrank::LRC_LEVEL
+
+namespace lowrank {
+
+constinit const GemmLevel GemmLevel::LRC_LEVEL = {LRC_LEVEL::dense_product};
+
+}  // namespace lowrank

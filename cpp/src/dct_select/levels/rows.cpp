@@ -180,8 +180,10 @@ void run(const RowJob<T>& job) {
 }
 
 }  // namespace
-
-void dct_rows(const dct::RowJob<float>& job) { run(job); }
-void dct_rows(const dct::RowJob<double>& job) { run(job); }
-
 }  // namespace lowrank::LRC_LEVEL
+
+namespace lowrank {
+
+constinit const dct::Level dct::Level::LRC_LEVEL = {{{LRC_LEVEL::run<float>}, {LRC_LEVEL::run<double>}}};
+
+}  // namespace lowrank

@@ -82,9 +82,7 @@ bool encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
   return (run.stochastic ? encode<kScheme, true> : encode<kScheme, false>)(bytes, stored, run);
 }
 
-}  // namespace
-
-bool int4_encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
+bool encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
   switch (run.scheme) {
     case Scheme::kAffine:
       return encode<Scheme::kAffine>(bytes, stored, run);
@@ -97,7 +95,7 @@ bool int4_encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
   }
 }
 
-void int4_decode(float* x, const uint8_t* bytes, int64_t n, int4::Grid grid, bool nf4) {
+void decode(float* x, const uint8_t* bytes, int64_t n, int4::Grid grid, bool nf4) {
   uint8_t codes[kLargestGroup + 1];
   for (int64_t i = 0; i < (n + 1) / 2; ++i) {
     codes[2 * i] = bytes[i] & 15;
@@ -110,4 +108,11 @@ void int4_decode(float* x, const uint8_t* bytes, int64_t n, int4::Grid grid, boo
   }
 }
 
+}  // namespace
 }  // namespace lowrank::LRC_LEVEL
+
+namespace lowrank {
+
+constinit const Int4CodeLevel Int4CodeLevel::LRC_LEVEL = {LRC_LEVEL::encode, LRC_LEVEL::decode};
+
+}  // namespace lowrank

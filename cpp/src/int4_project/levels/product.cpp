@@ -208,11 +208,16 @@ void product(const Int4Product& p) {
   return p.packed.nf4 ? product<Acc, true, false>(p) : product<Acc, false, false>(p);
 }
 
-}  // namespace
-
-void int4_product(const Int4Product& p) {
+void packed_product(const Int4Product& p) {
   if (p.c.dtype == DType::kFloat64) return product<double>(p);
   product<float>(p);
 }
 
+}  // namespace
 }  // namespace lowrank::LRC_LEVEL
+
+namespace lowrank {
+
+constinit const Int4ProductLevel Int4ProductLevel::LRC_LEVEL = {LRC_LEVEL::packed_product};
+
+}  // namespace lowrank

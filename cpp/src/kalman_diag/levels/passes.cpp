@@ -179,9 +179,7 @@ void write_step(const Block& block, const Chunk& chunk, const double* delta, con
   }
 }
 
-}  // namespace
-
-void kalman_diag_gram(double* gram, int64_t padded, const Block& block, const Run& run) {
+void gram_run(double* gram, int64_t padded, const Block& block, const Run& run) {
   const int64_t groups = padded / kTall, tiles = groups * (groups + 1) / 2 * (kTall / kWide);
   const bool resident = padded <= kResident;
   Lane sums[kResidentTiles * kTall * kWide] = {};
@@ -205,7 +203,7 @@ void kalman_diag_gram(double* gram, int64_t padded, const Block& block, const Ru
   });
 }
 
-void kalman_diag_update(const Update& update, const Block& block, const Run& run) {
+void update_run(const Update& update, const Block& block, const Run& run) {
   double* const p = run.scratch + update.padded * run.chunk;
   double* const score = p + run.chunk;
   double* const delta = score + run.chunk;
@@ -221,7 +219,7 @@ void kalman_diag_update(const Update& update, const Block& block, const Run& run
   });
 }
 
-void kalman_diag_gain(const Matrix& k, const double* inverse, int64_t padded, const Block& block, const Run& run) {
+void gain_run(const Matrix& k, const double* inverse, int64_t padded, const Block& block, const Run& run) {
   const int64_t m = block.jac.rows;
   double* const y = run.scratch + padded * run.chunk;
   double* const p = y + padded * run.chunk;
@@ -249,4 +247,12 @@ void kalman_diag_gain(const Matrix& k, const double* inverse, int64_t padded, co
   });
 }
 
+}  // namespace
 }  // namespace lowrank::LRC_LEVEL
+
+namespace lowrank {
+
+constinit const kalman_diag::Level kalman_diag::Level::LRC_LEVEL = {LRC_LEVEL::gram_run, LRC_LEVEL::update_run,
+                                                                    LRC_LEVEL::gain_run};
+
+}  // namespace lowrank

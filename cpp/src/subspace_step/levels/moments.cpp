@@ -82,8 +82,8 @@ void advance_coded(const Advance& a, int64_t begin, int64_t end) {
 }
 
 // The largest of the magnitudes' bits: all ones in the exponent for NaN and infinity.
-template <class T, class Bits>
-bool finite(const T* x, int64_t n, Bits infinity) {
+template <class T, class Bits, Bits kInfinity>
+bool finite(const T* x, int64_t n) {
   Bits largest = 0;
   for (int64_t i = 0; i < n; ++i) {
     Bits bits;
@@ -91,19 +91,17 @@ bool finite(const T* x, int64_t n, Bits infinity) {
     bits &= ~(Bits(1) << (8 * sizeof(Bits) - 1));
     largest = bits > largest ? bits : largest;
   }
-  return largest < infinity;
+  return largest < kInfinity;
 }
 
-}  // namespace
-
-void subspace_advance(const Advance& a, int64_t begin, int64_t end) {
+void advance_run(const Advance& a, int64_t begin, int64_t end) {
   if (a.dtype == DType::kFloat64) return advance_work<double>(a, begin, end);
   if (a.first.storage == Storage::kWork) return advance_work<float>(a, begin, end);
   advance_coded(a, begin, end);
 }
 
-void subspace_encode(const Moment& to, const float* values, int64_t begin, int64_t end, int64_t size, bool second,
-                     uint64_t seed, int64_t step) {
+void encode_run(const Moment& to, const float* values, int64_t begin, int64_t end, int64_t size, bool second,
+                uint64_t seed, int64_t step) {
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t count = smaller(kBlock, end - i);
     const philox::Position at = state_position(i, size, second, step);
@@ -112,14 +110,24 @@ void subspace_encode(const Moment& to, const float* values, int64_t begin, int64
   }
 }
 
-void subspace_decode(float* values, const Moment& from, int64_t begin, int64_t end, bool second) {
+void decode_run(float* values, const Moment& from, int64_t begin, int64_t end, bool second) {
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t count = smaller(kBlock, end - i);
     second ? decode<RootMap>(values + i, from, i, count) : decode<SignedMap>(values + i, from, i, count);
   }
 }
 
-bool subspace_finite(const float* x, int64_t n) { return finite<float, uint32_t>(x, n, 0x7F800000u); }
-bool subspace_finite(const double* x, int64_t n) { return finite<double, uint64_t>(x, n, 0x7FF0000000000000u); }
-
+}  // namespace
 }  // namespace lowrank::LRC_LEVEL
+
+namespace lowrank {
+
+constinit const subspace::MomentLevel subspace::MomentLevel::LRC_LEVEL = {
+    .advance = LRC_LEVEL::advance_run,
+    .encode = LRC_LEVEL::encode_run,
+    .decode = LRC_LEVEL::decode_run,
+    .checks = {{LRC_LEVEL::finite<float, uint32_t, 0x7F800000u>},
+               {LRC_LEVEL::finite<double, uint64_t, 0x7FF0000000000000u>}},
+};
+
+}  // namespace lowrank

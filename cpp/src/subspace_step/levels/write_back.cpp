@@ -172,20 +172,18 @@ void round_lines(const Lift& p, const Matrix& from) {
   }
 }
 
-}  // namespace
-
-void subspace_lift(const Lift& p) {
+void lift_product(const Lift& p) {
   AnyLoad a, b;
   const Operand left = describe(p.arithmetic, a, p.left), right = describe(p.arithmetic, b, p.right.transposed());
   multiply(p.arithmetic, {p.left.rows, p.right.cols, p.left.cols, left, right, epilogue(p)});
 }
 
-int64_t subspace_paired_lines(bool rows, DType dtype) {
+int64_t paired_lines(bool rows, DType dtype) {
   const int lane = dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
   return rows ? kRows / 2 : kColumnVectors * lane / 2;
 }
 
-void subspace_round(const Lift& to, const Matrix& from) {
+void round_matrix(const Lift& to, const Matrix& from) {
   switch (to.w.dtype) {
     case DType::kFloat64:
       return round_lines<double>(to, from);
@@ -198,7 +196,7 @@ void subspace_round(const Lift& to, const Matrix& from) {
   }
 }
 
-void subspace_column_squares(double* sums, const Matrix& x) {
+void add_column_squares(double* sums, const Matrix& x) {
   constexpr int few = 256;
   double line[few];
   const bool by_columns = x.row_stride * x.row_stride < x.col_stride * x.col_stride;
@@ -208,7 +206,7 @@ void subspace_column_squares(double* sums, const Matrix& x) {
       const int count = int(smaller(few, lines.cols - j));
       load_line(line, lines, i, j, count);
       if (by_columns) {
-        sums[i] += dot(line, line, count);
+        sums[i] += DenseLevel::LRC_LEVEL.vectors.twofold.dot(line, line, count);
       } else {
         for (int k = 0; k < count; ++k) sums[j + k] += line[k] * line[k];
       }
@@ -216,4 +214,16 @@ void subspace_column_squares(double* sums, const Matrix& x) {
   }
 }
 
+}  // namespace
 }  // namespace lowrank::LRC_LEVEL
+
+namespace lowrank {
+
+constinit const subspace::WeightLevel subspace::WeightLevel::LRC_LEVEL = {
+    .lift = LRC_LEVEL::lift_product,
+    .round = LRC_LEVEL::round_matrix,
+    .paired_lines = LRC_LEVEL::paired_lines,
+    .add_column_squares = LRC_LEVEL::add_column_squares,
+};
+
+}  // namespace lowrank
