@@ -34,13 +34,13 @@ void bind_chain_matmul(const WriteArray& out, const std::vector<ReadArray>& matr
     views.push_back(m.view);
   }
   expect(rows_of(out.view) == rows_of(views[0]) && cols_of(out.view) == cols_of(views.back()), "the result's shape");
-  chain::chain_matmul_cpu(out.view, views);
+  chain_lr::chain_matmul_cpu(out.view, views);
 }
 
 std::vector<std::vector<int64_t>> bind_plan_chain(const std::vector<int64_t>& dims) {
-  std::vector<chain::Factor> factors;
+  std::vector<chain_lr::Factor> factors;
   for (size_t i = 0; i + 1 < dims.size(); ++i) factors.push_back({dims[i], dims[i + 1], 1});
-  return chain::plan_chain(factors);
+  return chain_lr::plan_chain(factors);
 }
 
 using OptionalArray = std::optional<ReadArray>;
@@ -62,9 +62,9 @@ void bind_adapter_linear(const WriteArray& y, const ReadArray& x, const Optional
     expect(bias->view.rank == 1 && bias->view.shape[0] == d_out, "bias and y");
     row = Matrix{bias->view.data, bias->view.dtype, 1, d_out, 0, bias->view.stride[0]};
   }
-  const chain::Adapter adapter{first.view.matrix(), last.view.matrix(), square(middle, rank), scale};
+  const chain_lr::Adapter adapter{first.view.matrix(), last.view.matrix(), square(middle, rank), scale};
   const auto full = w ? std::optional<Matrix>(w->view.matrix()) : std::nullopt;
-  chain::adapter_linear_cpu(y.view.matrix(), x.view.matrix(), full, adapter, row);
+  chain_lr::adapter_linear_cpu(y.view.matrix(), x.view.matrix(), full, adapter, row);
 }
 
 void bind_adapter_gradient(const WriteArray& first_grad, const WriteArray& last_grad, const ReadArray& dy,
@@ -74,12 +74,12 @@ void bind_adapter_gradient(const WriteArray& first_grad, const WriteArray& last_
   expect(is_matrix(x.view, t, d_in) && is_matrix(dy.view, t, d_out), "x and dy");
   expect(is_matrix(first.view, d_in, rank) && is_matrix(first_grad.view, d_in, rank), "first and its gradient");
   expect(is_matrix(last.view, d_out, rank) && is_matrix(last_grad.view, d_out, rank), "last and its gradient");
-  chain::AdapterGradient out{first_grad.view.matrix(), last_grad.view.matrix(), std::nullopt};
+  chain_lr::AdapterGradient out{first_grad.view.matrix(), last_grad.view.matrix(), std::nullopt};
   if (middle_grad) {
     expect(is_matrix(middle_grad->view, rank, rank), "first and middle_grad");
     out.middle = middle_grad->view.matrix();
   }
-  chain::adapter_gradient_cpu(out, dy.view.matrix(), x.view.matrix(),
+  chain_lr::adapter_gradient_cpu(out, dy.view.matrix(), x.view.matrix(),
                               {first.view.matrix(), last.view.matrix(), std::nullopt, scale});
 }
 
@@ -96,7 +96,7 @@ bool same_batch(const View& view, const View& like) {
   return true;
 }
 
-chain::Attention attention(const Arrays& arrays, const OptionalArray& mask, double scale, bool causal) {
+chain_lr::Attention attention(const Arrays& arrays, const OptionalArray& mask, double scale, bool causal) {
   expect(arrays.size() == 7, "the arrays");
   const View &q = arrays[0].view, &k = arrays[1].view, &v = arrays[2].view, &dout = arrays[3].view;
   const View &weight = arrays[4].view, &a = arrays[5].view, &b = arrays[6].view;
@@ -105,7 +105,7 @@ chain::Attention attention(const Arrays& arrays, const OptionalArray& mask, doub
   expect(is_matrix(a, rows_of(a), cols_of(k)) && is_matrix(b, cols_of(q), rows_of(a)), "a, b, queries and keys");
   expect(rows_of(v) == rows_of(k) && rows_of(dout) == rows_of(q) && cols_of(dout) == cols_of(v), "values and dout");
   expect(!causal || rows_of(q) == rows_of(k), "queries and keys of a causal head");
-  chain::Attention problem{q, k, v, dout, std::nullopt, weight.matrix(), a.matrix(), b.matrix(), scale, causal};
+  chain_lr::Attention problem{q, k, v, dout, std::nullopt, weight.matrix(), a.matrix(), b.matrix(), scale, causal};
   if (mask) {
     bool fits = mask->view.dtype == DType::kUInt8 && mask->view.rank == q.rank - 1;
     for (int i = 0; fits && i + 2 < q.rank; ++i) fits = mask->view.shape[size_t(i)] == q.shape[size_t(i)];
@@ -116,15 +116,15 @@ chain::Attention attention(const Arrays& arrays, const OptionalArray& mask, doub
   return problem;
 }
 
-chain::AttentionGradient gradient(const WriteArray& da, const WriteArray& db, const chain::Attention& problem) {
+chain_lr::AttentionGradient gradient(const WriteArray& da, const WriteArray& db, const chain_lr::Attention& problem) {
   expect(is_matrix(da.view, problem.a.rows, problem.a.cols) && da.view.dtype == DType::kFloat64, "da and a");
   expect(is_matrix(db.view, problem.b.rows, problem.b.cols) && db.view.dtype == DType::kFloat64, "db and b");
   return {da.view.matrix(), db.view.matrix()};
 }
 
-chain::Features features(const OptionalArray& left, const OptionalArray& right, int64_t degree,
-                         const chain::Attention& problem) {
-  chain::Features found{std::nullopt, std::nullopt, degree};
+chain_lr::Features features(const OptionalArray& left, const OptionalArray& right, int64_t degree,
+                         const chain_lr::Attention& problem) {
+  chain_lr::Features found{std::nullopt, std::nullopt, degree};
   expect(left.has_value() == right.has_value() && degree >= 0, "features");
   if (!left) return found;
   expect(same_batch(left->view, problem.queries) && same_batch(right->view, problem.queries) &&
@@ -138,37 +138,37 @@ chain::Features features(const OptionalArray& left, const OptionalArray& right, 
 
 void bind_exact(const WriteArray& da, const WriteArray& db, const Arrays& arrays, const OptionalArray& mask,
                 double scale, bool causal) {
-  const chain::Attention problem = attention(arrays, mask, scale, causal);
-  chain::attention_exact_cpu(gradient(da, db, problem), problem);
+  const chain_lr::Attention problem = attention(arrays, mask, scale, causal);
+  chain_lr::attention_exact_cpu(gradient(da, db, problem), problem);
 }
 
 void bind_chained(const WriteArray& da, const WriteArray& db, const Arrays& arrays, const OptionalArray& mask,
                   double scale, bool causal, int64_t degree, const OptionalArray& left, const OptionalArray& right) {
-  const chain::Attention problem = attention(arrays, mask, scale, causal);
-  chain::attention_chained_cpu(gradient(da, db, problem), problem, features(left, right, degree, problem));
+  const chain_lr::Attention problem = attention(arrays, mask, scale, causal);
+  chain_lr::attention_chained_cpu(gradient(da, db, problem), problem, features(left, right, degree, problem));
 }
 
 double bind_largest(const Arrays& arrays, const OptionalArray& mask, double scale, bool causal, bool exactly) {
-  return chain::largest_score_cpu(attention(arrays, mask, scale, causal), exactly);
+  return chain_lr::largest_score_cpu(attention(arrays, mask, scale, causal), exactly);
 }
 
 double bind_sampled(const Arrays& arrays, const OptionalArray& mask, double scale, bool causal,
                     const OptionalArray& left, const OptionalArray& right) {
-  const chain::Attention problem = attention(arrays, mask, scale, causal);
-  return chain::sampled_error_cpu(problem, features(left, right, 0, problem));
+  const chain_lr::Attention problem = attention(arrays, mask, scale, causal);
+  return chain_lr::sampled_error_cpu(problem, features(left, right, 0, problem));
 }
 
 void bind_operands(const WriteArray& queries, const WriteArray& keys, const Arrays& arrays, const OptionalArray& mask,
                    double scale) {
-  const chain::Attention problem = attention(arrays, mask, scale, false);
+  const chain_lr::Attention problem = attention(arrays, mask, scale, false);
   expect(same_batch(queries.view, problem.queries) && same_batch(keys.view, problem.queries) &&
              rows_of(queries.view) == rows_of(problem.queries) && cols_of(queries.view) == problem.weight.cols &&
              rows_of(keys.view) == rows_of(problem.keys) && cols_of(keys.view) == problem.weight.cols,
          "queries and keys");
-  chain::attention_operands_cpu(queries.view, keys.view, problem);
+  chain_lr::attention_operands_cpu(queries.view, keys.view, problem);
 }
 
-void bind_gaussian(const WriteArray& out, uint64_t seed) { chain::gaussian_cpu(out.view, seed); }
+void bind_gaussian(const WriteArray& out, uint64_t seed) { chain_lr::gaussian_cpu(out.view, seed); }
 
 }  // namespace
 
@@ -195,7 +195,7 @@ void register_chain_lr(py::module_& module) {
          "left"_a, "right"_a, "Relative error of a few rows by given features.");
   kernel(module, "attention_operands", &bind_operands, "queries"_a, "keys"_a, "arrays"_a, py::kw_only(), "mask"_a,
          "scale"_a, "What features are taken of: effective queries, and keys less their mean.");
-  kernel(module, "taylor_error", &chain::taylor_error, "largest"_a, "degree"_a,
+  kernel(module, "taylor_error", &chain_lr::taylor_error, "largest"_a, "degree"_a,
          "Estimated relative error of the chained gradient where exp is cut after an even degree.");
   kernel(module, "gaussian", &bind_gaussian, "out"_a, py::kw_only(), "seed"_a,
          "Fills `out` with standard normal numbers of a seed.");

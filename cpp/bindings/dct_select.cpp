@@ -14,20 +14,20 @@ namespace {
 
 using OptionalArray = std::optional<ReadArray>;
 
-dct::Basis basis_of(const std::string& name) {
-  if (name == "dct2") return dct::Basis::kDct2;
-  if (name == "dct3") return dct::Basis::kDct3;
-  if (name == "hadamard") return dct::Basis::kHadamard;
+dct_select::Basis basis_of(const std::string& name) {
+  if (name == "dct2") return dct_select::Basis::kDct2;
+  if (name == "dct3") return dct_select::Basis::kDct3;
+  if (name == "hadamard") return dct_select::Basis::kHadamard;
   LRC_CHECK(name == "identity" || name == "custom",
             "dct_select: `basis` must be 'dct2', 'dct3', 'identity' or 'hadamard', got '" + name + "'");
-  return dct::Basis::kIdentity;
+  return dct_select::Basis::kIdentity;
 }
 
-dct::Method method_of(const std::string& name) {
-  if (name == "auto") return dct::Method::kAuto;
-  if (name == "fft") return dct::Method::kFft;
+dct_select::Method method_of(const std::string& name) {
+  if (name == "auto") return dct_select::Method::kAuto;
+  if (name == "fft") return dct_select::Method::kFft;
   LRC_CHECK(name == "gemm", "dct: `method` must be 'auto', 'fft' or 'gemm', got '" + name + "'");
-  return dct::Method::kGemm;
+  return dct_select::Method::kGemm;
 }
 
 bool is_left(const std::string& side) {
@@ -76,8 +76,8 @@ Matrix oriented(const View& view, int64_t index, bool left) {
   return left ? m.transposed() : m;
 }
 
-dct::Selection selection_of(const std::string& basis, const OptionalArray& atoms, int64_t n, int64_t norm_ord) {
-  dct::Selection selection{basis_of(basis), std::nullopt, int(norm_ord)};
+dct_select::Selection selection_of(const std::string& basis, const OptionalArray& atoms, int64_t n, int64_t norm_ord) {
+  dct_select::Selection selection{basis_of(basis), std::nullopt, int(norm_ord)};
   LRC_CHECK(norm_ord == 1 || norm_ord == 2, "dct_select: `norm_ord` must be 1 or 2");
   LRC_CHECK((basis == "custom") == atoms.has_value(), "dct_select: `basis` must be 'custom' with an array of atoms");
   const bool power = (n & (n - 1)) == 0;
@@ -92,10 +92,10 @@ dct::Selection selection_of(const std::string& basis, const OptionalArray& atoms
 void bind_transform(const WriteArray& out, const ReadArray& x, const std::string& basis, const std::string& method) {
   expect_float(x.view, "x", 1);
   expect_like(out.view, x.view, "out");
-  const dct::Basis kind = basis_of(basis);
+  const dct_select::Basis kind = basis_of(basis);
   const int64_t n = x.view.shape[size_t(x.view.rank - 1)];
   LRC_CHECK(n < (int64_t(1) << 29), "dct: the length must be below 2^29");
-  dct::transform_cpu(out.view, x.view, kind, method_of(method));
+  dct_select::transform_cpu(out.view, x.view, kind, method_of(method));
 }
 
 // The outputs of a selection, checked against g.
@@ -122,10 +122,10 @@ void bind_select(const WriteArray& indices, const WriteArray& coeffs, const Writ
                  const std::string& basis, const OptionalArray& atoms, const std::string& side, int64_t norm_ord) {
   const bool left = is_left(side);
   const Chosen to = chosen(indices.view, coeffs.view, captured.view, g.view, left);
-  const dct::Selection selection = selection_of(basis, atoms, to.n, norm_ord);
+  const dct_select::Selection selection = selection_of(basis, atoms, to.n, norm_ord);
   for (int64_t i = 0; i < g.view.batch(); ++i) {
     to.captured[i] =
-        dct::select_cpu(to.indices + i * to.rank, oriented(coeffs.view, i, left), oriented(g.view, i, left), selection);
+        dct_select::select_cpu(to.indices + i * to.rank, oriented(coeffs.view, i, left), oriented(g.view, i, left), selection);
   }
 }
 
@@ -135,9 +135,9 @@ void bind_feedback(const WriteArray& indices, const WriteArray& coeffs, const Wr
   const bool left = is_left(side);
   const Chosen to = chosen(indices.view, coeffs.view, captured.view, g.view, left);
   expect_like(residual.view, g.view, "residual");
-  const dct::Selection selection = selection_of(basis, atoms, to.n, norm_ord);
+  const dct_select::Selection selection = selection_of(basis, atoms, to.n, norm_ord);
   for (int64_t i = 0; i < g.view.batch(); ++i) {
-    to.captured[i] = dct::feedback_cpu(to.indices + i * to.rank, oriented(coeffs.view, i, left),
+    to.captured[i] = dct_select::feedback_cpu(to.indices + i * to.rank, oriented(coeffs.view, i, left),
                                        oriented(residual.view, i, left), oriented(g.view, i, left), keep, selection);
   }
 }
@@ -152,11 +152,11 @@ void bind_project_back(const WriteArray& out, const ReadArray& coeffs, const Rea
   const int64_t n = out.view.shape[last], rank = coeffs.view.shape[last];
   expect(out.view.shape[other] == coeffs.view.shape[other], "out");
   const int64_t* const list = indices_of(indices.view, out.view.batch(), rank, "indices");
-  const dct::Selection selection = selection_of(basis, atoms, n, 2);
+  const dct_select::Selection selection = selection_of(basis, atoms, n, 2);
   for (int64_t i = 0; i < out.view.batch(); ++i)
     expect_ascending("dct_project_back: `indices`", list + i * rank, rank, n);
   for (int64_t i = 0; i < out.view.batch(); ++i) {
-    dct::project_back_cpu(oriented(out.view, i, left), oriented(coeffs.view, i, left), list + i * rank, selection);
+    dct_select::project_back_cpu(oriented(out.view, i, left), oriented(coeffs.view, i, left), list + i * rank, selection);
   }
 }
 
@@ -180,8 +180,8 @@ void bind_rotate(const WriteArray& m_out, const WriteArray& v_out, const ReadArr
     expect_ascending("rotate_moments: `new_indices`", to + i * after, after, -1);
   }
   for (int64_t i = 0; i < batch; ++i) {
-    dct::rotate_cpu(oriented(m_out.view, i, left), oriented(m.view, i, left), from + i * before, to + i * after);
-    dct::rotate_cpu(oriented(v_out.view, i, left), oriented(v.view, i, left), from + i * before, to + i * after);
+    dct_select::rotate_cpu(oriented(m_out.view, i, left), oriented(m.view, i, left), from + i * before, to + i * after);
+    dct_select::rotate_cpu(oriented(v_out.view, i, left), oriented(v.view, i, left), from + i * before, to + i * after);
   }
 }
 

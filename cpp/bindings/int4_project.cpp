@@ -10,9 +10,9 @@ namespace py = pybind11;
 namespace lowrank {
 namespace {
 
-using int4::Codes;
-using int4::Format;
-using int4::Scheme;
+using int4_project::Codes;
+using int4_project::Format;
+using int4_project::Scheme;
 
 Scheme scheme_of(const std::string& scheme) {
   if (scheme == "affine") return Scheme::kAffine;
@@ -27,7 +27,7 @@ bool has_offsets(Scheme scheme) { return scheme == Scheme::kAffine || scheme == 
 
 Format format_of(int rank, int dim, int64_t group_size, const std::string& scheme) {
   LRC_CHECK(dim >= 0 && dim < rank, "int4: `dim` must be a dimension of the array");
-  LRC_CHECK(group_size > 0 && group_size % int4::kGroupMultiple == 0 && group_size <= int4::kLargestGroup,
+  LRC_CHECK(group_size > 0 && group_size % int4_project::kGroupMultiple == 0 && group_size <= int4_project::kLargestGroup,
             "int4: `group_size` must be a multiple of 32 up to 256, got " + std::to_string(group_size));
   return {dim, group_size, scheme_of(scheme)};
 }
@@ -67,7 +67,7 @@ void bind_quantize(const WriteArray& packed, const WriteArray& scales, const std
   const Format format = format_of(x.view.rank, dim, group_size, scheme);
   const Codes codes = codes_of(packed, scales, offsets);
   expect_codes(codes, x.view, format);
-  int4::quantize_cpu(codes, x.view, format, seed);
+  int4_project::quantize_cpu(codes, x.view, format, seed);
 }
 
 void bind_dequantize(const WriteArray& out, const ReadArray& packed, const ReadArray& scales,
@@ -75,7 +75,7 @@ void bind_dequantize(const WriteArray& out, const ReadArray& packed, const ReadA
   const Format format = format_of(out.view.rank, dim, group_size, scheme);
   const Codes codes = codes_of(packed, scales, offsets);
   expect_codes(codes, out.view, format);
-  int4::dequantize_cpu(out.view, codes, format);
+  int4_project::dequantize_cpu(out.view, codes, format);
 }
 
 void bind_project(const WriteArray& out, const ReadArray& packed, const ReadArray& scales,
@@ -94,7 +94,7 @@ void bind_project(const WriteArray& out, const ReadArray& packed, const ReadArra
   const Matrix c = out.view.matrix(), dense = x.view.matrix();
   LRC_CHECK(c.cols == dense.cols && c.rows == (back ? rows : cols) && dense.rows == (back ? cols : rows),
             "int4_project: the shapes must be those of a product");
-  int4::project_cpu(out.view, {codes, rows, cols}, x.view, format, back);
+  int4_project::project_cpu(out.view, {codes, rows, cols}, x.view, format, back);
 }
 
 }  // namespace

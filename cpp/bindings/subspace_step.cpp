@@ -11,12 +11,12 @@ namespace py = pybind11;
 namespace lowrank {
 namespace {
 
-using subspace::Job;
-using subspace::Moment;
-using subspace::Params;
-using subspace::Residual;
-using subspace::Rule;
-using subspace::Storage;
+using subspace_step::Job;
+using subspace_step::Moment;
+using subspace_step::Params;
+using subspace_step::Residual;
+using subspace_step::Rule;
+using subspace_step::Storage;
 
 using Reads = std::vector<ReadArray>;
 using Writes = std::vector<WriteArray>;
@@ -96,7 +96,7 @@ bool bind_project(const Writes& low, const Reads& grads, const Reads& bases, con
   Params params;
   params.maximize = maximize;
   params.math = math_of(precision);
-  return subspace::project_cpu(jobs, params);
+  return subspace_step::project_cpu(jobs, params);
 }
 
 // Moments by lists: of a rule that has no second one, `second` is empty; scales are empty but for 8-bit codes.
@@ -147,13 +147,13 @@ void bind_update(const Writes& params, const Reads& grads, const Reads& bases, c
     }
     jobs.push_back(job);
   }
-  subspace::update_cpu(jobs, p);
+  subspace_step::update_cpu(jobs, p);
 }
 
 void bind_round(const WriteArray& to, const ReadArray& from, uint64_t seed, int64_t step) {
   const Matrix target = matrix_of(to.view, false, "to"), source = matrix_of(from.view, false, "from");
   expect(target.rows == source.rows && target.cols == source.cols, "from");
-  subspace::round_cpu(target, source, seed, step);
+  subspace_step::round_cpu(target, source, seed, step);
 }
 
 Matrix values_of(const View& values) {
@@ -166,7 +166,7 @@ void bind_encode(const WriteArray& codes, const std::optional<WriteArray>& scale
   const Matrix from = values_of(values.view);
   const Moment to = moment_of(codes.view, scales ? &*scales : nullptr, from, second, "codes");
   expect(to.storage != Storage::kWork, "codes");
-  subspace::encode_cpu(to, from.as<float>(), from.cols, second, seed, step);
+  subspace_step::encode_cpu(to, from.as<float>(), from.cols, second, seed, step);
 }
 
 void bind_decode(const WriteArray& values, const WriteArray& codes, const std::optional<WriteArray>& scales,
@@ -174,7 +174,7 @@ void bind_decode(const WriteArray& values, const WriteArray& codes, const std::o
   const Matrix to = values_of(values.view);
   const Moment from = moment_of(codes.view, scales ? &*scales : nullptr, to, second, "codes");
   expect(from.storage != Storage::kWork, "codes");
-  subspace::decode_cpu(to.as<float>(), from, to.cols, second);
+  subspace_step::decode_cpu(to.as<float>(), from, to.cols, second);
 }
 
 }  // namespace

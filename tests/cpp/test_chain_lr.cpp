@@ -11,7 +11,7 @@
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/philox.h"
 
-namespace lowrank::chain {
+namespace lowrank::chain_lr {
 namespace {
 
 constexpr uint32_t kStream = 99;  // of this test
@@ -163,12 +163,12 @@ void every_level_equals_scalar_loops() {
 }
 
 }  // namespace
-}  // namespace lowrank::chain
+}  // namespace lowrank::chain_lr
 
 int main() {
-  lowrank::chain::thin_factors_come_first();
-  lowrank::chain::the_series_is_cut_after_its_degree();
-  lowrank::chain::normal_numbers_have_the_moments_of_one();
-  lowrank::chain::every_level_equals_scalar_loops();
+  lowrank::chain_lr::thin_factors_come_first();
+  lowrank::chain_lr::the_series_is_cut_after_its_degree();
+  lowrank::chain_lr::normal_numbers_have_the_moments_of_one();
+  lowrank::chain_lr::every_level_equals_scalar_loops();
   return lowrank::testing::finish();
 }

@@ -72,15 +72,15 @@ View matrix_view(T* data, int64_t m, int64_t n) {
   return view;
 }
 
-double entry(dct::Basis basis, int64_t n, int64_t k, int64_t i) {
-  if (basis == dct::Basis::kIdentity) return k == i ? 1.0 : 0.0;
-  if (basis == dct::Basis::kHadamard) return dct::hadamard_sign(uint64_t(k), uint64_t(i)) / std::sqrt(double(n));
-  return basis == dct::Basis::kDct2 ? dct2_entry(n, k, i) : dct2_entry(n, i, k);
+double entry(dct_select::Basis basis, int64_t n, int64_t k, int64_t i) {
+  if (basis == dct_select::Basis::kIdentity) return k == i ? 1.0 : 0.0;
+  if (basis == dct_select::Basis::kHadamard) return dct_select::hadamard_sign(uint64_t(k), uint64_t(i)) / std::sqrt(double(n));
+  return basis == dct_select::Basis::kDct2 ? dct2_entry(n, k, i) : dct2_entry(n, i, k);
 }
 
 // Largest error over the norm of the row, in units.
 template <class T>
-double worst(dct::Basis basis, dct::Method method, int64_t n) {
+double worst(dct_select::Basis basis, dct_select::Method method, int64_t n) {
   const int64_t m = 19;
   std::vector<T> x(size_t(m * n)), y(x.size());
   uint32_t state = 1;
@@ -88,7 +88,7 @@ double worst(dct::Basis basis, dct::Method method, int64_t n) {
     state = state * 1664525u + 1013904223u;
     value = T(double(state >> 8) * 0x1p-23 - 1.0);
   }
-  dct::transform_cpu(matrix_view(y.data(), m, n), matrix_view(x.data(), m, n), basis, method);
+  dct_select::transform_cpu(matrix_view(y.data(), m, n), matrix_view(x.data(), m, n), basis, method);
   long double largest = 0;
   for (int64_t row = 0; row < m; ++row) {
     const T *const in = x.data() + row * n, *const out = y.data() + row * n;
@@ -106,15 +106,15 @@ double worst(dct::Basis basis, dct::Method method, int64_t n) {
 
 // Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., theorem 24.2: at most about 7 u for each halving,
 // four more for the steps around it; a convolution is two transforms of up to four times the length. Products: n + 2.
-double bound(dct::Method method, int64_t n) {
-  if (method == dct::Method::kGemm) return double(n) + 2;
+double bound(dct_select::Method method, int64_t n) {
+  if (method == dct_select::Method::kGemm) return double(n) + 2;
   const double steps = std::log2(double(n)) + 4;
   return 8 * (fft::largest_prime(n) > fft::kLargestRadix ? 2 * (steps + 2) + 3 : steps);
 }
 
 void transforms_are_those_of_their_matrix() {
-  using dct::Basis;
-  using dct::Method;
+  using dct_select::Basis;
+  using dct_select::Method;
   for (const std::string& level : isa_levels()) {
     set_isa(level);
     for (const int64_t n : {1, 2, 3, 4, 6, 8, 11, 14, 30, 34, 43, 61, 64, 67, 98, 134, 256, 330}) {
@@ -131,24 +131,24 @@ void transforms_are_those_of_their_matrix() {
 
 void atoms_are_ranked_in_a_total_order() {
   const double nan = std::nan("");
-  CHECK(dct::ranks_before(2.0, 9, 1.0, 0) && !dct::ranks_before(1.0, 0, 2.0, 9));
-  CHECK(dct::ranks_before(1.0, 3, 1.0, 4) && !dct::ranks_before(1.0, 4, 1.0, 3));
-  CHECK(!dct::ranks_before(1.0, 3, 1.0, 3));
-  CHECK(dct::ranks_before(0.0, 9, nan, 0) && !dct::ranks_before(nan, 0, 0.0, 9));
-  CHECK(dct::ranks_before(nan, 1, nan, 2) && !dct::ranks_before(nan, 2, nan, 1));
+  CHECK(dct_select::ranks_before(2.0, 9, 1.0, 0) && !dct_select::ranks_before(1.0, 0, 2.0, 9));
+  CHECK(dct_select::ranks_before(1.0, 3, 1.0, 4) && !dct_select::ranks_before(1.0, 4, 1.0, 3));
+  CHECK(!dct_select::ranks_before(1.0, 3, 1.0, 3));
+  CHECK(dct_select::ranks_before(0.0, 9, nan, 0) && !dct_select::ranks_before(nan, 0, 0.0, 9));
+  CHECK(dct_select::ranks_before(nan, 1, nan, 2) && !dct_select::ranks_before(nan, 2, nan, 1));
 }
 
 // <forward(x), y> = <x, back(y)> for the maps at the ends of a transform.
 void the_maps_back_are_transposed() {
-  using Quad = dct::Quad<double>;
+  using Quad = dct_select::Quad<double>;
   const double c = 0.6, s = 0.3;
   const Quad x{{0.1, -0.7}, {0.4, 0.9}}, y{{-0.2, 0.8}, {0.5, -0.3}};
   const auto dot = [](const Quad& a, const Quad& b) {
     return a.k.first * b.k.first + a.k.second * b.k.second + a.m.first * b.m.first + a.m.second * b.m.second;
   };
-  CHECK(std::abs(dot(dct::unpacked(x, c, s), y) - dot(x, dct::packed(y, c, s))) <= 16 * kUnit64);
-  const Quad turned_x{dct::turned(x.k, c, s), dct::turned(x.m, s, c)};
-  const Quad turned_y{dct::turned(y.k, c, s), dct::turned(y.m, s, c)};  // symmetric
+  CHECK(std::abs(dot(dct_select::unpacked(x, c, s), y) - dot(x, dct_select::packed(y, c, s))) <= 16 * kUnit64);
+  const Quad turned_x{dct_select::turned(x.k, c, s), dct_select::turned(x.m, s, c)};
+  const Quad turned_y{dct_select::turned(y.k, c, s), dct_select::turned(y.m, s, c)};  // symmetric
   CHECK(std::abs(dot(turned_x, y) - dot(x, turned_y)) <= 16 * kUnit64);
 }
 

@@ -11,7 +11,7 @@
 #include "check.h"
 #include "lowrank_core/isa.h"
 
-namespace lowrank::int4 {
+namespace lowrank::int4_project {
 namespace {
 
 constexpr Scheme kSchemes[] = {Scheme::kAffine, Scheme::kAffineZp, Scheme::kSymmetric, Scheme::kNf4};
@@ -140,14 +140,14 @@ void every_level(int64_t rows, int64_t cols, int64_t group) {
 }
 
 }  // namespace
-}  // namespace lowrank::int4
+}  // namespace lowrank::int4_project
 
 int main() {
   for (const int64_t group : {32, 96}) {
     for (const int64_t rows : {1, 33, 129}) {
-      for (const int64_t cols : {1, 17}) lowrank::int4::every_level(rows, cols, group);
+      for (const int64_t cols : {1, 17}) lowrank::int4_project::every_level(rows, cols, group);
     }
   }
-  lowrank::int4::every_level(600, 33, 256);  // slices of k
+  lowrank::int4_project::every_level(600, 33, 256);  // slices of k
   return lowrank::testing::finish();
 }

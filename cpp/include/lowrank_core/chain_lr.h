@@ -21,7 +21,7 @@
 #include "lowrank_core/philox.h"
 #include "lowrank_core/view.h"
 
-namespace lowrank::chain {
+namespace lowrank::chain_lr {
 
 // ---- the order of a chain ----------------------------------------------------------------------------------------
 
@@ -142,4 +142,4 @@ double largest_score_cpu(const Attention& problem, bool exactly);
 // Relative Frobenius error of p on a few rows, evenly spaced, where it comes from these features.
 double sampled_error_cpu(const Attention& problem, const Features& features);
 
-}  // namespace lowrank::chain
+}  // namespace lowrank::chain_lr

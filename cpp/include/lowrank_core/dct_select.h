@@ -21,7 +21,7 @@
 #include "lowrank_core/fft.h"
 #include "lowrank_core/view.h"
 
-namespace lowrank::dct {
+namespace lowrank::dct_select {
 
 enum class Basis : uint8_t { kIdentity, kDct2, kDct3, kHadamard };
 enum class Method : uint8_t { kAuto, kFft, kGemm };  // of the two cosine bases
@@ -130,4 +130,4 @@ void project_back_cpu(const Matrix& out, const Matrix& coeffs, const int64_t* in
 // bytes.
 void rotate_cpu(const Matrix& out, const Matrix& x, const int64_t* old_indices, const int64_t* new_indices);
 
-}  // namespace lowrank::dct
+}  // namespace lowrank::dct_select

@@ -23,7 +23,7 @@
 #include "lowrank_core/rounding.h"
 #include "lowrank_core/view.h"
 
-namespace lowrank::int4 {
+namespace lowrank::int4_project {
 
 constexpr uint32_t kStream = 4;  // docs/numerics.md
 constexpr int64_t kLargestGroup = 256, kGroupMultiple = 32;
@@ -215,4 +215,4 @@ struct Basis {
 };
 void project_cpu(const View& out, const Basis& basis, const View& x, const Format& format, bool back);
 
-}  // namespace lowrank::int4
+}  // namespace lowrank::int4_project

@@ -24,7 +24,7 @@
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/view.h"
 
-namespace lowrank::subspace {
+namespace lowrank::subspace_step {
 
 enum class Rule : uint8_t { kAdam, kLion, kMomentum };
 enum class Residual : uint8_t { kDrop, kScaled, kSign, kChannel };
@@ -153,4 +153,4 @@ void round_cpu(const Matrix& to, const Matrix& from, uint64_t seed, int64_t step
 void encode_cpu(const Moment& to, const float* values, int64_t size, bool second, uint64_t seed, int64_t step);
 void decode_cpu(float* values, const Moment& from, int64_t size, bool second);
 
-}  // namespace lowrank::subspace
+}  // namespace lowrank::subspace_step

@@ -1,7 +1,7 @@
 // The exact gradient of an attention adapter: tiles of scores, nothing of the size of all of them.
 #include "chain_lr/head.h"
 
-namespace lowrank::chain {
+namespace lowrank::chain_lr {
 namespace {
 
 // The arrays of a head as the tiles read them: padded, keys and values also by columns.
@@ -109,4 +109,4 @@ double largest_score_cpu(const Attention& problem, bool exactly) {
   return largest;
 }
 
-}  // namespace lowrank::chain
+}  // namespace lowrank::chain_lr

@@ -9,7 +9,7 @@
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/parallel.h"
 
-namespace lowrank::chain {
+namespace lowrank::chain_lr {
 namespace {
 
 constexpr double kOneThreadEach = double(1 << 22);  // multiply-adds up to which members of a batch run side by side
@@ -209,4 +209,4 @@ void gaussian_cpu(const View& out, uint64_t seed) {
   });
 }
 
-}  // namespace lowrank::chain
+}  // namespace lowrank::chain_lr

@@ -1,7 +1,7 @@
 // The chained gradient of an attention adapter: exp by features, every product thin.
 #include "chain_lr/features.h"
 
-namespace lowrank::chain {
+namespace lowrank::chain_lr {
 namespace {
 
 constexpr int64_t kFaceNumbers = int64_t(1) << 18;  // of face-splitting products at a time: they stay in a cache
@@ -200,4 +200,4 @@ void attention_chained_cpu(const AttentionGradient& out, const Attention& proble
   });
 }
 
-}  // namespace lowrank::chain
+}  // namespace lowrank::chain_lr

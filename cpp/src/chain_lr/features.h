@@ -5,7 +5,7 @@
 
 #include "chain_lr/head.h"
 
-namespace lowrank::chain {
+namespace lowrank::chain_lr {
 
 constexpr int64_t kFeatureRows = 64;  // that one task computes
 
@@ -99,4 +99,4 @@ Pair<T> features_of(const Features& features, const Head<T>& head, int64_t index
   return pair;
 }
 
-}  // namespace lowrank::chain
+}  // namespace lowrank::chain_lr

@@ -14,7 +14,7 @@
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/parallel.h"
 
-namespace lowrank::chain {
+namespace lowrank::chain_lr {
 
 constexpr int64_t kWidthPad = 16;                     // entries of a row of keys that whole vectors cover
 constexpr int64_t kHeadsAtOnce = 64;                  // whose partial gradients are held before they are added
@@ -154,4 +154,4 @@ void add_heads(const AttentionGradient& out, const Attention& problem, const One
   }
 }
 
-}  // namespace lowrank::chain
+}  // namespace lowrank::chain_lr

@@ -1,7 +1,7 @@
 // What features do to a few rows of a problem, and what features are taken of.
 #include "chain_lr/features.h"
 
-namespace lowrank::chain {
+namespace lowrank::chain_lr {
 namespace {
 
 constexpr int64_t kSampledRows = 8;  // of a head whose error is looked at
@@ -75,4 +75,4 @@ void attention_operands_cpu(const View& queries, const View& keys, const Attenti
   });
 }
 
-}  // namespace lowrank::chain
+}  // namespace lowrank::chain_lr

@@ -5,7 +5,7 @@
 
 #include "dct_select/level.h"
 
-namespace lowrank::dct {
+namespace lowrank::dct_select {
 
 // Rows that one task transforms, a whole number of tiles of every level. Enough tasks to share out, few enough that
 // their partial sums do not show.
@@ -57,4 +57,4 @@ auto in_work_type(DType dtype, const F& f) {
   return dtype == DType::kFloat64 ? f(double{}) : f(float{});
 }
 
-}  // namespace lowrank::dct
+}  // namespace lowrank::dct_select

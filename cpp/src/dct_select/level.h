@@ -4,7 +4,7 @@
 #include "lowrank_core/dct_select.h"
 #include "lowrank_core/isa.h"
 
-namespace lowrank::dct {
+namespace lowrank::dct_select {
 
 // A transform of n numbers that the level files can read. A tile is [vectors][lanes], one row in each lane; the cosine
 // bases see it as complex points, two vectors each.
@@ -54,4 +54,4 @@ void run_rows(const RowJob<T>& job) {
   at_level<Level>().rows.of<T>().run(job);
 }
 
-}  // namespace lowrank::dct
+}  // namespace lowrank::dct_select

@@ -7,7 +7,7 @@
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/parallel.h"
 
-namespace lowrank::dct {
+namespace lowrank::dct_select {
 namespace {
 
 constexpr size_t kKept = 8;              // plans of one kind: a model has a handful of widths
@@ -229,4 +229,4 @@ template class Engine<double>;
 template std::shared_ptr<const MatrixBuffer<float>> dct2_atoms(int64_t);
 template std::shared_ptr<const MatrixBuffer<double>> dct2_atoms(int64_t);
 
-}  // namespace lowrank::dct
+}  // namespace lowrank::dct_select

@@ -8,7 +8,7 @@
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/parallel.h"
 
-namespace lowrank::dct {
+namespace lowrank::dct_select {
 namespace {
 
 constexpr int64_t kSlab = int64_t(1) << 21;  // numbers of a spectrum that are held at a time where it is a product
@@ -270,4 +270,4 @@ void rotate_cpu(const Matrix& out, const Matrix& x, const int64_t* old_indices, 
   }
 }
 
-}  // namespace lowrank::dct
+}  // namespace lowrank::dct_select

@@ -15,7 +15,7 @@
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/parallel.h"
 
-namespace lowrank::int4 {
+namespace lowrank::int4_project {
 namespace {
 
 constexpr int kBundle = 64;     // lines that are read and written together: neighbours in a cache line
@@ -276,4 +276,4 @@ void project_cpu(const View& out, const Basis& basis, const View& x, const Forma
   }
 }
 
-}  // namespace lowrank::int4
+}  // namespace lowrank::int4_project

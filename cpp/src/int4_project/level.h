@@ -31,7 +31,7 @@ struct Int4Product {
 struct Int4Run {
   const float* x;
   int64_t length, group;
-  int4::Scheme scheme;
+  int4_project::Scheme scheme;
   bool stochastic;
   uint64_t seed, element;
   int64_t element_step;
@@ -40,9 +40,9 @@ struct Int4Run {
 struct Int4CodeLevel {
   // Every group to group / 2 bytes, the last one padded with codes 0, and one of `stored`. False at the first group
   // that cannot be represented.
-  bool (*encode)(uint8_t* bytes, int4::Stored* stored, const Int4Run& run);
+  bool (*encode)(uint8_t* bytes, int4_project::Stored* stored, const Int4Run& run);
   // n <= kLargestGroup elements of one group.
-  void (*decode)(float* x, const uint8_t* bytes, int64_t n, int4::Grid grid, bool nf4);
+  void (*decode)(float* x, const uint8_t* bytes, int64_t n, int4_project::Grid grid, bool nf4);
 
   static const Int4CodeLevel generic, avx2, avx512, avx512bf16;
 };

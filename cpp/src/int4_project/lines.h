@@ -6,7 +6,7 @@
 
 #include "lowrank_core/int4_project.h"
 
-namespace lowrank::int4 {
+namespace lowrank::int4_project {
 
 // Where a line begins: in the array, in its row-major order, in the packed bytes and among the groups.
 struct Place {
@@ -76,4 +76,4 @@ class Lines {
   Place step_{};
 };
 
-}  // namespace lowrank::int4
+}  // namespace lowrank::int4_project

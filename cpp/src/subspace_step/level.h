@@ -5,7 +5,7 @@
 #include "lowrank_core/simd/nest.h"
 #include "lowrank_core/subspace_step.h"
 
-namespace lowrank::subspace {
+namespace lowrank::subspace_step {
 
 // The moments and the direction of a run of elements of `low`, whose place it takes.
 struct Advance {
@@ -69,4 +69,4 @@ struct WeightLevel {
 inline const MomentLevel& moment_level() { return at_level<MomentLevel>(); }
 inline const WeightLevel& weight_level() { return at_level<WeightLevel>(); }
 
-}  // namespace lowrank::subspace
+}  // namespace lowrank::subspace_step

@@ -9,7 +9,7 @@
 #include "lowrank_core/parallel.h"
 #include "subspace_step/level.h"
 
-namespace lowrank::subspace {
+namespace lowrank::subspace_step {
 namespace {
 
 constexpr int64_t kChunk = 64 * blockwise::kBlock;  // elements of a subspace that one task advances
@@ -249,4 +249,4 @@ void decode_cpu(float* values, const Moment& from, int64_t size, bool second) {
                   [&](int64_t begin, int64_t end) { moment_level().decode(values, from, begin, end, second); });
 }
 
-}  // namespace lowrank::subspace
+}  // namespace lowrank::subspace_step

@@ -14,7 +14,7 @@ union AnyLoad {
   StridedLoad<float16> half16;
 };
 
-LRC_HD int64_t distance(int64_t stride) { return stride < 0 ? -stride : stride; }
+LRC_INLINE int64_t distance(int64_t stride) { return stride < 0 ? -stride : stride; }
 
 template <class P, class T>
 Operand describe(StridedLoad<T>& load, const Matrix& m) {

@@ -26,7 +26,7 @@ struct ExpConstants<double> {
 
 // exp(x) for x <= 0 within a few units; 0 below `lowest`, also for -infinity.
 template <class T>
-LRC_HD Vec<T> exp_negative(Vec<T> x) {
+LRC_INLINE Vec<T> exp_negative(Vec<T> x) {
   using C = ExpConstants<T>;
   using Bits = Vec<typename C::Bits>;
   const Vec<T> lowest = broadcast(C::lowest), magic = broadcast(C::magic);

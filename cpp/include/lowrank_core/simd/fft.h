@@ -24,19 +24,19 @@ template <class T>
 using Single = Vector<T, 1>;
 
 template <class V>
-LRC_HD V broadcast_to(Element<V> x) {
+LRC_INLINE V broadcast_to(Element<V> x) {
   return x - V{};
 }
 
 // As of whole vectors, to the bit.
-LRC_HD Single<float> multiply_add(Single<float> a, Single<float> b, Single<float> c) {
+LRC_INLINE Single<float> multiply_add(Single<float> a, Single<float> b, Single<float> c) {
 #if defined(__FMA__)
   return Single<float>{__builtin_fmaf(a[0], b[0], c[0])};
 #else
   return a * b + c;
 #endif
 }
-LRC_HD Single<double> multiply_add(Single<double> a, Single<double> b, Single<double> c) {
+LRC_INLINE Single<double> multiply_add(Single<double> a, Single<double> b, Single<double> c) {
 #if defined(__FMA__)
   return Single<double>{__builtin_fma(a[0], b[0], c[0])};
 #else
@@ -53,27 +53,27 @@ template <class V>
 constexpr int64_t kPoint = 2 * kLanesOf<V>;  // numbers from one point of a tile to the next
 
 template <class V>
-LRC_HD Complex<V> load_point(const Element<V>* from) {
+LRC_INLINE Complex<V> load_point(const Element<V>* from) {
   return {load_bits<V>(from), load_bits<V>(from + kLanesOf<V>)};
 }
 template <class V>
-LRC_HD void store_point(Element<V>* to, const Complex<V>& x) {
+LRC_INLINE void store_point(Element<V>* to, const Complex<V>& x) {
   store_bits(to, x.re);
   store_bits(to + kLanesOf<V>, x.im);
 }
 
 template <class V>
-LRC_HD Complex<V> operator+(const Complex<V>& x, const Complex<V>& y) {
+LRC_INLINE Complex<V> operator+(const Complex<V>& x, const Complex<V>& y) {
   return {x.re + y.re, x.im + y.im};
 }
 template <class V>
-LRC_HD Complex<V> operator-(const Complex<V>& x, const Complex<V>& y) {
+LRC_INLINE Complex<V> operator-(const Complex<V>& x, const Complex<V>& y) {
   return {x.re - y.re, x.im - y.im};
 }
 
 // x times the number whose real and imaginary parts are w[0] and w[1].
 template <class V>
-LRC_HD Complex<V> times(const Complex<V>& x, const Element<V>* w) {
+LRC_INLINE Complex<V> times(const Complex<V>& x, const Element<V>* w) {
   const V re = broadcast_to<V>(w[0]), im = broadcast_to<V>(w[1]);
   return {multiply_add(x.re, re, -(x.im * im)), multiply_add(x.re, im, x.im * re)};
 }
@@ -81,14 +81,14 @@ LRC_HD Complex<V> times(const Complex<V>& x, const Element<V>* w) {
 // ---- transforms of one radix -------------------------------------------------------------------------------------
 
 template <class V>
-LRC_HD void butterfly2(Complex<V>* x) {
+LRC_INLINE void butterfly2(Complex<V>* x) {
   const Complex<V> a = x[0], b = x[1];
   x[0] = a + b;
   x[1] = a - b;
 }
 
 template <class V>
-LRC_HD void butterfly4(Complex<V>* x) {
+LRC_INLINE void butterfly4(Complex<V>* x) {
   const Complex<V> a = x[0] + x[2], b = x[0] - x[2], c = x[1] + x[3], d = x[1] - x[3];
   x[0] = a + c;
   x[1] = {b.re + d.im, b.im - d.re};
@@ -98,7 +98,7 @@ LRC_HD void butterfly4(Complex<V>* x) {
 
 // An odd radix: the points q and radix - q share their cosines and sines. sums and differences: memory of the caller.
 template <class V>
-LRC_HD void butterfly_odd(Complex<V>* x, int64_t radix, const Element<V>* roots, Complex<V>* sums,
+LRC_INLINE void butterfly_odd(Complex<V>* x, int64_t radix, const Element<V>* roots, Complex<V>* sums,
                           Complex<V>* differences) {
   const int64_t half = radix / 2;
   const Complex<V> first = x[0];
@@ -127,7 +127,7 @@ LRC_HD void butterfly_odd(Complex<V>* x, int64_t radix, const Element<V>* roots,
 // ---- passes ------------------------------------------------------------------------------------------------------
 
 template <class V, int64_t kRadix>
-LRC_HD void butterfly(Complex<V>* x, const fft::Stage<Element<V>>& stage) {
+LRC_INLINE void butterfly(Complex<V>* x, const fft::Stage<Element<V>>& stage) {
   constexpr int64_t most = kRadix > 0 ? kRadix : fft::kLargestRadix;
   if constexpr (kRadix == 2) {
     butterfly2(x);

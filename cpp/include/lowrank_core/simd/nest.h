@@ -34,7 +34,7 @@ struct Slab {
   int64_t outer, depth, length;
   int count, step, width;
 
-  LRC_HD int64_t lines() const { return int64_t(count - 1) * step + width; }
+  LRC_INLINE int64_t lines() const { return int64_t(count - 1) * step + width; }
 };
 
 // Memory that will be packed soon: `runs` pieces of `bytes`, `stride` bytes apart.
@@ -59,7 +59,7 @@ struct Tile {
   int rows, cols;
   int stride;
 
-  LRC_HD const Acc* operator[](int i) const { return sums + int64_t(i) * stride; }
+  LRC_INLINE const Acc* operator[](int i) const { return sums + int64_t(i) * stride; }
 };
 
 struct Epilogue {

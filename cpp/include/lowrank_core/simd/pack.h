@@ -34,24 +34,24 @@ struct Plain {
   static constexpr int kPerPacked = 1;  // elements along k in one packed element
 
   template <bool kChecked, class Load>
-  static LRC_HD Vec<T> outer(const Load& load, int64_t o, int64_t p) {
+  static LRC_INLINE Vec<T> outer(const Load& load, int64_t o, int64_t p) {
     return load.template outer<T, kChecked>(o, p);
   }
   template <bool kChecked, class Load>
-  static LRC_HD Vec<T> depth(const Load& load, int64_t o, int64_t p) {
+  static LRC_INLINE Vec<T> depth(const Load& load, int64_t o, int64_t p) {
     return load.template depth<T, kChecked>(o, p);
   }
-  static LRC_HD Vec<T> multiply_accumulate(Vec<T> sum, T a, Vec<T> b) { return multiply_add(broadcast(a), b, sum); }
+  static LRC_INLINE Vec<T> multiply_accumulate(Vec<T> sum, T a, Vec<T> b) { return multiply_add(broadcast(a), b, sum); }
 };
 
 struct Rounded : Plain<float> {
   template <bool kChecked, class Load>
-  static LRC_HD Vec<float> outer(const Load& load, int64_t o, int64_t p) {
+  static LRC_INLINE Vec<float> outer(const Load& load, int64_t o, int64_t p) {
     const Vec<float> x = load.template outer<float, kChecked>(o, p);
     return Load::kBfloat16 ? x : round_to_bfloat16(x);
   }
   template <bool kChecked, class Load>
-  static LRC_HD Vec<float> depth(const Load& load, int64_t o, int64_t p) {
+  static LRC_INLINE Vec<float> depth(const Load& load, int64_t o, int64_t p) {
     const Vec<float> x = load.template depth<float, kChecked>(o, p);
     return Load::kBfloat16 ? x : round_to_bfloat16(x);
   }
@@ -66,18 +66,18 @@ struct Pairs {
   static constexpr int kPerPacked = 2;
 
   template <bool kChecked, class Load>
-  static LRC_HD Vec<uint32_t> outer(const Load& load, int64_t o, int64_t p) {
+  static LRC_INLINE Vec<uint32_t> outer(const Load& load, int64_t o, int64_t p) {
     const auto even = bits_as<Vec<uint32_t>>(Rounded::outer<kChecked>(load, o, p));
     const auto odd = bits_as<Vec<uint32_t>>(Rounded::outer<kChecked>(load, o, p + 1));
     return odd | (even >> 16);
   }
   template <bool kChecked, class Load>
-  static LRC_HD Vec<uint32_t> depth(const Load& load, int64_t o, int64_t p) {
+  static LRC_INLINE Vec<uint32_t> depth(const Load& load, int64_t o, int64_t p) {
     const __m512 first = load.template depth<float, kChecked>(o, p);
     const __m512 second = load.template depth<float, kChecked>(o, p + kLanes<float>);
     return bits_as<Vec<uint32_t>>(_mm512_cvtne2ps_pbh(second, first));
   }
-  static LRC_HD Vec<float> multiply_accumulate(Vec<float> sum, uint32_t a, Vec<uint32_t> b) {
+  static LRC_INLINE Vec<float> multiply_accumulate(Vec<float> sum, uint32_t a, Vec<uint32_t> b) {
     return _mm512_dpbf16_ps(sum, bits_as<__m512bh>(broadcast(a)), bits_as<__m512bh>(b));
   }
 };
@@ -203,12 +203,12 @@ struct StridedLoad {
   const T* at(int64_t o, int64_t p) const { return data + o * outer_stride + p * depth_stride; }
 
   template <class A, bool kChecked>
-  LRC_HD Vec<A> outer(int64_t o, int64_t p) const {
+  LRC_INLINE Vec<A> outer(int64_t o, int64_t p) const {
     if constexpr (!kChecked) return load<A>(at(o, p));
     return p < depth_size ? first<A>(at(o, p), outer_stride, outer_size - o) : Vec<A>{};
   }
   template <class A, bool kChecked>
-  LRC_HD Vec<A> depth(int64_t o, int64_t p) const {
+  LRC_INLINE Vec<A> depth(int64_t o, int64_t p) const {
     if constexpr (!kChecked) return load<A>(at(o, p));
     return o < outer_size ? first<A>(at(o, p), depth_stride, depth_size - p) : Vec<A>{};
   }
@@ -232,7 +232,7 @@ struct StridedLoad {
 
  private:
   template <class A>
-  static LRC_HD Vec<A> first(const T* from, int64_t stride, int64_t left) {
+  static LRC_INLINE Vec<A> first(const T* from, int64_t stride, int64_t left) {
     if (left <= 0) return Vec<A>{};
     if (stride == 1) return load_first<A>(from, left);
     Vec<A> v{};

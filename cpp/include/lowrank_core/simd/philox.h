@@ -13,7 +13,7 @@ namespace {
 
 using Halves = Vec<uint64_t>;  // a word in the lower half of each lane; what is in the upper half does not matter
 
-LRC_HD Halves multiply_halves(const Halves& a, const Halves& b) {
+LRC_INLINE Halves multiply_halves(const Halves& a, const Halves& b) {
 #if defined(__AVX512F__)
   // The masked form, because GCC 12 warns of an uninitialised value inside the plain one.
   return bits_as<Halves>(_mm512_maskz_mul_epu32(0xFF, bits_as<__m512i>(a), bits_as<__m512i>(b)));
@@ -28,7 +28,7 @@ LRC_HD Halves multiply_halves(const Halves& a, const Halves& b) {
 
 // N lanes of x and y, alternating.
 template <size_t... L>
-LRC_HD void interleave(uint32_t* to, const Halves& x, const Halves& y, std::index_sequence<L...>) {
+LRC_INLINE void interleave(uint32_t* to, const Halves& x, const Halves& y, std::index_sequence<L...>) {
   constexpr int n = sizeof...(L);
   store_bits(to, __builtin_shufflevector(x, y, (int(L) / 2 + (int(L) % 2 ? n : 0))...));
   store_bits(to + 2 * n, __builtin_shufflevector(x, y, (n / 2 + int(L) / 2 + (int(L) % 2 ? n : 0))...));
@@ -36,7 +36,7 @@ LRC_HD void interleave(uint32_t* to, const Halves& x, const Halves& y, std::inde
 
 // The words of kLanes<uint64_t> * kSets blocks from `index` on.
 template <int kSets>
-LRC_HD void philox_blocks(uint32_t* words, uint64_t seed, uint64_t index, uint32_t stream, uint32_t step) {
+LRC_INLINE void philox_blocks(uint32_t* words, uint64_t seed, uint64_t index, uint32_t stream, uint32_t step) {
   constexpr int lanes = kLanes<uint64_t>;
   Halves c0[kSets], c1[kSets], c2[kSets], c3[kSets];
   uint64_t counters[lanes];
@@ -70,7 +70,7 @@ LRC_HD void philox_blocks(uint32_t* words, uint64_t seed, uint64_t index, uint32
 constexpr int kWordsAtOnce = 16 * kLanes<uint64_t>;
 
 // The random words of `count` consecutive elements, the first of them at `at`: philox::bits of each.
-LRC_HD void draw_words(uint32_t* words, int64_t count, uint64_t seed, const philox::Position& at) {
+LRC_INLINE void draw_words(uint32_t* words, int64_t count, uint64_t seed, const philox::Position& at) {
   constexpr int64_t few = kWordsAtOnce / 4, many = kWordsAtOnce;
   int64_t i = 0;
   for (; i < count && (at.element + uint64_t(i)) % 4 != 0; ++i) {

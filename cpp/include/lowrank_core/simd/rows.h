@@ -15,7 +15,7 @@ class Rows {
 
   // f(column, numbers): one vector down the rows for each column.
   template <class F>
-  LRC_HD void for_each(const F& f) const {
+  LRC_INLINE void for_each(const F& f) const {
     if (load_.depth_stride != 1) {
       for (int64_t j = 0; j < cols_; ++j) f(j, column(j));
       return;
@@ -34,7 +34,7 @@ class Rows {
 
   // Writes f(column) instead.
   template <class F>
-  LRC_HD void write(const F& f) const {
+  LRC_INLINE void write(const F& f) const {
     for (int64_t j = 0; j < cols_; j += kLane) {
       Vec<T> block[kLane];
       if (j + kLane <= cols_) {
@@ -50,13 +50,13 @@ class Rows {
  private:
   static constexpr int kLane = kLanes<T>;
 
-  LRC_HD Vec<T> column(int64_t j) const {
+  LRC_INLINE Vec<T> column(int64_t j) const {
     if (load_.whole_outer(first_, j, kLane) == kLane) return load_.template outer<T, false>(first_, j);
     return load_.template outer<T, true>(first_, j);
   }
 
   // block[i]: column j + i.
-  LRC_HD void read(int64_t j, Vec<T> (&block)[kLane]) const {
+  LRC_INLINE void read(int64_t j, Vec<T> (&block)[kLane]) const {
     if (first_ + kLane <= load_.outer_size && j + kLane <= cols_) {
 #pragma GCC unroll 16
       for (int i = 0; i < kLane; ++i) block[i] = load_.template depth<T, false>(first_ + i, j);
@@ -66,7 +66,7 @@ class Rows {
     transpose(block);
   }
 
-  LRC_HD void put(int64_t j, Vec<T> (&block)[kLane]) const {
+  LRC_INLINE void put(int64_t j, Vec<T> (&block)[kLane]) const {
     const int64_t rows = smaller(kLane, load_.outer_size - first_), cols = smaller(kLane, cols_ - j);
     S* const to = const_cast<S*>(load_.at(first_, j));
     if (load_.depth_stride == 1) {
@@ -82,7 +82,7 @@ class Rows {
     }
   }
 
-  static LRC_HD void put_line(S* to, int64_t step, const Vec<T>& v, int64_t count) {
+  static LRC_INLINE void put_line(S* to, int64_t step, const Vec<T>& v, int64_t count) {
     if (std::is_same_v<S, T> && step == 1 && count == kLane) return store_bits(to, v);
     T line[kLane];
     store_bits(line, v);
@@ -98,7 +98,7 @@ class Rows {
 };
 
 template <class F>
-LRC_HD void with_type(DType dtype, const F& f) {
+LRC_INLINE void with_type(DType dtype, const F& f) {
   switch (dtype) {
     case DType::kFloat64:
       return f(double{});

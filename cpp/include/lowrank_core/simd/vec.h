@@ -40,12 +40,12 @@ template <class T>
 using Vec = Vector<T, kLanes<T>>;
 
 // std::min and std::max would be weak symbols in a build that does not inline them.
-LRC_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-LRC_HD int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
+LRC_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+LRC_INLINE int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
 
 // The bits of one vector as another of the same size.
 template <class To, class From>
-LRC_HD To bits_as(const From& from) {
+LRC_INLINE To bits_as(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   memcpy(&to, &from, sizeof to);
@@ -53,26 +53,26 @@ LRC_HD To bits_as(const From& from) {
 }
 
 template <class V, class T>
-LRC_HD V load_bits(const T* from) {
+LRC_INLINE V load_bits(const T* from) {
   V v;
   memcpy(&v, from, sizeof v);
   return v;
 }
 
 template <class V, class T>
-LRC_HD void store_bits(T* to, const V& v) {
+LRC_INLINE void store_bits(T* to, const V& v) {
   memcpy(to, &v, sizeof v);
 }
 
 template <class T>
-LRC_HD Vec<T> broadcast(T x) {
+LRC_INLINE Vec<T> broadcast(T x) {
   return x - Vec<T>{};
 }
 
 // ---- arithmetic that the build's -ffp-contract=off leaves to be asked for ----------------------------------------
 
 // a * b + c, rounded once where the level has the instruction.
-LRC_HD Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+LRC_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
 #elif defined(__FMA__)
@@ -82,7 +82,7 @@ LRC_HD Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
 #endif
 }
 
-LRC_HD Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+LRC_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_pd(a, b, c);
 #elif defined(__FMA__)
@@ -95,18 +95,18 @@ LRC_HD Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
 // ---- storage types to vectors of float or double -----------------------------------------------------------------
 
 template <int N>
-LRC_HD Vector<float, N> widen(const float* from) {
+LRC_INLINE Vector<float, N> widen(const float* from) {
   return load_bits<Vector<float, N>>(from);
 }
 
 template <int N>
-LRC_HD Vector<float, N> widen(const bfloat16* from) {
+LRC_INLINE Vector<float, N> widen(const bfloat16* from) {
   const auto halves = load_bits<Vector<uint16_t, N>>(from);
   return bits_as<Vector<float, N>>(__builtin_convertvector(halves, Vector<uint32_t, N>) << 16);
 }
 
 template <int N>
-LRC_HD Vector<float, N> widen(const float16* from) {
+LRC_INLINE Vector<float, N> widen(const float16* from) {
 #if defined(__AVX512F__)
   // The masked form, because GCC 12 warns of an uninitialised value inside the plain one.
   if constexpr (N == 16) return _mm512_maskz_cvtph_ps(0xFFFF, load_bits<__m256i>(from));
@@ -126,19 +126,19 @@ LRC_HD Vector<float, N> widen(const float16* from) {
 }
 
 template <int N>
-LRC_HD Vector<double, N> widen(const double* from) {
+LRC_INLINE Vector<double, N> widen(const double* from) {
   return load_bits<Vector<double, N>>(from);
 }
 
 // kLanes<A> consecutive elements of any storage type as float or double.
 template <class A, class T>
-LRC_HD Vec<A> load(const T* from) {
+LRC_INLINE Vec<A> load(const T* from) {
   return __builtin_convertvector(widen<kLanes<A>>(from), Vec<A>);
 }
 
 // The first `count` of them, and 0 beyond: nothing past the last is read.
 template <class A, class T>
-LRC_HD Vec<A> load_first(const T* from, int64_t count) {
+LRC_INLINE Vec<A> load_first(const T* from, int64_t count) {
   constexpr size_t whole = kLanes<A> * sizeof(T);
   const size_t bytes = size_t(count) < size_t(kLanes<A>) ? size_t(count) * sizeof(T) : whole;
 #if defined(__AVX512BW__)
@@ -157,7 +157,7 @@ LRC_HD Vec<A> load_first(const T* from, int64_t count) {
 // ---- bfloat16 ----------------------------------------------------------------------------------------------------
 
 // What to_bfloat16() does, left in the upper half of each float: ties to even, NaN stays NaN.
-LRC_HD Vec<float> round_to_bfloat16(Vec<float> x) {
+LRC_INLINE Vec<float> round_to_bfloat16(Vec<float> x) {
   const auto u = bits_as<Vec<uint32_t>>(x);
   const auto rounded = u + 0x7FFFu + ((u >> 16) & 1u);
   const auto kept = (u & 0x7FFFFFFFu) > 0x7F800000u ? (u | 0x00400000u) : rounded;
@@ -168,7 +168,7 @@ LRC_HD Vec<float> round_to_bfloat16(Vec<float> x) {
 
 // One step of the recursive transposition: swaps the off-diagonal S x S blocks of every 2S x 2S block.
 template <int S, class V, size_t... L>
-LRC_HD void swap_blocks(V& upper, V& lower, std::index_sequence<L...>) {
+LRC_INLINE void swap_blocks(V& upper, V& lower, std::index_sequence<L...>) {
   constexpr int n = sizeof...(L);
   const V a = upper, b = lower;
   upper = __builtin_shufflevector(a, b, (int(L) & S ? n + int(L) - S : int(L))...);
@@ -176,7 +176,7 @@ LRC_HD void swap_blocks(V& upper, V& lower, std::index_sequence<L...>) {
 }
 
 template <int S, int N, class V>
-LRC_HD void transpose_step(V (&rows)[N]) {
+LRC_INLINE void transpose_step(V (&rows)[N]) {
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) {
     if ((i & S) == 0) swap_blocks<S>(rows[i], rows[i + S], std::make_index_sequence<N>());
@@ -186,7 +186,7 @@ LRC_HD void transpose_step(V (&rows)[N]) {
 
 // rows[i][j] <- rows[j][i] for as many vectors as one vector has lanes.
 template <int N, class V>
-LRC_HD void transpose(V (&rows)[N]) {
+LRC_INLINE void transpose(V (&rows)[N]) {
   transpose_step<N / 2>(rows);
 }
 

@@ -68,7 +68,7 @@ void add_keys(const T* first, const T* second, const T* keys, int64_t width, int
 }
 
 template <class T>
-LRC_HD T fold_sum(const Vec<T>& x) {
+LRC_INLINE T fold_sum(const Vec<T>& x) {
   T lane[kLanes<T>];
   store_bits(lane, x);
   for (int width = kLanes<T> / 2; width > 0; width /= 2) {
@@ -78,7 +78,7 @@ LRC_HD T fold_sum(const Vec<T>& x) {
 }
 
 template <class T>
-LRC_HD T fold_max(const Vec<T>& x) {
+LRC_INLINE T fold_max(const Vec<T>& x) {
   T lane[kLanes<T>], largest;
   store_bits(lane, x);
   largest = lane[0];

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kSums = 32;
 
-LRC_HD double fold(double* lane) {
+LRC_INLINE double fold(double* lane) {
   for (int64_t width = kSums / 2; width > 0; width /= 2) {
     for (int64_t i = 0; i < width; ++i) lane[i] += lane[i + width];
   }
@@ -35,7 +35,7 @@ struct Term {
 
 // y += sum over k of factor * row, in order; a strip of y stays in registers meanwhile.
 template <class T, class Terms>
-LRC_HD void combine(T* y, int64_t n, int64_t count, const Terms& term) {
+LRC_INLINE void combine(T* y, int64_t n, int64_t count, const Terms& term) {
   constexpr int vectors = 4, width = vectors * kLanes<T>;
   int64_t j = 0;
   for (; j + width <= n; j += width) {

@@ -13,7 +13,7 @@ struct Scaling {
   Acc alpha, beta;
 
   template <class T>
-  LRC_HD Acc operator()(Acc sum, const T& c) const {
+  LRC_INLINE Acc operator()(Acc sum, const T& c) const {
     return beta == 0 ? alpha * sum : alpha * sum + beta * Acc(to_float(c));  // beta == 0 does not read C
   }
 };

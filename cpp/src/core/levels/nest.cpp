@@ -18,13 +18,13 @@ class Prefetcher {
   explicit Prefetcher(const Ahead& ahead, Prefetcher* then = nullptr)
       : next_(ahead.data), end_(ahead.data + ahead.bytes), ahead_(ahead), left_(ahead.runs), then_(then) {}
 
-  LRC_HD void one_line() {
+  LRC_INLINE void one_line() {
     if (left_ > 0) return step();
     if (then_ && then_->left_ > 0) then_->step();
   }
 
  private:
-  LRC_HD void step() {
+  LRC_INLINE void step() {
     __builtin_prefetch(next_);
     next_ += 64;
     if (next_ < end_) return;

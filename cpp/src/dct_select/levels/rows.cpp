@@ -5,10 +5,10 @@
 namespace lowrank::LRC_LEVEL {
 namespace {
 
-using dct::RowJob;
+using dct_select::RowJob;
 
 template <class I>
-LRC_HD int64_t through(const I* table, int64_t i) {
+LRC_INLINE int64_t through(const I* table, int64_t i) {
   return table ? table[i] : i;
 }
 
@@ -20,11 +20,11 @@ class Row {
       : at_(m.as<S>() + row * m.row_stride), step_(m.col_stride), cols_(m.cols) {}
 
   template <class F>
-  LRC_HD void for_each(const F& f) const {
+  LRC_INLINE void for_each(const F& f) const {
     for (int64_t j = 0; j < cols_; ++j) f(j, Single<T>{T(to_float(at_[j * step_]))});
   }
   template <class F>
-  LRC_HD void write(const F& f) const {
+  LRC_INLINE void write(const F& f) const {
     for (int64_t j = 0; j < cols_; ++j) at_[j * step_] = Store<S>::from(f(j)[0]);
   }
 
@@ -72,7 +72,7 @@ class Worker {
   template <class S>
   using Lines = std::conditional_t<kLanesOf<V> == 1, Row<T, S>, Rows<T, S>>;
 
-  LRC_HD T* after(int64_t k) const { return z_ + through(t_.place_after, k) * kLanesOf<V>; }
+  LRC_INLINE T* after(int64_t k) const { return z_ + through(t_.place_after, k) * kLanesOf<V>; }
 
   void load(int64_t row) {
     const bool all_written = !job_.in_columns && t_.vectors == t_.n;
@@ -112,7 +112,7 @@ class Worker {
 
   // Adds f of all numbers of each coordinate, as float64 vectors.
   template <class F>
-  LRC_HD void accumulate(double* sums, const F& f) {
+  LRC_INLINE void accumulate(double* sums, const F& f) {
     const auto add = [=](int64_t k, const V& x) {
       T numbers[kLanesOf<V>];
       store_bits(numbers, x);
@@ -184,6 +184,6 @@ void run(const RowJob<T>& job) {
 
 namespace lowrank {
 
-constinit const dct::Level dct::Level::LRC_LEVEL = {{{LRC_LEVEL::run<float>}, {LRC_LEVEL::run<double>}}};
+constinit const dct_select::Level dct_select::Level::LRC_LEVEL = {{{LRC_LEVEL::run<float>}, {LRC_LEVEL::run<double>}}};
 
 }  // namespace lowrank

@@ -7,20 +7,20 @@
 namespace lowrank::LRC_LEVEL {
 namespace {
 
-using dct::Basis;
-using dct::Transform;
+using dct_select::Basis;
+using dct_select::Transform;
 
 template <class V>
-LRC_HD V number(const Element<V>* z, int64_t vector) {
+LRC_INLINE V number(const Element<V>* z, int64_t vector) {
   return load_bits<V>(z + vector * kLanesOf<V>);
 }
 template <class V>
-LRC_HD void set_number(Element<V>* z, int64_t vector, const V& x) {
+LRC_INLINE void set_number(Element<V>* z, int64_t vector, const V& x) {
   store_bits(z + vector * kLanesOf<V>, x);
 }
 
 template <class V>
-LRC_HD void hadamard_pass4(Element<V>* z, int64_t sub) {
+LRC_INLINE void hadamard_pass4(Element<V>* z, int64_t sub) {
   for (int64_t j = 0; j < sub; ++j) {
     const V x0 = number<V>(z, j), x1 = number<V>(z, j + sub), x2 = number<V>(z, j + 2 * sub),
             x3 = number<V>(z, j + 3 * sub);
@@ -51,34 +51,34 @@ void hadamard(Element<V>* z, int64_t n) {
 // Coordinates k and n - k stand where the two parts of Fourier coefficient k do; 0 and n / 2 share coefficient 0.
 
 template <class V>
-using Numbers = dct::Couple<V>;
+using Numbers = dct_select::Couple<V>;
 template <class V>
-using Quad = dct::Quad<V>;
+using Quad = dct_select::Quad<V>;
 
 // The couples that a transform of n has, besides coefficient 0: 1 .. count of them share input two by two if n is even.
 template <class V>
-LRC_HD int64_t quads(const Transform<Element<V>>& t) {
+LRC_INLINE int64_t quads(const Transform<Element<V>>& t) {
   return t.n % 2 == 0 ? t.n / 4 : t.n / 2;
 }
 
 template <class V>
-LRC_HD Numbers<V> point(const Transform<Element<V>>& t, const Element<V>* z, int64_t k) {
+LRC_INLINE Numbers<V> point(const Transform<Element<V>>& t, const Element<V>* z, int64_t k) {
   const Element<V>* const at = z + t.points[k] * kPoint<V>;
   return {load_bits<V>(at), load_bits<V>(at + kLanesOf<V>)};
 }
 template <class V>
-LRC_HD void set_point(const Transform<Element<V>>& t, Element<V>* z, int64_t k, const V& re, const V& im) {
+LRC_INLINE void set_point(const Transform<Element<V>>& t, Element<V>* z, int64_t k, const V& re, const V& im) {
   store_point(z + t.points[k] * kPoint<V>, Complex<V>{re, im});
 }
 
 template <class V>
-LRC_HD V first_amplitude(const Transform<Element<V>>& t) {
+LRC_INLINE V first_amplitude(const Transform<Element<V>>& t) {
   return broadcast_to<V>(Element<V>(__builtin_sqrt(1.0 / double(t.n))));
 }
 
 // Coordinates 0 and n / 2; without meaning the latter if n is odd.
 template <class V>
-LRC_HD Numbers<V> turned_first(const Transform<Element<V>>& t, const Element<V>* z) {
+LRC_INLINE Numbers<V> turned_first(const Transform<Element<V>>& t, const Element<V>* z) {
   const Numbers<V> x = point<V>(t, z, 0);
   const V amplitude = first_amplitude<V>(t);
   if (t.n % 2 != 0) return {x.first * amplitude, V{}};
@@ -87,15 +87,15 @@ LRC_HD Numbers<V> turned_first(const Transform<Element<V>>& t, const Element<V>*
 
 // Coordinates (k, n - k) and (h - k, h + k), 1 <= k <= quads; the second couple without meaning if n is odd.
 template <class V>
-LRC_HD Quad<V> turned(const Transform<Element<V>>& t, const Element<V>* z, int64_t k) {
+LRC_INLINE Quad<V> turned(const Transform<Element<V>>& t, const Element<V>* z, int64_t k) {
   const Element<V>* const w = t.turns + 4 * k;
   const V c = broadcast_to<V>(w[0]), s = broadcast_to<V>(w[1]);
   const Numbers<V> x = point<V>(t, z, k);
-  if (t.n % 2 != 0) return {dct::turned(Numbers<V>{x.first + x.first, x.second + x.second}, c, s), Numbers<V>{}};
+  if (t.n % 2 != 0) return {dct_select::turned(Numbers<V>{x.first + x.first, x.second + x.second}, c, s), Numbers<V>{}};
   const int64_t m = t.n / 2 - k;
-  const Quad<V> v = dct::unpacked(Quad<V>{x, point<V>(t, z, m)}, broadcast_to<V>(w[2]), broadcast_to<V>(w[3]));
+  const Quad<V> v = dct_select::unpacked(Quad<V>{x, point<V>(t, z, m)}, broadcast_to<V>(w[2]), broadcast_to<V>(w[3]));
   const Element<V>* const other = t.turns + 4 * m;
-  return {dct::turned(v.k, c, s), dct::turned(v.m, broadcast_to<V>(other[0]), broadcast_to<V>(other[1]))};
+  return {dct_select::turned(v.k, c, s), dct_select::turned(v.m, broadcast_to<V>(other[0]), broadcast_to<V>(other[1]))};
 }
 
 template <class V>
@@ -112,7 +112,7 @@ void turn_all(const Transform<Element<V>>& transform, Element<V>* z) {
 
 // One coordinate.
 template <class V>
-LRC_HD V turned_one(const Transform<Element<V>>& t, const Element<V>* z, int64_t k) {
+LRC_INLINE V turned_one(const Transform<Element<V>>& t, const Element<V>* z, int64_t k) {
   const int64_t half = t.n / 2, low = smaller(k, t.n - k);
   if (k == 0) return turned_first<V>(t, z).first;
   if (t.n % 2 != 0) return k == low ? turned<V>(t, z, low).k.first : turned<V>(t, z, low).k.second;
@@ -134,7 +134,7 @@ void turn_back(const Transform<Element<V>>& transform, Element<V>* z) {
   odd ? set_point(t, z, 0, V{}, y0) : set_point(t, z, 0, y0 - yh, y0 + yh);
   for (int64_t k = 1; k <= quads<V>(t); ++k) {
     const Element<V>* const w = t.turns + 4 * k;
-    const Numbers<V> v = dct::turned(point<V>(t, z, k), broadcast_to<V>(w[0]), broadcast_to<V>(w[1]));
+    const Numbers<V> v = dct_select::turned(point<V>(t, z, k), broadcast_to<V>(w[0]), broadcast_to<V>(w[1]));
     const int64_t m = odd ? t.n - k : t.n / 2 - k;
     if (odd) {
       set_point(t, z, m, V{}, V{});
@@ -143,8 +143,8 @@ void turn_back(const Transform<Element<V>>& transform, Element<V>* z) {
       set_point(t, z, k, -(v.second + v.second), v.first + v.first);
     } else {
       const Element<V>* const other = t.turns + 4 * m;
-      const Numbers<V> f = dct::turned(point<V>(t, z, m), broadcast_to<V>(other[0]), broadcast_to<V>(other[1]));
-      const Quad<V> x = dct::packed(Quad<V>{v, f}, broadcast_to<V>(w[2]), broadcast_to<V>(w[3]));
+      const Numbers<V> f = dct_select::turned(point<V>(t, z, m), broadcast_to<V>(other[0]), broadcast_to<V>(other[1]));
+      const Quad<V> x = dct_select::packed(Quad<V>{v, f}, broadcast_to<V>(w[2]), broadcast_to<V>(w[3]));
       set_point(t, z, k, x.k.second, x.k.first);
       set_point(t, z, m, x.m.second, x.m.first);
     }

@@ -7,11 +7,11 @@
 namespace lowrank::LRC_LEVEL {
 namespace {
 
-using int4::kLargestGroup;
-using int4::Placement;
-using int4::Scheme;
+using int4_project::kLargestGroup;
+using int4_project::Placement;
+using int4_project::Scheme;
 
-LRC_HD int4::Extremes extremes(const float* x, int64_t n) {
+LRC_INLINE int4_project::Extremes extremes(const float* x, int64_t n) {
   int32_t low = INT32_MAX, high = INT32_MIN;
   for (int64_t i = 0; i < n; ++i) {
     const int32_t key = rounding::ordered(x[i]);
@@ -22,13 +22,13 @@ LRC_HD int4::Extremes extremes(const float* x, int64_t n) {
 }
 
 // What will be read a few groups later: the processor's own prefetching starts anew with every page.
-LRC_HD void prefetch(const float* x, int64_t n) {
+LRC_INLINE void prefetch(const float* x, int64_t n) {
   constexpr int64_t ahead = 1024, line = 16;
   for (int64_t i = 0; i < n; i += line) __builtin_prefetch(x + ahead + i);
 }
 
 template <class Code>
-LRC_HD void pack(uint8_t* bytes, int64_t n, const Code& code) {
+LRC_INLINE void pack(uint8_t* bytes, int64_t n, const Code& code) {
   // One code a byte, then two: both passes stay in L1.
   uint8_t codes[kLargestGroup + 1];
   for (int64_t i = 0; i < n; ++i) codes[i] = uint8_t(code(i));
@@ -36,41 +36,41 @@ LRC_HD void pack(uint8_t* bytes, int64_t n, const Code& code) {
   for (int64_t i = 0; i < (n + 1) / 2; ++i) bytes[i] = uint8_t(codes[2 * i] | codes[2 * i + 1] << 4);
 }
 
-LRC_HD void draw(uint32_t* words, const Int4Run& run, int64_t begin, int64_t n) {
+LRC_INLINE void draw(uint32_t* words, const Int4Run& run, int64_t begin, int64_t n) {
   const uint64_t first = run.element + uint64_t(begin * run.element_step);
-  if (run.element_step == 1) return draw_words(words, n, run.seed, {first, int4::kStream, 0});
+  if (run.element_step == 1) return draw_words(words, n, run.seed, {first, int4_project::kStream, 0});
   for (int64_t i = 0; i < n; ++i) {
-    words[i] = philox::bits(run.seed, {first + uint64_t(i * run.element_step), int4::kStream, 0});
+    words[i] = philox::bits(run.seed, {first + uint64_t(i * run.element_step), int4_project::kStream, 0});
   }
 }
 
 template <bool kNf4, bool kStochastic>
-LRC_HD void encode_group(uint8_t* bytes, const Int4Run& run, int64_t begin, int64_t n, const Placement& at) {
+LRC_INLINE void encode_group(uint8_t* bytes, const Int4Run& run, int64_t begin, int64_t n, const Placement& at) {
   const float* const x = run.x + begin;
   if constexpr (kStochastic) {
     uint32_t words[kLargestGroup];
     draw(words, run, begin, n);
     pack(bytes, n, [&](int64_t i) {
       const float place = at(x[i]), uniform = philox::uniform(words[i]);
-      return kNf4 ? int4::stochastic_nf4_code(place, uniform) : int4::stochastic_even_code(place, at.shift, uniform);
+      return kNf4 ? int4_project::stochastic_nf4_code(place, uniform) : int4_project::stochastic_even_code(place, at.shift, uniform);
     });
   } else {
     pack(bytes, n, [&](int64_t i) {
-      return kNf4 ? int4::nearest_nf4_code(at(x[i])) : int4::nearest_even_code(at(x[i]), at.shift);
+      return kNf4 ? int4_project::nearest_nf4_code(at(x[i])) : int4_project::nearest_even_code(at(x[i]), at.shift);
     });
   }
 }
 
 template <Scheme kScheme, bool kStochastic>
-bool encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
+bool encode(uint8_t* bytes, int4_project::Stored* stored, const Int4Run& run) {
   const int64_t half = run.group / 2;
   for (int64_t begin = 0; begin < run.length; begin += run.group, bytes += half, ++stored) {
     const int64_t left = run.length - begin, n = left < run.group ? left : run.group;
     prefetch(run.x + begin, n);
-    const int4::Extremes range = extremes(run.x + begin, n);
+    const int4_project::Extremes range = extremes(run.x + begin, n);
     if (!range.representable()) return false;
-    *stored = int4::fit(kScheme, range, kStochastic);
-    const Placement at = int4::placement(kScheme, to_float(stored->scale), to_float(stored->offset));
+    *stored = int4_project::fit(kScheme, range, kStochastic);
+    const Placement at = int4_project::placement(kScheme, to_float(stored->scale), to_float(stored->offset));
     encode_group<kScheme == Scheme::kNf4, kStochastic>(bytes, run, begin, n, at);
     for (int64_t i = (n + 1) / 2; i < half; ++i) bytes[i] = 0;
   }
@@ -78,11 +78,11 @@ bool encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
 }
 
 template <Scheme kScheme>
-bool encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
+bool encode(uint8_t* bytes, int4_project::Stored* stored, const Int4Run& run) {
   return (run.stochastic ? encode<kScheme, true> : encode<kScheme, false>)(bytes, stored, run);
 }
 
-bool encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
+bool encode(uint8_t* bytes, int4_project::Stored* stored, const Int4Run& run) {
   switch (run.scheme) {
     case Scheme::kAffine:
       return encode<Scheme::kAffine>(bytes, stored, run);
@@ -95,16 +95,16 @@ bool encode(uint8_t* bytes, int4::Stored* stored, const Int4Run& run) {
   }
 }
 
-void decode(float* x, const uint8_t* bytes, int64_t n, int4::Grid grid, bool nf4) {
+void decode(float* x, const uint8_t* bytes, int64_t n, int4_project::Grid grid, bool nf4) {
   uint8_t codes[kLargestGroup + 1];
   for (int64_t i = 0; i < (n + 1) / 2; ++i) {
     codes[2 * i] = bytes[i] & 15;
     codes[2 * i + 1] = bytes[i] >> 4;
   }
   if (nf4) {
-    for (int64_t i = 0; i < n; ++i) x[i] = int4::decode(grid, int4::nf4_level(codes[i]));
+    for (int64_t i = 0; i < n; ++i) x[i] = int4_project::decode(grid, int4_project::nf4_level(codes[i]));
   } else {
-    for (int64_t i = 0; i < n; ++i) x[i] = int4::decode(grid, float(codes[i]));
+    for (int64_t i = 0; i < n; ++i) x[i] = int4_project::decode(grid, float(codes[i]));
   }
 }
 

@@ -9,9 +9,9 @@ namespace {
 // ---- codes to vectors --------------------------------------------------------------------------------------------
 
 template <int N>
-LRC_HD Vector<float, N> nf4_levels(Vector<int32_t, N> codes) {
+LRC_INLINE Vector<float, N> nf4_levels(Vector<int32_t, N> codes) {
   alignas(64) float table[16];
-  for (int i = 0; i < 16; ++i) table[i] = int4::nf4_level(i);
+  for (int i = 0; i < 16; ++i) table[i] = int4_project::nf4_level(i);
 #if defined(__AVX512F__)
   // The masked form, because GCC 12 warns of an uninitialised value inside the plain one.
   if constexpr (N == 16) {
@@ -32,14 +32,14 @@ LRC_HD Vector<float, N> nf4_levels(Vector<int32_t, N> codes) {
 }
 
 template <bool kNf4, int N>
-LRC_HD Vector<float, N> numbers(Vector<int32_t, N> codes) {
+LRC_INLINE Vector<float, N> numbers(Vector<int32_t, N> codes) {
   if constexpr (kNf4) return nf4_levels<N>(codes);
   return __builtin_convertvector(codes, Vector<float, N>);
 }
 
 // GCC 12 takes a portable conversion of bytes apart.
 template <int N>
-LRC_HD Vector<int32_t, N> widen_bytes(const uint8_t* bytes) {
+LRC_INLINE Vector<int32_t, N> widen_bytes(const uint8_t* bytes) {
 #if defined(__AVX512F__)
   if constexpr (N == 16) {
     return bits_as<Vector<int32_t, N>>(_mm512_maskz_cvtepu8_epi32(0xFFFF, load_bits<__m128i>(bytes)));
@@ -54,14 +54,14 @@ LRC_HD Vector<int32_t, N> widen_bytes(const uint8_t* bytes) {
 
 // N neighbours in one row of bytes, the codes of row i.
 template <int N>
-LRC_HD Vector<int32_t, N> codes_across(const uint8_t* bytes, int64_t i) {
+LRC_INLINE Vector<int32_t, N> codes_across(const uint8_t* bytes, int64_t i) {
   const Vector<int32_t, N> pairs = widen_bytes<N>(bytes);
   return i % 2 == 0 ? pairs & 15 : pairs >> 4;
 }
 
 // The N codes of N / 2 consecutive bytes.
 template <int N>
-LRC_HD Vector<int32_t, N> codes_along(const uint8_t* bytes) {
+LRC_INLINE Vector<int32_t, N> codes_along(const uint8_t* bytes) {
   uint64_t word = 0;
   memcpy(&word, bytes, N / 2);
   Vector<uint32_t, N> halves{}, shifts{};
@@ -88,11 +88,11 @@ struct PackedLoad {
         inverse_((kOne + packed.group / kUnit - 1) / (packed.group / kUnit)) {}
 
   template <class A, bool kChecked>
-  LRC_HD Vec<A> outer(int64_t o, int64_t k) const {
+  LRC_INLINE Vec<A> outer(int64_t o, int64_t k) const {
     return vector<A, kChecked, kOfRows>(kOfRows ? o : k, kOfRows ? k : o);
   }
   template <class A, bool kChecked>
-  LRC_HD Vec<A> depth(int64_t o, int64_t k) const {
+  LRC_INLINE Vec<A> depth(int64_t o, int64_t k) const {
     return vector<A, kChecked, !kOfRows>(kOfRows ? o : k, kOfRows ? k : o);
   }
 
@@ -105,16 +105,16 @@ struct PackedLoad {
   Ahead ahead(const Slab&) const { return {}; }  // an eighth of the traffic of floats
 
  private:
-  static constexpr int64_t kUnit = int4::kGroupMultiple, kOne = int64_t(1) << 32;
+  static constexpr int64_t kUnit = int4_project::kGroupMultiple, kOne = int64_t(1) << 32;
 
   // i / group, exact for i < 2^34, without the division, which would take longer than the rest of a vector: with d the
   // group in units and n < 2^29 of them, n (d ceil(2^32 / d) - 2^32) < 2^32.
-  LRC_HD int64_t group_of(int64_t i) const { return i / kUnit * inverse_ >> 32; }
-  LRC_HD int64_t grid_of(int64_t i, int64_t j) const { return group_of(i) * p.group_along + j * p.group_across; }
+  LRC_INLINE int64_t group_of(int64_t i) const { return i / kUnit * inverse_ >> 32; }
+  LRC_INLINE int64_t grid_of(int64_t i, int64_t j) const { return group_of(i) * p.group_along + j * p.group_across; }
 
   // Elements from (i, j) on, along i (kAlong) or j.
   template <class A, bool kChecked, bool kAlong>
-  LRC_HD Vec<A> vector(int64_t i, int64_t j) const {
+  LRC_INLINE Vec<A> vector(int64_t i, int64_t j) const {
     constexpr int N = kLanes<A>;
     if constexpr (!kChecked && !kAlong) {
       const int64_t at = grid_of(i, j);
@@ -134,26 +134,26 @@ struct PackedLoad {
   }
 
   template <class A>
-  static LRC_HD Vec<A> decoded(Vector<float, kLanes<A>> scale, Vector<float, kLanes<A>> base,
+  static LRC_INLINE Vec<A> decoded(Vector<float, kLanes<A>> scale, Vector<float, kLanes<A>> base,
                                Vector<int32_t, kLanes<A>> codes) {
     return __builtin_convertvector(scale * numbers<kNf4, kLanes<A>>(codes) + base, Vec<A>);
   }
 
-  LRC_HD float element(int64_t i, int64_t j) const {
+  LRC_INLINE float element(int64_t i, int64_t j) const {
     if (i >= p.rows || j >= p.cols) return 0.0f;
     const int64_t at = grid_of(i, j);
-    const int code = int4::code_of(*byte(i, j), i);
-    return int4::decode({p.scale[at], p.base[at]}, kNf4 ? int4::nf4_level(code) : float(code));
+    const int code = int4_project::code_of(*byte(i, j), i);
+    return int4_project::decode({p.scale[at], p.base[at]}, kNf4 ? int4_project::nf4_level(code) : float(code));
   }
 
   // Whole vectors follow the bytes; along i they begin with the lower half of one.
   template <bool kAlong>
-  LRC_HD int64_t whole(int64_t i, int64_t j, int64_t count) const {
+  LRC_INLINE int64_t whole(int64_t i, int64_t j, int64_t count) const {
     if ((kAlong ? p.along : p.across) != 1 || i >= p.rows || j >= p.cols || (kAlong && i % 2 != 0)) return 0;
     return smaller(count, kAlong ? p.rows - i : p.cols - j);
   }
 
-  LRC_HD const uint8_t* byte(int64_t i, int64_t j) const { return p.bytes + i / 2 * p.along + j * p.across; }
+  LRC_INLINE const uint8_t* byte(int64_t i, int64_t j) const { return p.bytes + i / 2 * p.along + j * p.across; }
 
   const int64_t inverse_;
 };

@@ -14,7 +14,7 @@ using kalman_diag::Run;
 using Lane = Vec<double>;
 constexpr int64_t kLane = kLanes<double>;
 
-LRC_HD int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+LRC_INLINE int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
 // Parameters [begin, begin + count) of a block, whose rows in scratch are `stride` apart and padded with zeros.
 struct Chunk {
@@ -24,7 +24,7 @@ struct Chunk {
 };
 
 template <class F>
-LRC_HD void for_each_chunk(const Run& run, const F& f) {
+LRC_INLINE void for_each_chunk(const Run& run, const F& f) {
   for (int64_t i = run.begin; i < run.end; i += run.chunk) {
     const int64_t count = smaller(run.chunk, run.end - i);
     f(Chunk{i, count, round_up(count, kAlign), run.scratch, run.chunk});
@@ -35,13 +35,13 @@ LRC_HD void for_each_chunk(const Run& run, const F& f) {
 
 // A vector's worth of any storage type.
 template <class S>
-LRC_HD Lane lane(const S* from) {
+LRC_INLINE Lane lane(const S* from) {
   return load<double>(from);
 }
 
 #if defined(__AVX512F__)
 // The one instruction, which GCC 12 takes apart into halves.
-LRC_HD Lane lane(const float* from) { return _mm512_maskz_cvtps_pd(0xFF, load_bits<__m256>(from)); }
+LRC_INLINE Lane lane(const float* from) { return _mm512_maskz_cvtps_pd(0xFF, load_bits<__m256>(from)); }
 #endif
 
 // to[i] <- from[i], and zeros as far as `padded`.
@@ -70,7 +70,7 @@ void read_rows(double* to, const Matrix& from, const Chunk& chunk) {
 
 // Asks for part `part` of `parts` of the next chunk's rows while this one is computed: m lines that jump from chunk to
 // chunk are more than the hardware follows.
-LRC_HD void ask_ahead(const Matrix& jac, const Chunk& chunk, int64_t part, int64_t parts) {
+LRC_INLINE void ask_ahead(const Matrix& jac, const Chunk& chunk, int64_t part, int64_t parts) {
   if (jac.col_stride != 1) return;
   const int64_t item = item_size(jac.dtype), bytes = smaller(chunk.count, jac.cols - chunk.begin - chunk.count) * item;
   for (int64_t row = jac.rows * part / parts; row < jac.rows * (part + 1) / parts; ++row) {

@@ -65,7 +65,7 @@ void reduce_tile(double* out, int64_t out_stride, Lane* sums) {
 
 // f(j, k, index) for the tiles at rows j and columns k that meet the lower triangle.
 template <class F>
-LRC_HD void for_each_tile(int64_t padded, const F& f) {
+LRC_INLINE void for_each_tile(int64_t padded, const F& f) {
   int64_t index = 0;
   for (int64_t j = 0; j < padded; j += kTall) {
     for (int64_t k = 0; k < j + kTall; k += kWide) f(j, k, index++);
@@ -84,7 +84,7 @@ const double* read_chunk(const Block& block, const Chunk& chunk, int64_t padded)
 
 // sums[r][v] = sum over k < depth of c[r][k] x[k][v]
 template <int R>
-LRC_HD void product(Lane (&sums)[R][kAcross], const double* c, int64_t c_stride, const double* x, int64_t x_stride,
+LRC_INLINE void product(Lane (&sums)[R][kAcross], const double* c, int64_t c_stride, const double* x, int64_t x_stride,
                     int64_t depth) {
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
@@ -107,7 +107,7 @@ LRC_HD void product(Lane (&sums)[R][kAcross], const double* c, int64_t c_stride,
 // squares += what R rows of L⁻¹ from row j add to s / p, of kAcross vectors of parameters; x points at their first row
 // of the Jacobian.
 template <int R>
-LRC_HD void add_leverages(Lane (&squares)[kAcross], int64_t j, const double* x, int64_t stride, const Update& u) {
+LRC_INLINE void add_leverages(Lane (&squares)[kAcross], int64_t j, const double* x, int64_t stride, const Update& u) {
   Lane y[R][kAcross];
   product<R>(y, u.inverse + j * u.padded, u.padded, x, stride, smaller(j + R, u.outputs));
 #pragma GCC unroll 4
@@ -117,7 +117,7 @@ LRC_HD void add_leverages(Lane (&squares)[kAcross], int64_t j, const double* x, 
   }
 }
 
-LRC_HD void leverages(Lane (&squares)[kAcross], const double* x, int64_t stride, const Update& u) {
+LRC_INLINE void leverages(Lane (&squares)[kAcross], const double* x, int64_t stride, const Update& u) {
 #pragma GCC unroll 4
   for (int v = 0; v < kAcross; ++v) squares[v] = Lane{};
   int64_t j = 0;
@@ -135,7 +135,7 @@ Lane bounded(const Lane& before, const Lane& leverage, const double* x, int64_t 
   return kalman_diag::shrunk(before, leverage, norm);
 }
 
-LRC_HD bool all_safe(const Lane& leverage) {
+LRC_INLINE bool all_safe(const Lane& leverage) {
   bool safe = true;
 #pragma GCC unroll 8
   for (int i = 0; i < kLane; ++i) safe &= leverage[i] <= kalman_diag::kSafeLeverage;

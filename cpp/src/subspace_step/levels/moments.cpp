@@ -6,11 +6,11 @@
 namespace lowrank::LRC_LEVEL {
 namespace {
 
-using subspace::Advance;
-using subspace::Factors;
-using subspace::Moment;
-using subspace::Rule;
-using subspace::Storage;
+using subspace_step::Advance;
+using subspace_step::Factors;
+using subspace_step::Moment;
+using subspace_step::Rule;
+using subspace_step::Storage;
 using namespace blockwise;
 
 // ---- moments -----------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ void encode(const Moment& to, const float* values, int64_t begin, int64_t count,
 }
 
 // The second moment draws behind the first.
-LRC_HD philox::Position state_position(int64_t begin, int64_t size, bool second, int64_t step) {
+LRC_INLINE philox::Position state_position(int64_t begin, int64_t size, bool second, int64_t step) {
   return {uint64_t(begin + (second ? size : 0)), kStateStream, uint32_t(step)};
 }
 
@@ -49,26 +49,26 @@ template <class T>
 void advance(Rule rule, const Factors<T>& f, T* low, T* first, T* second, int64_t count) {
   switch (rule) {
     case Rule::kAdam:
-      for (int64_t i = 0; i < count; ++i) low[i] = subspace::adam(f, low[i], first[i], second[i]);
+      for (int64_t i = 0; i < count; ++i) low[i] = subspace_step::adam(f, low[i], first[i], second[i]);
       return;
     case Rule::kLion:
-      for (int64_t i = 0; i < count; ++i) low[i] = subspace::lion(f, low[i], first[i]);
+      for (int64_t i = 0; i < count; ++i) low[i] = subspace_step::lion(f, low[i], first[i]);
       return;
     case Rule::kMomentum:
-      for (int64_t i = 0; i < count; ++i) low[i] = subspace::momentum(f, low[i], first[i]);
+      for (int64_t i = 0; i < count; ++i) low[i] = subspace_step::momentum(f, low[i], first[i]);
   }
 }
 
 template <class T>
 void advance_work(const Advance& a, int64_t begin, int64_t end) {
-  const auto f = subspace::factors<T>(a.beta1, a.beta2, a.eps, a.step);
+  const auto f = subspace_step::factors<T>(a.beta1, a.beta2, a.eps, a.step);
   auto* first = static_cast<T*>(a.first.values);
   auto* second = a.rule == Rule::kAdam ? static_cast<T*>(a.second.values) : first;
   advance(a.rule, f, static_cast<T*>(a.low) + begin, first + begin, second + begin, end - begin);
 }
 
 void advance_coded(const Advance& a, int64_t begin, int64_t end) {
-  const auto f = subspace::factors<float>(a.beta1, a.beta2, a.eps, a.step);
+  const auto f = subspace_step::factors<float>(a.beta1, a.beta2, a.eps, a.step);
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t count = smaller(kBlock, end - i);
     float first[kBlock], second[kBlock];
@@ -122,7 +122,7 @@ void decode_run(float* values, const Moment& from, int64_t begin, int64_t end, b
 
 namespace lowrank {
 
-constinit const subspace::MomentLevel subspace::MomentLevel::LRC_LEVEL = {
+constinit const subspace_step::MomentLevel subspace_step::MomentLevel::LRC_LEVEL = {
     .advance = LRC_LEVEL::advance_run,
     .encode = LRC_LEVEL::encode_run,
     .decode = LRC_LEVEL::decode_run,

@@ -8,14 +8,14 @@
 namespace lowrank::LRC_LEVEL {
 namespace {
 
-using subspace::Lift;
-using subspace::Residual;
+using subspace_step::Lift;
+using subspace_step::Residual;
 using namespace blockwise;
 
 // ---- lines of any dtype ------------------------------------------------------------------------------------------
 
 template <class Acc, class T>
-LRC_HD void load_line(Acc* to, const T* from, int64_t step, int count) {
+LRC_INLINE void load_line(Acc* to, const T* from, int64_t step, int count) {
   if (step == 1) {
     for (int j = 0; j < count; ++j) to[j] = Acc(to_float(from[j]));
   } else {
@@ -86,7 +86,7 @@ void finish_line(const Lift& p, int64_t row, int64_t col, const Acc* sums, const
   for (int j = 0; j < count; ++j) {
     Acc next = keep * w[j] - step * sums[j];
     if constexpr (kResidual == Residual::kScaled) next -= gains[j] * g[j];
-    if constexpr (kResidual == Residual::kSign) next -= gain * subspace::sign_above(g[j] - others[j], threshold);
+    if constexpr (kResidual == Residual::kSign) next -= gain * subspace_step::sign_above(g[j] - others[j], threshold);
     w[j] = next;
   }
   if constexpr (std::is_same_v<T, bfloat16>) {
@@ -219,7 +219,7 @@ void add_column_squares(double* sums, const Matrix& x) {
 
 namespace lowrank {
 
-constinit const subspace::WeightLevel subspace::WeightLevel::LRC_LEVEL = {
+constinit const subspace_step::WeightLevel subspace_step::WeightLevel::LRC_LEVEL = {
     .lift = LRC_LEVEL::lift_product,
     .round = LRC_LEVEL::round_matrix,
     .paired_lines = LRC_LEVEL::paired_lines,
