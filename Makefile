@@ -16,7 +16,7 @@ CTEST := $(VENV)/bin/ctest --output-on-failure --test-dir
 BUILD := build/dev
 comma := ,
 SOURCES := $(shell find cpp cuda -type f)
-FORMATTED = $(shell find cpp cuda tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED = $(shell find cpp cuda tests/cpp tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: FORCE help train test bench format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
   floor clean distclean
@@ -84,7 +84,7 @@ check-stubs: $(VENV)/.built
 
 check-house: $(VENV)/.built
 	$(PY) tools/check_symbols.py $(BUILD)
-	failed=0; for check in families layers sizes tolerances; do $(PY) tools/check_$$check.py || failed=1; done; exit $$failed
+	failed=0; for check in families layers device sizes tolerances; do $(PY) tools/check_$$check.py || failed=1; done; exit $$failed
 
 stubs: $(VENV)/.built  ## write python/lowrank_core/_core.pyi anew
 	$(PY) tools/make_stubs.py

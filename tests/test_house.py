@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE_CHECKS = ("families", "layers", "sizes", "tolerances")
+SOURCE_CHECKS = ("families", "layers", "device", "sizes", "tolerances")
 
 
 def tool(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -67,6 +67,8 @@ BROKEN = [
     ("layers", "cpp/bindings/a.cpp", '#include "../src/parts.h"', "neither a public header nor beside it"),
     ("layers", "cpp/include/lowrank_core/a.h", "#include <iostream>", "may not include iostream"),
     ("layers", "cuda/a.cu", "#include <torch/extension.h>", "may not include torch/extension.h"),
+    ("device", "cpp/include/lowrank_core/a.h", "LRC_HD int f(int x) { return x; }", "f() stands 1 times"),
+    ("device", "cpp/include/lowrank_core/a.h", "LRC_HD int x = 1;", "marks by LRC_HD what is no function"),
     ("sizes", f"{PACKAGE}/ops/a.py", "x = 1\n" * 301, "has 301 lines, more than 300"),
     ("sizes", f"{PACKAGE}/ops/a.py", "def f():\n" + "    x = 1\n" * 41, "a.py:f has 41 lines of code, more than 40"),
     ("sizes", f"{PACKAGE}/optim/methods/a.py", "x = 1\n" * 61, "a.py has 61 lines besides imports and docstrings"),

@@ -47,6 +47,7 @@ FOREIGN = {  # folder: what its files may not include
     "cpp/bindings": rf"{TORCH}|{CUDA}",
     "cuda": rf"{PYTHON}|{TORCH}",
     "tests/cpp": rf"{PYTHON}|{TORCH}|{CUDA}",
+    "tests/cuda": rf"{PYTHON}|{TORCH}",
 }
 PRIVATE = "cpp/src"  # its headers are named from here, by its own files and by tests
 MEETING_PLACES = {"cuda/absent.cpp"}  # files that know every family
@@ -174,7 +175,7 @@ def include_problems(root: Path) -> Iterator[str]:
                 if quote == '"' and not name.startswith(f"{PACKAGE}/") and not beside:
                     yield f"{where} includes {name}, which is neither a public header nor beside it"
                 used = owner_of(PurePath(name))
-                if used not in (None, owner) and where not in MEETING_PLACES and folder != "tests/cpp":
+                if used not in (None, owner) and where not in MEETING_PLACES and not folder.startswith("tests/"):
                     yield f"{where} may not include {name}, which is family {used}'s own"
 
 

@@ -23,6 +23,7 @@ cpp/bindings/register.h                    void register_newfamily(pybind11::mod
 cpp/bindings/module.cpp                    lowrank::register_newfamily(module);   then `make stubs`
 python/lowrank_core/ops/__init__.py        from lowrank_core.ops.newfamily import newfamily   and in __all__
 python/lowrank_core/__init__.py            newfamily, in the import and in __all__
+tests/cuda/host_device.cu                  a kernel that calls every LRC_HD function of the header
 tools/check_families.py                    "newfamily" in FAMILIES, and in WITHOUT_CUDA until its .cu is there
 docs/numerics.md, README.md, CHANGELOG.md  a row and a line each"""
 

@@ -27,8 +27,9 @@ bool has_offsets(Scheme scheme) { return scheme == Scheme::kAffine || scheme == 
 
 Format format_of(int rank, int dim, int64_t group_size, const std::string& scheme) {
   LRC_CHECK(dim >= 0 && dim < rank, "int4: `dim` must be a dimension of the array");
-  LRC_CHECK(group_size > 0 && group_size % int4_project::kGroupMultiple == 0 && group_size <= int4_project::kLargestGroup,
-            "int4: `group_size` must be a multiple of 32 up to 256, got " + std::to_string(group_size));
+  LRC_CHECK(
+      group_size > 0 && group_size % int4_project::kGroupMultiple == 0 && group_size <= int4_project::kLargestGroup,
+      "int4: `group_size` must be a multiple of 32 up to 256, got " + std::to_string(group_size));
   return {dim, group_size, scheme_of(scheme)};
 }
 
@@ -43,7 +44,7 @@ void expect(const View& view, const char* argument, const View& like, const Form
 
 void expect_codes(const Codes& codes, const View& like, const Format& format) {
   const int64_t groups = format.groups(like.shape[size_t(format.dim)]);
-  expect(codes.packed, "packed", like, format, groups * format.group / 2);
+  expect(codes.packed, "packed", like, format, format.bytes(like.shape[size_t(format.dim)]));
   LRC_CHECK(codes.packed.dtype == DType::kUInt8, "int4: `packed` must be uint8");
   LRC_CHECK(codes.offsets.has_value() == has_offsets(format.scheme),
             "int4: `offsets` must be given for affine schemes");

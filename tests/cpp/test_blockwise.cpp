@@ -1,5 +1,5 @@
 // Rounding to codes, and the 8-bit blocks that moments and weights are stored in.
-#include "lowrank_core/blockwise.h"
+#include "lowrank_core/blocks.h"
 
 #include <algorithm>
 #include <cmath>
@@ -83,7 +83,7 @@ void drawn_words_are_those_of_their_places() {
   for (uint64_t first = 0; first < 9; ++first) {
     for (int64_t count = 0; count < 14; ++count) {
       std::vector<uint32_t> words(size_t(count) + 1, 7);
-      rounding::draw(words.data(), count, 99, {first, 3, 5});
+      draw(words.data(), count, 99, {first, 3, 5});
       for (int64_t i = 0; i < count; ++i) CHECK(words[size_t(i)] == philox::bits(99, {first + uint64_t(i), 3, 5}));
       CHECK(words[size_t(count)] == 7);
     }

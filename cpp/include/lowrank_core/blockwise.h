@@ -4,10 +4,7 @@
 //   signed   x ~ scale c        c in [-127, 127], scale = largest |x| / 127    first moments, weights
 //   root     v ~ (scale c)^2    c in [0, 255],    scale = largest sqrt(v) / 255    second moments, v >= 0
 //
-//   float values[kBlock];
-//   decode_block<SignedMap>(values, codes, scale, count);        // count <= kBlock, less in the last block of an array
-//   ...                                                          // float32
-//   scale = encode_block<SignedMap>(codes, values, count, Stochastic{seed, {element, stream, step}});
+// This is what a code is; blocks.h goes over the elements of a block.
 //
 // A block of zeros has scale 0; decoding never divides. Second moments are judged by 1 / sqrt(v), so their codes are
 // even in sqrt(v): the smallest non-zero one is (1/255)^2 of the largest, where codes even in v would leave nothing
@@ -22,6 +19,7 @@
 // biases them. Sources: Dettmers et al. 2021 (arXiv 2110.02861) for blocks, with even instead of dynamic maps.
 #pragma once
 
+#include "lowrank_core/philox.h"
 #include "lowrank_core/rounding.h"
 
 namespace lowrank::blockwise {
@@ -29,7 +27,7 @@ namespace lowrank::blockwise {
 constexpr int64_t kBlock = 256;
 constexpr uint32_t kParameterStream = 2, kStateStream = 3;  // docs/numerics.md
 
-constexpr int64_t blocks(int64_t size) { return (size + kBlock - 1) / kBlock; }
+LRC_HD constexpr int64_t blocks(int64_t size) { return (size + kBlock - 1) / kBlock; }
 
 // A map says in which space its codes are even (`spread`), what a code stands for (`value`), and how a place `t`
 // between codes is rounded. `t` is spread(x) / scale, kept within the codes by `place`.
@@ -62,39 +60,8 @@ struct RootMap {
     return not_zero(int32_t(k) + int32_t(up), t);
   }
 
- private:
+  // For what is positive.
   static LRC_HD Code not_zero(int32_t code, float t) { return Code(code == 0 && t > 0.0f ? 1 : code); }
-};
-
-// Elements are rounded by their number within the block.
-struct Nearest {
-  template <class Map>
-  LRC_HD void encode(typename Map::Code* codes, const float* values, int64_t count, rounding::Divider divide) const {
-    for (int64_t i = 0; i < count; ++i) codes[i] = Map::nearest(Map::place(divide(Map::spread(values[i]))));
-  }
-};
-
-struct Drawn {
-  const uint32_t* words;  // of the block's elements
-
-  template <class Map>
-  LRC_HD void encode(typename Map::Code* codes, const float* values, int64_t count, rounding::Divider divide) const {
-    for (int64_t i = 0; i < count; ++i) {
-      codes[i] = Map::stochastic(Map::place(divide(Map::spread(values[i]))), philox::uniform(words[i]));
-    }
-  }
-};
-
-struct Stochastic {
-  uint64_t seed;
-  philox::Position first;  // of the block's first element
-
-  template <class Map>
-  LRC_HD void encode(typename Map::Code* codes, const float* values, int64_t count, rounding::Divider divide) const {
-    uint32_t words[kBlock];
-    rounding::draw(words, count, seed, first);
-    Drawn{words}.template encode<Map>(codes, values, count, divide);
-  }
 };
 
 // The scale of a block whose largest magnitude is `largest`.
@@ -103,22 +70,14 @@ LRC_HD float scale_of(float largest) {
   return Map::spread(largest) / Map::kLargest;
 }
 
-// Encodes count <= kBlock values, those of a RootMap >= 0; returns the block's scale. `codes` may not overlap `values`.
-template <class Map, class Rounding>
-LRC_HD float encode_block(typename Map::Code* codes, const float* values, int64_t count, const Rounding& rounding) {
-  uint32_t largest = 0;  // magnitudes order like their bits
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t magnitude = float_bits(values[i]) & 0x7FFFFFFFu;
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  const float scale = scale_of<Map>(bits_float(largest));
-  rounding.template encode<Map>(codes, values, count, rounding::divider(scale));
-  return scale;
-}
-
+// The code of x, by the divider of its block's scale; with a random word rounded stochastically.
 template <class Map>
-LRC_HD void decode_block(float* values, const typename Map::Code* codes, float scale, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) values[i] = Map::value(codes[i], scale);
+LRC_HD typename Map::Code code_of(float x, rounding::Divider divide) {
+  return Map::nearest(Map::place(divide(Map::spread(x))));
+}
+template <class Map>
+LRC_HD typename Map::Code code_of(float x, rounding::Divider divide, uint32_t word) {
+  return Map::stochastic(Map::place(divide(Map::spread(x))), philox::uniform(word));
 }
 
 }  // namespace lowrank::blockwise

@@ -97,6 +97,38 @@ LRC_HD double taylor_error(double largest, int64_t degree) {
   return kGradientFactor * taylor_row_error(largest, degree);
 }
 
+// ---- a row of a softmax ------------------------------------------------------------------------------------------
+
+// A row whose keys come tile by tile: the largest score so far and, relative to its exponential, the sums of the
+// weights and of the weights times dP.
+template <class T>
+struct RunningRow {
+  T max = T(-HUGE_VAL), sum = T(0), weighted = T(0);
+
+  // To a larger score; `factor` is exp(max - larger), by which every other sum over the keys so far shrinks, too.
+  LRC_HD void grow(T larger, T factor) {
+    sum *= factor;
+    weighted *= factor;
+    max = larger;
+  }
+  // What scores lose before exp. Nothing seen yet: every score is -infinity, and less 0 remains so.
+  LRC_HD T shift() const { return max > T(-HUGE_VAL) ? max : T(0); }
+  LRC_HD void add(T weights, T products) {
+    sum += weights;
+    weighted += products;
+  }
+  LRC_HD T scale() const { return sum > T(0) ? T(1) / sum : T(0); }
+  LRC_HD T rho() const { return weighted * scale(); }
+};
+
+// An entry of p K from sum e dP K and sum e K over the keys of a row: (sum e dP K - rho sum e K) / sum e.
+template <class T>
+LRC_HD T gradient_entry(T products, T keys, T rho, T scale) {
+  return (products - rho * keys) * scale;
+}
+
+// ---- random features ---------------------------------------------------------------------------------------------
+
 // Standard normal number `element` of a seed, two words of the stream each: Box and Muller's cosine.
 LRC_HD double gaussian(uint64_t seed, uint64_t element) {
   const philox::Block block = philox::block(seed, element >> 1, kFeatureStream, 0);

@@ -7,12 +7,15 @@
 #include <stdexcept>
 #include <string>
 
+// A function of the host that is always inlined: one that is compiled at several instruction-set levels must not leave
+// a weak symbol behind, or the linker could pick the AVX-512 copy for a CPU that has none.
+#define LRC_INLINE inline __attribute__((always_inline))
+
+// One of host and device: what states a formula. tests/cuda puts every one into a kernel.
 #if defined(__CUDACC__)
 #define LRC_HD __host__ __device__ __forceinline__
 #else
-// Always inlined: a header function that is compiled at several instruction-set levels must not leave a weak
-// symbol behind, or the linker could pick the AVX-512 copy for a CPU that has none.
-#define LRC_HD inline __attribute__((always_inline))
+#define LRC_HD LRC_INLINE
 #endif
 
 namespace lowrank {

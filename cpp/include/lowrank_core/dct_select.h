@@ -37,6 +37,10 @@ constexpr Basis inverse(Basis basis) {
 // Where sample i of n stands in Makhoul's order: even ones ascending, then odd ones descending.
 LRC_HD int64_t makhoul_place(int64_t n, int64_t i) { return i % 2 == 0 ? i / 2 : n - (i + 1) / 2; }
 
+// Coordinate 0 of "dct2" times its root; what Hadamard's passes, which only add, leave out.
+LRC_HD double first_amplitude(int64_t n) { return ::sqrt(1.0 / double(n)); }
+LRC_HD double hadamard_amplitude(int64_t n) { return 1.0 / ::sqrt(double(n)); }
+
 // What becomes of the Fourier coefficients of a row v in Makhoul's order: y_k = s Re(V_k exp(-i pi k / 2n)) and
 // y_(n-k) = -s Im of the same, s² = 2/n. For an even n the complex row v_2j + i v_(2j+1) of h = n/2 points has the
 // coefficients Z, and with E = (Z_k + conj Z_(h-k)) / 2, O = (Z_k - conj Z_(h-k)) / 2i, w = exp(-2 pi i k / n),

@@ -8,15 +8,11 @@
 
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/isa.h"
+#include "lowrank_core/rotation.h"
 #include "lowrank_core/view.h"
 
 namespace lowrank {
 
-// A plane rotation of rows i and i + 1: (x, y) <- (c x - s y, s x + c y).
-struct Rotation {
-  int64_t i;
-  double c, s;
-};
 constexpr int64_t kStrip = 32;  // columns of a strip of rows that `rotate_strip` turns
 
 // Primitives of vectors of T.

@@ -29,6 +29,17 @@ bool has_fast_bfloat16();
 // Whether Cᵀ = Bᵀ Aᵀ is the better product.
 bool better_transposed(const Matrix& c);
 
+// What alpha * sum + beta * c comes to in the accumulation type, before its one rounding.
+template <class Acc>
+struct Scaling {
+  Acc alpha, beta;
+
+  template <class T>
+  LRC_HD Acc operator()(Acc sum, const T& c) const {
+    return beta == 0 ? alpha * sum : alpha * sum + beta * Acc(to_float(c));  // beta == 0 does not read C
+  }
+};
+
 void gemm(const Matrix& c, const Matrix& a, const Matrix& b, const GemmOptions& options = {});
 
 // G <- alpha Yᵀ Y + beta G, both triangles written, symmetric to the bit; of G only the upper triangle is read.

@@ -29,12 +29,15 @@ LRC_HD float bits_float(uint32_t u) {
   return x;
 }
 
+// Orders like the magnitude, NaN above infinity.
+LRC_HD uint32_t magnitude_bits(float x) { return float_bits(x) & 0x7FFFFFFFu; }
+
 LRC_HD float to_float(bfloat16 x) { return bits_float(uint32_t(x.bits) << 16); }
 
 // Round to nearest, ties to even; a NaN stays a quiet NaN.
 LRC_HD bfloat16 to_bfloat16(float x) {
   const uint32_t u = float_bits(x);
-  if ((u & 0x7FFFFFFFu) > 0x7F800000u) return {uint16_t((u >> 16) | 0x0040u)};
+  if (magnitude_bits(x) > 0x7F800000u) return {uint16_t((u >> 16) | 0x0040u)};
   return {uint16_t((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16)};
 }
 

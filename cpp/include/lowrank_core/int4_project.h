@@ -20,6 +20,7 @@
 #include <optional>
 #include <utility>
 
+#include "lowrank_core/philox.h"
 #include "lowrank_core/rounding.h"
 #include "lowrank_core/view.h"
 
@@ -31,27 +32,24 @@ constexpr float kLargestValue = 0x1p127f;  // of a magnitude and of a group's ra
 
 enum class Scheme : uint8_t { kAffine, kAffineZp, kSymmetric, kNf4 };
 
-constexpr float kNf4[16] = {-1.0f,
-                            -0.6961928009986877f,
-                            -0.5250730514526367f,
-                            -0.39491748809814453f,
-                            -0.28444138169288635f,
-                            -0.18477343022833334f,
-                            -0.09105003625154495f,
-                            0.0f,
-                            0.07958029955625534f,
-                            0.16093020141124725f,
-                            0.24611230194568634f,
-                            0.33791524171829224f,
-                            0.44070982933044434f,
-                            0.5626170039176941f,
-                            0.7229568362236023f,
-                            1.0f};
-
-// A copy of the table, which device code can index.
-LRC_HD float nf4_level(int code) {
-  constexpr float levels[16] = {kNf4[0], kNf4[1], kNf4[2],  kNf4[3],  kNf4[4],  kNf4[5],  kNf4[6],  kNf4[7],
-                                kNf4[8], kNf4[9], kNf4[10], kNf4[11], kNf4[12], kNf4[13], kNf4[14], kNf4[15]};
+// The levels of nf4. A function, because device code cannot index a constant of the host.
+LRC_HD constexpr float nf4_level(int code) {
+  constexpr float levels[16] = {-1.0f,
+                                -0.6961928009986877f,
+                                -0.5250730514526367f,
+                                -0.39491748809814453f,
+                                -0.28444138169288635f,
+                                -0.18477343022823334f,
+                                -0.09105003625154495f,
+                                0.0f,
+                                0.07958029955625534f,
+                                0.16093020141124725f,
+                                0.24611230194568634f,
+                                0.33791524171829224f,
+                                0.44070982933044434f,
+                                0.5626170039176941f,
+                                0.7229568362236023f,
+                                1.0f};
   return levels[code];
 }
 
@@ -132,7 +130,8 @@ LRC_HD Grid grid(Scheme scheme, float scale, float offset) {
 
 LRC_HD float decode(Grid grid, float number) { return grid.scale * number + grid.base; }
 
-LRC_HD int code_of(uint8_t byte, int64_t index) { return index % 2 == 0 ? byte & 15 : byte >> 4; }
+// What `decode` takes for a code.
+LRC_HD float number_of(int code, bool nf4) { return nf4 ? nf4_level(code) : float(code); }
 
 // ---- encoding ----------------------------------------------------------------------------------------------------
 
@@ -164,32 +163,76 @@ LRC_HD int stochastic_even_code(float place, int shift, float uniform) {
   return rounding::stochastic(place, uniform) + shift;
 }
 
+// Whether the place is past the midpoint between levels k and k + 1; past level k, or on the way to the next one with
+// the probability that makes the place the mean.
+template <int k>
+LRC_HD bool is_past_midpoint(float place) {
+  constexpr float middle = 0.5f * nf4_level(k) + 0.5f * nf4_level(k + 1);
+  return place >= middle;
+}
+template <int k>
+LRC_HD bool is_past_level(float place, float uniform) {
+  constexpr float level = nf4_level(k), gap = nf4_level(k + 1) - nf4_level(k);
+  return uniform * gap < place - level;
+}
+
 // The number of midpoints between neighbouring levels that are not above. Sums over all K are written as folds:
 // compilers then turn a loop over places into vector instructions.
 template <size_t... K>
 LRC_HD int midpoints_below(float place, std::index_sequence<K...>) {
-  return (0 + ... + int(place >= 0.5f * kNf4[K] + 0.5f * kNf4[K + 1]));
+  return (0 + ... + int(is_past_midpoint<int(K)>(place)));
 }
 LRC_HD int nearest_nf4_code(float place) { return midpoints_below(place, std::make_index_sequence<15>()); }
 
 // The lower of the two levels around, or the upper one with the probability that makes the place the mean.
 template <size_t... K>
 LRC_HD int levels_passed(float place, float uniform, std::index_sequence<K...>) {
-  return (0 + ... + int(uniform * (kNf4[K + 1] - kNf4[K]) < place - kNf4[K]));
+  return (0 + ... + int(is_past_level<int(K)>(place, uniform)));
 }
 LRC_HD int stochastic_nf4_code(float place, float uniform) {
   return levels_passed(place, uniform, std::make_index_sequence<15>());
 }
 
-// ---- entry points ------------------------------------------------------------------------------------------------
+// ---- addressing --------------------------------------------------------------------------------------------------
 
 struct Format {
   int dim;
   int64_t group;  // a multiple of kGroupMultiple, at most kLargestGroup
   Scheme scheme;
 
-  int64_t groups(int64_t length) const { return (length + group - 1) / group; }
+  // Of a line of so many elements.
+  LRC_HD int64_t groups(int64_t length) const { return (length + group - 1) / group; }
+  LRC_HD int64_t bytes(int64_t length) const { return groups(length) * (group / 2); }
 };
+
+// Two neighbours along `dim` share a byte, the one of even index in its lower half.
+LRC_HD uint8_t byte_of(int even, int odd) { return uint8_t(even | odd << 4); }
+LRC_HD int code_of(uint8_t byte, int64_t index) { return index % 2 == 0 ? byte & 15 : byte >> 4; }
+
+// Where the draw for an element stands, by its row-major number in the array.
+LRC_HD philox::Position draw_position(uint64_t element) { return {element, kStream, 0}; }
+
+// Codes as an operand: element (i, j) is in byte (i / 2) * along + j * across and its grid in entry
+// (i / group) * group_along + j * group_across of scale and base. One of along and across is 1.
+struct PackedMatrix {
+  const uint8_t* bytes;
+  const float *scale, *base;
+  int64_t rows, cols;  // of i and j
+  int64_t along, across, group_along, group_across;
+  int64_t group;
+  bool nf4;
+
+  LRC_HD const uint8_t* byte(int64_t i, int64_t j) const { return bytes + i / 2 * along + j * across; }
+  LRC_HD int64_t grid_of(int64_t group_number, int64_t j) const {
+    return group_number * group_along + j * group_across;
+  }
+  // By the number of its grid, grid_of(i / group, j).
+  LRC_HD float element(int64_t i, int64_t j, int64_t grid_number) const {
+    return decode({scale[grid_number], base[grid_number]}, number_of(code_of(*byte(i, j), i), nf4));
+  }
+};
+
+// ---- entry points ------------------------------------------------------------------------------------------------
 
 // Codes of an array and what belongs to them: like the array, but along `dim` packed has group / 2 bytes and scales and
 // offsets have one entry for each group. All contiguous; scales and offsets bfloat16, or float32 with such values.

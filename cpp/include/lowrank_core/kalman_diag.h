@@ -52,6 +52,18 @@ LRC_HD T direction(T p, T score, T explained) {
   return p * (score - explained);
 }
 
+// A parameter after a step; `direction` is the one above.
+LRC_HD double stepped(double theta, double rate, double direction) { return theta + rate * direction; }
+
+// An entry of the gain from the same one of S⁻¹ H.
+template <class T>
+LRC_HD T gain_entry(T solved, T p) {
+  return solved * p;
+}
+
+// A negative variance turns into NaN, which no sum hides.
+LRC_HD double checked_variance(double p) { return p < 0.0 ? double(NAN) : p; }
+
 // A positive variance stays positive where the storage type has no number that small.
 LRC_HD double stored(double p, double /* before */) { return p; }
 LRC_HD float stored(double p, float before) {

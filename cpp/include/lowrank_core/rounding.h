@@ -8,7 +8,6 @@
 #include <cstdint>
 
 #include "lowrank_core/half.h"
-#include "lowrank_core/philox.h"
 
 namespace lowrank::rounding {
 
@@ -48,7 +47,7 @@ LRC_HD Divider divider(float scale) {
 LRC_HD int32_t flip(int32_t bits) { return bits ^ (bits >> 31 & 0x7FFFFFFF); }
 LRC_HD int32_t ordered(float x) { return flip(int32_t(float_bits(x))); }
 LRC_HD float from_ordered(int32_t key) { return bits_float(uint32_t(flip(key))); }
-LRC_HD bool finite(float x) { return (float_bits(x) & 0x7FFFFFFFu) < 0x7F800000u; }
+LRC_HD bool finite(float x) { return magnitude_bits(x) < 0x7F800000u; }
 
 // The smallest bfloat16 that is not below x, the largest that is not above; beyond the finite ones, the last of them.
 LRC_HD bfloat16 bfloat16_above(float x) {
@@ -60,20 +59,6 @@ LRC_HD bfloat16 bfloat16_above(float x) {
 LRC_HD bfloat16 bfloat16_below(float x) {
   const bfloat16 mirrored = bfloat16_above(-x);
   return {uint16_t(mirrored.bits ^ 0x8000u)};
-}
-
-// The random words of `count` consecutive elements, the first of them at `at`.
-LRC_HD void draw(uint32_t* words, int64_t count, uint64_t seed, philox::Position at) {
-  int64_t i = 0;
-  for (; i < count && (at.element + uint64_t(i)) % 4 != 0; ++i) {
-    words[i] = philox::bits(seed, {at.element + uint64_t(i), at.stream, at.step});
-  }
-  const uint64_t first = (at.element + uint64_t(i)) / 4;
-  for (int64_t b = 0; i + 4 <= count; ++b, i += 4) {
-    const philox::Block block = philox::block(seed, first + uint64_t(b), at.stream, at.step);
-    for (int j = 0; j < 4; ++j) words[i + j] = block.v[j];
-  }
-  for (; i < count; ++i) words[i] = philox::bits(seed, {at.element + uint64_t(i), at.stream, at.step});
 }
 
 }  // namespace lowrank::rounding

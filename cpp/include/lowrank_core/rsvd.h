@@ -55,6 +55,18 @@ LRC_HD SketchEntry sketch_entry(uint64_t seed, uint32_t step, int64_t cols, int6
   return {begin + int64_t((uint64_t(place) * uint64_t(width)) >> 32), float(int32_t(size) >> 8) * 0x1p-23f};
 }
 
+// The sign rule: of each left vector the entry of the largest magnitude, the first of equal ones, is positive.
+// `dominant`, folded over the entries in order, finds it.
+template <class T>
+LRC_HD T dominant(T kept, T entry) {
+  const T size = entry < T(0) ? -entry : entry, kept_size = kept < T(0) ? -kept : kept;
+  return size > kept_size ? entry : kept;
+}
+template <class T>
+LRC_HD T sign_of(T dominant_entry) {
+  return dominant_entry < T(0) ? T(-1) : T(1);
+}
+
 // Width of the sketch: rank (or the basis' width, if larger) plus oversampling, at most min(m, n).
 inline int64_t sketch_width(int64_t m, int64_t n, int64_t rank, int64_t basis_cols, int64_t oversample) {
   const int64_t known = rank > basis_cols ? rank : basis_cols, limit = m < n ? m : n;

@@ -104,6 +104,43 @@ LRC_HD T sign_above(T x, T threshold) {
   return T(int(x > threshold) - int(x < -threshold));
 }
 
+// ---- the write-back ----------------------------------------------------------------------------------------------
+
+// W <- keep W - step (left right) - S, with one of
+//   scaled, channel   S = gain_j g_j      left right = P (scale N - kappa phi R), or nothing for `channel`; step = lr
+//   sign              S = gain sign_above(g - other, threshold)
+LRC_HD double keep_factor(double lr, double weight_decay) { return 1.0 - lr * weight_decay; }
+
+template <class T>
+LRC_HD T write_back(T keep, T w, T step, T sum) {
+  return keep * w - step * sum;
+}
+template <class T>
+LRC_HD T less_scaled(T w, T gain, T g) {
+  return w - gain * g;
+}
+template <class T>
+LRC_HD T less_sign(T w, T gain, T g, T other, T threshold) {
+  return w - gain * sign_above(g - other, threshold);
+}
+
+// An entry of scale N - kappa phi R, with `share` for kappa phi.
+template <class T>
+LRC_HD T folded_direction(T scale, T n, T share, T r) {
+  return scale * n - share * r;
+}
+
+// Where the draw for element (i, j) of a weight [rows, cols] stands: by its row-major number in the weight as the user
+// sees it, of which this one is the transpose if `transposed`.
+LRC_HD philox::Position weight_draw(int64_t i, int64_t j, int64_t rows, int64_t cols, bool transposed, int64_t step) {
+  return {uint64_t(transposed ? j * rows + i : i * cols + j), blockwise::kParameterStream, uint32_t(step)};
+}
+
+// For an element of a moment of `size` elements, in the order of its memory; the second moment draws behind the first.
+LRC_HD philox::Position moment_draw(int64_t element, int64_t size, bool second, int64_t step) {
+  return {uint64_t(element + (second ? size : 0)), blockwise::kStateStream, uint32_t(step)};
+}
+
 // ---- entry points ------------------------------------------------------------------------------------------------
 
 // How a moment is stored: in the working precision, as bfloat16 rounded stochastically (rounded to nearest a second

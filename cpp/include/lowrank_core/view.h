@@ -13,7 +13,7 @@ namespace lowrank {
 
 enum class DType : uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16, kInt8, kUInt8, kInt32, kInt64 };
 
-constexpr int64_t item_size(DType dtype) {
+LRC_HD constexpr int64_t item_size(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:
     case DType::kInt64:
@@ -96,16 +96,16 @@ struct Matrix {
   int64_t rows = 0, cols = 0;
   int64_t row_stride = 0, col_stride = 0;
 
-  Matrix transposed() const { return {data, dtype, cols, rows, col_stride, row_stride}; }
-  bool empty() const { return rows == 0 || cols == 0; }
+  LRC_HD Matrix transposed() const { return {data, dtype, cols, rows, col_stride, row_stride}; }
+  LRC_HD bool empty() const { return rows == 0 || cols == 0; }
 
   template <class T>
-  T* as() const {
+  LRC_HD T* as() const {
     return static_cast<T*>(data);
   }
 
   // Rows [i, i + m) and columns [j, j + n).
-  Matrix block(int64_t i, int64_t j, int64_t m, int64_t n) const {
+  LRC_HD Matrix block(int64_t i, int64_t j, int64_t m, int64_t n) const {
     char* start = static_cast<char*>(data) + (i * row_stride + j * col_stride) * item_size(dtype);
     return {start, dtype, m, n, row_stride, col_stride};
   }
@@ -113,7 +113,7 @@ struct Matrix {
 
 // A dense row-major matrix over memory that the caller owns.
 template <class T>
-Matrix row_major(T* data, int64_t rows, int64_t cols) {
+LRC_HD Matrix row_major(T* data, int64_t rows, int64_t cols) {
   return {data, dtype_of<T>::value, rows, cols, cols, 1};
 }
 

@@ -4,9 +4,10 @@
 
 #include <cstdint>
 
+#include "lowrank_core/chain_lr.h"
 #include "lowrank_core/isa.h"
 
-namespace lowrank {
+namespace lowrank::chain_lr {
 
 // Rows and columns of a tile of scores: two of them stay in the first cache. Keys are padded to kKeyPad.
 constexpr int64_t kScoreRows = 16, kScoreCols = 256, kKeyPad = 32;
@@ -48,4 +49,4 @@ const ScoreFunctions<T>& scores() {
 
 inline int64_t score_scratch(int64_t width) { return kScoreRows * (2 * kScoreCols + 2 * width); }
 
-}  // namespace lowrank
+}  // namespace lowrank::chain_lr

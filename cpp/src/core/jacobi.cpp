@@ -35,23 +35,13 @@ bool orthogonalize_pair(const Columns& x, const Columns& v, double* norm2, int64
   if (std::min(norm2[i], norm2[j]) <= noise2) return false;
   const DenseLevel& level = dense_level();
   const double aij = level.vectors.twofold.dot(x[i], x[j], n);
-  if (!(std::abs(aij) > tol * std::sqrt(norm2[i]) * std::sqrt(norm2[j]))) return false;
-  const double zeta = (norm2[j] - norm2[i]) / (2.0 * aij);
-  const double t = std::copysign(1.0, zeta) / (std::abs(zeta) + std::sqrt(1.0 + zeta * zeta));
-  const double c = 1.0 / std::sqrt(1.0 + t * t);
-  level.rotate(x[i], x[j], c, c * t, n);
-  level.rotate(v[i], v[j], c, c * t, n);
+  if (are_orthogonal(aij, norm2[i], norm2[j], tol)) return false;
+  const Rotation turn = jacobi_rotation(aij, norm2[i], norm2[j]);
+  level.rotate(x[i], x[j], turn.c, turn.s, n);
+  level.rotate(v[i], v[j], turn.c, turn.s, n);
   norm2[i] = level.vectors.twofold.dot(x[i], x[i], n);
   norm2[j] = level.vectors.twofold.dot(x[j], x[j], n);
   return true;
-}
-
-// Pair number `p` of round `round` of a round-robin tournament over an even number of players.
-std::pair<int64_t, int64_t> opponents(int64_t p, int64_t round, int64_t players) {
-  const int64_t circle = players - 1;
-  const int64_t i = p == 0 ? players - 1 : (round + p) % circle;
-  const int64_t j = (round + circle - p) % circle;
-  return {std::min(i, j), std::max(i, j)};
 }
 
 // Rotates until every pair of columns is orthogonal to `tol`; throws NotConverged after `sweeps`. The pairs of a round

@@ -196,7 +196,7 @@ Engine<T>::Engine(Basis basis, int64_t n) : transform_{basis, n, n, nullptr, nul
 
 template <class T>
 double Engine<T>::amplitude() const {
-  return transform_.basis == Basis::kHadamard ? 1.0 / std::sqrt(double(transform_.n)) : 1.0;
+  return transform_.basis == Basis::kHadamard ? hadamard_amplitude(transform_.n) : 1.0;
 }
 
 template <class T>

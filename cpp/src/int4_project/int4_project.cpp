@@ -10,9 +10,9 @@
 #include <string>
 
 #include "int4_project/level.h"
-#include "int4_project/lines.h"
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/gemm.h"
+#include "lowrank_core/int4_project_lines.h"
 #include "lowrank_core/parallel.h"
 
 namespace lowrank::int4_project {
@@ -116,13 +116,13 @@ class Quantizer {
       const int64_t step = lines_.array_step, byte_step = lines_.byte_step, half = format_.group / 2;
       for_each_part(lines_, format_, [&](const Bundle& b, Part& part) {
         walk(b, part.count, step, [&](int w, int64_t i) {
-          const auto* const from = x + b.at[w].array + (part.begin + i) * step;
+          const auto* const from = x + lines_.array_at(b.at[w], part.begin + i);
           if (w % 16 == 0) __builtin_prefetch(from + kAhead * step);
           part.values[w][i] = Store<float>::from(to_float(*from));
         });
         for (int w = 0; w < b.lines; ++w) encode(part.bytes[w], b.at[w], part.group, part.values[w], part.count);
         walk(b, half, byte_step,
-             [&](int w, int64_t i) { packed[b.at[w].byte + (part.group * half + i) * byte_step] = part.bytes[w][i]; });
+             [&](int w, int64_t i) { packed[lines_.byte_at(b.at[w], part.group * half + i)] = part.bytes[w][i]; });
       });
     });
   }
@@ -141,8 +141,8 @@ class Quantizer {
   // `length` elements of a line from the beginning of `group` on, at most those of a task.
   void encode(uint8_t* bytes, const Place& at, int64_t group, const float* x, int64_t length) const {
     const int64_t groups = format_.groups(length);
-    const int64_t element = at.element + group * format_.group * lines_.element_step;
-    const Int4Run run{x,
+    const int64_t element = lines_.element_at(at, group * format_.group);
+    const CodeRun run{x,
                       length,
                       format_.group,
                       format_.scheme,
@@ -151,9 +151,9 @@ class Quantizer {
                       uint64_t(element),
                       lines_.element_step};
     Stored stored[kTask / kGroupMultiple];
-    if (!at_level<Int4CodeLevel>().encode(bytes, stored, run)) refuse_first(at, group, length);
+    if (!code_level().encode(bytes, stored, run)) refuse_first(at, group, length);
     for (int64_t i = 0; i < groups; ++i) {
-      const int64_t place = at.group + (group + i) * lines_.group_step;
+      const int64_t place = lines_.group_at(at, group + i);
       write(codes_.scales, place, stored[i].scale);
       if (codes_.offsets) write(*codes_.offsets, place, stored[i].offset);
     }
@@ -197,16 +197,16 @@ Grid grid_at(const Codes& codes, const Format& format, int64_t at) {
 void decode(Part& part, const Bundle& b, const Codes& codes, const Lines& lines, const Format& format,
             float* in_place) {
   const auto* const packed = static_cast<const uint8_t*>(codes.packed.data);
-  const int64_t half = format.group / 2, step = lines.byte_step, first = part.group * half * step;
+  const int64_t first = part.group * (format.group / 2), step = lines.byte_step;
   if (step != 1) {
     walk(b, (part.count + 1) / 2, step,
-         [&](int w, int64_t i) { part.bytes[w][i] = packed[b.at[w].byte + first + i * step]; });
+         [&](int w, int64_t i) { part.bytes[w][i] = packed[lines.byte_at(b.at[w], first + i)]; });
   }
   for (int w = 0; w < b.lines; ++w) {
     const uint8_t* const from = step == 1 ? packed + b.at[w].byte + first : part.bytes[w];
     float* const to = in_place ? in_place + b.at[w].array + part.begin : part.values[w];
-    const Grid g = grid_at(codes, format, b.at[w].group + part.group * lines.group_step);
-    at_level<Int4CodeLevel>().decode(to, from, part.count, g, format.scheme == Scheme::kNf4);
+    const Grid g = grid_at(codes, format, lines.group_at(b.at[w], part.group));
+    code_level().decode(to, from, part.count, g, format.scheme == Scheme::kNf4);
   }
 }
 
@@ -235,7 +235,7 @@ void dequantize_cpu(const View& out, const Codes& codes, const Format& format) {
       decode(part, b, codes, lines, format, in_place);
       if (in_place) return;
       walk(b, part.count, step, [&](int w, int64_t i) {
-        static_cast<T*>(out.data)[b.at[w].array + (part.begin + i) * step] = Store<T>::from(part.values[w][i]);
+        static_cast<T*>(out.data)[lines.array_at(b.at[w], part.begin + i)] = Store<T>::from(part.values[w][i]);
       });
     });
   });
@@ -253,17 +253,17 @@ void project_cpu(const View& out, const Basis& basis, const View& x, const Forma
   }
   // Codes run along i for the product; a matrix grouped along its columns is the transpose of one that is not.
   const bool along_rows = format.dim == 0;
-  Int4Matrix packed{static_cast<const uint8_t*>(basis.codes.packed.data),
-                    scale.data(),
-                    base.data(),
-                    0,
-                    0,
-                    1,
-                    1,
-                    1,
-                    1,
-                    format.group,
-                    format.scheme == Scheme::kNf4};
+  PackedMatrix packed{static_cast<const uint8_t*>(basis.codes.packed.data),
+                      scale.data(),
+                      base.data(),
+                      0,
+                      0,
+                      1,
+                      1,
+                      1,
+                      1,
+                      format.group,
+                      format.scheme == Scheme::kNf4};
   packed.rows = along_rows ? basis.rows : basis.cols;
   packed.cols = along_rows ? basis.cols : basis.rows;
   (along_rows ? packed.along : packed.across) = along_rows ? basis.cols : groups * format.group / 2;
@@ -271,8 +271,8 @@ void project_cpu(const View& out, const Basis& basis, const View& x, const Forma
   for (int64_t i = 0; i < out.batch(); ++i) {
     const Matrix c = out.matrix(i);
     if (c.empty()) continue;
-    const Int4Product product{c, packed, x.matrix(i), back == along_rows, from_the_right(c)};
-    at_level<Int4ProductLevel>().multiply(product);
+    const PackedProduct product{c, packed, x.matrix(i), back == along_rows, from_the_right(c)};
+    product_level().multiply(product);
   }
 }
 

@@ -112,9 +112,9 @@ class Layer : public Augmented {
   void write(const AugmentOutput& out, int64_t rank) override {
     MatrixBuffer<T> u = rotated(u_, p_, rank), v = rotated(v_, q_, rank);
     for (int64_t j = 0; j < rank; ++j) {
-      int64_t largest = 0;
-      for (int64_t i = 1; i < u.rows(); ++i) largest = std::abs(u.at(i, j)) > std::abs(u.at(largest, j)) ? i : largest;
-      const T sign = u.at(largest, j) < T(0) ? T(-1) : T(1);
+      T largest = u.at(0, j);
+      for (int64_t i = 1; i < u.rows(); ++i) largest = dominant(largest, u.at(i, j));
+      const T sign = sign_of(largest);
       for (int64_t i = 0; i < u.rows(); ++i) u.at(i, j) *= sign;
       for (int64_t i = 0; i < v.rows(); ++i) v.at(i, j) *= sign;
       for (int64_t i = 0; i < rank_; ++i) {

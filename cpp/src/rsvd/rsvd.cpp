@@ -13,19 +13,18 @@
 namespace lowrank::rsvd {
 namespace {
 
-// Largest-magnitude entry of each column of u positive, the first one on ties; vh follows if there is one.
+// The sign rule for the columns of u; vh follows if there is one.
 template <class T>
 void fix_signs(const Matrix& u, const Matrix* vh) {
   std::vector<T> largest(size_t(u.cols), T(0));
   for (int64_t i = 0; i < u.rows; ++i) {
     const T* row = u.as<T>() + i * u.row_stride;
     for (int64_t j = 0; j < u.cols; ++j) {
-      const T value = row[j * u.col_stride], kept = largest[size_t(j)];
-      largest[size_t(j)] = std::abs(value) > std::abs(kept) ? value : kept;
+      largest[size_t(j)] = dominant(largest[size_t(j)], row[j * u.col_stride]);
     }
   }
   std::vector<T> sign;
-  for (const T value : largest) sign.push_back(value < 0 ? T(-1) : T(1));
+  for (const T value : largest) sign.push_back(sign_of(value));
   const auto flip = [&](const Matrix& vectors) {
     for (int64_t i = 0; i < vectors.rows; ++i) {
       T* row = vectors.as<T>() + i * vectors.row_stride;

@@ -58,7 +58,7 @@ Lift plain_lift(const Job& job, const Params& p, const Matrix& direction) {
   lift.left = job.basis;
   lift.right = direction;
   lift.g = job.g;
-  lift.keep = 1.0 - p.lr * p.weight_decay;
+  lift.keep = keep_factor(p.lr, p.weight_decay);
   lift.step = p.lr * p.scale;
   lift.g_sign = p.maximize ? -1.0 : 1.0;
   lift.stochastic = p.stochastic;
@@ -148,7 +148,7 @@ void lift_scaled(const Job& job, const Params& p, const Matrix& n, const Matrix&
       const T* low = r.as<T>() + i * r.row_stride;
       for (int64_t j = 0; j < n.cols; ++j) {
         T& value = direction[j * n.col_stride];
-        value = T(p.scale) * value - T(p.residual_scale * gains[size_t(j)]) * low[j * r.col_stride];
+        value = folded_direction(T(p.scale), value, T(p.residual_scale * gains[size_t(j)]), low[j * r.col_stride]);
       }
     }
   }

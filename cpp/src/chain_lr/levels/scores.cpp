@@ -7,6 +7,8 @@
 namespace lowrank::LRC_LEVEL {
 namespace {
 
+using namespace chain_lr;
+
 // Rows of a register tile: with two vectors each they leave room for what is loaded.
 constexpr int kStrip = kVectorBytes == 64 ? 8 : 4;
 constexpr int kVectors = 2;
@@ -86,16 +88,10 @@ LRC_INLINE T fold_max(const Vec<T>& x) {
   return largest;
 }
 
-// What is known of a row so far, relative to exp(max): sum of weights, and of weights times dP.
-template <class T>
-struct Row {
-  T max = T(-__builtin_huge_val()), sum = T(0), weighted = T(0);
-};
-
 // Scores of one row become weights, dP becomes weight times dP; the sums of the row before are rescaled where the
 // maximum has grown. `sums`: 2 width numbers.
 template <class T>
-void weigh(T* scores, T* dp, int64_t count, Row<T>& row, T* sums, int64_t width) {
+void weigh(T* scores, T* dp, int64_t count, RunningRow<T>& row, T* sums, int64_t width) {
   Vec<T> largest = broadcast(row.max);
   for (int64_t j = 0; j < count; j += kLanes<T>) {
     const Vec<T> s = load<T>(scores + j);
@@ -104,13 +100,10 @@ void weigh(T* scores, T* dp, int64_t count, Row<T>& row, T* sums, int64_t width)
   const T max = fold_max<T>(largest);
   if (max > row.max) {
     const T factor = fold_max<T>(exp_negative<T>(broadcast(row.max - max)));  // every lane is the same
-    row.sum *= factor;
-    row.weighted *= factor;
+    row.grow(max, factor);
     for (int64_t c = 0; c < 2 * width; ++c) sums[c] *= factor;
-    row.max = max;
   }
-  // Nothing seen yet: every score is -infinity, and less 0 remains so.
-  const Vec<T> shift = broadcast(row.max > T(-__builtin_huge_val()) ? row.max : T(0));
+  const Vec<T> shift = broadcast(row.shift());
   Vec<T> sum{}, weighted{};
   for (int64_t j = 0; j < count; j += kLanes<T>) {
     const Vec<T> weight = exp_negative<T>(load<T>(scores + j) - shift);
@@ -120,8 +113,7 @@ void weigh(T* scores, T* dp, int64_t count, Row<T>& row, T* sums, int64_t width)
     store_bits(scores + j, weight);
     store_bits(dp + j, product);
   }
-  row.sum += fold_sum<T>(sum);
-  row.weighted += fold_sum<T>(weighted);
+  row.add(fold_sum<T>(sum), fold_sum<T>(weighted));
 }
 
 // Columns of a tile from `begin` on, as far as any of the rows sees.
@@ -136,7 +128,7 @@ template <class T>
 void gradient_rows(const ScoreRows<T>& rows, T* out, T* scratch) {
   T *const scores = scratch, *const dp = scores + kScoreRows * kScoreCols, *const sums = dp + kScoreRows * kScoreCols;
   const int64_t width = rows.width;
-  Row<T> row[kScoreRows];
+  RunningRow<T> row[kScoreRows];
   for (int64_t c = 0; c < kScoreRows * 2 * width; ++c) sums[c] = T(0);
   for (int64_t begin = 0, count; begin < rows.keys && (count = tile_size(rows, begin)) > 0; begin += kScoreCols) {
     product_tile(rows.queries, rows.depth, rows.keys_t + begin, rows.keys, rows.bias + begin, count, scores);
@@ -151,11 +143,10 @@ void gradient_rows(const ScoreRows<T>& rows, T* out, T* scratch) {
     }
     add_keys(scores, dp, rows.keys_by_row + begin * width, width, count, sums);
   }
-  // sum over keys of p K = (sum e dP K - rho sum e K) / sum e, rho = sum e dP / sum e.
   for (int64_t i = 0; i < kScoreRows; ++i) {
-    const T scale = row[i].sum > T(0) ? T(1) / row[i].sum : T(0), rho = row[i].weighted * scale;
+    const T scale = row[i].scale(), rho = row[i].rho();
     const T* const plain = sums + i * 2 * width;
-    for (int64_t c = 0; c < width; ++c) out[i * width + c] = (plain[width + c] - rho * plain[c]) * scale;
+    for (int64_t c = 0; c < width; ++c) out[i * width + c] = gradient_entry(plain[width + c], plain[c], rho, scale);
   }
 }
 
@@ -181,7 +172,7 @@ double largest_rows(const ScoreRows<T>& rows, T* scratch) {
 
 namespace lowrank {
 
-constinit const ScoreLevel ScoreLevel::LRC_LEVEL = {
+constinit const chain_lr::ScoreLevel chain_lr::ScoreLevel::LRC_LEVEL = {
     {{LRC_LEVEL::gradient_rows<float>, LRC_LEVEL::largest_rows<float>},
      {LRC_LEVEL::gradient_rows<double>, LRC_LEVEL::largest_rows<double>}}};
 

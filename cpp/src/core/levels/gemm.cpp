@@ -7,17 +7,6 @@ namespace {
 
 // ---- epilogues ---------------------------------------------------------------------------------------------------
 
-// What alpha * sum + beta * c comes to in the accumulation type, before its one rounding.
-template <class Acc>
-struct Scaling {
-  Acc alpha, beta;
-
-  template <class T>
-  LRC_INLINE Acc operator()(Acc sum, const T& c) const {
-    return beta == 0 ? alpha * sum : alpha * sum + beta * Acc(to_float(c));  // beta == 0 does not read C
-  }
-};
-
 template <class Acc>
 Scaling<Acc> scaling(const DenseProduct& p) {
   return {Acc(p.alpha), Acc(p.beta)};

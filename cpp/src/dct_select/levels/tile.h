@@ -73,7 +73,7 @@ LRC_INLINE void set_point(const Transform<Element<V>>& t, Element<V>* z, int64_t
 
 template <class V>
 LRC_INLINE V first_amplitude(const Transform<Element<V>>& t) {
-  return broadcast_to<V>(Element<V>(__builtin_sqrt(1.0 / double(t.n))));
+  return broadcast_to<V>(Element<V>(dct_select::first_amplitude(t.n)));
 }
 
 // Coordinates 0 and n / 2; without meaning the latter if n is odd.

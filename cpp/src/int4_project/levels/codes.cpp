@@ -7,11 +7,9 @@
 namespace lowrank::LRC_LEVEL {
 namespace {
 
-using int4_project::kLargestGroup;
-using int4_project::Placement;
-using int4_project::Scheme;
+using namespace int4_project;
 
-LRC_INLINE int4_project::Extremes extremes(const float* x, int64_t n) {
+LRC_INLINE Extremes extremes(const float* x, int64_t n) {
   int32_t low = INT32_MAX, high = INT32_MIN;
   for (int64_t i = 0; i < n; ++i) {
     const int32_t key = rounding::ordered(x[i]);
@@ -33,44 +31,43 @@ LRC_INLINE void pack(uint8_t* bytes, int64_t n, const Code& code) {
   uint8_t codes[kLargestGroup + 1];
   for (int64_t i = 0; i < n; ++i) codes[i] = uint8_t(code(i));
   codes[n] = 0;
-  for (int64_t i = 0; i < (n + 1) / 2; ++i) bytes[i] = uint8_t(codes[2 * i] | codes[2 * i + 1] << 4);
+  for (int64_t i = 0; i < (n + 1) / 2; ++i) bytes[i] = byte_of(codes[2 * i], codes[2 * i + 1]);
 }
 
-LRC_INLINE void draw(uint32_t* words, const Int4Run& run, int64_t begin, int64_t n) {
+LRC_INLINE void draw(uint32_t* words, const CodeRun& run, int64_t begin, int64_t n) {
   const uint64_t first = run.element + uint64_t(begin * run.element_step);
-  if (run.element_step == 1) return draw_words(words, n, run.seed, {first, int4_project::kStream, 0});
+  if (run.element_step == 1) return draw_words(words, n, run.seed, draw_position(first));
   for (int64_t i = 0; i < n; ++i) {
-    words[i] = philox::bits(run.seed, {first + uint64_t(i * run.element_step), int4_project::kStream, 0});
+    words[i] = philox::bits(run.seed, draw_position(first + uint64_t(i * run.element_step)));
   }
 }
 
 template <bool kNf4, bool kStochastic>
-LRC_INLINE void encode_group(uint8_t* bytes, const Int4Run& run, int64_t begin, int64_t n, const Placement& at) {
+LRC_INLINE void encode_group(uint8_t* bytes, const CodeRun& run, int64_t begin, int64_t n, const Placement& at) {
   const float* const x = run.x + begin;
   if constexpr (kStochastic) {
     uint32_t words[kLargestGroup];
     draw(words, run, begin, n);
     pack(bytes, n, [&](int64_t i) {
       const float place = at(x[i]), uniform = philox::uniform(words[i]);
-      return kNf4 ? int4_project::stochastic_nf4_code(place, uniform) : int4_project::stochastic_even_code(place, at.shift, uniform);
+      return kNf4 ? stochastic_nf4_code(place, uniform) : stochastic_even_code(place, at.shift, uniform);
     });
   } else {
-    pack(bytes, n, [&](int64_t i) {
-      return kNf4 ? int4_project::nearest_nf4_code(at(x[i])) : int4_project::nearest_even_code(at(x[i]), at.shift);
-    });
+    pack(bytes, n,
+         [&](int64_t i) { return kNf4 ? nearest_nf4_code(at(x[i])) : nearest_even_code(at(x[i]), at.shift); });
   }
 }
 
 template <Scheme kScheme, bool kStochastic>
-bool encode(uint8_t* bytes, int4_project::Stored* stored, const Int4Run& run) {
+bool encode(uint8_t* bytes, Stored* stored, const CodeRun& run) {
   const int64_t half = run.group / 2;
   for (int64_t begin = 0; begin < run.length; begin += run.group, bytes += half, ++stored) {
     const int64_t left = run.length - begin, n = left < run.group ? left : run.group;
     prefetch(run.x + begin, n);
-    const int4_project::Extremes range = extremes(run.x + begin, n);
+    const Extremes range = extremes(run.x + begin, n);
     if (!range.representable()) return false;
-    *stored = int4_project::fit(kScheme, range, kStochastic);
-    const Placement at = int4_project::placement(kScheme, to_float(stored->scale), to_float(stored->offset));
+    *stored = fit(kScheme, range, kStochastic);
+    const Placement at = placement(kScheme, to_float(stored->scale), to_float(stored->offset));
     encode_group<kScheme == Scheme::kNf4, kStochastic>(bytes, run, begin, n, at);
     for (int64_t i = (n + 1) / 2; i < half; ++i) bytes[i] = 0;
   }
@@ -78,11 +75,11 @@ bool encode(uint8_t* bytes, int4_project::Stored* stored, const Int4Run& run) {
 }
 
 template <Scheme kScheme>
-bool encode(uint8_t* bytes, int4_project::Stored* stored, const Int4Run& run) {
+bool encode(uint8_t* bytes, Stored* stored, const CodeRun& run) {
   return (run.stochastic ? encode<kScheme, true> : encode<kScheme, false>)(bytes, stored, run);
 }
 
-bool encode(uint8_t* bytes, int4_project::Stored* stored, const Int4Run& run) {
+bool encode_run(uint8_t* bytes, Stored* stored, const CodeRun& run) {
   switch (run.scheme) {
     case Scheme::kAffine:
       return encode<Scheme::kAffine>(bytes, stored, run);
@@ -95,16 +92,16 @@ bool encode(uint8_t* bytes, int4_project::Stored* stored, const Int4Run& run) {
   }
 }
 
-void decode(float* x, const uint8_t* bytes, int64_t n, int4_project::Grid grid, bool nf4) {
+void decode_group(float* x, const uint8_t* bytes, int64_t n, Grid grid, bool nf4) {
   uint8_t codes[kLargestGroup + 1];
   for (int64_t i = 0; i < (n + 1) / 2; ++i) {
-    codes[2 * i] = bytes[i] & 15;
-    codes[2 * i + 1] = bytes[i] >> 4;
+    codes[2 * i] = uint8_t(code_of(bytes[i], 0));
+    codes[2 * i + 1] = uint8_t(code_of(bytes[i], 1));
   }
   if (nf4) {
-    for (int64_t i = 0; i < n; ++i) x[i] = int4_project::decode(grid, int4_project::nf4_level(codes[i]));
+    for (int64_t i = 0; i < n; ++i) x[i] = decode(grid, number_of(codes[i], true));
   } else {
-    for (int64_t i = 0; i < n; ++i) x[i] = int4_project::decode(grid, float(codes[i]));
+    for (int64_t i = 0; i < n; ++i) x[i] = decode(grid, number_of(codes[i], false));
   }
 }
 
@@ -113,6 +110,7 @@ void decode(float* x, const uint8_t* bytes, int64_t n, int4_project::Grid grid, 
 
 namespace lowrank {
 
-constinit const Int4CodeLevel Int4CodeLevel::LRC_LEVEL = {LRC_LEVEL::encode, LRC_LEVEL::decode};
+constinit const int4_project::CodeLevel int4_project::CodeLevel::LRC_LEVEL = {LRC_LEVEL::encode_run,
+                                                                              LRC_LEVEL::decode_group};
 
 }  // namespace lowrank

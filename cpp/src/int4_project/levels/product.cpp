@@ -6,6 +6,9 @@
 namespace lowrank::LRC_LEVEL {
 namespace {
 
+using int4_project::PackedMatrix;
+using int4_project::PackedProduct;
+
 // ---- codes to vectors --------------------------------------------------------------------------------------------
 
 template <int N>
@@ -79,10 +82,10 @@ template <bool kNf4, bool kOfRows>
 struct PackedLoad {
   static constexpr bool kBfloat16 = false;
 
-  Int4Matrix p;
+  PackedMatrix p;
   bool depth_major;
 
-  explicit PackedLoad(const Int4Matrix& packed)
+  explicit PackedLoad(const PackedMatrix& packed)
       : p(packed),
         depth_major(kOfRows == (packed.across == 1)),
         inverse_((kOne + packed.group / kUnit - 1) / (packed.group / kUnit)) {}
@@ -110,7 +113,7 @@ struct PackedLoad {
   // i / group, exact for i < 2^34, without the division, which would take longer than the rest of a vector: with d the
   // group in units and n < 2^29 of them, n (d ceil(2^32 / d) - 2^32) < 2^32.
   LRC_INLINE int64_t group_of(int64_t i) const { return i / kUnit * inverse_ >> 32; }
-  LRC_INLINE int64_t grid_of(int64_t i, int64_t j) const { return group_of(i) * p.group_along + j * p.group_across; }
+  LRC_INLINE int64_t grid_of(int64_t i, int64_t j) const { return p.grid_of(group_of(i), j); }
 
   // Elements from (i, j) on, along i (kAlong) or j.
   template <class A, bool kChecked, bool kAlong>
@@ -119,13 +122,13 @@ struct PackedLoad {
     if constexpr (!kChecked && !kAlong) {
       const int64_t at = grid_of(i, j);
       const auto scale = load_bits<Vector<float, N>>(p.scale + at), base = load_bits<Vector<float, N>>(p.base + at);
-      return decoded<A>(scale, base, codes_across<N>(byte(i, j), i));
+      return decoded<A>(scale, base, codes_across<N>(p.byte(i, j), i));
     }
     if constexpr (!kChecked && kAlong) {
       if (group_of(i) == group_of(i + N - 1)) {
         const int64_t at = grid_of(i, j);
         const Vector<float, N> zero{}, scale = p.scale[at] - zero, base = p.base[at] - zero;
-        return decoded<A>(scale, base, codes_along<N>(byte(i, j)));
+        return decoded<A>(scale, base, codes_along<N>(p.byte(i, j)));
       }
     }
     Vec<A> v{};
@@ -135,15 +138,13 @@ struct PackedLoad {
 
   template <class A>
   static LRC_INLINE Vec<A> decoded(Vector<float, kLanes<A>> scale, Vector<float, kLanes<A>> base,
-                               Vector<int32_t, kLanes<A>> codes) {
+                                   Vector<int32_t, kLanes<A>> codes) {
     return __builtin_convertvector(scale * numbers<kNf4, kLanes<A>>(codes) + base, Vec<A>);
   }
 
   LRC_INLINE float element(int64_t i, int64_t j) const {
     if (i >= p.rows || j >= p.cols) return 0.0f;
-    const int64_t at = grid_of(i, j);
-    const int code = int4_project::code_of(*byte(i, j), i);
-    return int4_project::decode({p.scale[at], p.base[at]}, kNf4 ? int4_project::nf4_level(code) : float(code));
+    return p.element(i, j, grid_of(i, j));
   }
 
   // Whole vectors follow the bytes; along i they begin with the lower half of one.
@@ -152,8 +153,6 @@ struct PackedLoad {
     if ((kAlong ? p.along : p.across) != 1 || i >= p.rows || j >= p.cols || (kAlong && i % 2 != 0)) return 0;
     return smaller(count, kAlong ? p.rows - i : p.cols - j);
   }
-
-  LRC_INLINE const uint8_t* byte(int64_t i, int64_t j) const { return p.bytes + i / 2 * p.along + j * p.across; }
 
   const int64_t inverse_;
 };
@@ -192,7 +191,7 @@ Epilogue store_to(const Matrix& c) {
 }
 
 template <class Acc, bool kNf4, bool kOfRows>
-void product(const Int4Product& p) {
+void product(const PackedProduct& p) {
   AnyLoad load;
   const PackedLoad<kNf4, kOfRows> packed(p.packed);
   const Operand lines = operand<Plain<Acc>>(packed), columns = describe<Plain<Acc>>(load, p.dense.transposed());
@@ -203,12 +202,12 @@ void product(const Int4Product& p) {
 }
 
 template <class Acc>
-void product(const Int4Product& p) {
+void product(const PackedProduct& p) {
   if (p.of_rows) return p.packed.nf4 ? product<Acc, true, true>(p) : product<Acc, false, true>(p);
   return p.packed.nf4 ? product<Acc, true, false>(p) : product<Acc, false, false>(p);
 }
 
-void packed_product(const Int4Product& p) {
+void packed_product(const PackedProduct& p) {
   if (p.c.dtype == DType::kFloat64) return product<double>(p);
   product<float>(p);
 }
@@ -218,6 +217,6 @@ void packed_product(const Int4Product& p) {
 
 namespace lowrank {
 
-constinit const Int4ProductLevel Int4ProductLevel::LRC_LEVEL = {LRC_LEVEL::packed_product};
+constinit const int4_project::ProductLevel int4_project::ProductLevel::LRC_LEVEL = {LRC_LEVEL::packed_product};
 
 }  // namespace lowrank

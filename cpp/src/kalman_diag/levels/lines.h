@@ -84,11 +84,12 @@ template <class S>
 void step_line(S* to, int64_t to_step, const S* from, int64_t from_step, const double* delta, double rate,
                int64_t count) {
   if (to_step == 1 && from_step == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i] = Store<S>::from(double(to_float(from[i])) + rate * delta[i]);
+    for (int64_t i = 0; i < count; ++i)
+      to[i] = Store<S>::from(kalman_diag::stepped(double(to_float(from[i])), rate, delta[i]));
     return;
   }
   for (int64_t i = 0; i < count; ++i) {
-    to[i * to_step] = Store<S>::from(double(to_float(from[i * from_step])) + rate * delta[i]);
+    to[i * to_step] = Store<S>::from(kalman_diag::stepped(double(to_float(from[i * from_step])), rate, delta[i]));
   }
 }
 

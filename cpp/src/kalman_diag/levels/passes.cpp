@@ -72,20 +72,20 @@ LRC_INLINE void for_each_tile(int64_t padded, const F& f) {
   }
 }
 
-// Rows of scratch: jac, score, zeros, p. A negative variance turns into NaN, which no sum hides.
+// Rows of scratch: jac, score, zeros, p.
 const double* read_chunk(const Block& block, const Chunk& chunk, int64_t padded) {
   double* const p = chunk.scratch + padded * chunk.stride;
   read_rows(chunk.scratch, block.jac, chunk);
   if (block.score.data) read_row(chunk.scratch + block.jac.rows * chunk.stride, block.score, 0, chunk);
   read_row(p, block.p, 0, chunk);
-  for (int64_t i = 0; i < chunk.padded; ++i) p[i] = p[i] < 0.0 ? __builtin_nan("") : p[i];
+  for (int64_t i = 0; i < chunk.padded; ++i) p[i] = kalman_diag::checked_variance(p[i]);
   return p;
 }
 
 // sums[r][v] = sum over k < depth of c[r][k] x[k][v]
 template <int R>
 LRC_INLINE void product(Lane (&sums)[R][kAcross], const double* c, int64_t c_stride, const double* x, int64_t x_stride,
-                    int64_t depth) {
+                        int64_t depth) {
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -232,7 +232,8 @@ void gain_run(const Matrix& k, const double* inverse, int64_t padded, const Bloc
         product<kTall>(sums, inverse + j * padded, padded, chunk.scratch + i, chunk.stride, m);
         for (int r = 0; r < kTall; ++r) {
           for (int v = 0; v < kAcross; ++v) {
-            store_bits(y + (j + r) * chunk.stride + i + v * kLane, sums[r][v] * load_bits<Lane>(p + i + v * kLane));
+            store_bits(y + (j + r) * chunk.stride + i + v * kLane,
+                       kalman_diag::gain_entry(sums[r][v], load_bits<Lane>(p + i + v * kLane)));
           }
         }
       }

@@ -1,6 +1,7 @@
 // The elementwise part of a step: moments, their storage and the direction.
 #include "subspace_step/level.h"
 
+#include "lowrank_core/blocks.h"
 #include "lowrank_core/simd/philox.h"
 
 namespace lowrank::LRC_LEVEL {
@@ -9,6 +10,7 @@ namespace {
 using subspace_step::Advance;
 using subspace_step::Factors;
 using subspace_step::Moment;
+using subspace_step::moment_draw;
 using subspace_step::Rule;
 using subspace_step::Storage;
 using namespace blockwise;
@@ -38,11 +40,6 @@ void encode(const Moment& to, const float* values, int64_t begin, int64_t count,
   }
   auto* halves = static_cast<bfloat16*>(to.values) + begin;
   for (int64_t i = 0; i < count; ++i) halves[i] = to_bfloat16(values[i], words[i]);
-}
-
-// The second moment draws behind the first.
-LRC_INLINE philox::Position state_position(int64_t begin, int64_t size, bool second, int64_t step) {
-  return {uint64_t(begin + (second ? size : 0)), kStateStream, uint32_t(step)};
 }
 
 template <class T>
@@ -75,9 +72,9 @@ void advance_coded(const Advance& a, int64_t begin, int64_t end) {
     decode<SignedMap>(first, a.first, i, count);
     if (a.rule == Rule::kAdam) decode<RootMap>(second, a.second, i, count);
     advance(a.rule, f, static_cast<float*>(a.low) + i, first, second, count);
-    encode<SignedMap>(a.first, first, i, count, a.seed, state_position(i, a.size, false, a.step));
+    encode<SignedMap>(a.first, first, i, count, a.seed, moment_draw(i, a.size, false, a.step));
     if (a.rule != Rule::kAdam) continue;
-    encode<RootMap>(a.second, second, i, count, a.seed, state_position(i, a.size, true, a.step));
+    encode<RootMap>(a.second, second, i, count, a.seed, moment_draw(i, a.size, true, a.step));
   }
 }
 
@@ -104,7 +101,7 @@ void encode_run(const Moment& to, const float* values, int64_t begin, int64_t en
                 uint64_t seed, int64_t step) {
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t count = smaller(kBlock, end - i);
-    const philox::Position at = state_position(i, size, second, step);
+    const philox::Position at = moment_draw(i, size, second, step);
     second ? encode<RootMap>(to, values + i, i, count, seed, at)
            : encode<SignedMap>(to, values + i, i, count, seed, at);
   }

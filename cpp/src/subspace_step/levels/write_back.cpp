@@ -56,13 +56,13 @@ void store_line(T* to, int64_t step, const Acc* values, int count) {
 void store_stochastic(const Lift& p, const float* values, int64_t row, int64_t col, int count) {
   uint32_t words[kLongestLine > kWordsAtOnce ? kLongestLine : kWordsAtOnce];
   if (count > kLongestLine) __builtin_unreachable();  // or GCC 12 warns of a longer one
-  const philox::Position at{0, kParameterStream, uint32_t(p.number)};
+  const auto place = [&](int j) {
+    return subspace_step::weight_draw(row, col + j, p.w.rows, p.w.cols, p.transposed, p.number);
+  };
   if (p.transposed) {
-    for (int j = 0; j < count; ++j) {
-      words[j] = philox::bits(p.seed, {uint64_t((col + j) * p.w.rows + row), at.stream, at.step});
-    }
+    for (int j = 0; j < count; ++j) words[j] = philox::bits(p.seed, place(j));
   } else {
-    draw_words(words, count, p.seed, {uint64_t(row * p.w.cols + col), at.stream, at.step});
+    draw_words(words, count, p.seed, place(0));  // neighbours
   }
   bfloat16* to = p.w.as<bfloat16>() + row * p.w.row_stride + col * p.w.col_stride;
   for (int j = 0; j < count; ++j) to[j * p.w.col_stride] = to_bfloat16(values[j], words[j]);
@@ -84,9 +84,11 @@ void finish_line(const Lift& p, int64_t row, int64_t col, const Acc* sums, const
     for (int j = 0; j < count; ++j) gains[j] = p.gain_by_row ? from[row] : from[col + j];
   }
   for (int j = 0; j < count; ++j) {
-    Acc next = keep * w[j] - step * sums[j];
-    if constexpr (kResidual == Residual::kScaled) next -= gains[j] * g[j];
-    if constexpr (kResidual == Residual::kSign) next -= gain * subspace_step::sign_above(g[j] - others[j], threshold);
+    Acc next = subspace_step::write_back(keep, w[j], step, sums[j]);
+    if constexpr (kResidual == Residual::kScaled) next = subspace_step::less_scaled(next, gains[j], g[j]);
+    if constexpr (kResidual == Residual::kSign) {
+      next = subspace_step::less_sign(next, gain, g[j], others[j], threshold);
+    }
     w[j] = next;
   }
   if constexpr (std::is_same_v<T, bfloat16>) {

@@ -1,7 +1,6 @@
-// lines: an array as lines along one of its dimensions, together with the codes that belong to each line.
+// int4_project_lines: an array as lines along one of its dimensions, together with the codes that belong to each line.
 #pragma once
 
-#include <array>
 #include <cstdlib>
 
 #include "lowrank_core/int4_project.h"
@@ -26,7 +25,7 @@ class Lines {
       stride.array = array.stride[size_t(i)];
       if (i == format.dim) {
         step_ = stride;
-        stride.byte *= format.groups(length) * format.group / 2;
+        stride.byte *= format.bytes(length);
         stride.group *= format.groups(length);
       } else {
         insert({size, stride});
@@ -42,10 +41,17 @@ class Lines {
     group_step = step_.group;
   }
 
-  Place at(int64_t line) const {
+  // Of element `i` of a line from `place` on, and of byte `i` of a group: within the array, its row-major order and the
+  // packed bytes; and of a group.
+  LRC_HD int64_t array_at(const Place& place, int64_t i) const { return place.array + i * array_step; }
+  LRC_HD int64_t element_at(const Place& place, int64_t i) const { return place.element + i * element_step; }
+  LRC_HD int64_t byte_at(const Place& place, int64_t i) const { return place.byte + i * byte_step; }
+  LRC_HD int64_t group_at(const Place& place, int64_t group) const { return place.group + group * group_step; }
+
+  LRC_HD Place at(int64_t line) const {
     Place place{0, 0, 0, 0};
     for (int i = 0; i < rank_; ++i) {
-      const Dimension& d = others_[size_t(i)];
+      const Dimension& d = others_[i];
       const int64_t index = line % d.size;
       line /= d.size;
       place.array += index * d.stride.array;
@@ -65,13 +71,13 @@ class Lines {
   // Keeps the smallest stride first.
   void insert(const Dimension& d) {
     int i = rank_++;
-    for (; i > 0 && std::abs(others_[size_t(i - 1)].stride.array) > std::abs(d.stride.array); --i) {
-      others_[size_t(i)] = others_[size_t(i - 1)];
+    for (; i > 0 && std::abs(others_[i - 1].stride.array) > std::abs(d.stride.array); --i) {
+      others_[i] = others_[i - 1];
     }
-    others_[size_t(i)] = d;
+    others_[i] = d;
   }
 
-  std::array<Dimension, View::kMaxRank> others_{};
+  Dimension others_[View::kMaxRank]{};
   int rank_ = 0;
   Place step_{};
 };
