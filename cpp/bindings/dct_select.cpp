@@ -41,9 +41,7 @@ void expect(bool fits, const char* argument) {
 }
 
 void expect_float(const View& view, const char* argument, int least_rank) {
-  const bool is_float = view.dtype == DType::kFloat32 || view.dtype == DType::kFloat64 ||
-                        view.dtype == DType::kBFloat16 || view.dtype == DType::kFloat16;
-  expect(is_float && view.rank >= least_rank, argument);
+  expect(is_float(view.dtype) && view.rank >= least_rank, argument);
 }
 
 void expect_like(const View& view, const View& like, const char* argument) {
@@ -124,8 +122,8 @@ void bind_select(const WriteArray& indices, const WriteArray& coeffs, const Writ
   const Chosen to = chosen(indices.view, coeffs.view, captured.view, g.view, left);
   const dct_select::Selection selection = selection_of(basis, atoms, to.n, norm_ord);
   for (int64_t i = 0; i < g.view.batch(); ++i) {
-    to.captured[i] =
-        dct_select::select_cpu(to.indices + i * to.rank, oriented(coeffs.view, i, left), oriented(g.view, i, left), selection);
+    to.captured[i] = dct_select::select_cpu(to.indices + i * to.rank, oriented(coeffs.view, i, left),
+                                            oriented(g.view, i, left), selection);
   }
 }
 
@@ -137,8 +135,9 @@ void bind_feedback(const WriteArray& indices, const WriteArray& coeffs, const Wr
   expect_like(residual.view, g.view, "residual");
   const dct_select::Selection selection = selection_of(basis, atoms, to.n, norm_ord);
   for (int64_t i = 0; i < g.view.batch(); ++i) {
-    to.captured[i] = dct_select::feedback_cpu(to.indices + i * to.rank, oriented(coeffs.view, i, left),
-                                       oriented(residual.view, i, left), oriented(g.view, i, left), keep, selection);
+    to.captured[i] =
+        dct_select::feedback_cpu(to.indices + i * to.rank, oriented(coeffs.view, i, left),
+                                 oriented(residual.view, i, left), oriented(g.view, i, left), keep, selection);
   }
 }
 
@@ -156,7 +155,8 @@ void bind_project_back(const WriteArray& out, const ReadArray& coeffs, const Rea
   for (int64_t i = 0; i < out.view.batch(); ++i)
     expect_ascending("dct_project_back: `indices`", list + i * rank, rank, n);
   for (int64_t i = 0; i < out.view.batch(); ++i) {
-    dct_select::project_back_cpu(oriented(out.view, i, left), oriented(coeffs.view, i, left), list + i * rank, selection);
+    dct_select::project_back_cpu(oriented(out.view, i, left), oriented(coeffs.view, i, left), list + i * rank,
+                                 selection);
   }
 }
 

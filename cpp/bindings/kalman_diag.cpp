@@ -21,10 +21,6 @@ void expect(bool fits, const char* argument) {
   if (!fits) fail(std::string("kalman_diag: `") + argument + "` has the wrong shape, dtype or length");
 }
 
-bool is_float(DType dtype) {
-  return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kBFloat16 || dtype == DType::kFloat16;
-}
-
 // A vector of n elements as a matrix of one row.
 Matrix vector_of(const View& view, int64_t n, const char* argument) {
   expect(view.rank == 1 && view.shape[0] == n && is_float(view.dtype), argument);

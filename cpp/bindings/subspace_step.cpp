@@ -30,10 +30,6 @@ void expect(bool fits, const char* argument) {
   if (!fits) misfit(argument);
 }
 
-bool is_float(DType dtype) {
-  return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kBFloat16 || dtype == DType::kFloat16;
-}
-
 Matrix matrix_of(const View& view, bool turned, const char* argument) {
   expect(view.rank == 2 && is_float(view.dtype), argument);
   return turned ? view.matrix().transposed() : view.matrix();

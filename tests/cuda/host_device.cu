@@ -8,6 +8,7 @@
 #include "lowrank_core/half.h"
 #include "lowrank_core/int4_project.h"
 #include "lowrank_core/int4_project_lines.h"
+#include "lowrank_core/integers.h"
 #include "lowrank_core/kalman_diag.h"
 #include "lowrank_core/philox.h"
 #include "lowrank_core/rotation.h"
@@ -41,7 +42,8 @@ __global__ void storage_types(float* x, double* y, bfloat16* brain, float16* hal
 
 __global__ void views(Matrix m, float* x) {
   const Matrix part = m.transposed().block(1, 2, 3, 4), row = row_major(x, 1, item_size(m.dtype));
-  if (!part.empty()) part.as<float>()[0] = row.as<float>()[0];
+  if (!part.empty() && is_float(part.dtype) && round_up(part.rows, 8) > ceil_div(part.cols, 8))
+    part.as<float>()[0] = row.as<float>()[0];
 }
 
 __global__ void random_words(uint32_t* words, float* x, uint64_t seed) {
@@ -125,8 +127,8 @@ __global__ void int4_project_codes(float* x, uint8_t* bytes, int4_project::Schem
   using namespace int4_project;
   const Extremes range = Extremes{x[0], x[1]}.with_zero();
   if (!range.representable() || range.largest() == 0.0f) return;
-  const Stored stored = fit(scheme, range, stochastic), others[] = {fit_affine(range), fit_zero_point(range),
-                                                                    fit_covering_zero_point(range)};
+  const Stored stored = fit(scheme, range, stochastic),
+               others[] = {fit_affine(range), fit_zero_point(range), fit_covering_zero_point(range)};
   x[2] = covering_scale(range, to_float(others[0].scale) + to_float(others[1].scale) + to_float(others[2].scale));
   const float scale = to_float(stored.scale), offset = to_float(stored.offset);
   const Placement at = placement(scheme, scale, offset);

@@ -19,6 +19,7 @@
 // biases them. Sources: Dettmers et al. 2021 (arXiv 2110.02861) for blocks, with even instead of dynamic maps.
 #pragma once
 
+#include "lowrank_core/integers.h"
 #include "lowrank_core/philox.h"
 #include "lowrank_core/rounding.h"
 
@@ -27,7 +28,7 @@ namespace lowrank::blockwise {
 constexpr int64_t kBlock = 256;
 constexpr uint32_t kParameterStream = 2, kStateStream = 3;  // docs/numerics.md
 
-LRC_HD constexpr int64_t blocks(int64_t size) { return (size + kBlock - 1) / kBlock; }
+LRC_HD constexpr int64_t blocks(int64_t size) { return ceil_div(size, kBlock); }
 
 // A map says in which space its codes are even (`spread`), what a code stands for (`value`), and how a place `t`
 // between codes is rounded. `t` is spread(x) / scale, kept within the codes by `place`.

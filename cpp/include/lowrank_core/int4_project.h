@@ -20,6 +20,7 @@
 #include <optional>
 #include <utility>
 
+#include "lowrank_core/integers.h"
 #include "lowrank_core/philox.h"
 #include "lowrank_core/rounding.h"
 #include "lowrank_core/view.h"
@@ -201,7 +202,7 @@ struct Format {
   Scheme scheme;
 
   // Of a line of so many elements.
-  LRC_HD int64_t groups(int64_t length) const { return (length + group - 1) / group; }
+  LRC_HD int64_t groups(int64_t length) const { return ceil_div(length, group); }
   LRC_HD int64_t bytes(int64_t length) const { return groups(length) * (group / 2); }
 };
 

@@ -31,6 +31,10 @@ LRC_HD constexpr int64_t item_size(DType dtype) {
   return 0;
 }
 
+LRC_HD constexpr bool is_float(DType dtype) {
+  return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kBFloat16 || dtype == DType::kFloat16;
+}
+
 constexpr const char* name(DType dtype) {
   switch (dtype) {
     case DType::kFloat32:
@@ -71,23 +75,6 @@ template <>
 struct dtype_of<float16> {
   static constexpr DType value = DType::kFloat16;
 };
-
-// Calls f with a value of the C++ type that a floating-point `dtype` stands for.
-template <class F>
-void with_float_type(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return f(float{});
-    case DType::kFloat64:
-      return f(double{});
-    case DType::kBFloat16:
-      return f(bfloat16{});
-    case DType::kFloat16:
-      return f(float16{});
-    default:
-      fail(std::string("array: the dtype must be a floating-point one, got ") + name(dtype));
-  }
-}
 
 // A matrix [rows, cols] with any strides; the unit of exchange between the families and the products.
 struct Matrix {

@@ -94,14 +94,14 @@ double largest_score(const Attention& problem, int64_t index, bool exactly) {
 }  // namespace
 
 void attention_exact_cpu(const AttentionGradient& out, const Attention& problem) {
-  with_scores(problem, [&](auto tag) {
+  with_work_type(problem.queries.dtype, [&](auto tag) {
     add_heads(out, problem, [&](int64_t i) { return exact_head<decltype(tag)>(problem, i); });
   });
 }
 
 double largest_score_cpu(const Attention& problem, bool exactly) {
   double largest = 0.0;
-  with_scores(problem, [&](auto tag) {
+  with_work_type(problem.queries.dtype, [&](auto tag) {
     for (int64_t i = 0; i < problem.queries.batch(); ++i) {
       largest = std::max(largest, largest_score<decltype(tag)>(problem, i, exactly));
     }

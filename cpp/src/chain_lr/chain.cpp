@@ -6,6 +6,7 @@
 
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/dense.h"
+#include "lowrank_core/dispatch.h"
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/parallel.h"
 
@@ -14,12 +15,6 @@ namespace {
 
 constexpr double kOneThreadEach = double(1 << 22);  // multiply-adds up to which members of a batch run side by side
 constexpr int64_t kStripRows = 512;                 // of a half-precision result that are summed in float32 at a time
-
-template <class F>
-void with_work_type(DType dtype, const F& f) {
-  if (dtype == DType::kFloat64) return f(double{});
-  f(float{});
-}
 
 // A chain whose factors i .. j are multiplied in the planned order.
 template <class T>

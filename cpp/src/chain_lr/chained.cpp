@@ -195,7 +195,7 @@ HeadGradient chained_head(const Attention& problem, const Features& features, in
 }  // namespace
 
 void attention_chained_cpu(const AttentionGradient& out, const Attention& problem, const Features& features) {
-  with_scores(problem, [&](auto tag) {
+  with_work_type(problem.queries.dtype, [&](auto tag) {
     add_heads(out, problem, [&](int64_t i) { return chained_head<decltype(tag)>(problem, features, i); });
   });
 }

@@ -11,7 +11,9 @@
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/chain_lr.h"
 #include "lowrank_core/dense.h"
+#include "lowrank_core/dispatch.h"
 #include "lowrank_core/gemm.h"
+#include "lowrank_core/integers.h"
 #include "lowrank_core/parallel.h"
 
 namespace lowrank::chain_lr {
@@ -19,14 +21,6 @@ namespace lowrank::chain_lr {
 constexpr int64_t kWidthPad = 16;                     // entries of a row of keys that whole vectors cover
 constexpr int64_t kHeadsAtOnce = 64;                  // whose partial gradients are held before they are added
 constexpr int64_t kOneThreadEachScores = 1024 * 512;  // heads of up to so many scores get one thread each
-
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-template <class F>
-void with_scores(const Attention& problem, const F& f) {
-  if (problem.queries.dtype == DType::kFloat64) return f(double{});
-  f(float{});
-}
 
 // What a head is computed from: queries times the effective weight, keys less the mean of those that are seen (softmax
 // does not notice, and what is summed gets smaller), the keys times Aᵀ and the queries times B, in the working type.

@@ -55,7 +55,7 @@ Squares sampled_head(const Attention& problem, const Features& features, int64_t
 
 double sampled_error_cpu(const Attention& problem, const Features& features) {
   Squares total;
-  with_scores(problem, [&](auto tag) {
+  with_work_type(problem.queries.dtype, [&](auto tag) {
     for (int64_t i = 0; i < problem.queries.batch(); ++i) {
       const Squares one = sampled_head<decltype(tag)>(problem, features, i);
       total.error += one.error;
@@ -66,7 +66,7 @@ double sampled_error_cpu(const Attention& problem, const Features& features) {
 }
 
 void attention_operands_cpu(const View& queries, const View& keys, const Attention& problem) {
-  with_scores(problem, [&](auto tag) {
+  with_work_type(problem.queries.dtype, [&](auto tag) {
     for (int64_t i = 0; i < problem.queries.batch(); ++i) {
       Head<decltype(tag)> head(problem, i);
       copy(queries.matrix(i), head.effective.view());

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "lowrank_core/dispatch.h"
 #include "lowrank_core/reduce.h"
 
 namespace lowrank {
@@ -77,7 +78,7 @@ double squared_norm(const Matrix& a) {
   const Matrix m = prefers_transpose(a) ? a.transposed() : a;
   const int64_t rows = std::max<int64_t>(1, kChunk / m.cols);
   double total = 0.0;
-  with_float_type(m.dtype, [&](auto tag) {
+  with_checked_float_type(m.dtype, [&](auto tag) {
     using T = decltype(tag);
     total = ordered_sum((m.rows + rows - 1) / rows, [&](int64_t part) {
       double sum = 0.0;
@@ -93,7 +94,7 @@ double largest_magnitude(const Matrix& a) {
   const Matrix m = prefers_transpose(a) ? a.transposed() : a;
   const int64_t rows = std::max<int64_t>(1, kChunk / m.cols), parts = (m.rows + rows - 1) / rows;
   Buffer<double> partial(parts);
-  with_float_type(m.dtype, [&](auto tag) {
+  with_checked_float_type(m.dtype, [&](auto tag) {
     using T = decltype(tag);
     parallel_for(parts, [&](int64_t part) {
       double largest = 0.0;
@@ -123,7 +124,7 @@ std::vector<double> column_magnitudes(const Matrix& a) {
   std::vector<double> largest(static_cast<size_t>(a.cols), 0.0);
   const bool by_columns = prefers_transpose(a);
   const Matrix m = by_columns ? a.transposed() : a;
-  with_float_type(m.dtype, [&](auto tag) {
+  with_checked_float_type(m.dtype, [&](auto tag) {
     using T = decltype(tag);
     for (int64_t i = 0; i < m.rows; ++i) {
       const T* x = m.as<T>() + i * m.row_stride;
@@ -138,8 +139,8 @@ std::vector<double> column_magnitudes(const Matrix& a) {
 
 void copy_divided(const Matrix& to, const Matrix& from, double scale) {
   LRC_CHECK(to.rows == from.rows && to.cols == from.cols, "copy_divided: the shapes must agree");
-  with_float_type(to.dtype, [&](auto to_tag) {
-    with_float_type(from.dtype, [&](auto from_tag) {
+  with_checked_float_type(to.dtype, [&](auto to_tag) {
+    with_checked_float_type(from.dtype, [&](auto from_tag) {
       using To = decltype(to_tag);
       parallel_for(to.rows, [&](int64_t i) {
         To* const y = to.as<To>() + i * to.row_stride;
@@ -156,8 +157,8 @@ void copy(const Matrix& to, const Matrix& from) {
   LRC_CHECK(to.rows == from.rows && to.cols == from.cols, "copy: the shapes must agree");
   if (to.empty()) return;
   if (prefers_transpose(from) && prefers_transpose(to)) return copy(to.transposed(), from.transposed());
-  with_float_type(to.dtype, [&](auto to_tag) {
-    with_float_type(from.dtype, [&](auto from_tag) {
+  with_checked_float_type(to.dtype, [&](auto to_tag) {
+    with_checked_float_type(from.dtype, [&](auto from_tag) {
       const int64_t rows = prefers_transpose(from) ? kTransposedRows : std::max<int64_t>(1, kChunk / to.cols);
       parallel_chunks(to.rows, rows, [&](int64_t begin, int64_t end) {
         copy_rows<decltype(to_tag), decltype(from_tag)>(to, from, begin, end);

@@ -7,10 +7,8 @@ namespace lowrank {
 namespace {
 
 void check_dtype(const char* argument, const Matrix& m) {
-  const bool known = m.dtype == DType::kFloat32 || m.dtype == DType::kFloat64 || m.dtype == DType::kBFloat16 ||
-                     m.dtype == DType::kFloat16;
-  LRC_CHECK(known, std::string("gemm: `") + argument + "` must be float32, float64, bfloat16 or float16, got " +
-                       name(m.dtype));
+  LRC_CHECK(is_float(m.dtype), std::string("gemm: `") + argument +
+                                   "` must be float32, float64, bfloat16 or float16, got " + name(m.dtype));
 }
 
 std::string shape(const Matrix& m) {

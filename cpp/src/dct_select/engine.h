@@ -4,6 +4,8 @@
 #include <memory>
 
 #include "dct_select/level.h"
+#include "lowrank_core/dispatch.h"
+#include "lowrank_core/integers.h"
 
 namespace lowrank::dct_select {
 
@@ -11,8 +13,8 @@ namespace lowrank::dct_select {
 // their partial sums do not show.
 constexpr int64_t kTaskRows = 64, kMostTasks = 64;
 inline int64_t rows_of_a_task(int64_t rows) {
-  const int64_t each = (rows + kMostTasks - 1) / kMostTasks;
-  return each <= kTaskRows ? kTaskRows : (each + kTaskRows - 1) / kTaskRows * kTaskRows;
+  const int64_t each = ceil_div(rows, kMostTasks);
+  return each <= kTaskRows ? kTaskRows : round_up(each, kTaskRows);
 }
 
 // A plan of the cosine bases is looked up by n, and built where it is not among the last few.
@@ -50,11 +52,5 @@ class Engine {
   std::shared_ptr<const Prepared<T>> prepared_;
   Transform<T> transform_;
 };
-
-// Calls f with a number of the type that an array of this dtype is computed in.
-template <class F>
-auto in_work_type(DType dtype, const F& f) {
-  return dtype == DType::kFloat64 ? f(double{}) : f(float{});
-}
 
 }  // namespace lowrank::dct_select

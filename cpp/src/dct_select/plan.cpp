@@ -143,7 +143,7 @@ Pieces pieces_of(const View& out, const View& x) {
 template <class T>
 void transform_pieces(const Pieces& pieces, Basis basis, int64_t n) {
   const Engine<T> engine(basis, n);
-  const int64_t rows = pieces.x.front().rows, each = rows_of_a_task(rows), tasks = (rows + each - 1) / each;
+  const int64_t rows = pieces.x.front().rows, each = rows_of_a_task(rows), tasks = ceil_div(rows, each);
   parallel_for(int64_t(pieces.x.size()) * tasks, [&](int64_t i) {
     RowJob<T> job{.transform = &engine.transform(), .in = pieces.x[size_t(i / tasks)]};
     job.out = pieces.out[size_t(i / tasks)];
@@ -214,7 +214,7 @@ void transform_cpu(const View& out, const View& x, Basis basis, Method method) {
   if (x.size() == 0) return;
   const int64_t n = x.shape[size_t(x.rank - 1)];
   const Pieces pieces = pieces_of(out, x);
-  in_work_type(x.dtype, [&](auto tag) {
+  with_work_type(x.dtype, [&](auto tag) {
     using T = decltype(tag);
     if (!prefers_product(basis, n, method)) return transform_pieces<T>(pieces, basis, n);
     const auto held = dct2_atoms<T>(n);

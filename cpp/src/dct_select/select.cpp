@@ -29,7 +29,7 @@ struct Sums {
 // Adds the sums of all rows of `job`, task by task.
 template <class T>
 void add_sums(const Engine<T>& engine, const RowJob<T>& job, Sums& sums) {
-  const int64_t rows = job.in.rows, each = rows_of_a_task(rows), tasks = (rows + each - 1) / each;
+  const int64_t rows = job.in.rows, each = rows_of_a_task(rows), tasks = ceil_div(rows, each);
   const int64_t n = sums.squares.size();
   Buffer<double> squares(tasks * n), magnitudes(sums.with_magnitudes ? tasks * n : 0);
   parallel_for(tasks, [&](int64_t i) {
@@ -182,16 +182,7 @@ void multiply_columns(const Matrix& a, const int64_t* columns, int64_t count, do
 }
 
 void multiply_columns(const Matrix& a, const int64_t* columns, int64_t count, double factor) {
-  switch (a.dtype) {
-    case DType::kFloat64:
-      return multiply_columns<double>(a, columns, count, factor);
-    case DType::kBFloat16:
-      return multiply_columns<bfloat16>(a, columns, count, factor);
-    case DType::kFloat16:
-      return multiply_columns<float16>(a, columns, count, factor);
-    default:
-      return multiply_columns<float>(a, columns, count, factor);
-  }
+  with_float_type(a.dtype, [&](auto tag) { multiply_columns<decltype(tag)>(a, columns, count, factor); });
 }
 
 template <class T>
@@ -215,7 +206,7 @@ void rotate(const Matrix& out, const Matrix& x, const std::vector<int64_t>& sour
 
 double select_cpu(int64_t* indices, const Matrix& coeffs, const Matrix& g, const Selection& selection) {
   if (g.cols == 0) return 1.0;
-  return in_work_type(g.dtype, [&](auto tag) {
+  return with_work_type(g.dtype, [&](auto tag) {
     const Analysis<decltype(tag)> analysis(selection, g.cols);
     Sums sums(g.cols, selection.norm_ord);
     const double scale = summed(analysis, g, sums, selection.norm_ord);
@@ -231,7 +222,7 @@ double feedback_cpu(int64_t* indices, const Matrix& coeffs, const Matrix& residu
   const bool finite = std::isfinite(largest_magnitude(g)) && std::isfinite(largest_magnitude(residual)) &&
                       (!selection.atoms || std::isfinite(largest_magnitude(*selection.atoms)));
   if (!finite) throw NotFinite();  // before anything is written
-  return in_work_type(g.dtype, [&](auto tag) {
+  return with_work_type(g.dtype, [&](auto tag) {
     using T = decltype(tag);
     Sums sums(g.cols, selection.norm_ord);
     Analysis<T>(selection, g.cols).add(residual, g, sums);
@@ -247,7 +238,7 @@ void project_back_cpu(const Matrix& out, const Matrix& coeffs, const int64_t* in
   if (out.empty()) return;
   static constexpr int64_t none = 0;  // an empty list may have no address, which would mean all coordinates
   if (coeffs.cols == 0) indices = &none;
-  in_work_type(out.dtype, [&](auto tag) { Analysis<decltype(tag)>(selection, out.cols).back(out, coeffs, indices); });
+  with_work_type(out.dtype, [&](auto tag) { Analysis<decltype(tag)>(selection, out.cols).back(out, coeffs, indices); });
 }
 
 void rotate_cpu(const Matrix& out, const Matrix& x, const int64_t* old_indices, const int64_t* new_indices) {

@@ -11,6 +11,7 @@
 
 #include "int4_project/level.h"
 #include "lowrank_core/buffer.h"
+#include "lowrank_core/dispatch.h"
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/int4_project_lines.h"
 #include "lowrank_core/parallel.h"
@@ -110,7 +111,7 @@ class Quantizer {
 
   void run() {
     if (x_.dtype == DType::kFloat32 && lines_.array_step == 1 && lines_.byte_step == 1) return run_in_place();
-    with_float_type(x_.dtype, [&](auto tag) {
+    with_checked_float_type(x_.dtype, [&](auto tag) {
       const auto* const x = static_cast<const decltype(tag)*>(x_.data);
       auto* const packed = static_cast<uint8_t*>(codes_.packed.data);
       const int64_t step = lines_.array_step, byte_step = lines_.byte_step, half = format_.group / 2;
@@ -162,7 +163,7 @@ class Quantizer {
   // For the first group of a line that cannot be coded, from `group` on.
   [[noreturn]] void refuse_first(const Place& at, int64_t group, int64_t length) const {
     double low = 0.0, high = 0.0;
-    with_float_type(x_.dtype, [&](auto tag) {
+    with_checked_float_type(x_.dtype, [&](auto tag) {
       const auto* const x = static_cast<const decltype(tag)*>(x_.data) + at.array;
       const int64_t begin = group * format_.group;
       bool coded = true;
@@ -229,7 +230,7 @@ void dequantize_cpu(const View& out, const Codes& codes, const Format& format) {
   const Lines lines(out, format);
   const int64_t step = lines.array_step;
   float* const in_place = out.dtype == DType::kFloat32 && step == 1 ? static_cast<float*>(out.data) : nullptr;
-  with_float_type(out.dtype, [&](auto tag) {
+  with_checked_float_type(out.dtype, [&](auto tag) {
     using T = decltype(tag);
     for_each_part(lines, format, [&](const Bundle& b, Part& part) {
       decode(part, b, codes, lines, format, in_place);

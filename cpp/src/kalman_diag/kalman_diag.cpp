@@ -6,6 +6,8 @@
 #include "kalman_diag/level.h"
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/dense.h"
+#include "lowrank_core/dispatch.h"
+#include "lowrank_core/integers.h"
 #include "lowrank_core/parallel.h"
 
 namespace lowrank::kalman_diag {
@@ -19,8 +21,6 @@ constexpr int64_t kFewest = 8;                 // tasks that these may not take 
 constexpr int64_t kWide = 256, kNarrow = 64;   // parameters of a chunk
 constexpr int64_t kScratch = (1 << 20) / 8;    // numbers of a wide chunk, at most
 
-int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
-
 // How the parameters of all blocks, one behind the other, are cut: by their number and that of the outputs alone.
 class Cut {
  public:
@@ -28,10 +28,10 @@ class Cut {
     for (const Block& block : blocks) size_ += block.jac.cols;
     const int64_t most = std::max(kFewest, std::min(kTasks, kPartials / (padded * padded)));
     chunk_ = padded * kWide <= kScratch ? kWide : kNarrow;
-    task_ = round_up(std::max(kTask, (size_ + most - 1) / most), chunk_);
+    task_ = round_up(std::max(kTask, ceil_div(size_, most)), chunk_);
   }
 
-  int64_t tasks() const { return (size_ + task_ - 1) / task_; }
+  int64_t tasks() const { return ceil_div(size_, task_); }
 
   // f(block, run) for what one task has of each block, in order, with `rows` rows of scratch.
   template <class F>
@@ -131,9 +131,7 @@ MatrixBuffer<double> padded_transpose(const MatrixBuffer<double>& x, int64_t m, 
 
 double element(const Matrix& a, int64_t i, int64_t j) {
   const int64_t at = i * a.row_stride + j * a.col_stride;
-  if (a.dtype == DType::kFloat64) return a.as<double>()[at];
-  if (a.dtype == DType::kFloat32) return double(a.as<float>()[at]);
-  return double(a.dtype == DType::kBFloat16 ? to_float(a.as<bfloat16>()[at]) : to_float(a.as<float16>()[at]));
+  return with_float_type(a.dtype, [&](auto tag) { return double(to_float(a.as<decltype(tag)>()[at])); });
 }
 
 // S <- S + R, and S <- D S D with a diagonal of ones; D as a vector, empty where a diagonal entry is not positive.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "lowrank_core/dense.h"
+#include "lowrank_core/dispatch.h"
 #include "lowrank_core/parallel.h"
 #include "rsvd/parts.h"
 
@@ -133,12 +134,6 @@ void for_each_matrix(int64_t count, int64_t largest, const One& one) {
 }
 
 int64_t matrix_size(const View& a) { return a.shape[size_t(a.rank - 2)] * a.shape[size_t(a.rank - 1)]; }
-
-template <class F>
-void with_work_type(DType dtype, const F& f) {
-  if (dtype == DType::kFloat64) return f(double{});
-  f(float{});
-}
 
 // Leading entries of s [..., r] of matrix `index`.
 template <class T>

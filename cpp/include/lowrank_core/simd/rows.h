@@ -97,19 +97,5 @@ class Rows {
   int64_t first_, cols_;
 };
 
-template <class F>
-LRC_INLINE void with_type(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return f(double{});
-    case DType::kBFloat16:
-      return f(bfloat16{});
-    case DType::kFloat16:
-      return f(float16{});
-    default:
-      return f(float{});
-  }
-}
-
 }  // namespace
 }  // namespace lowrank::LRC_LEVEL

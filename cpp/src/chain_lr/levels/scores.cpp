@@ -2,6 +2,7 @@
 // kScoreRows queries and kScoreCols keys exist at a time.
 #include "chain_lr/level.h"
 
+#include "lowrank_core/integers.h"
 #include "lowrank_core/simd/exp.h"
 
 namespace lowrank::LRC_LEVEL {
@@ -120,7 +121,7 @@ void weigh(T* scores, T* dp, int64_t count, RunningRow<T>& row, T* sums, int64_t
 template <class T>
 int64_t tile_size(const ScoreRows<T>& rows, int64_t begin) {
   int64_t end = smaller(begin + kScoreCols, rows.keys);
-  if (rows.causal) end = smaller(end, (rows.first_row + kScoreRows + kKeyPad - 1) / kKeyPad * kKeyPad);
+  if (rows.causal) end = smaller(end, round_up(rows.first_row + kScoreRows, kKeyPad));
   return end - begin;
 }
 

@@ -1,6 +1,8 @@
 // Products of plain arrays: strided loads in, alpha and beta out. The product itself is in nest.cpp.
 #include "core/gemm_level.h"
+#include "lowrank_core/dispatch.h"
 #include "lowrank_core/simd/dense_load.h"
+#include "lowrank_core/simd/tile_store.h"
 
 namespace lowrank::LRC_LEVEL {
 namespace {
@@ -12,25 +14,10 @@ Scaling<Acc> scaling(const DenseProduct& p) {
   return {Acc(p.alpha), Acc(p.beta)};
 }
 
-// `count` sums, `sum_step` apart, to elements of C, `to_step` apart.
-template <class T, class Acc>
-void store_line(const Acc* sums, int64_t sum_step, T* to, int64_t to_step, int count, Scaling<Acc> scale) {
-  for (int j = 0; j < count; ++j) to[j * to_step] = Store<T>::from(scale(sums[j * sum_step], to[j * to_step]));
-}
-
 template <class T, class Acc>
 void store(const void* self, const void* finished) {
   const auto& p = *static_cast<const DenseProduct*>(self);
-  const auto& tile = *static_cast<const Tile<Acc>*>(finished);
-  const Matrix c = p.c.block(tile.row, tile.col, tile.rows, tile.cols);
-  const Scaling<Acc> scale = scaling<Acc>(p);
-  if (c.col_stride == 1) {  // a unit step that the compiler knows is what lets it use vectors
-    for (int i = 0; i < tile.rows; ++i) store_line(tile[i], 1, c.as<T>() + i * c.row_stride, 1, tile.cols, scale);
-  } else {
-    for (int j = 0; j < tile.cols; ++j) {
-      store_line(tile[0] + j, tile.stride, c.as<T>() + j * c.col_stride, c.row_stride, tile.rows, scale);
-    }
-  }
+  store_tile<T>(p.c, *static_cast<const Tile<Acc>*>(finished), scaling<Acc>(p));
 }
 
 // Every sum on or above the diagonal to both of its places.
@@ -51,29 +38,18 @@ void store_symmetric(const void* self, const void* finished) {
 
 bool touches_upper_triangle(const void*, int64_t row, int64_t col, int cols) { return col + cols > row; }
 
-template <class T, class Acc>
 Epilogue epilogue(const DenseProduct& p) {
-  if (p.symmetric) return {&p, store_symmetric<T, Acc>, touches_upper_triangle};
-  return {&p, store<T, Acc>, nullptr};
-}
-
-Epilogue describe_epilogue(const DenseProduct& p) {
-  switch (p.c.dtype) {
-    case DType::kFloat64:
-      return epilogue<double, double>(p);
-    case DType::kBFloat16:
-      return epilogue<bfloat16, float>(p);
-    case DType::kFloat16:
-      return epilogue<float16, float>(p);
-    default:
-      return epilogue<float, float>(p);
-  }
+  return with_float_type(p.c.dtype, [&](auto tag) -> Epilogue {
+    using T = decltype(tag);
+    if (p.symmetric) return {&p, store_symmetric<T, accumulator_t<T>>, touches_upper_triangle};
+    return {&p, store<T, accumulator_t<T>>, nullptr};
+  });
 }
 
 void dense_product(const DenseProduct& p) {
   AnyLoad a, b;
   const Operand left = describe(p.arithmetic, a, p.a), right = describe(p.arithmetic, b, p.b.transposed());
-  multiply(p.arithmetic, {p.c.rows, p.c.cols, p.a.cols, left, right, describe_epilogue(p)});
+  multiply(p.arithmetic, {p.c.rows, p.c.cols, p.a.cols, left, right, epilogue(p)});
 }
 
 }  // namespace

@@ -2,12 +2,11 @@
 // (ACM TOMS 34, 2008), section 4, with two changes. Where k is the contiguous direction of A, a panel of A is packed
 // right before its only use and stays in L1; and every task packs the part of B that it needs (about 5 % of its time),
 // so a product is one parallel region without a shared buffer. docs/adr/0002-gemm.md has the reasons and the figures.
+#include "lowrank_core/integers.h"
 #include "lowrank_core/simd/pack.h"
 
 namespace lowrank::LRC_LEVEL {
 namespace {
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Prefetches a slab line by line during the products before it. Without it the latency of memory stands between the
 // packing and the products: a quarter of the time where A does not come from the cache.
@@ -135,7 +134,7 @@ struct Partition {
         column_panels(ceil_div(product.n, columns)),
         row_blocks(ceil_div(row_panels, kRowPanels)),
         column_blocks(ceil_div(column_panels, kColumnPanels)) {
-    if (row_blocks > 2) row_blocks = ceil_div(row_blocks, kShare) * kShare;
+    if (row_blocks > 2) row_blocks = round_up(row_blocks, kShare);
     // Where the blocks are fewer than tasks are worth their start: more blocks of rows while each has enough of them to
     // repay its own packing of B, else slices of k, else smaller blocks of rows.
     const int64_t worth = smaller(kMostTasks, product.m * product.n * product.k / kTaskWork);
@@ -147,7 +146,7 @@ struct Partition {
     }
     // Nearly equal blocks, of even length for the pairs. Slices are so long that none is left without a block.
     const int64_t per_slice = larger(1, ceil_div(ceil_div(product.k, slices), longest));
-    depth = ceil_div(ceil_div(product.k, slices * per_slice), 2) * 2;
+    depth = round_up(ceil_div(product.k, slices * per_slice), 2);
     depth_blocks = product.k == 0 ? 1 : ceil_div(product.k, depth);
   }
 
@@ -158,13 +157,14 @@ template <class P>
 class Nest {
  public:
   explicit Nest(const Product& product)
-      : product_(product), cut_(product, kRows, Size::kColumns, Size::kLongest), partial_(nullptr) {}
+      : product_(product), partition_(product, kRows, Size::kColumns, Size::kLongest), partial_(nullptr) {}
 
   void run() {
-    const bool sliced = cut_.slices > 1;
-    if (sliced) partial_ = memory<Acc>(Workspace::kPartial, cut_.slices * slice_size());
-    for_each_task(cut_.tasks(), [](const void* nest, int64_t i) { self(nest).task(i); }, this);
-    if (sliced) for_each_task(cut_.row_panels, [](const void* nest, int64_t i) { self(nest).add_slices(i); }, this);
+    const bool sliced = partition_.slices > 1;
+    if (sliced) partial_ = memory<Acc>(Workspace::kPartial, partition_.slices * slice_size());
+    for_each_task(partition_.tasks(), [](const void* nest, int64_t i) { self(nest).task(i); }, this);
+    if (sliced)
+      for_each_task(partition_.row_panels, [](const void* nest, int64_t i) { self(nest).add_slices(i); }, this);
   }
 
  private:
@@ -185,11 +185,11 @@ class Nest {
   };
 
   void task(int64_t index) const {
-    const int64_t slice = index % cut_.slices, block = index / cut_.slices;
+    const int64_t slice = index % partition_.slices, block = index / partition_.slices;
     Task t;
-    t.i = part(cut_.row_panels, block % cut_.row_blocks, cut_.row_blocks);
-    t.j = part(cut_.column_panels, block / cut_.row_blocks, cut_.column_blocks);
-    t.d = part(cut_.depth_blocks, slice, cut_.slices);
+    t.i = part(partition_.row_panels, block % partition_.row_blocks, partition_.row_blocks);
+    t.j = part(partition_.column_panels, block / partition_.row_blocks, partition_.column_blocks);
+    t.d = part(partition_.depth_blocks, slice, partition_.slices);
     // Across k all panels of the block are packed at once, so that memory is read in long runs.
     t.group = product_.a.depth_major ? 1 : t.i.size();
     t.a = memory<Packed>(Workspace::kPanelsA, t.group * Size::kSizeA);
@@ -197,7 +197,7 @@ class Nest {
     t.tiles = memory<Acc>(Workspace::kTiles, t.i.size() * t.j.size() * Size::kTile);
     for (int64_t d = t.d.begin; d < t.d.end; ++d) {
       const Slab b{
-          t.j.begin * Size::kColumns, d * cut_.depth, length(d), int(t.j.size()), Size::kColumns, Size::kColumns};
+          t.j.begin * Size::kColumns, d * partition_.depth, length(d), int(t.j.size()), Size::kColumns, Size::kColumns};
       product_.b.by_outer(product_.b.load, b, t.b);
       for (int64_t i = t.i.begin; i < t.i.end; i += t.group) multiply_group(t, slice, i, d);
     }
@@ -222,10 +222,10 @@ class Nest {
   }
 
   void add_slices(int64_t i) const {
-    for (int64_t j = 0; j < cut_.column_panels; ++j) {
+    for (int64_t j = 0; j < partition_.column_panels; ++j) {
       if (!wanted(i, j)) continue;
       Acc* const total = partial(0, i, j);
-      for (int64_t slice = 1; slice < cut_.slices; ++slice) {
+      for (int64_t slice = 1; slice < partition_.slices; ++slice) {
         const Acc* const more = partial(slice, i, j);
         for (int64_t e = 0; e < Size::kTile; ++e) total[e] += more[e];
       }
@@ -245,7 +245,7 @@ class Nest {
 
   Slab slab_a(int64_t i, int64_t count, int64_t d) const {
     const int width = product_.a.depth_major ? kRows : Size::kPaddedRows;
-    return {i * kRows, d * cut_.depth, length(d), int(count), kRows, width};
+    return {i * kRows, d * partition_.depth, length(d), int(count), kRows, width};
   }
 
   void pack_a(const Slab& slab, Packed* panels) const {
@@ -268,11 +268,11 @@ class Nest {
 
   int rows(int64_t i) const { return int(smaller(kRows, product_.m - i * kRows)); }
   int columns(int64_t j) const { return int(smaller(Size::kColumns, product_.n - j * Size::kColumns)); }
-  int64_t length(int64_t d) const { return smaller(cut_.depth, product_.k - d * cut_.depth); }
+  int64_t length(int64_t d) const { return smaller(partition_.depth, product_.k - d * partition_.depth); }
 
-  int64_t slice_size() const { return cut_.row_panels * cut_.column_panels * Size::kTile; }
+  int64_t slice_size() const { return partition_.row_panels * partition_.column_panels * Size::kTile; }
   Acc* partial(int64_t slice, int64_t i, int64_t j) const {
-    return partial_ + slice * slice_size() + (i * cut_.column_panels + j) * Size::kTile;
+    return partial_ + slice * slice_size() + (i * partition_.column_panels + j) * Size::kTile;
   }
 
   template <class T>
@@ -282,7 +282,7 @@ class Nest {
   static const Nest& self(const void* nest) { return *static_cast<const Nest*>(nest); }
 
   const Product& product_;
-  const Partition cut_;
+  const Partition partition_;
   Acc* partial_;  // [slices][row_panels][column_panels] tiles where k is sliced, else null
 };
 

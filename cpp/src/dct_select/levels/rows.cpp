@@ -1,6 +1,7 @@
 // Rows through a fast transform, one in each lane of a vector, and what is made of their coordinates.
 #include "lowrank_core/simd/rows.h"
 #include "dct_select/levels/tile.h"
+#include "lowrank_core/dispatch.h"
 
 namespace lowrank::LRC_LEVEL {
 namespace {
@@ -81,7 +82,7 @@ class Worker {
     const int64_t* const columns = job_.in_columns;
     const int32_t* const place = t_.place_before;
     T* const z = z_;
-    with_type(job_.in.dtype, [&](auto tag) {
+    with_float_type(job_.in.dtype, [&](auto tag) {
       Lines<decltype(tag)>(job_.in, row, job_.end).for_each([=](int64_t j, const V& v) {
         set_number(z, through(place, through(columns, j)), v * scale);
       });
@@ -89,7 +90,7 @@ class Worker {
   }
 
   void add_residual(int64_t row) {
-    with_type(job_.residual.dtype, [&](auto tag) {
+    with_float_type(job_.residual.dtype, [&](auto tag) {
       const Lines<decltype(tag)> rows(job_.residual, row, job_.end);
       rows.for_each([&](int64_t k, const V& v) { store_bits(after(k), load_bits<V>(after(k)) + v); });
       rows.write([&](int64_t k) { return load_bits<V>(after(k)); });
@@ -102,7 +103,7 @@ class Worker {
     const int64_t* const columns = job_.out_columns;
     const T* const z = z_;
     const bool to_turn = to_turn_;
-    with_type(job_.out.dtype, [&](auto tag) {
+    with_float_type(job_.out.dtype, [&](auto tag) {
       Lines<decltype(tag)>(job_.out, row, job_.end).write([=](int64_t j) {
         const int64_t k = through(columns, j);
         return (to_turn ? turned_one<V>(transform, z, k) : number<V>(z, through(transform.place_after, k))) * scale;

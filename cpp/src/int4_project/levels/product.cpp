@@ -1,7 +1,9 @@
 // Products with a packed matrix: codes become floats while they are packed into the panels of the nest.
 #include "int4_project/level.h"
 
+#include "lowrank_core/dispatch.h"
 #include "lowrank_core/simd/dense_load.h"
+#include "lowrank_core/simd/tile_store.h"
 
 namespace lowrank::LRC_LEVEL {
 namespace {
@@ -160,34 +162,14 @@ struct PackedLoad {
 // ---- operands and result -----------------------------------------------------------------------------------------
 
 template <class T, class Acc>
-void store(const void* self, const void* finished) {
-  const auto& tile = *static_cast<const Tile<Acc>*>(finished);
-  const Matrix c = static_cast<const Matrix*>(self)->block(tile.row, tile.col, tile.rows, tile.cols);
-  if (c.col_stride == 1) {
-    for (int i = 0; i < c.rows; ++i) {
-      T* const row = c.as<T>() + i * c.row_stride;
-      for (int j = 0; j < c.cols; ++j) row[j] = Store<T>::from(tile[i][j]);
-    }
-  } else {
-    for (int j = 0; j < c.cols; ++j) {
-      T* const column = c.as<T>() + j * c.col_stride;
-      for (int i = 0; i < c.rows; ++i) column[i * c.row_stride] = Store<T>::from(tile[i][j]);
-    }
-  }
+void store(const void* c, const void* finished) {
+  store_tile<T>(*static_cast<const Matrix*>(c), *static_cast<const Tile<Acc>*>(finished),
+                [](Acc sum, const T&) { return sum; });
 }
 
 template <class Acc>
 Epilogue store_to(const Matrix& c) {
-  switch (c.dtype) {
-    case DType::kBFloat16:
-      return {&c, store<bfloat16, Acc>, nullptr};
-    case DType::kFloat16:
-      return {&c, store<float16, Acc>, nullptr};
-    case DType::kFloat32:
-      return {&c, store<float, Acc>, nullptr};
-    default:
-      return {&c, store<double, Acc>, nullptr};
-  }
+  return with_float_type(c.dtype, [&](auto tag) -> Epilogue { return {&c, store<decltype(tag), Acc>, nullptr}; });
 }
 
 template <class Acc, bool kNf4, bool kOfRows>

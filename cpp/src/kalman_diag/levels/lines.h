@@ -2,6 +2,8 @@
 #pragma once
 
 #include "kalman_diag/level.h"
+#include "lowrank_core/dispatch.h"
+#include "lowrank_core/integers.h"
 #include "lowrank_core/simd/rows.h"
 
 namespace lowrank::LRC_LEVEL {
@@ -13,8 +15,6 @@ using kalman_diag::Run;
 
 using Lane = Vec<double>;
 constexpr int64_t kLane = kLanes<double>;
-
-LRC_INLINE int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
 // Parameters [begin, begin + count) of a block, whose rows in scratch are `stride` apart and padded with zeros.
 struct Chunk {
@@ -57,7 +57,7 @@ void widen_line(double* to, const S* from, int64_t step, int64_t count, int64_t 
 
 // Row `row` of a matrix, as far as the chunk goes.
 void read_row(double* to, const Matrix& from, int64_t row, const Chunk& chunk) {
-  with_type(from.dtype, [&](auto tag) {
+  with_float_type(from.dtype, [&](auto tag) {
     using S = decltype(tag);
     const S* start = from.as<S>() + row * from.row_stride + chunk.begin * from.col_stride;
     widen_line(to, start, from.col_stride, chunk.count, chunk.padded);

@@ -166,7 +166,7 @@ void update_tile(double* delta, double* p, const double* score, const double* x,
 
 // theta and p of a chunk from delta and the new p in scratch.
 void write_step(const Block& block, const Chunk& chunk, const double* delta, const double* p, double rate) {
-  with_type(block.theta.dtype, [&](auto tag) {
+  with_float_type(block.theta.dtype, [&](auto tag) {
     using S = decltype(tag);
     step_line(start_of<S>(block.new_theta, chunk), block.new_theta.col_stride, start_of<S>(block.theta, chunk),
               block.theta.col_stride, delta, rate, chunk.count);
@@ -238,7 +238,7 @@ void gain_run(const Matrix& k, const double* inverse, int64_t padded, const Bloc
         }
       }
     }
-    with_type(k.dtype, [&](auto tag) {
+    with_float_type(k.dtype, [&](auto tag) {
       using S = decltype(tag);
       for (int64_t i = 0; i < chunk.count; ++i) {
         S* row = k.as<S>() + (chunk.begin + i) * k.row_stride;

@@ -2,6 +2,7 @@
 #include "subspace_step/level.h"
 
 #include "lowrank_core/dense.h"
+#include "lowrank_core/dispatch.h"
 #include "lowrank_core/simd/dense_load.h"
 #include "lowrank_core/simd/philox.h"
 
@@ -27,16 +28,7 @@ LRC_INLINE void load_line(Acc* to, const T* from, int64_t step, int count) {
 template <class Acc>
 void load_line(Acc* to, const Matrix& m, int64_t i, int64_t j, int count) {
   const int64_t at = i * m.row_stride + j * m.col_stride;
-  switch (m.dtype) {
-    case DType::kFloat64:
-      return load_line(to, m.as<double>() + at, m.col_stride, count);
-    case DType::kBFloat16:
-      return load_line(to, m.as<bfloat16>() + at, m.col_stride, count);
-    case DType::kFloat16:
-      return load_line(to, m.as<float16>() + at, m.col_stride, count);
-    default:
-      return load_line(to, m.as<float>() + at, m.col_stride, count);
-  }
+  with_float_type(m.dtype, [&](auto tag) { load_line(to, m.as<decltype(tag)>() + at, m.col_stride, count); });
 }
 
 // ---- the epilogue ------------------------------------------------------------------------------------------------
@@ -144,16 +136,10 @@ Epilogue epilogue(const Lift& p) {
 }
 
 Epilogue epilogue(const Lift& p) {
-  switch (p.w.dtype) {
-    case DType::kFloat64:
-      return epilogue<double, double>(p);
-    case DType::kBFloat16:
-      return epilogue<bfloat16, float>(p);
-    case DType::kFloat16:
-      return epilogue<float16, float>(p);
-    default:
-      return epilogue<float, float>(p);
-  }
+  return with_float_type(p.w.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    return epilogue<T, accumulator_t<T>>(p);
+  });
 }
 
 template <class T>
@@ -186,16 +172,7 @@ int64_t paired_lines(bool rows, DType dtype) {
 }
 
 void round_matrix(const Lift& to, const Matrix& from) {
-  switch (to.w.dtype) {
-    case DType::kFloat64:
-      return round_lines<double>(to, from);
-    case DType::kBFloat16:
-      return round_lines<bfloat16>(to, from);
-    case DType::kFloat16:
-      return round_lines<float16>(to, from);
-    default:
-      return round_lines<float>(to, from);
-  }
+  with_float_type(to.w.dtype, [&](auto tag) { round_lines<decltype(tag)>(to, from); });
 }
 
 void add_column_squares(double* sums, const Matrix& x) {
