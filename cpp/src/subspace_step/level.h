@@ -19,23 +19,42 @@ struct Advance {
   uint64_t seed;
 };
 
-// w [m, n], whose rows run along memory, <- keep w - step (left right) - S with left [m, k], right [k, n], k >= 0, and
-//   kScaled   S_ij = gain_j g_ij, or gain_i g_ij with gain_by_row
-//   kSign     S_ij = gain sign_above(g_ij - (left other)_ij, threshold)
-// For kSign one operand is pairs of lines instead, one of `right` (or `left`) for step, one of `other`: see
-// paired_lines.
-struct Lift {
-  Matrix w, left, right, g;
-  double keep, step, g_sign;  // g_sign multiplies g
-  Residual residual;
-  const void* gains;  // of the working dtype
-  bool gain_by_row;
-  double gain, threshold;
-  bool stochastic, transposed;
-  uint64_t seed;
-  int64_t number;  // of the step
-  bool rows_paired;
-  Arithmetic arithmetic;
+// A weight [m, n] whose rows run along memory, and what is drawn where it is bfloat16 and rounded stochastically.
+struct Target {
+  Matrix w;
+  bool transposed = false;  // w is the transpose of the weight that the user sees
+  bool stochastic = false;
+  uint64_t seed = 0;
+  int64_t number = 0;  // of the step
+};
+
+// w <- keep w - step (left right), left [m, k], right [k, n], k >= 0.
+struct WriteBack {
+  Target to;
+  Matrix left, right;
+  double keep = 1.0, step = 0.0;
+  Arithmetic arithmetic = Arithmetic::kFloat32;
+};
+
+// A gradient that a residual is made of; `sign` multiplies it.
+struct Gradient {
+  Matrix g;
+  double sign = 1.0;
+};
+
+// Less gain_j g_ij, or gain_i g_ij with gain_by_row.
+struct ScaledWriteBack : WriteBack {
+  Gradient gradient;
+  const void* gains = nullptr;  // of the working dtype
+  bool gain_by_row = false;
+};
+
+// Less gain sign_above(g_ij - (left other)_ij, threshold). One operand is pairs of lines, one of `right` (or `left`)
+// for step, one of `other`: see paired_lines.
+struct SignWriteBack : WriteBack {
+  Gradient gradient;
+  double gain = 0.0, threshold = 0.0;
+  bool rows_paired = false;
 };
 
 template <class T>
@@ -55,9 +74,11 @@ struct MomentLevel {
 };
 
 struct WeightLevel {
-  void (*lift)(const Lift& lift);
-  // w <- from [m, n], as `lift` rounds
-  void (*round)(const Lift& to, const Matrix& from);
+  void (*write_back)(const WriteBack& product);
+  void (*write_back_scaled)(const ScaledWriteBack& product);
+  void (*write_back_sign)(const SignWriteBack& product);
+  // w <- from [m, n], as a write-back rounds
+  void (*round)(const Target& to, const Matrix& from);
   // How many lines of each of two operands alternate, as rows or columns of a product, so that a tile holds both.
   int64_t (*paired_lines)(bool rows, DType dtype);
   // sums[j] += squares of column j

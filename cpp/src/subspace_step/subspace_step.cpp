@@ -46,42 +46,59 @@ bool finite(const Matrix& low) {
 // Turns `low`, which holds R in the order of job.low, into N, and moves the moments.
 void advance(const Job& job, const Params& p, const Matrix& low) {
   const int64_t size = size_of(low);
-  const Advance a{p.rule,    p.beta1, p.beta2,   p.eps,      job.step, low.data,
-                  low.dtype, size,    job.first, job.second, job.seed};
+  const Advance a{.rule = p.rule,
+                  .beta1 = p.beta1,
+                  .beta2 = p.beta2,
+                  .eps = p.eps,
+                  .step = job.step,
+                  .low = low.data,
+                  .dtype = low.dtype,
+                  .size = size,
+                  .first = job.first,
+                  .second = job.second,
+                  .seed = job.seed};
   parallel_chunks(size, kChunk, [&](int64_t begin, int64_t end) { moment_level().advance(a, begin, end); });
 }
 
-// What is put into the weights where the rest of the gradient is dropped: from this, every other one differs.
-Lift plain_lift(const Job& job, const Params& p, const Matrix& direction) {
-  Lift lift{};
-  lift.w = job.w;
-  lift.left = job.basis;
-  lift.right = direction;
-  lift.g = job.g;
-  lift.keep = keep_factor(p.lr, p.weight_decay);
-  lift.step = p.lr * p.scale;
-  lift.g_sign = p.maximize ? -1.0 : 1.0;
-  lift.stochastic = p.stochastic;
-  lift.transposed = job.transposed;
-  lift.seed = job.seed;
-  lift.number = job.step;
-  lift.arithmetic = arithmetic_for(job.low.dtype, p.math);
-  return lift;
+// What every write-back has in common, and all that there is to one where the rest of the gradient is dropped.
+WriteBack plain_write_back(const Job& job, const Params& p, const Matrix& direction) {
+  return {.to = {job.w, job.transposed, p.stochastic, job.seed, job.step},
+          .left = job.basis,
+          .right = direction,
+          .keep = keep_factor(p.lr, p.weight_decay),
+          .step = p.lr * p.scale,
+          .arithmetic = arithmetic_for(job.low.dtype, p.math)};
 }
+
+Gradient gradient_of(const Job& job, const Params& p) { return {job.g, p.maximize ? -1.0 : 1.0}; }
 
 bool runs_along_columns(const Matrix& w) { return std::abs(w.row_stride) < std::abs(w.col_stride); }
 
+void transpose(Target& to) {
+  to.w = to.w.transposed();
+  to.transposed = !to.transposed;
+}
+void transpose(WriteBack& product) {
+  transpose(product.to);
+  const Matrix left = product.left;
+  product.left = product.right.transposed();
+  product.right = left.transposed();
+}
+void transpose(ScaledWriteBack& product) {
+  transpose(static_cast<WriteBack&>(product));
+  product.gradient.g = product.gradient.g.transposed();
+  product.gain_by_row = !product.gain_by_row;
+}
+void transpose(SignWriteBack& product) {
+  transpose(static_cast<WriteBack&>(product));
+  product.gradient.g = product.gradient.g.transposed();
+}
+
 // The same with w's rows along memory.
-Lift along_memory(const Lift& lift) {
-  if (!runs_along_columns(lift.w)) return lift;
-  Lift turned = lift;
-  turned.w = lift.w.transposed();
-  turned.g = lift.g.transposed();
-  turned.left = lift.right.transposed();
-  turned.right = lift.left.transposed();
-  turned.gain_by_row = !lift.gain_by_row;
-  turned.transposed = !lift.transposed;
-  return turned;
+template <class Product>
+Product along_memory(Product product) {
+  if (runs_along_columns(product.to.w)) transpose(product);
+  return product;
 }
 
 // Squared norms of channels: N_j, R_j, G_j, and P R_j, which is R_jᵀ (Pᵀ P) R_j.
@@ -134,14 +151,13 @@ std::vector<double> channel_gains(const Job& job, const Params& p, const Channel
 
 // W <- keep W - lr (scale P N + phi (G - kappa P R)) by one product: P (scale N - kappa phi R).
 template <class T>
-void lift_scaled(const Job& job, const Params& p, const Matrix& n, const Matrix& r) {
+void write_back_scaled(const Job& job, const Params& p, const Matrix& n, const Matrix& r) {
   const std::vector<double> gains = channel_gains(job, p, channel_norms<T>(job, p, n, r));
-  Lift lift = plain_lift(job, p, n);
-  lift.residual = Residual::kScaled;
-  lift.step = p.lr;
+  ScaledWriteBack product{plain_write_back(job, p, n), gradient_of(job, p)};
+  product.step = p.lr;
   if (p.residual == Residual::kChannel) {
-    lift.left = job.basis.block(0, 0, job.basis.rows, 0);
-    lift.right = n.block(0, 0, 0, n.cols);
+    product.left = job.basis.block(0, 0, job.basis.rows, 0);
+    product.right = n.block(0, 0, 0, n.cols);
   } else {
     for (int64_t i = 0; i < n.rows; ++i) {
       T* direction = n.as<T>() + i * n.row_stride;
@@ -154,9 +170,8 @@ void lift_scaled(const Job& job, const Params& p, const Matrix& n, const Matrix&
   }
   Buffer<T> factors(int64_t(gains.size()));
   for (size_t j = 0; j < gains.size(); ++j) factors[int64_t(j)] = T(p.lr * gains[j]);
-  lift.gains = factors.data();
-  lift = along_memory(lift);
-  weight_level().lift(lift);
+  product.gains = factors.data();
+  weight_level().write_back_scaled(along_memory(product));
 }
 
 // `width` columns of n, then as many of r, and so on, as the rows of the result; zeros fill the last ones.
@@ -174,15 +189,15 @@ MatrixBuffer<T> paired(const Matrix& n, const Matrix& r, int64_t width) {
 }
 
 template <class T>
-void lift_sign(const Job& job, const Params& p, const Matrix& n, const Matrix& r) {
-  Lift lift = along_memory(plain_lift(job, p, n));
-  lift.residual = Residual::kSign;
-  lift.gain = p.lr * p.residual_scale;
-  lift.threshold = sign_threshold(largest_magnitude(job.g), double(r.rows), sizeof(T) == 8 ? 0x1p-53 : 0x1p-24);
-  lift.rows_paired = runs_along_columns(job.w);
-  MatrixBuffer<T> lines = paired<T>(n, r, weight_level().paired_lines(lift.rows_paired, dtype_of<T>::value));
-  (lift.rows_paired ? lift.left : lift.right) = lift.rows_paired ? lines.view() : lines.view().transposed();
-  weight_level().lift(lift);
+void write_back_sign(const Job& job, const Params& p, const Matrix& n, const Matrix& r) {
+  SignWriteBack product{plain_write_back(job, p, n), gradient_of(job, p)};
+  product.gain = p.lr * p.residual_scale;
+  product.threshold = sign_threshold(largest_magnitude(job.g), double(r.rows), sizeof(T) == 8 ? 0x1p-53 : 0x1p-24);
+  product.rows_paired = runs_along_columns(job.w);
+  product = along_memory(product);
+  MatrixBuffer<T> lines = paired<T>(n, r, weight_level().paired_lines(product.rows_paired, dtype_of<T>::value));
+  (product.rows_paired ? product.left : product.right) = product.rows_paired ? lines.view() : lines.view().transposed();
+  weight_level().write_back_sign(product);
 }
 
 template <class T>
@@ -190,9 +205,7 @@ void update(const Job& job, const Params& p) {
   if (p.residual == Residual::kDrop) {
     advance(job, p, job.low);
     if (job.w.empty()) return;
-    const Lift lift = along_memory(plain_lift(job, p, job.low));
-    weight_level().lift(lift);
-    return;
+    return weight_level().write_back(along_memory(plain_write_back(job, p, job.low)));
   }
   Buffer<T> memory(size_of(job.low));
   std::copy(job.low.as<T>(), job.low.as<T>() + memory.size(), memory.data());
@@ -200,8 +213,8 @@ void update(const Job& job, const Params& p) {
   n.data = memory.data();
   advance(job, p, n);
   if (job.w.empty()) return;
-  if (p.residual == Residual::kSign) return lift_sign<T>(job, p, n, job.low);
-  lift_scaled<T>(job, p, n, job.low);
+  if (p.residual == Residual::kSign) return write_back_sign<T>(job, p, n, job.low);
+  write_back_scaled<T>(job, p, n, job.low);
 }
 
 }  // namespace
@@ -228,14 +241,8 @@ void update_cpu(const std::vector<Job>& jobs, const Params& params) {
 
 void round_cpu(const Matrix& to, const Matrix& from, uint64_t seed, int64_t step) {
   const bool turned = runs_along_columns(to);
-  const Matrix source = turned ? from.transposed() : from;
-  Lift lift{};
-  lift.w = turned ? to.transposed() : to;
-  lift.stochastic = true;
-  lift.transposed = turned;
-  lift.seed = seed;
-  lift.number = step;
-  weight_level().round(lift, source);
+  const Target target{turned ? to.transposed() : to, turned, true, seed, step};
+  weight_level().round(target, turned ? from.transposed() : from);
 }
 
 void encode_cpu(const Moment& to, const float* values, int64_t size, bool second, uint64_t seed, int64_t step) {

@@ -9,9 +9,7 @@
 namespace lowrank::LRC_LEVEL {
 namespace {
 
-using subspace_step::Lift;
-using subspace_step::Residual;
-using namespace blockwise;
+using namespace subspace_step;
 
 // ---- lines of any dtype ------------------------------------------------------------------------------------------
 
@@ -45,12 +43,10 @@ void store_line(T* to, int64_t step, const Acc* values, int count) {
 }
 
 // Elements of the weight as the user sees it, row by row: what a word is drawn for.
-void store_stochastic(const Lift& p, const float* values, int64_t row, int64_t col, int count) {
+void store_stochastic(const Target& p, const float* values, int64_t row, int64_t col, int count) {
   uint32_t words[kLongestLine > kWordsAtOnce ? kLongestLine : kWordsAtOnce];
   if (count > kLongestLine) __builtin_unreachable();  // or GCC 12 warns of a longer one
-  const auto place = [&](int j) {
-    return subspace_step::weight_draw(row, col + j, p.w.rows, p.w.cols, p.transposed, p.number);
-  };
+  const auto place = [&](int j) { return weight_draw(row, col + j, p.w.rows, p.w.cols, p.transposed, p.number); };
   if (p.transposed) {
     for (int j = 0; j < count; ++j) words[j] = philox::bits(p.seed, place(j));
   } else {
@@ -60,107 +56,126 @@ void store_stochastic(const Lift& p, const float* values, int64_t row, int64_t c
   for (int j = 0; j < count; ++j) to[j * p.w.col_stride] = to_bfloat16(values[j], words[j]);
 }
 
-// One line of the weight; `sums`: its products, `others`: those that a sign is of.
-template <class T, class Acc, Residual kResidual>
-void finish_line(const Lift& p, int64_t row, int64_t col, const Acc* sums, const Acc* others, int count) {
-  Acc w[kLongestLine], g[kLongestLine], gains[kLongestLine];
-  T* const to = p.w.as<T>() + row * p.w.row_stride + col * p.w.col_stride;
-  load_line(w, to, p.w.col_stride, count);
-  const Acc keep = Acc(p.keep), step = Acc(p.step), gain = Acc(p.gain), threshold = Acc(p.threshold);
-  if constexpr (kResidual != Residual::kDrop) {
-    load_line(g, p.g, row, col, count);
-    for (int j = 0; j < count; ++j) g[j] *= Acc(p.g_sign);
-  }
-  if constexpr (kResidual == Residual::kScaled) {
-    const Acc* from = static_cast<const Acc*>(p.gains);
-    for (int j = 0; j < count; ++j) gains[j] = p.gain_by_row ? from[row] : from[col + j];
-  }
-  for (int j = 0; j < count; ++j) {
-    Acc next = subspace_step::write_back(keep, w[j], step, sums[j]);
-    if constexpr (kResidual == Residual::kScaled) next = subspace_step::less_scaled(next, gains[j], g[j]);
-    if constexpr (kResidual == Residual::kSign) {
-      next = subspace_step::less_sign(next, gain, g[j], others[j], threshold);
-    }
-    w[j] = next;
-  }
+template <class T, class Acc>
+LRC_INLINE void store(const Target& to, const Acc* values, int64_t row, int64_t col, int count) {
   if constexpr (std::is_same_v<T, bfloat16>) {
-    if (p.stochastic) return store_stochastic(p, w, row, col, count);
+    if (to.stochastic) return store_stochastic(to, values, row, col, count);
   }
-  store_line(to, p.w.col_stride, w, count);
+  store_line(to.w.as<T>() + row * to.w.row_stride + col * to.w.col_stride, to.w.col_stride, values, count);
 }
 
-template <class T, class Acc, Residual kResidual>
+// One line of the weight, by its sums; `less(j, value)` takes the residual off entry j.
+template <class T, class Acc, class Less>
+LRC_INLINE void finish_line(const WriteBack& p, int64_t row, int64_t col, const Acc* sums, int count,
+                            const Less& less) {
+  const Matrix& m = p.to.w;
+  Acc w[kLongestLine];
+  load_line(w, m.as<T>() + row * m.row_stride + col * m.col_stride, m.col_stride, count);
+  const Acc keep = Acc(p.keep), step = Acc(p.step);
+  for (int j = 0; j < count; ++j) w[j] = less(j, write_back(keep, w[j], step, sums[j]));
+  store<T>(p.to, w, row, col, count);
+}
+
+template <class Acc>
+LRC_INLINE void load_gradient(Acc* g, const Gradient& from, int64_t row, int64_t col, int count) {
+  load_line(g, from.g, row, col, count);
+  for (int j = 0; j < count; ++j) g[j] *= Acc(from.sign);
+}
+
+template <class T, class Acc>
 void finish(const void* self, const void* finished) {
-  const auto& p = *static_cast<const Lift*>(self);
+  const auto& p = *static_cast<const WriteBack*>(self);
   const auto& tile = *static_cast<const Tile<Acc>*>(finished);
   for (int i = 0; i < tile.rows; ++i) {
-    finish_line<T, Acc, kResidual>(p, tile.row + i, tile.col, tile[i], nullptr, tile.cols);
+    finish_line<T>(p, tile.row + i, tile.col, tile[i], tile.cols, [](int, Acc value) { return value; });
   }
+}
+
+template <class T, class Acc>
+void finish_scaled(const void* self, const void* finished) {
+  const auto& p = *static_cast<const ScaledWriteBack*>(self);
+  const auto& tile = *static_cast<const Tile<Acc>*>(finished);
+  const Acc* const from = static_cast<const Acc*>(p.gains);
+  for (int i = 0; i < tile.rows; ++i) {
+    Acc g[kLongestLine], gains[kLongestLine];
+    const int64_t row = tile.row + i;
+    load_gradient(g, p.gradient, row, tile.col, tile.cols);
+    for (int j = 0; j < tile.cols; ++j) gains[j] = p.gain_by_row ? from[row] : from[tile.col + j];
+    finish_line<T>(p, row, tile.col, tile[i], tile.cols,
+                   [&](int j, Acc value) { return less_scaled(value, gains[j], g[j]); });
+  }
+}
+
+// `others`: the products that the sign is of.
+template <class T, class Acc>
+LRC_INLINE void finish_sign_line(const SignWriteBack& p, int64_t row, int64_t col, const Acc* sums, const Acc* others,
+                                 int count) {
+  Acc g[kLongestLine];
+  load_gradient(g, p.gradient, row, col, count);
+  const Acc gain = Acc(p.gain), threshold = Acc(p.threshold);
+  finish_line<T>(p, row, col, sums, count,
+                 [&](int j, Acc value) { return less_sign(value, gain, g[j], others[j], threshold); });
 }
 
 // Half of the tile's columns, or rows, are of the other product.
 template <class T, class Acc>
 void finish_sign(const void* self, const void* finished) {
-  const auto& p = *static_cast<const Lift*>(self);
+  const auto& p = *static_cast<const SignWriteBack*>(self);
   const auto& tile = *static_cast<const Tile<Acc>*>(finished);
   if (p.rows_paired) {
-    const int half = tile.rows / 2, rows = int(smaller(half, p.w.rows - tile.row / 2));
+    const int half = tile.rows / 2, rows = int(smaller(half, p.to.w.rows - tile.row / 2));
     for (int i = 0; i < rows; ++i) {
-      finish_line<T, Acc, Residual::kSign>(p, tile.row / 2 + i, tile.col, tile[i], tile[half + i], tile.cols);
+      finish_sign_line<T>(p, tile.row / 2 + i, tile.col, tile[i], tile[half + i], tile.cols);
     }
   } else {
-    const int half = tile.cols / 2, cols = int(smaller(half, p.w.cols - tile.col / 2));
+    const int half = tile.cols / 2, cols = int(smaller(half, p.to.w.cols - tile.col / 2));
     for (int i = 0; i < tile.rows; ++i) {
-      finish_line<T, Acc, Residual::kSign>(p, tile.row + i, tile.col / 2, tile[i], tile[i] + half, cols);
+      finish_sign_line<T>(p, tile.row + i, tile.col / 2, tile[i], tile[i] + half, cols);
     }
   }
 }
 
+template <class Job>
 Ahead ahead(const void* self, int64_t row, int64_t col, int rows, int cols) {
-  const Matrix& w = static_cast<const Lift*>(self)->w;
+  const Matrix& w = static_cast<const Job*>(self)->to.w;
   const int64_t item = item_size(w.dtype);
   if (w.col_stride != 1) return {};
   return {static_cast<const char*>(w.data) + (row * w.row_stride + col) * item, rows, cols * item, w.row_stride * item};
 }
 
-template <class T, class Acc>
-Epilogue epilogue(const Lift& p) {
-  switch (p.residual) {
-    case Residual::kDrop:
-      return {&p, finish<T, Acc, Residual::kDrop>, nullptr, ahead};
-    case Residual::kSign:
-      return {&p, finish_sign<T, Acc>};
-    default:
-      return {&p, finish<T, Acc, Residual::kScaled>, nullptr, ahead};
-  }
-}
-
-Epilogue epilogue(const Lift& p) {
-  return with_float_type(p.w.dtype, [&](auto tag) {
+Epilogue epilogue(const WriteBack& p) {
+  return with_float_type(p.to.w.dtype, [&](auto tag) -> Epilogue {
     using T = decltype(tag);
-    return epilogue<T, accumulator_t<T>>(p);
+    return {&p, finish<T, accumulator_t<T>>, nullptr, ahead<WriteBack>};
+  });
+}
+Epilogue epilogue(const ScaledWriteBack& p) {
+  return with_float_type(p.to.w.dtype, [&](auto tag) -> Epilogue {
+    using T = decltype(tag);
+    return {&p, finish_scaled<T, accumulator_t<T>>, nullptr, ahead<ScaledWriteBack>};
+  });
+}
+Epilogue epilogue(const SignWriteBack& p) {
+  return with_float_type(p.to.w.dtype, [&](auto tag) -> Epilogue {
+    using T = decltype(tag);
+    return {&p, finish_sign<T, accumulator_t<T>>};
   });
 }
 
 template <class T>
-void round_lines(const Lift& p, const Matrix& from) {
-  for (int64_t i = 0; i < p.w.rows; ++i) {
-    for (int64_t j = 0; j < p.w.cols; j += kLongestLine) {
-      const int count = int(smaller(kLongestLine, p.w.cols - j));
+void round_lines(const Target& to, const Matrix& from) {
+  for (int64_t i = 0; i < to.w.rows; ++i) {
+    for (int64_t j = 0; j < to.w.cols; j += kLongestLine) {
+      const int count = int(smaller(kLongestLine, to.w.cols - j));
       accumulator_t<T> line[kLongestLine];
       load_line(line, from, i, j, count);
-      if constexpr (std::is_same_v<T, bfloat16>) {
-        if (p.stochastic) {
-          store_stochastic(p, line, i, j, count);
-          continue;
-        }
-      }
-      store_line(p.w.as<T>() + i * p.w.row_stride + j * p.w.col_stride, p.w.col_stride, line, count);
+      store<T>(to, line, i, j, count);
     }
   }
 }
 
-void lift_product(const Lift& p) {
+template <class Job>
+void multiply_into(const Job& p) {
   AnyLoad a, b;
   const Operand left = describe(p.arithmetic, a, p.left), right = describe(p.arithmetic, b, p.right.transposed());
   multiply(p.arithmetic, {p.left.rows, p.right.cols, p.left.cols, left, right, epilogue(p)});
@@ -171,7 +186,7 @@ int64_t paired_lines(bool rows, DType dtype) {
   return rows ? kRows / 2 : kColumnVectors * lane / 2;
 }
 
-void round_matrix(const Lift& to, const Matrix& from) {
+void round_matrix(const Target& to, const Matrix& from) {
   with_float_type(to.w.dtype, [&](auto tag) { round_lines<decltype(tag)>(to, from); });
 }
 
@@ -199,7 +214,9 @@ void add_column_squares(double* sums, const Matrix& x) {
 namespace lowrank {
 
 constinit const subspace_step::WeightLevel subspace_step::WeightLevel::LRC_LEVEL = {
-    .lift = LRC_LEVEL::lift_product,
+    .write_back = LRC_LEVEL::multiply_into<subspace_step::WriteBack>,
+    .write_back_scaled = LRC_LEVEL::multiply_into<subspace_step::ScaledWriteBack>,
+    .write_back_sign = LRC_LEVEL::multiply_into<subspace_step::SignWriteBack>,
     .round = LRC_LEVEL::round_matrix,
     .paired_lines = LRC_LEVEL::paired_lines,
     .add_column_squares = LRC_LEVEL::add_column_squares,
