@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "expect.h"
 #include "kernel.h"
 #include "register.h"
 
@@ -14,13 +15,6 @@ namespace {
 void expect(bool fits, const char* what) {
   if (!fits) fail(std::string("chain_lr: ") + what + " do not fit");
 }
-
-bool is_matrix(const View& view, int64_t rows, int64_t cols) {
-  return view.rank == 2 && view.shape[0] == rows && view.shape[1] == cols;
-}
-
-int64_t rows_of(const View& view) { return view.rank >= 2 ? view.shape[size_t(view.rank - 2)] : -1; }
-int64_t cols_of(const View& view) { return view.rank >= 1 ? view.shape[size_t(view.rank - 1)] : -1; }
 
 // ---- products ----------------------------------------------------------------------------------------------------
 
@@ -80,7 +74,7 @@ void bind_adapter_gradient(const WriteArray& first_grad, const WriteArray& last_
     out.middle = middle_grad->view.matrix();
   }
   chain_lr::adapter_gradient_cpu(out, dy.view.matrix(), x.view.matrix(),
-                              {first.view.matrix(), last.view.matrix(), std::nullopt, scale});
+                                 {first.view.matrix(), last.view.matrix(), std::nullopt, scale});
 }
 
 // ---- attention ---------------------------------------------------------------------------------------------------
@@ -123,7 +117,7 @@ chain_lr::AttentionGradient gradient(const WriteArray& da, const WriteArray& db,
 }
 
 chain_lr::Features features(const OptionalArray& left, const OptionalArray& right, int64_t degree,
-                         const chain_lr::Attention& problem) {
+                            const chain_lr::Attention& problem) {
   chain_lr::Features found{std::nullopt, std::nullopt, degree};
   expect(left.has_value() == right.has_value() && degree >= 0, "features");
   if (!left) return found;

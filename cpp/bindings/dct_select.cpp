@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "expect.h"
 #include "kernel.h"
 #include "register.h"
 
@@ -35,10 +36,7 @@ bool is_left(const std::string& side) {
   return side == "left";
 }
 
-// Memory safety only: the operators have checked the contract and worded the refusals.
-void expect(bool fits, const char* argument) {
-  LRC_CHECK(fits, std::string("dct_select: `") + argument + "` has the wrong shape or dtype");
-}
+constexpr Expect expect{"dct_select"};
 
 void expect_float(const View& view, const char* argument, int least_rank) {
   expect(is_float(view.dtype) && view.rank >= least_rank, argument);

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "expect.h"
 #include "kernel.h"
 #include "register.h"
 
@@ -16,21 +17,7 @@ using kalman_diag::Outcome;
 using Reads = std::vector<ReadArray>;
 using Writes = std::vector<WriteArray>;
 
-// Memory safety only: the operators have checked the contract and worded the refusals.
-void expect(bool fits, const char* argument) {
-  if (!fits) fail(std::string("kalman_diag: `") + argument + "` has the wrong shape, dtype or length");
-}
-
-// A vector of n elements as a matrix of one row.
-Matrix vector_of(const View& view, int64_t n, const char* argument) {
-  expect(view.rank == 1 && view.shape[0] == n && is_float(view.dtype), argument);
-  return {view.data, view.dtype, 1, n, 0, view.stride[0]};
-}
-
-Matrix matrix_of(const View& view, const char* argument) {
-  expect(view.rank == 2 && is_float(view.dtype), argument);
-  return view.matrix();
-}
+constexpr Expect expect{"kalman_diag"};
 
 // Arrays of one parameter of the filter.
 struct Parameter {
@@ -39,13 +26,13 @@ struct Parameter {
 
 Block block_of(const Parameter& from) {
   Block block{};
-  block.jac = matrix_of(from.jac, "jac");
+  block.jac = expect.matrix(from.jac, "jac");
   const int64_t n = block.jac.cols;
-  block.theta = vector_of(from.theta, n, "theta");
-  block.p = vector_of(from.p, n, "p");
-  block.score = vector_of(from.score, n, "score");
-  block.new_theta = vector_of(from.new_theta, n, "theta");
-  block.new_p = vector_of(from.new_p, n, "p");
+  block.theta = expect.row(from.theta, n, "theta");
+  block.p = expect.row(from.p, n, "p");
+  block.score = expect.row(from.score, n, "score");
+  block.new_theta = expect.row(from.new_theta, n, "theta");
+  block.new_p = expect.row(from.new_p, n, "p");
   expect(block.p.dtype == DType::kFloat32 || block.p.dtype == DType::kFloat64, "p");
   expect(block.new_p.dtype == block.p.dtype, "p");
   expect(block.new_theta.dtype == block.theta.dtype, "theta");
@@ -83,14 +70,14 @@ bool bind_step_in_place(const Writes& theta, const Writes& p, const Reads& jac, 
 }
 
 void bind_gain(const WriteArray& k, const ReadArray& p, const ReadArray& h, const ReadArray& r) {
-  const Matrix gain = matrix_of(k.view, "k"), jac = matrix_of(h.view, "h");
+  const Matrix gain = expect.matrix(k.view, "k"), jac = expect.matrix(h.view, "h");
   const int64_t m = jac.rows;
   expect(gain.rows == jac.cols && gain.cols == m, "k");
   expect(is_float(r.view.dtype) && r.view.rank <= 2, "r");
   for (int i = 0; i < r.view.rank; ++i) expect(r.view.shape[size_t(i)] == m, "r");
   Matrix noise{r.view.data, r.view.dtype, 1, m, 0, r.view.rank == 1 ? r.view.stride[0] : 0};
   if (r.view.rank == 2) noise = r.view.matrix();
-  switch (kalman_diag::gain_cpu(gain, vector_of(p.view, jac.cols, "p"), jac, noise, r.view.rank < 2)) {
+  switch (kalman_diag::gain_cpu(gain, expect.row(p.view, jac.cols, "p"), jac, noise, r.view.rank < 2)) {
     case Outcome::kNotFinite:
       throw NotFinite();
     case Outcome::kNotPositive:

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "expect.h"
 #include "kernel.h"
 #include "precision.h"
 #include "register.h"
@@ -13,11 +14,12 @@ namespace {
 
 using rsvd::Params;
 
-// Memory safety only: the operators have checked the contract and worded the refusals.
+constexpr Expect check{"rsvd"};
+
 void expect(const View& view, const char* argument, const View& like, int64_t rows, int64_t cols, DType dtype) {
-  const bool fits = view.rank == like.rank && view.batch() == like.batch() && view.dtype == dtype &&
-                    view.shape[size_t(view.rank - 2)] == rows && view.shape[size_t(view.rank - 1)] == cols;
-  if (!fits) fail(std::string("rsvd: `") + argument + "` has the wrong shape or dtype");
+  check(view.rank == like.rank && view.batch() == like.batch() && view.dtype == dtype && rows_of(view) == rows &&
+            cols_of(view) == cols,
+        argument);
 }
 
 DType work_type(const View& a) { return a.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
@@ -28,7 +30,7 @@ struct Shape {
 
 Shape matrix_shape(const View& a) {
   LRC_CHECK(a.rank >= 2, "rsvd: `a` must have at least 2 dimensions");
-  return {a.shape[size_t(a.rank - 2)], a.shape[size_t(a.rank - 1)]};
+  return {rows_of(a), cols_of(a)};
 }
 
 std::optional<View> checked_basis(const std::optional<ReadArray>& basis, const View& a, int64_t m, int64_t niter) {
@@ -39,9 +41,7 @@ std::optional<View> checked_basis(const std::optional<ReadArray>& basis, const V
 }
 
 void expect_values(const View& s, const View& a, int64_t rank) {
-  const bool fits = s.rank == a.rank - 1 && s.shape[size_t(s.rank - 1)] == rank && s.dtype == work_type(a) &&
-                    s.size() == a.batch() * rank;
-  if (!fits) fail("rsvd: `s` has the wrong shape or dtype");
+  check(s.rank == a.rank - 1 && cols_of(s) == rank && s.dtype == work_type(a) && s.size() == a.batch() * rank, "s");
 }
 
 Params params(int64_t oversample, int64_t niter, uint64_t seed, const std::string& precision) {
@@ -50,7 +50,7 @@ Params params(int64_t oversample, int64_t niter, uint64_t seed, const std::strin
 }
 
 int64_t checked_rank(const View& u, int64_t m, int64_t n) {
-  const int64_t rank = u.rank >= 1 ? u.shape[size_t(u.rank - 1)] : -1;
+  const int64_t rank = cols_of(u);
   LRC_CHECK(rank >= 0 && rank <= std::min(m, n), "rsvd: `rank` must be <= min(m, n)");
   return rank;
 }

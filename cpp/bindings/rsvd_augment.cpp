@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "expect.h"
 #include "kernel.h"
 #include "register.h"
 
@@ -11,8 +12,7 @@ namespace lowrank {
 namespace {
 
 Matrix expect(const View& view, int64_t rows, int64_t cols) {
-  LRC_CHECK(view.rank == 2 && view.shape[0] == rows && view.shape[1] == cols,
-            "augment_truncate: the shapes of a layer do not fit");
+  LRC_CHECK(is_matrix(view, rows, cols), "augment_truncate: the shapes of a layer do not fit");
   return view.matrix();
 }
 

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "expect.h"
 #include "kernel.h"
 #include "precision.h"
 #include "register.h"
@@ -21,18 +22,11 @@ using subspace_step::Storage;
 using Reads = std::vector<ReadArray>;
 using Writes = std::vector<WriteArray>;
 
-// Memory safety only: the operators have checked the contract and worded the refusals.
-[[noreturn]] void misfit(const char* argument) {
-  fail(std::string("subspace_step_: `") + argument + "` has the wrong shape, dtype, strides or length");
-}
-
-void expect(bool fits, const char* argument) {
-  if (!fits) misfit(argument);
-}
+constexpr Expect expect{"subspace_step_"};
 
 Matrix matrix_of(const View& view, bool turned, const char* argument) {
-  expect(view.rank == 2 && is_float(view.dtype), argument);
-  return turned ? view.matrix().transposed() : view.matrix();
+  const Matrix m = expect.matrix(view, argument);
+  return turned ? m.transposed() : m;
 }
 
 // What both halves of a step need.
@@ -113,37 +107,78 @@ struct Moments {
   }
 };
 
-void bind_update(const Writes& params, const Reads& grads, const Reads& bases, const Writes& low, const Writes& first,
-                 const Writes& first_scales, const Writes& second, const Writes& second_scales, const Writes& limits,
-                 const std::vector<bool>& right, const std::vector<int64_t>& steps, const std::vector<uint64_t>& seeds,
-                 const std::string& rule, std::pair<double, double> betas, double eps, double lr, double weight_decay,
-                 double scale, const std::string& residual, double residual_scale, double growth, bool maximize,
-                 bool stochastic, const std::string& precision) {
-  const size_t count = params.size();
-  expect(grads.size() == count && bases.size() == count && low.size() == count && right.size() == count, "params");
-  expect(steps.size() == count && seeds.size() == count && (limits.empty() || limits.size() == count), "steps");
-  const Params p{rule_of(rule),         betas.first,    betas.second, eps,      lr,         weight_decay,      scale,
-                 residual_of(residual), residual_scale, growth,       maximize, stochastic, math_of(precision)};
-  const Moments moments{first, first_scales, second, second_scales};
-  moments.check(count, p.rule);
-  std::vector<Job> jobs;
-  for (size_t i = 0; i < count; ++i) {
+// The arrays of a list of weights and what belongs to each.
+struct Weights {
+  const Writes& params;
+  const Reads &grads, &bases;
+  const Writes& low;
+  Moments moments;
+  const Writes& limits;
+  const std::vector<bool>& right;
+  const std::vector<int64_t>& steps;
+  const std::vector<uint64_t>& seeds;
+
+  void check(Rule rule) const {
+    const size_t count = params.size();
+    expect(grads.size() == count && bases.size() == count && low.size() == count && right.size() == count, "params");
+    expect(steps.size() == count && seeds.size() == count && (limits.empty() || limits.size() == count), "steps");
+    moments.check(count, rule);
+  }
+
+  Job job(size_t i) const {
     Job job = job_of(low[i].view, grads[i].view, bases[i].view, right[i]);
     job.w = matrix_of(params[i].view, right[i], "params");
     expect(job.w.rows == job.g.rows && job.w.cols == job.g.cols, "params");
     expect((job.w.dtype == DType::kFloat64) == (job.low.dtype == DType::kFloat64), "params");
     job.first = moments.of_first(i, job.low);
     job.second = moments.of_second(i, job.low);
-    expect(second.empty() || job.second.storage == job.first.storage, "exp_avg_sq");
+    expect(moments.second.empty() || job.second.storage == job.first.storage, "exp_avg_sq");
     job.step = steps[i];
     job.seed = seeds[i];
     if (!limits.empty()) {
       expect(limits[i].view.size() == 1 && limits[i].view.dtype == DType::kFloat32, "limits");
       job.limit = static_cast<float*>(limits[i].view.data);
     }
-    jobs.push_back(job);
+    return job;
   }
+};
+
+void update(const Weights& weights, const Params& p) {
+  weights.check(p.rule);
+  std::vector<Job> jobs;
+  for (size_t i = 0; i < weights.params.size(); ++i) jobs.push_back(weights.job(i));
   subspace_step::update_cpu(jobs, p);
+}
+
+// Python's arguments by name; nothing here but what they are called inside.
+void bind_update(const Writes& params, const Reads& grads, const Reads& bases, const Writes& low, const Writes& first,
+                 const Writes& first_scales, const Writes& second, const Writes& second_scales, const Writes& limits,
+                 const std::vector<bool>& right, const std::vector<int64_t>& steps, const std::vector<uint64_t>& seeds,
+                 const std::string& rule, std::pair<double, double> betas, double eps, double lr, double weight_decay,
+                 double scale, const std::string& residual, double residual_scale, double growth, bool maximize,
+                 bool stochastic, const std::string& precision) {
+  const Weights weights{.params = params,
+                        .grads = grads,
+                        .bases = bases,
+                        .low = low,
+                        .moments = {first, first_scales, second, second_scales},
+                        .limits = limits,
+                        .right = right,
+                        .steps = steps,
+                        .seeds = seeds};
+  update(weights, {.rule = rule_of(rule),
+                   .beta1 = betas.first,
+                   .beta2 = betas.second,
+                   .eps = eps,
+                   .lr = lr,
+                   .weight_decay = weight_decay,
+                   .scale = scale,
+                   .residual = residual_of(residual),
+                   .residual_scale = residual_scale,
+                   .growth = growth,
+                   .maximize = maximize,
+                   .stochastic = stochastic,
+                   .math = math_of(precision)});
 }
 
 void bind_round(const WriteArray& to, const ReadArray& from, uint64_t seed, int64_t step) {

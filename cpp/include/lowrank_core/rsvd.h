@@ -1,17 +1,16 @@
 // rsvd: randomized singular value decomposition and the range finder under every refresh.
 //
-//   X = orth(Aᵀ Omega), then X = orth(A X), X = orth(Aᵀ X) and so on;      a block of directions, one crossing each
-//   W = X after 2 niter + 1 crossings;  image of W = U diag(s) Rᵀ;  W R    the best answer within the span of W
+//   X = orth(Aᵀ Omega), then X = orth(A X), X = orth(Aᵀ X) and so on;      a block of directions, a half iteration each
+//   W = X after 2 niter + 1 half iterations;  image of W = U diag(s) Rᵀ;  W R    the best answer within the span of W
 //
-// Where A is so large that a product with it costs more than a small problem of twice the width, the last crossings are
-// a block Krylov step instead: W = [X, orth(Aᵀ orth(A X))] from X after max(1, 2 niter - 2) crossings. That is two
-// crossings less, and more exact, since W still holds X: see docs/adr/0007-randomized-svd.md for figures.
-// Omega [m, l] is sparse: a few entries a row, so that its product costs one pass over A. A basis P of A's columns
-// makes the warm start X = orth(Aᵀ [P, fresh random columns]), which counts as the first iteration; without the fresh
-// columns a direction orthogonal to P could never enter. float64 input is computed in float64, everything else in
-// float32. Source: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011), algorithms 4.4
-// and 5.1; Musco & Musco, "Randomized block Krylov methods for stronger and faster approximate SVD", NeurIPS 2015,
-// algorithm 2.
+// Where A is so large that a product with it costs more than a small problem of twice the width, the last half
+// iterations are a block Krylov step instead: W = [X, orth(Aᵀ orth(A X))] from X after max(1, 2 niter - 2) of them.
+// That is two less, and more exact, since W still holds X: see docs/adr/0007-randomized-svd.md for figures. Omega [m,
+// l] is sparse: a few entries a row, so that its product costs one pass over A. A basis P of A's columns makes the warm
+// start X = orth(Aᵀ [P, fresh random columns]), which counts as the first iteration; without the fresh columns a
+// direction orthogonal to P could never enter. float64 input is computed in float64, everything else in float32.
+// Source: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011), algorithms 4.4 and 5.1;
+// Musco & Musco, "Randomized block Krylov methods for stronger and faster approximate SVD", NeurIPS 2015, algorithm 2.
 #pragma once
 
 #include <algorithm>
@@ -73,7 +72,7 @@ inline int64_t sketch_width(int64_t m, int64_t n, int64_t rank, int64_t basis_co
   return known < limit && oversample < limit - known ? known + oversample : limit;
 }
 
-// Whether a block Krylov step is cheaper than the crossings that it saves.
+// Whether a block Krylov step is cheaper than the half iterations that it saves.
 inline bool krylov_pays(int64_t m, int64_t n, int64_t l) {
   return m * n >= kKrylovPays * l * l && 2 * l <= std::min(m, n);
 }

@@ -4,13 +4,13 @@
 namespace lowrank::chain_lr {
 namespace {
 
-constexpr int64_t kFaceNumbers = int64_t(1) << 18;  // of face-splitting products at a time: they stay in a cache
+constexpr int64_t kProductNumbers = int64_t(1) << 18;  // of row-wise products at a time: they stay in a cache
 constexpr int64_t kFewestRows = 64, kMostRows = 512;
 constexpr int64_t kParts = 8;  // that sum on their own, unless their sums are too large
 constexpr int64_t kLargestState = int64_t(1) << 20;
 
-// Which rows of the right-hand factors a row of the left-hand ones meets.
-enum class Meets : uint8_t { kAll, kUpToItself, kFromItself };
+// Which entries of a matrix are not zero: all, or those of a triangle with its diagonal.
+enum class Triangle : uint8_t { kFull, kLower, kUpper };
 
 // A matrix [n, n'] given as (features featuresᵀ') ∘ (factor factorᵀ'): one side of it.
 template <class T>
@@ -19,8 +19,9 @@ struct Side {
   MatrixBuffer<T>& factor;
 };
 
-// out [n, w] <- ((left.features right.featuresᵀ) ∘ (left.factor right.factorᵀ) where they meet) m. Source: the
-// face-splitting identity (Slyusar 1997), contracted from the right so that its rows are never all held.
+// out [n, w] <- ((left.features right.featuresᵀ) ∘ (left.factor right.factorᵀ), as far as the triangle goes) m. Source:
+// the row-wise Khatri-Rao, or face-splitting, product (Slyusar 1997), contracted from the right so that its rows are
+// never all held.
 template <class T>
 class HadamardProduct {
  public:
@@ -29,18 +30,18 @@ class HadamardProduct {
         right_(right),
         m_(m),
         out_(out),
-        faces_(left.factor.cols() * m.cols()),
-        rows_(std::clamp(kFaceNumbers / std::max<int64_t>(faces_, 1), kFewestRows, kMostRows)) {}
+        width_(left.factor.cols() * m.cols()),
+        rows_(std::clamp(kProductNumbers / std::max<int64_t>(width_, 1), kFewestRows, kMostRows)) {}
 
-  void run(Meets meets) {
-    if (meets == Meets::kAll) return all();
-    MatrixBuffer<T> state = no_state(), buffer(kFewestRows, faces_);
+  void run(Triangle triangle) {
+    if (triangle == Triangle::kFull) return all();
+    MatrixBuffer<T> state = no_state(), buffer(kFewestRows, width_);
     const int64_t n = left_.features.rows(), blocks = (n + kFewestRows - 1) / kFewestRows;
     for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t i = (meets == Meets::kUpToItself ? b : blocks - 1 - b) * kFewestRows;
+      const int64_t i = (triangle == Triangle::kLower ? b : blocks - 1 - b) * kFewestRows;
       const int64_t count = std::min(kFewestRows, n - i);
       spread(i, count, state, buffer);
-      diagonal(i, count, meets);
+      diagonal(i, count, triangle);
       gather(i, count, state, buffer);
     }
   }
@@ -51,10 +52,10 @@ class HadamardProduct {
   void all() {
     const int64_t n = left_.features.rows(), m = right_.features.rows();
     const int64_t blocks = (m + rows_ - 1) / rows_;
-    const int64_t parts = left_.features.cols() * faces_ <= kLargestState ? std::clamp<int64_t>(blocks, 1, kParts) : 1;
+    const int64_t parts = left_.features.cols() * width_ <= kLargestState ? std::clamp<int64_t>(blocks, 1, kParts) : 1;
     std::vector<std::optional<MatrixBuffer<T>>> states(static_cast<size_t>(parts));
     parallel_for(parts, [&](int64_t p) {
-      MatrixBuffer<T> buffer(rows_, faces_);
+      MatrixBuffer<T> buffer(rows_, width_);
       MatrixBuffer<T>& state = states[size_t(p)].emplace(no_state());
       for (int64_t b = blocks * p / parts; b < blocks * (p + 1) / parts; ++b) {
         gather(b * rows_, std::min(rows_, m - b * rows_), state, buffer);
@@ -63,13 +64,13 @@ class HadamardProduct {
     MatrixBuffer<T>& sum = *states[0];
     for (int64_t p = 1; p < parts; ++p) vectors<T>().axpy(sum.data(), T(1), states[size_t(p)]->data(), sum.size());
     parallel_chunks(n, rows_, [&](int64_t begin, int64_t end) {
-      MatrixBuffer<T> buffer(rows_, faces_);
+      MatrixBuffer<T> buffer(rows_, width_);
       spread(begin, end - begin, sum, buffer);
     });
   }
 
   MatrixBuffer<T> no_state() const {
-    MatrixBuffer<T> state(left_.features.cols(), faces_);
+    MatrixBuffer<T> state(left_.features.cols(), width_);
     std::fill(state.data(), state.data() + state.size(), T(0));
     return state;
   }
@@ -79,40 +80,40 @@ class HadamardProduct {
     const int64_t w = m_.cols(), c = right_.factor.cols();
     for (int64_t k = 0; k < count; ++k) {
       const T *const factor = right_.factor.row(i + k), *const m = m_.row(i + k);
-      T* const face = buffer.row(k);
+      T* const product = buffer.row(k);
       for (int64_t j = 0; j < c; ++j) {
-        for (int64_t x = 0; x < w; ++x) face[j * w + x] = factor[j] * m[x];
+        for (int64_t x = 0; x < w; ++x) product[j * w + x] = factor[j] * m[x];
       }
     }
     const Matrix features = right_.features.view().block(i, 0, count, right_.features.cols());
-    gemm(state.view(), features.transposed(), buffer.view().block(0, 0, count, faces_), {.beta = 1.0});
+    gemm(state.view(), features.transposed(), buffer.view().block(0, 0, count, width_), {.beta = 1.0});
   }
 
   // out <- sum over c of factor[c] (features state)[c] for rows i .. i + count of the left-hand side.
   void spread(int64_t i, int64_t count, MatrixBuffer<T>& state, MatrixBuffer<T>& buffer) const {
     const int64_t w = m_.cols(), c = left_.factor.cols();
     const Matrix features = left_.features.view().block(i, 0, count, left_.features.cols());
-    gemm(buffer.view().block(0, 0, count, faces_), features, state.view());
+    gemm(buffer.view().block(0, 0, count, width_), features, state.view());
     for (int64_t k = 0; k < count; ++k) {
-      const T *const factor = left_.factor.row(i + k), *const face = buffer.row(k);
+      const T *const factor = left_.factor.row(i + k), *const product = buffer.row(k);
       T* const out = out_.row(i + k);
       std::fill(out, out + w, T(0));
       for (int64_t j = 0; j < c; ++j) {
-        for (int64_t x = 0; x < w; ++x) out[x] += factor[j] * face[j * w + x];
+        for (int64_t x = 0; x < w; ++x) out[x] += factor[j] * product[j * w + x];
       }
     }
   }
 
-  // out += the part of the block on the diagonal that meets, which is formed: kFewestRows rows and columns.
-  void diagonal(int64_t i, int64_t count, Meets meets) {
+  // out += the part of the block on the diagonal within the triangle, which is formed: kFewestRows rows and columns.
+  void diagonal(int64_t i, int64_t count, Triangle triangle) {
     MatrixBuffer<T> kernel(count, count), factor(count, count);
     const auto rows = [&](MatrixBuffer<T>& x) { return x.view().block(i, 0, count, x.cols()); };
     gemm(kernel.view(), rows(left_.features), rows(right_.features).transposed());
     gemm(factor.view(), rows(left_.factor), rows(right_.factor).transposed());
     for (int64_t k = 0; k < count; ++k) {
       for (int64_t l = 0; l < count; ++l) {
-        const bool met = meets == Meets::kUpToItself ? l <= k : l >= k;
-        kernel.at(k, l) = met ? kernel.at(k, l) * factor.at(k, l) : T(0);
+        const bool within = triangle == Triangle::kLower ? l <= k : l >= k;
+        kernel.at(k, l) = within ? kernel.at(k, l) * factor.at(k, l) : T(0);
       }
     }
     gemm(rows(out_), kernel.view(), rows(m_), {.beta = 1.0});
@@ -120,13 +121,13 @@ class HadamardProduct {
 
   Side<T> left_, right_;
   MatrixBuffer<T>&m_, &out_;
-  int64_t faces_, rows_;
+  int64_t width_, rows_;
 };
 
 template <class T>
-MatrixBuffer<T> hadamard_product(const Side<T>& left, const Side<T>& right, MatrixBuffer<T>& m, Meets meets) {
+MatrixBuffer<T> hadamard_product(const Side<T>& left, const Side<T>& right, MatrixBuffer<T>& m, Triangle triangle) {
   MatrixBuffer<T> out(left.features.rows(), m.cols());
-  HadamardProduct<T>(left, right, m, out).run(meets);
+  HadamardProduct<T>(left, right, m, out).run(triangle);
   return out;
 }
 
@@ -168,8 +169,8 @@ HeadGradient chained_head(const Attention& problem, const Features& features, in
   const Matrix no_keys = row_major(static_cast<T*>(nullptr), head.keys, 0);
   MatrixBuffer<T> one_row = with_ones<T>(no_rows), one_key = with_ones<T>(no_keys);
   MatrixBuffer<T> values = with_ones<T>(head.values);
-  const Meets before = problem.causal ? Meets::kUpToItself : Meets::kAll;
-  const Meets after = problem.causal ? Meets::kFromItself : Meets::kAll;
+  const Triangle before = problem.causal ? Triangle::kLower : Triangle::kFull;
+  const Triangle after = problem.causal ? Triangle::kUpper : Triangle::kFull;
   MatrixBuffer<T> sums = hadamard_product<T>({pair.left, one_row}, {pair.right, one_key}, values, before);
   MatrixBuffer<T> factor = row_factor(head, sums);
   MatrixBuffer<T> low_keys(head.keys, head.rank);

@@ -19,7 +19,7 @@
 namespace lowrank::int4_project {
 namespace {
 
-constexpr int kBundle = 64;     // lines that are read and written together: neighbours in a cache line
+constexpr int kTileLines = 64;  // lines that are read and written together: neighbours in a cache line
 constexpr int64_t kAhead = 16;  // steps along a line: what a processor does not prefetch where they are far apart
 constexpr int64_t kTask = int64_t(1) << 15;  // elements, about 10 us
 
@@ -37,59 +37,59 @@ void write(const View& view, int64_t at, bfloat16 value) {
 }
 
 // Some lines, and of each of them the groups [first, last).
-struct Bundle {
+struct LineTile {
   int lines;
   int64_t first, last;
-  Place at[kBundle];
+  Place at[kTileLines];
 };
 
-// One group of every line of a bundle: elements [begin, begin + count) as floats, and their bytes. The odd ends keep
+// One group of every line of a tile: elements [begin, begin + count) as floats, and their bytes. The odd ends keep
 // the lines apart in the cache.
 struct Part {
   int64_t group, begin, count;
-  float values[kBundle][kLargestGroup + 16];
-  uint8_t bytes[kBundle][kLargestGroup / 2 + 16];
+  float values[kTileLines][kLargestGroup + 16];
+  uint8_t bytes[kTileLines][kLargestGroup / 2 + 16];
 };
 
-// Calls body(bundle) for all lines and groups, in parallel, a task at a time. Along contiguous lines memory is read in
+// Calls body(tile) for all lines and groups, in parallel, a task at a time. Along contiguous lines memory is read in
 // long runs; else many lines go together, whose neighbours lie next to each other.
 template <class Body>
-void for_each_bundle(const Lines& lines, const Format& format, const Body& body) {
-  const int64_t fitting = std::clamp<int64_t>(kTask / std::max<int64_t>(1, lines.length), 1, kBundle);
-  const int64_t together = lines.array_step == 1 ? fitting : kBundle;
-  const int64_t groups = format.groups(lines.length), bundles = (lines.count + together - 1) / together;
-  const int64_t run = std::max<int64_t>(1, kTask / (together * format.group)), runs = (groups + run - 1) / run;
-  parallel_for(bundles * runs, [&](int64_t task) {
+void for_each_tile(const Lines& lines, const Format& format, const Body& body) {
+  const int64_t fitting = std::clamp<int64_t>(kTask / std::max<int64_t>(1, lines.length), 1, kTileLines);
+  const int64_t together = lines.array_step == 1 ? fitting : kTileLines;
+  const int64_t groups = format.groups(lines.length), tiles = ceil_div(lines.count, together);
+  const int64_t run = std::max<int64_t>(1, kTask / (together * format.group)), runs = ceil_div(groups, run);
+  parallel_for(tiles * runs, [&](int64_t task) {
     const int64_t line = task / runs * together, first = task % runs * run;
-    Bundle bundle{int(std::min(together, lines.count - line)), first, std::min(groups, first + run), {}};
-    for (int w = 0; w < bundle.lines; ++w) bundle.at[w] = lines.at(line + w);
-    body(bundle);
+    LineTile tile{int(std::min(together, lines.count - line)), first, std::min(groups, first + run), {}};
+    for (int w = 0; w < tile.lines; ++w) tile.at[w] = lines.at(line + w);
+    body(tile);
   });
 }
 
-// body(bundle, part) for every group.
+// body(tile, part) for every group.
 template <class Body>
 void for_each_part(const Lines& lines, const Format& format, const Body& body) {
-  for_each_bundle(lines, format, [&](const Bundle& bundle) {
+  for_each_tile(lines, format, [&](const LineTile& tile) {
     Part part;
-    for (part.group = bundle.first; part.group < bundle.last; ++part.group) {
+    for (part.group = tile.first; part.group < tile.last; ++part.group) {
       part.begin = part.group * format.group;
       part.count = std::min(format.group, lines.length - part.begin);
-      body(bundle, part);
+      body(tile, part);
     }
   });
 }
 
 // f(w, i) for element i < count of every line w, in the order of memory.
 template <class F>
-void walk(const Bundle& b, int64_t count, int64_t step, const F& f) {
+void for_each_element(const LineTile& tile, int64_t count, int64_t step, const F& f) {
   if (step == 1) {
-    for (int w = 0; w < b.lines; ++w) {
+    for (int w = 0; w < tile.lines; ++w) {
       for (int64_t i = 0; i < count; ++i) f(w, i);
     }
   } else {
     for (int64_t i = 0; i < count; ++i) {
-      for (int w = 0; w < b.lines; ++w) f(w, i);
+      for (int w = 0; w < tile.lines; ++w) f(w, i);
     }
   }
 }
@@ -115,26 +115,27 @@ class Quantizer {
       const auto* const x = static_cast<const decltype(tag)*>(x_.data);
       auto* const packed = static_cast<uint8_t*>(codes_.packed.data);
       const int64_t step = lines_.array_step, byte_step = lines_.byte_step, half = format_.group / 2;
-      for_each_part(lines_, format_, [&](const Bundle& b, Part& part) {
-        walk(b, part.count, step, [&](int w, int64_t i) {
-          const auto* const from = x + lines_.array_at(b.at[w], part.begin + i);
+      for_each_part(lines_, format_, [&](const LineTile& tile, Part& part) {
+        for_each_element(tile, part.count, step, [&](int w, int64_t i) {
+          const auto* const from = x + lines_.array_at(tile.at[w], part.begin + i);
           if (w % 16 == 0) __builtin_prefetch(from + kAhead * step);
           part.values[w][i] = Store<float>::from(to_float(*from));
         });
-        for (int w = 0; w < b.lines; ++w) encode(part.bytes[w], b.at[w], part.group, part.values[w], part.count);
-        walk(b, half, byte_step,
-             [&](int w, int64_t i) { packed[lines_.byte_at(b.at[w], part.group * half + i)] = part.bytes[w][i]; });
+        for (int w = 0; w < tile.lines; ++w) encode(part.bytes[w], tile.at[w], part.group, part.values[w], part.count);
+        for_each_element(tile, half, byte_step, [&](int w, int64_t i) {
+          packed[lines_.byte_at(tile.at[w], part.group * half + i)] = part.bytes[w][i];
+        });
       });
     });
   }
 
  private:
   void run_in_place() {
-    for_each_bundle(lines_, format_, [&](const Bundle& b) {
-      const int64_t begin = b.first * format_.group, end = std::min(b.last * format_.group, lines_.length);
-      for (int w = 0; w < b.lines; ++w) {
-        uint8_t* const to = static_cast<uint8_t*>(codes_.packed.data) + b.at[w].byte + begin / 2;
-        encode(to, b.at[w], b.first, static_cast<const float*>(x_.data) + b.at[w].array + begin, end - begin);
+    for_each_tile(lines_, format_, [&](const LineTile& tile) {
+      const int64_t begin = tile.first * format_.group, end = std::min(tile.last * format_.group, lines_.length);
+      for (int w = 0; w < tile.lines; ++w) {
+        uint8_t* const to = static_cast<uint8_t*>(codes_.packed.data) + tile.at[w].byte + begin / 2;
+        encode(to, tile.at[w], tile.first, static_cast<const float*>(x_.data) + tile.at[w].array + begin, end - begin);
       }
     });
   }
@@ -143,14 +144,14 @@ class Quantizer {
   void encode(uint8_t* bytes, const Place& at, int64_t group, const float* x, int64_t length) const {
     const int64_t groups = format_.groups(length);
     const int64_t element = lines_.element_at(at, group * format_.group);
-    const CodeRun run{x,
-                      length,
-                      format_.group,
-                      format_.scheme,
-                      seed_.has_value(),
-                      seed_.value_or(0),
-                      uint64_t(element),
-                      lines_.element_step};
+    const CodeRun run{.x = x,
+                      .length = length,
+                      .group = format_.group,
+                      .scheme = format_.scheme,
+                      .stochastic = seed_.has_value(),
+                      .seed = seed_.value_or(0),
+                      .element = uint64_t(element),
+                      .element_step = lines_.element_step};
     Stored stored[kTask / kGroupMultiple];
     if (!code_level().encode(bytes, stored, run)) refuse_first(at, group, length);
     for (int64_t i = 0; i < groups; ++i) {
@@ -195,18 +196,18 @@ Grid grid_at(const Codes& codes, const Format& format, int64_t at) {
 }
 
 // One group of every line to part.values, or where memory allows it to `in_place`.
-void decode(Part& part, const Bundle& b, const Codes& codes, const Lines& lines, const Format& format,
+void decode(Part& part, const LineTile& tile, const Codes& codes, const Lines& lines, const Format& format,
             float* in_place) {
   const auto* const packed = static_cast<const uint8_t*>(codes.packed.data);
   const int64_t first = part.group * (format.group / 2), step = lines.byte_step;
   if (step != 1) {
-    walk(b, (part.count + 1) / 2, step,
-         [&](int w, int64_t i) { part.bytes[w][i] = packed[lines.byte_at(b.at[w], first + i)]; });
+    for_each_element(tile, (part.count + 1) / 2, step,
+                     [&](int w, int64_t i) { part.bytes[w][i] = packed[lines.byte_at(tile.at[w], first + i)]; });
   }
-  for (int w = 0; w < b.lines; ++w) {
-    const uint8_t* const from = step == 1 ? packed + b.at[w].byte + first : part.bytes[w];
-    float* const to = in_place ? in_place + b.at[w].array + part.begin : part.values[w];
-    const Grid g = grid_at(codes, format, lines.group_at(b.at[w], part.group));
+  for (int w = 0; w < tile.lines; ++w) {
+    const uint8_t* const from = step == 1 ? packed + tile.at[w].byte + first : part.bytes[w];
+    float* const to = in_place ? in_place + tile.at[w].array + part.begin : part.values[w];
+    const Grid g = grid_at(codes, format, lines.group_at(tile.at[w], part.group));
     code_level().decode(to, from, part.count, g, format.scheme == Scheme::kNf4);
   }
 }
@@ -232,11 +233,11 @@ void dequantize_cpu(const View& out, const Codes& codes, const Format& format) {
   float* const in_place = out.dtype == DType::kFloat32 && step == 1 ? static_cast<float*>(out.data) : nullptr;
   with_checked_float_type(out.dtype, [&](auto tag) {
     using T = decltype(tag);
-    for_each_part(lines, format, [&](const Bundle& b, Part& part) {
-      decode(part, b, codes, lines, format, in_place);
+    for_each_part(lines, format, [&](const LineTile& tile, Part& part) {
+      decode(part, tile, codes, lines, format, in_place);
       if (in_place) return;
-      walk(b, part.count, step, [&](int w, int64_t i) {
-        static_cast<T*>(out.data)[lines.array_at(b.at[w], part.begin + i)] = Store<T>::from(part.values[w][i]);
+      for_each_element(tile, part.count, step, [&](int w, int64_t i) {
+        static_cast<T*>(out.data)[lines.array_at(tile.at[w], part.begin + i)] = Store<T>::from(part.values[w][i]);
       });
     });
   });
@@ -254,21 +255,17 @@ void project_cpu(const View& out, const Basis& basis, const View& x, const Forma
   }
   // Codes run along i for the product; a matrix grouped along its columns is the transpose of one that is not.
   const bool along_rows = format.dim == 0;
-  PackedMatrix packed{static_cast<const uint8_t*>(basis.codes.packed.data),
-                      scale.data(),
-                      base.data(),
-                      0,
-                      0,
-                      1,
-                      1,
-                      1,
-                      1,
-                      format.group,
-                      format.scheme == Scheme::kNf4};
-  packed.rows = along_rows ? basis.rows : basis.cols;
-  packed.cols = along_rows ? basis.cols : basis.rows;
-  (along_rows ? packed.along : packed.across) = along_rows ? basis.cols : groups * format.group / 2;
-  (along_rows ? packed.group_along : packed.group_across) = along_rows ? basis.cols : groups;
+  const PackedMatrix packed{.bytes = static_cast<const uint8_t*>(basis.codes.packed.data),
+                            .scale = scale.data(),
+                            .base = base.data(),
+                            .rows = along_rows ? basis.rows : basis.cols,
+                            .cols = along_rows ? basis.cols : basis.rows,
+                            .along = along_rows ? basis.cols : 1,
+                            .across = along_rows ? 1 : format.bytes(basis.cols),
+                            .group_along = along_rows ? basis.cols : 1,
+                            .group_across = along_rows ? 1 : groups,
+                            .group = format.group,
+                            .nf4 = format.scheme == Scheme::kNf4};
   for (int64_t i = 0; i < out.batch(); ++i) {
     const Matrix c = out.matrix(i);
     if (c.empty()) continue;

@@ -21,10 +21,11 @@ constexpr int64_t kFewest = 8;                 // tasks that these may not take 
 constexpr int64_t kWide = 256, kNarrow = 64;   // parameters of a chunk
 constexpr int64_t kScratch = (1 << 20) / 8;    // numbers of a wide chunk, at most
 
-// How the parameters of all blocks, one behind the other, are cut: by their number and that of the outputs alone.
-class Cut {
+// How the parameters of all blocks, one behind the other, are divided among tasks: by their number and that of the
+// outputs alone.
+class Partition {
  public:
-  Cut(const std::vector<Block>& blocks, int64_t padded) : blocks_(blocks) {
+  Partition(const std::vector<Block>& blocks, int64_t padded) : blocks_(blocks) {
     for (const Block& block : blocks) size_ += block.jac.cols;
     const int64_t most = std::max(kFewest, std::min(kTasks, kPartials / (padded * padded)));
     chunk_ = padded * kWide <= kScratch ? kWide : kNarrow;
@@ -53,18 +54,18 @@ class Cut {
 
 // X diag(p) Xᵀ over all blocks, lower triangle; X is jac, with score below it where it has data.
 MatrixBuffer<double> weighted_gram(const std::vector<Block>& blocks, int64_t padded) {
-  const Cut cut(blocks, padded);
+  const Partition partition(blocks, padded);
   const int64_t area = padded * padded;
-  Buffer<double> partial(cut.tasks() * area);
-  parallel_for(cut.tasks(), [&](int64_t task) {
+  Buffer<double> partial(partition.tasks() * area);
+  parallel_for(partition.tasks(), [&](int64_t task) {
     double* const gram = partial.data() + task * area;
     std::fill(gram, gram + area, 0.0);
-    cut.for_each_run(task, gram_rows(padded),
-                     [&](const Block& block, const Run& run) { level().gram(gram, padded, block, run); });
+    partition.for_each_run(task, gram_rows(padded),
+                           [&](const Block& block, const Run& run) { level().gram(gram, padded, block, run); });
   });
   MatrixBuffer<double> sum(padded, padded);
   std::fill(sum.data(), sum.data() + area, 0.0);
-  for (int64_t task = 0; task < cut.tasks(); ++task) {
+  for (int64_t task = 0; task < partition.tasks(); ++task) {
     const double* const gram = partial.data() + task * area;
     for (int64_t i = 0; i < area; ++i) sum[i] += gram[i];
   }
@@ -182,10 +183,10 @@ bool step_cpu(const std::vector<Block>& blocks, const Params& params) {
   const MatrixBuffer<double> inverse = padded_transpose(x, m, padded);
   const double rate = m == 0 ? 0.0 : capped_rate(params.lr, squared, params.limit);
   const Update update{m, padded, inverse.data(), w.data(), rate};
-  const Cut cut(blocks, padded);
-  parallel_for(cut.tasks(), [&](int64_t task) {
-    cut.for_each_run(task, update_rows(padded),
-                     [&](const Block& block, const Run& run) { level().update(update, block, run); });
+  const Partition partition(blocks, padded);
+  parallel_for(partition.tasks(), [&](int64_t task) {
+    partition.for_each_run(task, update_rows(padded),
+                           [&](const Block& block, const Run& run) { level().update(update, block, run); });
   });
   return true;
 }
@@ -203,10 +204,10 @@ Outcome gain_cpu(const Matrix& k, const Matrix& p, const Matrix& h, const Matrix
   if (d.size() != size_t(m) || !cholesky_upper(s.data(), m, double(m) * kUnit)) return Outcome::kNotPositive;
   invert_upper(s.data(), m);
   const MatrixBuffer<double> inverse = padded_inverse(s, d, padded);
-  const Cut cut(blocks, padded);
-  parallel_for(cut.tasks(), [&](int64_t task) {
-    cut.for_each_run(task, gain_rows(padded),
-                     [&](const Block& b, const Run& run) { level().gain(k, inverse.data(), padded, b, run); });
+  const Partition partition(blocks, padded);
+  parallel_for(partition.tasks(), [&](int64_t task) {
+    partition.for_each_run(task, gain_rows(padded),
+                           [&](const Block& b, const Run& run) { level().gain(k, inverse.data(), padded, b, run); });
   });
   return Outcome::kDone;
 }

@@ -95,12 +95,12 @@ void warm_start(MatrixBuffer<T>& q, const Matrix& basis, uint64_t seed) {
   copy(q.view().block(0, known, m, fresh), omega.view());
 }
 
-// A block of directions that crosses from the rows of A to its columns and back: by one product and one
-// orthonormalization each way.
+// Block power iteration between the rows of A and its columns: a half iteration is one product and one
+// orthonormalization.
 template <class T>
-class Walk {
+class BlockIteration {
  public:
-  Walk(const Matrix& a, int64_t l, Math math)
+  BlockIteration(const Matrix& a, int64_t l, Math math)
       : x_(longest(a), l), y_(longest(a), l), spare_(longest(a), l), math_(math) {}
 
   // Starts on the columns of A, from a basis of them.
@@ -120,7 +120,7 @@ class Walk {
     orthonormalize(x_, spare_, passes);
   }
 
-  void cross(OrthPasses passes) {
+  void half_iteration(OrthPasses passes) {
     y_.reshape(ahead_.rows, x_.cols());
     gemm(y_.view(), ahead_, x_.view(), {.math = math_});
     std::swap(x_, y_);
@@ -129,7 +129,7 @@ class Walk {
     orthonormalize(x_, spare_, passes);
   }
 
-  // The span of the block and, beside it, of `krylov` columns of what it would be two crossings further.
+  // The span of the block and, beside it, of `krylov` columns of what it would be two half iterations further.
   Span<T> span(int64_t krylov) {
     const int64_t here = x_.rows(), there = ahead_.rows, l = x_.cols();
     Span<T> out{MatrixBuffer<T>(here, l + krylov), MatrixBuffer<T>(there, l + krylov), on_rows_};
@@ -152,7 +152,7 @@ class Walk {
   static int64_t longest(const Matrix& a) { return std::max(a.rows, a.cols); }
 
   MatrixBuffer<T> x_, y_, spare_;
-  Matrix ahead_;  // what the next crossing multiplies by: A or its transpose
+  Matrix ahead_;  // what the next half iteration multiplies by: A or its transpose
   bool on_rows_ = true;
   Math math_;
 };
@@ -163,17 +163,17 @@ template <class T>
 Span<T> search(const Matrix& a, const Matrix* basis, int64_t l, const Params& p) {
   const int64_t iterations = p.niter - (basis ? 1 : 0);
   const bool deep = iterations > 0 && krylov_pays(a.rows, a.cols, l);
-  const int64_t crossings = deep ? std::max<int64_t>(1, 2 * iterations - 2) : 2 * iterations + 1;
-  const auto passes = [&](int64_t at) { return at == crossings ? OrthPasses::kTwo : OrthPasses::kOne; };
-  Walk<T> walk(a, l, p.math);
+  const int64_t halves = deep ? std::max<int64_t>(1, 2 * iterations - 2) : 2 * iterations + 1;
+  const auto passes = [&](int64_t at) { return at == halves ? OrthPasses::kTwo : OrthPasses::kOne; };
+  BlockIteration<T> block(a, l, p.math);
   if (basis) {
-    walk.start(a, *basis, p.seed);
-    walk.cross(passes(1));
+    block.start(a, *basis, p.seed);
+    block.half_iteration(passes(1));
   } else {
-    walk.start(a, p.seed, passes(1));
+    block.start(a, p.seed, passes(1));
   }
-  for (int64_t at = 2; at <= crossings; ++at) walk.cross(passes(at));
-  return walk.span(deep ? l : 0);
+  for (int64_t at = 2; at <= halves; ++at) block.half_iteration(passes(at));
+  return block.span(deep ? l : 0);
 }
 
 template Span<float> search<float>(const Matrix&, const Matrix*, int64_t, const Params&);
