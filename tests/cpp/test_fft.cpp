@@ -74,7 +74,8 @@ View matrix_view(T* data, int64_t m, int64_t n) {
 
 double entry(dct_select::Basis basis, int64_t n, int64_t k, int64_t i) {
   if (basis == dct_select::Basis::kIdentity) return k == i ? 1.0 : 0.0;
-  if (basis == dct_select::Basis::kHadamard) return dct_select::hadamard_sign(uint64_t(k), uint64_t(i)) / std::sqrt(double(n));
+  if (basis == dct_select::Basis::kHadamard)
+    return dct_select::hadamard_sign(uint64_t(k), uint64_t(i)) / std::sqrt(double(n));
   return basis == dct_select::Basis::kDct2 ? dct2_entry(n, k, i) : dct2_entry(n, i, k);
 }
 

@@ -7,7 +7,7 @@
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/half.h"
 #include "lowrank_core/int4_project.h"
-#include "lowrank_core/int4_project_lines.h"
+#include "lowrank_core/int4_project_address.h"
 #include "lowrank_core/integers.h"
 #include "lowrank_core/kalman_diag.h"
 #include "lowrank_core/philox.h"

@@ -213,26 +213,6 @@ LRC_HD int code_of(uint8_t byte, int64_t index) { return index % 2 == 0 ? byte &
 // Where the draw for an element stands, by its row-major number in the array.
 LRC_HD philox::Position draw_position(uint64_t element) { return {element, kStream, 0}; }
 
-// Codes as an operand: element (i, j) is in byte (i / 2) * along + j * across and its grid in entry
-// (i / group) * group_along + j * group_across of scale and base. One of along and across is 1.
-struct PackedMatrix {
-  const uint8_t* bytes;
-  const float *scale, *base;
-  int64_t rows, cols;  // of i and j
-  int64_t along, across, group_along, group_across;
-  int64_t group;
-  bool nf4;
-
-  LRC_HD const uint8_t* byte(int64_t i, int64_t j) const { return bytes + i / 2 * along + j * across; }
-  LRC_HD int64_t grid_of(int64_t group_number, int64_t j) const {
-    return group_number * group_along + j * group_across;
-  }
-  // By the number of its grid, grid_of(i / group, j).
-  LRC_HD float element(int64_t i, int64_t j, int64_t grid_number) const {
-    return decode({scale[grid_number], base[grid_number]}, number_of(code_of(*byte(i, j), i), nf4));
-  }
-};
-
 // ---- entry points ------------------------------------------------------------------------------------------------
 
 // Codes of an array and what belongs to them: like the array, but along `dim` packed has group / 2 bytes and scales and

@@ -13,7 +13,7 @@
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/dispatch.h"
 #include "lowrank_core/gemm.h"
-#include "lowrank_core/int4_project_lines.h"
+#include "lowrank_core/int4_project_address.h"
 #include "lowrank_core/parallel.h"
 
 namespace lowrank::int4_project {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lowrank_core/int4_project.h"
+#include "lowrank_core/int4_project_address.h"
 #include "lowrank_core/isa.h"
 
 namespace lowrank::int4_project {

@@ -99,7 +99,7 @@ LRC_INLINE void butterfly4(Complex<V>* x) {
 // An odd radix: the points q and radix - q share their cosines and sines. sums and differences: memory of the caller.
 template <class V>
 LRC_INLINE void butterfly_odd(Complex<V>* x, int64_t radix, const Element<V>* roots, Complex<V>* sums,
-                          Complex<V>* differences) {
+                              Complex<V>* differences) {
   const int64_t half = radix / 2;
   const Complex<V> first = x[0];
   Complex<V> total = first;

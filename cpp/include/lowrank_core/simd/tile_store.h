@@ -14,8 +14,8 @@ void store_sums(const Acc* sums, int64_t sum_step, T* to, int64_t to_step, int64
   for (int64_t j = 0; j < count; ++j) to[j * to_step] = Store<T>::from(value(sums[j * sum_step], to[j * to_step]));
 }
 
-// The tile's part of C <- value(sum, what is there). `value` is a copy, which the stores into C cannot change for all that
-// the compiler knows.
+// The tile's part of C <- value(sum, what is there). `value` is a copy, which the stores into C cannot change for all
+// that the compiler knows.
 template <class T, class Acc, class Value>
 void store_tile(const Matrix& whole, const Tile<Acc>& tile, Value value) {
   const Matrix c = whole.block(tile.row, tile.col, tile.rows, tile.cols);

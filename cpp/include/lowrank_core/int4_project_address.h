@@ -1,4 +1,5 @@
-// int4_project_lines: an array as lines along one of its dimensions, together with the codes that belong to each line.
+// int4_project_address: where the elements of an array, their codes and their grids stand: by lines along one dimension
+// of an array, and as an operand of a product.
 #pragma once
 
 #include <cstdlib>
@@ -80,6 +81,26 @@ class Lines {
   Dimension others_[View::kMaxRank]{};
   int rank_ = 0;
   Place step_{};
+};
+
+// Codes as an operand: element (i, j) is in byte (i / 2) * along + j * across and its grid in entry
+// (i / group) * group_along + j * group_across of scale and base. One of along and across is 1.
+struct PackedMatrix {
+  const uint8_t* bytes;
+  const float *scale, *base;
+  int64_t rows, cols;  // of i and j
+  int64_t along, across, group_along, group_across;
+  int64_t group;
+  bool nf4;
+
+  LRC_HD const uint8_t* byte(int64_t i, int64_t j) const { return bytes + i / 2 * along + j * across; }
+  LRC_HD int64_t grid_of(int64_t group_number, int64_t j) const {
+    return group_number * group_along + j * group_across;
+  }
+  // By the number of its grid, grid_of(i / group, j).
+  LRC_HD float element(int64_t i, int64_t j, int64_t grid_number) const {
+    return decode({scale[grid_number], base[grid_number]}, number_of(code_of(*byte(i, j), i), nf4));
+  }
 };
 
 }  // namespace lowrank::int4_project
