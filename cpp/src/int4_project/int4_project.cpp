@@ -116,14 +116,15 @@ class Quantizer {
       auto* const packed = static_cast<uint8_t*>(codes_.packed.data);
       const int64_t step = lines_.array_step, byte_step = lines_.byte_step, half = format_.group / 2;
       for_each_part(lines_, format_, [&](const LineTile& tile, Part& part) {
+        const Lines lines = lines_;  // which stores of bytes cannot change for all that the compiler knows
         for_each_element(tile, part.count, step, [&](int w, int64_t i) {
-          const auto* const from = x + lines_.array_at(tile.at[w], part.begin + i);
+          const auto* const from = x + lines.array_at(tile.at[w], part.begin + i);
           if (w % 16 == 0) __builtin_prefetch(from + kAhead * step);
           part.values[w][i] = Store<float>::from(to_float(*from));
         });
         for (int w = 0; w < tile.lines; ++w) encode(part.bytes[w], tile.at[w], part.group, part.values[w], part.count);
         for_each_element(tile, half, byte_step, [&](int w, int64_t i) {
-          packed[lines_.byte_at(tile.at[w], part.group * half + i)] = part.bytes[w][i];
+          packed[lines.byte_at(tile.at[w], part.group * half + i)] = part.bytes[w][i];
         });
       });
     });
@@ -201,8 +202,9 @@ void decode(Part& part, const LineTile& tile, const Codes& codes, const Lines& l
   const auto* const packed = static_cast<const uint8_t*>(codes.packed.data);
   const int64_t first = part.group * (format.group / 2), step = lines.byte_step;
   if (step != 1) {
+    const Lines own = lines;  // as in Quantizer::run
     for_each_element(tile, (part.count + 1) / 2, step,
-                     [&](int w, int64_t i) { part.bytes[w][i] = packed[lines.byte_at(tile.at[w], first + i)]; });
+                     [&](int w, int64_t i) { part.bytes[w][i] = packed[own.byte_at(tile.at[w], first + i)]; });
   }
   for (int w = 0; w < tile.lines; ++w) {
     const uint8_t* const from = step == 1 ? packed + tile.at[w].byte + first : part.bytes[w];
