@@ -206,11 +206,12 @@ void decode(Part& part, const LineTile& tile, const Codes& codes, const Lines& l
     for_each_element(tile, (part.count + 1) / 2, step,
                      [&](int w, int64_t i) { part.bytes[w][i] = packed[own.byte_at(tile.at[w], first + i)]; });
   }
+  const CodeLevel& level = code_level();  // a group is decoded in the time of a few such calls
   for (int w = 0; w < tile.lines; ++w) {
     const uint8_t* const from = step == 1 ? packed + tile.at[w].byte + first : part.bytes[w];
     float* const to = in_place ? in_place + tile.at[w].array + part.begin : part.values[w];
     const Grid g = grid_at(codes, format, lines.group_at(tile.at[w], part.group));
-    code_level().decode(to, from, part.count, g, format.scheme == Scheme::kNf4);
+    level.decode(to, from, part.count, g, format.scheme == Scheme::kNf4);
   }
 }
 
