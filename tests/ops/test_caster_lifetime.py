@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from test_caster import OK, DLPackOnly, exported_read_only, multiply, read_only
-from testing import cases
+from testing import cases, checks
 
 
 class Watched(np.ndarray):
