@@ -1,4 +1,4 @@
-"""Memory of optimizer state from shapes alone, and where a weight is projected. Needs NumPy, not torch."""
+"""Bytes of optimizer state from shapes alone, and how a weight is projected. Needs NumPy, not torch."""
 
 from lowrank_core.memory.estimate import estimate_state_bytes, formula_state_bytes
 

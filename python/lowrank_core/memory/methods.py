@@ -15,7 +15,7 @@ class Method(NamedTuple):
     optimizer: str  # its class in `lowrank_core.optim.methods`: "module:class"
     kept: Callable[[Geometry, str | None], Layout]  # besides its moments, given the geometry and the key `projector`
     rank: int = 128  # what its class has by default
-    projectors: tuple[str, ...] = ("rsvd", "svd")  # the default first; () where it has no such key
+    projectors: tuple[str, ...] = ("rsvd", "svd")  # the default first; () if it has no such key
     proj_types: tuple[str, ...] = PROJ_TYPES
 
 

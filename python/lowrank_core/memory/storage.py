@@ -36,7 +36,7 @@ class Role(Enum):
 
 
 class Field(NamedTuple):
-    """One entry of the state: a tensor, or a plain number where `dtype` is int or float."""
+    """One entry of the state: a tensor, or a plain number if `dtype` is int or float."""
 
     shape: tuple[int, ...]
     dtype: str | type[int] | type[float]
@@ -143,7 +143,8 @@ def basis_keys(where: Geometry) -> dict[str, str]:
 
 
 def refresh_fields() -> Layout:
-    """What a schedule keeps: how often a subspace was found; after how many steps it was last found, and looked for."""
+    """What a schedule keeps: how many times a subspace was found, and the counts of steps at the last find and at the
+    last search."""
     return {"proj.refreshes": number(), "proj.last_refresh": number(), "proj.last_look": number()}
 
 

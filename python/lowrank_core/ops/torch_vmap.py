@@ -12,7 +12,7 @@ from lowrank_core.ops.declare import Op
 from lowrank_core.ops.torch_autograd import tensors
 
 Dims = Sequence[Any]
-"""For each positional argument the mapped dimension, None where there is none; a list for a list of tensors."""
+"""For each positional argument the mapped dimension, None if there is none; a list for a list of tensors."""
 
 
 def batching_rule(op: Op, overload: Any, mapped: Callable[..., Any] | None) -> Callable[..., Any]:

@@ -63,7 +63,7 @@ class StateOptimizer(torch.optim.Optimizer):
 
         Args:
           state: of format 1, in which a parameter with zero gradients alone held its count of steps and nothing else,
-            and a subspace was looked for where the count was a multiple of the gap.
+            and a subspace was looked for if the count was a multiple of the gap.
           fresh: the state as it is opened today.
           group: the parameter's, as saved.
         """

@@ -15,7 +15,7 @@ from lowrank_core.optim.parts import Parts
 
 @dataclass(frozen=True, eq=False)
 class Bucket:
-    """What parameters of one group that are stepped alike have in common: parts, numbers, device and dtype."""
+    """What the parameters of one bucket have in common: a group, parts, numbers, device and dtype."""
 
     parts: Parts
     projected: bool

@@ -37,12 +37,11 @@ def param_groups(
 
     Args:
       model: any module whose parameters have shapes.
-      target_modules: "all-linear" (the weights of `nn.Linear`, so the output projection of
-        `nn.MultiheadAttention` too, and of transformers' `Conv1D`; the direction matrix where the weight is
-        normed); or a list of words: each matrix with one of them in a qualified name of its own or of its
-        module, such as "weight_ih" or "in_proj" ("all-linear" may be one of the words); or another string:
-        a regular expression that must match the whole qualified name of a matrix or of the module that holds
-        it itself.
+      target_modules: "all-linear" (the weights of `nn.Linear`, so the output projection of `nn.MultiheadAttention` too,
+        and of transformers' `Conv1D`; the direction matrix if the weight is normed); or a list of words: each matrix
+        with one of them in a qualified name of its own or of its module, such as "weight_ih" or "in_proj" ("all-linear"
+        may be one of the words); or another string: a regular expression that must match the whole qualified name of a
+        matrix or of the module that holds it itself.
       exclude: a word or several; a matrix is no target if any of its qualified names contains one of them.
       rank: >= 1; or None: the key is left out, and the optimizer's own rank holds.
       others: keys of the group that is not projected, such as `lr`; any key of a group except `rank`.

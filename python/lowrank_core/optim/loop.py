@@ -37,9 +37,9 @@ class LowRankOptimizer(StateOptimizer):
       refresh the basis if its schedule says so;  R = down(G);  N = rule(R);
       W <- (1 - lr weight_decay) W - lr up(N)
 
-    Before anything is touched the gradients of the whole step are tested for inf and nan. They stay as they
-    are. The groups hold every hyperparameter, and the parts are made from them anew at each step: schedulers,
-    checkpoints and edits of a group act at once.
+    Before anything is touched the gradients of the whole step are tested for inf and nan. They stay as they are. The
+    groups hold every hyperparameter, and the parts are made from them again at each step: schedulers, checkpoints and
+    edits of a group act at once.
 
     Determinism: D1 (same bits for any number of threads), given such kernels. Draws from no global generator.
 
@@ -67,7 +67,7 @@ class LowRankOptimizer(StateOptimizer):
         """Takes one step with every parameter that has a gradient, or none at all if a gradient is not finite.
 
         Args:
-          closure: evaluates the model anew and returns the loss.
+          closure: evaluates the model again and returns the loss.
 
         Returns:
           What `closure` returned, or None.

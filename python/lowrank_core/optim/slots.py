@@ -38,7 +38,7 @@ class Slot:
     """One parameter and how it is treated; `seed` and `index`, its position among all groups, key its draws."""
 
     param: Tensor  # the user's: the key of its state
-    weight: Tensor  # what is stepped: `param`, or its real view [..., 2] where it is complex
+    weight: Tensor  # what is stepped: `param`, or its real view [..., 2] if it is complex
     index: int
     name: str
     geometry: Geometry | None  # of the largest rank
@@ -65,7 +65,7 @@ class Slot:
         return self.as_matrix(torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad.resolve_neg())
 
     def where(self, state: State) -> Geometry:
-        """Where a projected weight is projected, at the rank that its state has."""
+        """The geometry of a projected weight, at the rank that its state has."""
         return cast(Geometry, self.geometry).at(state["proj.rank"])
 
     def draw(self, step: float | Tensor) -> Draw:
@@ -102,13 +102,13 @@ def _place(param: Tensor, rank: int | None, proj_type: str, force: bool) -> tupl
 
 
 def number_name(index: int) -> str:
-    """What a parameter without a name is called."""
+    """The name of a parameter that was given none."""
     return f"parameter {index}"
 
 
 @dataclass(eq=False)
 class Draft:
-    """What is known of a step before anything is changed: gradients, whole or already in their subspaces.
+    """The part of a step that is known before anything is changed: gradients, whole or already in their subspaces.
 
     Everything before the rule is linear in the gradient, so drafts of several backward passes may be added up.
     """

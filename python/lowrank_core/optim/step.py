@@ -22,7 +22,7 @@ def compose(bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | No
       bucket: what they have in common.
       draft: their gradients.
       states: their states, subspaces up to date.
-      gate: None, or a 0-d bool on the bucket's device: where false, nothing changes.
+      gate: None, or a 0-d bool on the bucket's device: if it is false, nothing changes.
     """
     for slot, grad, state in zip(draft.slots, draft.grads, states, strict=True):
         with only_if(gate, [slot.weight, *(value for value in state.values() if isinstance(value, Tensor))]):

@@ -55,7 +55,7 @@ class GaLoreAdamW(LowRankOptimizer):
       nonfinite: what a gradient with inf or nan does: "skip" the whole step (counted in `skipped_steps`,
         nothing changes) or "raise" RuntimeError (nothing changes either). The group of the gradient decides;
         on an accelerator "raise" waits for the device at every step.
-      force_projection: project at rank min(m, n) where `rank` is not below it.
+      force_projection: project at rank min(m, n) if `rank` is not below it.
       maximize: climb instead of descend.
       stagger: after step 0 the weights of a group are refreshed in turns, each every `update_proj_gap` steps, so that
         no step pays for all of them.

@@ -41,7 +41,7 @@ class Codec(Storage, Protocol):
         ...
 
     def encode(self, state: State, name: str, value: Tensor, role: Role, draw: Draw = NO_DRAW) -> None:
-        """Stores `value`, in place where the entry has its shape; never keeps the storage of `value`."""
+        """Stores `value`, in place if the entry has its shape; never keeps the storage of `value`."""
         ...
 
 
@@ -159,7 +159,7 @@ def _hold(state: State, name: str, value: Tensor, dtype: torch.dtype) -> None:
 
 
 def _room(state: State, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """The entry `name`, or a new one where it has another shape."""
+    """The entry `name`, or a new one if it has another shape."""
     held: Tensor | None = state.get(name)
     if held is None or held.shape != shape:
         # Of its own: a basis may arrive as a view that would keep a whole SVD factor alive.

@@ -67,7 +67,7 @@ class Projector(Protocol):
         ...
 
     def find(self, queries: Sequence[Query]) -> list[Found]:
-        """Subspaces for each of `queries`, in one call where a kernel takes lists."""
+        """Subspaces for each of `queries`, in one call if a kernel takes lists."""
         ...
 
     def stored_basis(self, slot: Slot, state: State) -> Tensor:
@@ -114,7 +114,7 @@ class ExactSVD(Orthonormal):
     """The leading singular vectors, by torch.linalg.svd in the working precision.
 
     Determinism: D2 (within a stated bound; docs/numerics.md).
-    Raises: torch.linalg.LinAlgError where LAPACK does not converge.
+    Raises: torch.linalg.LinAlgError if LAPACK does not converge.
     """
 
     may_fail: ClassVar[bool] = True

@@ -38,7 +38,7 @@ class Direction(NamedTuple):
 
     numerator: Tensor
     denominator: Tensor | None = None  # None: the numerator is the direction, and there is no correction
-    correction: float | Tensor = 1.0  # a 0-d tensor where the step count is one
+    correction: float | Tensor = 1.0  # a 0-d tensor if the step count is one
     unbias: float | Tensor = 1.0  # the factor of all bias corrections; without it the direction is uncorrected
 
     def dense(self, scale: float = 1.0) -> Tensor:
