@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["--ffn", "3"], "`--rank` must be < 3, .* got 4; the largest allowed is 2"),
         (["--dim", "18"], "`--dim` must be a multiple of 2 \\* heads = 4, got 18"),
         (["--warmup", "25"], "`--warmup` must be at most `--steps`, 24, got 25"),
-        (["--optimizer", "adamw"], "`--rank` must come with the optimizer galore, got adamw"),
+        (["--optimizer", "adamw"], "`--rank` must come with the optimizer galore, fira or apollo, got adamw"),
         (["--compare", "galore"], "`--compare` must be another optimizer"),
         (["--compare-lr", "1"], "`--compare-lr` must come with `--compare`"),
         (["--compare-lr-others", "1"], "`--compare-lr-others` must come with `--compare`"),

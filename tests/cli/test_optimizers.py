@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lowrank_core.cli.config import GALORE, TUNED, TrainConfig, resolve
+from lowrank_core.cli.config import TrainConfig, resolve
+from lowrank_core.cli.defaults import OPTIMIZERS, OWN, TUNED
 from lowrank_core.cli.loop import lr_at
 from lowrank_core.cli.metrics import read
 from lowrank_core.cli.model import Decoder, ModelShape
@@ -130,23 +131,27 @@ def test_schedule_rises_in_a_line_and_falls_to_its_floor():
     assert falling == sorted(falling, reverse=True) and len(set(falling)) == 17
 
 
-OWN = {
+OTHER = {
     "update_proj_gap": 7, "scale": 0.5, "proj_type": "reverse_std", "projector": "svd", "moments": "rotate",
-    "moment_dtype": "int8", "plain_moment_dtype": "bfloat16", "rounding": "stochastic",
+    "moment_dtype": "int8", "plain_moment_dtype": "bfloat16", "rounding": "stochastic", "limiter": 2.0,
+    "residual": "code", "scale_type": "tensor", "scale_cap": 3.0,
 }  # fmt: skip
 SHARED = {"betas": (0.5, 0.75), "eps": 0.125}
 
 
-@pytest.mark.parametrize("name", ["galore", "adamw"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_option_reaches_its_optimizer(name):
-    assert OWN.keys() == GALORE.keys() and all(OWN[key] != GALORE[key] for key in OWN)
-    config = resolve(replace(SMALL, **SHARED, **OWN, precision="bf16", rank=3, seed=5, weight_decay=0.0625))
+    own = {key: OTHER[key] for key in OWN[name]}
+    assert all(value != OWN[name][key] for key, value in own.items())
+    rank = {} if name == "adamw" else {"rank": 3}
+    options = {**SHARED, **own, **rank, "seed": 5, "weight_decay": 0.0625, "precision": "bf16"}
+    config = resolve(replace(SMALL, optimizer=name, compare=None, **options))
     model, optimizer = built(name, config)
-    for key, value in {**SHARED, **({**OWN, "seed": 5} if name == "galore" else {})}.items():
+    for key, value in {**SHARED, **({**own, "seed": 5} if own else {})}.items():
         assert set(by_name(model, optimizer, key).values()) == {value}, key
     decays = by_name(model, optimizer, "weight_decay")
     assert decays == {key: 0.0625 if p.ndim == 2 else 0.0 for key, p in model.named_parameters()}
-    if name == "galore":
+    if rank:
         assert by_name(model, optimizer, "rank") == {key: None if key in OTHERS else 3 for key in decays}
     else:
         assert type(optimizer) is torch.optim.AdamW and set(by_name(model, optimizer, "fused").values()) == {True}
@@ -161,6 +166,8 @@ def test_defaults():
         "compare_lr_others": 0.03, "betas": [0.9, 0.999], "compare_betas": [0.9, 0.99], "eps": 1e-8,
         "weight_decay": 0.0, "compare_weight_decay": 0.1, "rank": 64,
         "update_proj_gap": 100, "scale": 0.125, "proj_type": "std", "projector": "rsvd", "moments": "keep",
+        "compare_scale": None, "compare_projector": None,
+        "limiter": None, "residual": None, "scale_type": None, "scale_cap": None,
         "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest",
         "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
         "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "seed": 0, "eval_every": 50, "eval_batches": 16,

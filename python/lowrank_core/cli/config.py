@@ -5,31 +5,46 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from lowrank_core.cli.defaults import (
+    OPTIMIZERS,
+    OWN,
+    PAIRED,
+    PROJECTORS,
+    TUNED,
+    UNTUNED,
+    check_choices,
+    default_in_words,
+    listed,
+    takers,
+)
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import flag, option, path, real, whole
 from lowrank_core.memory.geometry import PROJ_TYPES
+from lowrank_core.memory.methods import METHODS
 from lowrank_core.memory.storage import MOMENT_DTYPES
 
-OPTIMIZERS = ("galore", "adamw")
 PRECISIONS = ("fp32", "bf16", "amp-bf16", "amp-fp16")
-# The best found by bench/train_sweep.py; `lr` is that of the matrices of attention and feed-forward.
-TUNED: dict[str, dict[str, Any]] = {
-    "galore": {"lr": 0.01, "lr_others": 0.01, "betas": (0.9, 0.999), "weight_decay": 0.0},
-    "adamw": {"lr": 0.001, "lr_others": 0.03, "betas": (0.9, 0.99), "weight_decay": 0.1},
-}
-GALORE: dict[str, Any] = {
-    "update_proj_gap": 100,
-    "scale": 0.125,
-    "proj_type": "std",
-    "projector": "rsvd",
-    "moments": "keep",
-    "moment_dtype": "auto",
-    "plain_moment_dtype": None,
-    "rounding": "nearest",
-}
-_TUNED = "tuned per optimizer"
-_OTHERS = "that of the matrices, if given, else tuned"
-_BOTH = "that of --optimizer, if given, else tuned"
+_TUNED = "tuned for galore and adamw; of the others galore's"
+_OTHERS = "that of the matrices, if given, else as --lr"
+_BOTH = "that of --optimizer, if given, else as --lr"
+
+
+def _method(name: str, text: str, **parse: Any) -> Any:
+    """An option that methods have, some or all."""
+    has = takers(name)
+    only = "" if len(has) == len(METHODS) else f", of {listed(has)}"
+    return option("method", None, text + only, shown=parse.pop("shown", None) or default_in_words(name), **parse)
+
+
+def _of_compare(name: str, **parse: Any) -> Any:
+    """`name` of a second method."""
+    return option(
+        "method",
+        None,
+        f"{flag(name)} of --compare, if both are methods that project",
+        shown=f"that of {flag(name)} for it",
+        **parse,
+    )
 
 
 # fmt: off
@@ -49,7 +64,8 @@ class TrainConfig:
                              type=whole(1), metavar="N")
     seq_len: int = option("model", 128, "bytes that a prediction can look back on", type=whole(2))
 
-    optimizer: str = option("optimizer", "galore", "optimizer to train with", choices=OPTIMIZERS)
+    optimizer: str = option("optimizer", "galore", f"optimizer to train with; {listed(UNTUNED)} are not tuned",
+                            choices=OPTIMIZERS)
     compare: str | None = option("optimizer", None, "second optimizer, trained on the same batches", shown="none",
                                  choices=OPTIMIZERS)
     lr: float | None = option("optimizer", None, "peak learning rate of the matrices of attention and feed-forward",
@@ -69,23 +85,28 @@ class TrainConfig:
     compare_weight_decay: float | None = option("optimizer", None, "--weight-decay of --compare", shown=_BOTH,
                                                 type=real(0))
 
-    rank: int | None = option("galore", None, "rank of the projection", shown="dim // 4", type=whole(1), metavar="N")
-    update_proj_gap: int | None = option("galore", None, "steps from one refresh to the next",
-                                         shown=str(GALORE["update_proj_gap"]), type=whole(1), metavar="N")
-    scale: float | None = option("galore", None, "factor on the projected update", shown=str(GALORE["scale"]),
-                                 type=real(0, ends="(]"))
-    proj_type: str | None = option("galore", None, "side that is projected", shown=GALORE["proj_type"],
-                                   choices=PROJ_TYPES)
-    projector: str | None = option("galore", None, "factorization of the gradient", shown=GALORE["projector"],
-                                   choices=("rsvd", "svd"))
-    moments: str | None = option("galore", None, "what a refresh does to the moments", shown=GALORE["moments"],
-                                 choices=("keep", "rotate"))
-    moment_dtype: str | None = option("galore", None, "storage of moments", shown=GALORE["moment_dtype"],
-                                      choices=MOMENT_DTYPES)
-    plain_moment_dtype: str | None = option("galore", None, "of those of embedding, head and norms",
-                                            shown="as --moment-dtype", choices=MOMENT_DTYPES)
-    rounding: str | None = option("galore", None, "of bfloat16 weights", shown=GALORE["rounding"],
-                                  choices=("nearest", "stochastic"))
+    rank: int | None = _method("rank", "rank of the projection", shown="dim // 4", type=whole(1), metavar="N")
+    update_proj_gap: int | None = _method("update_proj_gap", "steps from one refresh to the next", type=whole(1),
+                                          metavar="N")
+    scale: float | None = _method("scale", "factor on the projected update; apollo takes its root",
+                                  type=real(0, ends="(]"))
+    compare_scale: float | None = _of_compare("scale", type=real(0, ends="(]"))
+    proj_type: str | None = _method("proj_type", "side that is projected", choices=PROJ_TYPES)
+    projector: str | None = _method("projector", "how a subspace is found", choices=PROJECTORS)
+    compare_projector: str | None = _of_compare("projector", choices=PROJECTORS)
+    moments: str | None = _method("moments", "what a refresh does to the moments", choices=("keep", "rotate"))
+    limiter: float | None = _method("limiter", "largest growth of the scaled part's norm in one step, a factor",
+                                    type=real(1))
+    residual: str | None = _method("residual", "what the subspace leaves: as the paper or the authors' code has it",
+                                   choices=("paper", "code"))
+    scale_type: str | None = _method("scale_type", "what is scaled as one: a channel or the whole matrix",
+                                     choices=("channel", "tensor"))
+    scale_cap: float | None = _method("scale_cap", "largest factor of a channel, as a multiple of their median",
+                                      type=real(1))
+    moment_dtype: str | None = _method("moment_dtype", "storage of moments", choices=MOMENT_DTYPES)
+    plain_moment_dtype: str | None = _method("plain_moment_dtype", "of those of embedding, head and norms",
+                                             shown="as --moment-dtype", choices=MOMENT_DTYPES)
+    rounding: str | None = _method("rounding", "of bfloat16 weights", choices=("nearest", "stochastic"))
 
     steps: int = option("schedule", 500, "optimizer steps; may grow when a run is resumed, which from there on takes "
                         "the learning rate of a run of that length", type=whole(1))
@@ -118,13 +139,27 @@ class TrainConfig:
         return self.batch_size * self.accumulation * self.seq_len
 
     def tuned(self, run: str) -> dict[str, Any]:
-        """`lr`, `lr_others`, `betas` and `weight_decay` of one of `runs`: those given, else the best found for it."""
+        """`lr`, `lr_others`, `betas` and `weight_decay` of one of `runs`: those given, else those of `TUNED`."""
         other = "" if run == self.optimizer else "compare_"
         given = {name: getattr(self, other + name) for name in TUNED[run]}
         given["lr_others"] = given["lr"] if given["lr_others"] is None else given["lr_others"]
         for name in ("betas", "weight_decay"):
             given[name] = getattr(self, name) if given[name] is None else given[name]
         return {name: TUNED[run][name] if value is None else value for name, value in given.items()}
+
+    def own(self, run: str) -> dict[str, Any]:
+        """The options of one of `runs` that belong to its method, without `rank`: those given, else its defaults."""
+        given = {name: getattr(self, self._field(run, name)) for name in OWN[run]}
+        return {name: OWN[run][name] if value is None else value for name, value in given.items()}
+
+    def _field(self, run: str, name: str) -> str:
+        """Where the option `name` of the method `run` stands."""
+        second = run != self.optimizer and name in PAIRED and name in OWN[self.optimizer]
+        return f"compare_{name}" if second else name
+
+    def filled_own(self) -> dict[str, Any]:
+        """By field, what `own` says of all `runs`."""
+        return {self._field(run, name): value for run in self.runs for name, value in self.own(run).items()}
 
     def peak_lrs(self, run: str) -> tuple[float, float]:
         """Peak learning rates of one of `runs`: of the matrices of attention and feed-forward, and of the rest."""
@@ -162,10 +197,12 @@ def resolve(config: TrainConfig) -> TrainConfig:
     )
     if warmup > filled.steps:
         raise CliError(f"`--warmup` must be at most `--steps`, {filled.steps}, got {warmup}; lower it")
-    if "galore" not in config.runs:
+    methods = [run for run in config.runs if run in METHODS]
+    if not methods:
         return filled
-    own = {name: default if (v := getattr(config, name)) is None else v for name, default in GALORE.items()}
-    filled = replace(filled, rank=config.rank or max(1, config.dim // 4), **own)
+    for run in methods:
+        check_choices(run, {config._field(run, name): value for name, value in config.own(run).items()})
+    filled = replace(filled, rank=config.rank or max(1, config.dim // 4), **config.filled_own())
     _check_rank(filled)
     return filled
 
@@ -173,7 +210,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
 def _check_runs(config: TrainConfig) -> None:
     if config.compare == config.optimizer:
         raise CliError(f"`--compare` must be another optimizer than `--optimizer`, got {config.compare} twice")
-    for name in (f"compare_{name}" for name in TUNED[config.optimizer]):
+    for name in (f"compare_{name}" for name in (*TUNED[config.optimizer], *PAIRED)):
         if config.compare is None and getattr(config, name) is not None:
             raise CliError(f"`{flag(name)}` must come with `--compare`; add `--compare adamw` or leave it out")
     if config.rounding is not None and config.precision != "bf16":
@@ -181,9 +218,18 @@ def _check_runs(config: TrainConfig) -> None:
             f"`--rounding` must come with `--precision bf16`, got {config.precision}, whose weights are float32; "
             "leave it out"
         )
-    for name in ("rank", *GALORE):
-        if "galore" not in config.runs and getattr(config, name) is not None:
-            raise CliError(f"`{flag(name)}` must come with the optimizer galore, got {config.optimizer}; leave it out")
+    for name in ("rank", *dict.fromkeys(name for own in OWN.values() for name in own)):
+        if getattr(config, name) is not None and not set(takers(name)) & set(config.runs):
+            raise CliError(
+                f"`{flag(name)}` must come with the optimizer {listed(takers(name), 'or')}, got "
+                f"{listed(config.runs)}; leave it out"
+            )
+    for name in PAIRED:
+        if getattr(config, f"compare_{name}") is not None and not set(config.runs) <= set(takers(name)):
+            raise CliError(
+                f"`{flag(f'compare_{name}')}` must come with two optimizers that have `{flag(name)}`, got "
+                f"{listed(config.runs)}; leave it out, or use `{flag(name)}`"
+            )
 
 
 def _check_rank(config: TrainConfig) -> None:

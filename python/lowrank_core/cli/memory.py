@@ -45,7 +45,8 @@ def held_bytes(config: TrainConfig, name: str) -> int:
     """Bytes of weights, gradients and optimizer state of one of the run's optimizers."""
     dtype = "bf16" if config.precision == "bf16" else "fp32"
     parts = decoder(config.dim, config.ffn or 0, config.layers)
-    keys = {key: value for key in ("rank", *STORED) if (value := getattr(config, key)) is not None}
+    own = {"rank": config.rank, **config.own(name)}
+    keys = {key: own[key] for key in ("rank", *STORED, "projector") if own.get(key) is not None}
     return int(estimate(parts, name, dtype, keys)["bytes"][-1]["total"])
 
 

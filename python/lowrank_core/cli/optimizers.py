@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_core.cli.config import GALORE, TrainConfig
-from lowrank_core.optim import GaLoreAdamW, param_groups
+from lowrank_core.cli.config import TrainConfig
+from lowrank_core.optim import METHODS, LowRankOptimizer, param_groups
 
 
 def build_optimizer(name: str, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer `name` over all of `model`, each group at its peak learning rate.
 
-    Both part the model alike: the matrices of attention and feed-forward, which GaLore projects, have the rate `lr`;
+    All part the model alike: the matrices of attention and feed-forward, which methods project, have the rate `lr`;
     embedding, head and norms have `lr_others`. Vectors (the norms' weights) are never decayed.
     """
     tuned = config.tuned(name)
@@ -27,8 +27,8 @@ def build_optimizer(name: str, model: nn.Module, config: TrainConfig) -> torch.o
     if name == "adamw":
         plain = [{key: value for key, value in group.items() if key != "rank"} for group in groups]
         return torch.optim.AdamW(plain, fused=True, **shared)
-    own: dict[str, Any] = {key: getattr(config, key) for key in GALORE}
-    return GaLoreAdamW(groups, seed=config.seed, **own, **shared)
+    own = config.own(name)
+    return METHODS[name](groups, seed=config.seed, **own, **shared)  # type: ignore[call-arg]
 
 
 def _spare_vectors(groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
@@ -49,8 +49,11 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def subspaces(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Of all projected matrices: number of refreshes, mean rank, captured energy; empty for AdamW."""
-    rows = optimizer.projections() if isinstance(optimizer, GaLoreAdamW) else []
+    """Of all projected matrices: number of refreshes, mean rank, captured energy.
+
+    Empty where no energy is measured: for AdamW and random projections.
+    """
+    rows = optimizer.projections() if isinstance(optimizer, LowRankOptimizer) else []
     captured = [row.captured for row in rows if row.captured is not None]
     if not captured:
         return {}

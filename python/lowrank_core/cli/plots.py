@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lowrank_core.cli.metrics import Line
 
-COLORS = {"galore": "#0b6e99", "adamw": "#d9730d"}
+COLORS = {"galore": "#0b6e99", "fira": "#7a4fb5", "apollo": "#2f7d4f", "adamw": "#d9730d"}
 _INK, _FAINT, _GRID = "#37352f", "#9b9a97", "#ececec"
 # Each color of the plots, and the name by which the page sets it for light and dark screens.
 VARIABLES = {**{color: name for name, color in COLORS.items()}, _INK: "ink", _FAINT: "faint", _GRID: "grid"}
@@ -112,21 +112,28 @@ def _subspace(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
     if not refreshes:
         axes.set_title("Energy outside the subspaces")
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "no projected matrices in this run", ha="center", va="center", color=_FAINT)
+        methods = any(row["optimizer"] != "adamw" for row in rows)
+        why = "a random projection measures none" if methods else "no projected matrices in this run"
+        axes.text(0.5, 0.5, why, ha="center", va="center", color=_FAINT)
         return
     low_rank, high_rank = (choice(line["rank"] for line in refreshes) for choice in (min, max))
     rank = f"{low_rank:g}" if low_rank == high_rank else f"{low_rank:g} to {high_rank:g}"
     axes.set_title(f"Energy outside the subspaces, rank {rank}")
-    color = COLORS[refreshes[0]["run"]]
-    steps = [line["step"] for line in refreshes]
-    high, mean, low = (
-        [max(1 - line[key], _SMALLEST_SHARE) for line in refreshes]
-        for key in ("captured_min", "captured", "captured_max")
-    )
-    axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0, label="smallest to largest matrix")
-    axes.plot(steps, mean, color=color, marker="o", ms=4, label="mean of all matrices")
+    outside = []
+    runs = dict.fromkeys(line["run"] for line in refreshes)
+    for run in runs:
+        mine, whose = [line for line in refreshes if line["run"] == run], f", {run}" if len(runs) > 1 else ""
+        steps = [line["step"] for line in mine]
+        high, mean, low = (
+            [max(1 - line[key], _SMALLEST_SHARE) for line in mine]
+            for key in ("captured_min", "captured", "captured_max")
+        )
+        label = f"smallest to largest matrix{whose}"
+        axes.fill_between(steps, low, high, color=COLORS[run], alpha=0.15, lw=0, label=label)
+        axes.plot(steps, mean, color=COLORS[run], marker="o", ms=4, label=f"mean of all matrices{whose}")
+        outside += high + low
     axes.set(xlabel="optimizer step", ylabel="share of the gradient's energy", yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(high) < 30 * min(low) else (1,)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(outside) < 30 * min(outside) else (1,)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
     axes.set_xlim(left=0)

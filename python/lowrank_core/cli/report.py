@@ -15,11 +15,16 @@ from lowrank_core.cli.options import flag
 from lowrank_core.cli.page import folded, heading, html_table, page, paragraph, written
 from lowrank_core.cli.plots import panels, picture
 from lowrank_core.cli.table import megabytes, table
+from lowrank_core.memory.methods import METHODS
 
 Row = dict[str, Any]
 _HEAD = (
     "optimizer", "final val loss", "best val loss", "optimizer state", "of AdamW's", "CPU s/step", "CPU seconds",
 )  # fmt: skip
+# As the names of the classes have it.
+_NAMES = {"adamw": "AdamW"} | {
+    name: method.optimizer.partition(":")[2].removesuffix("AdamW") for name, method in METHODS.items()
+}
 _NOTES = (
     "Losses are mean cross-entropies in nats per byte; the validation windows are the same for every optimizer. CPU "
     "seconds are those that this process computed in training steps, all threads together: validation, checkpoints, "
@@ -47,20 +52,23 @@ def write_report(folder: Path, config: TrainConfig, rows: list[Row]) -> str:
 
 
 def what_it_buys(rows: list[Row]) -> str:
-    """What the memory of a projected optimizer buys beside AdamW, and what it does not; empty for one run."""
-    by_name = {row["optimizer"]: row for row in rows}
-    if len(by_name) < 2:
+    """What the memory of a projected optimizer buys beside AdamW or another one, and what it does not; empty for one
+    run.
+    """
+    if len(rows) < 2:
         return ""
-    galore, adamw = by_name["galore"], by_name["adamw"]
-    spared, apart = adamw["state_bytes"] - galore["state_bytes"], galore["val_loss"] - adamw["val_loss"]
-    bought = (
-        f"GaLore holds {megabytes(spared)} less optimizer state than AdamW, which is room for a larger model or batch."
-        if spared > 0
-        else f"GaLore holds {megabytes(-spared)} more optimizer state than AdamW here: use AdamW, or a lower rank."
-    )
+    ours, other = sorted(rows, key=lambda row: row["optimizer"] == "adamw")
+    name, beside = _NAMES[ours["optimizer"]], _NAMES[other["optimizer"]]
+    spared, apart = other["state_bytes"] - ours["state_bytes"], ours["val_loss"] - other["val_loss"]
+    bought = f"{name} holds {megabytes(abs(spared))} {'less' if spared > 0 else 'more'} optimizer state than {beside}"
+    if spared > 0:
+        bought += ", which is room for a larger model or batch"
+    elif other["optimizer"] == "adamw":
+        bought += " here: use AdamW, or a lower rank"
     return (
-        f"{bought} It saves nothing else: weights, gradients and activations take what they take with AdamW. Its final "
-        f"loss is {abs(apart):.4f} {'above' if apart > 0 else 'below'} AdamW's, on one seed, which ranks nothing."
+        f"{bought}. It saves nothing else: weights, gradients and activations take what they take with {beside}. Its "
+        f"final loss is {abs(apart):.4f} {'above' if apart > 0 else 'below'} {beside}'s, on one seed, which ranks "
+        "nothing."
     )
 
 

@@ -1,0 +1,84 @@
+"""The optimizers of `lowrank-core train`: which options each takes, and with what defaults. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lowrank_core.cli.errors import CliError
+from lowrank_core.cli.options import flag
+from lowrank_core.memory.geometry import PROJ_TYPES
+from lowrank_core.memory.methods import METHODS
+
+OPTIMIZERS = (*METHODS, "adamw")
+# For galore and adamw the best found by bench/train_sweep.py; `lr` is that of the matrices of attention and
+# feed-forward. Nobody has tuned the others here: they take galore's.
+_FOUND: dict[str, dict[str, Any]] = {
+    "galore": {"lr": 0.01, "lr_others": 0.01, "betas": (0.9, 0.999), "weight_decay": 0.0},
+    "adamw": {"lr": 0.001, "lr_others": 0.03, "betas": (0.9, 0.99), "weight_decay": 0.1},
+}
+TUNED = {name: _FOUND.get(name, _FOUND["galore"]) for name in OPTIMIZERS}
+UNTUNED = tuple(name for name in OPTIMIZERS if name not in _FOUND)
+
+_GALORE: dict[str, Any] = {
+    "update_proj_gap": 100,
+    "scale": 0.125,
+    "proj_type": "std",
+    "projector": "rsvd",
+    "moments": "keep",
+    "moment_dtype": "auto",
+    "plain_moment_dtype": None,
+    "rounding": "nearest",
+}
+_LIMITED: dict[str, Any] = {"limiter": 1.01}  # what scales channels: a basis has one side
+# The options that belong to a method, `rank` aside, which every method has: those that its constructor takes.
+OWN: dict[str, dict[str, Any]] = {
+    "galore": _GALORE,
+    "fira": {**_GALORE, **_LIMITED, "residual": "paper"},
+    "apollo": {
+        **{key: value for key, value in _GALORE.items() if key != "moments"},
+        **_LIMITED,
+        "scale": 1.0,
+        "projector": "random",
+        "scale_type": "channel",
+        "scale_cap": None,
+    },
+    "adamw": {},
+}
+# Those whose defaults differ from method to method; a compared method has its own, `compare_...`.
+PAIRED = ("scale", "projector")
+PROJECTORS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.projectors))
+
+
+def takers(name: str) -> tuple[str, ...]:
+    """The optimizers that take the option of the field `name`."""
+    return tuple(METHODS) if name == "rank" else tuple(run for run in OPTIMIZERS if name in OWN[run])
+
+
+def listed(names: tuple[str, ...], last: str = "and") -> str:
+    """`a, b and c`."""
+    return f" {last} ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
+def default_in_words(name: str) -> str:
+    """The default of an option of methods, for the help; those of methods that have another one follow."""
+    first, *others = takers(name)
+    usual = OWN[first][name]
+    apart = [f", for {run} {OWN[run][name]}" for run in others if OWN[run][name] != usual]
+    return f"{'none' if usual is None else usual}{''.join(apart)}"
+
+
+def check_choices(run: str, own: dict[str, Any]) -> None:
+    """Refuses a value that only other methods than `run` have; `own` has its options by field.
+
+    Raises:
+      CliError: naming it.
+    """
+    sided = tuple(kind for kind in PROJ_TYPES if kind != "full")
+    allowed = {"projector": METHODS[run].projectors, "proj_type": sided if "limiter" in own else PROJ_TYPES}
+    for field, value in own.items():
+        choices = allowed.get(field.removeprefix("compare_"))
+        if choices is not None and value not in choices:
+            raise CliError(
+                f"`{flag(field)}` must be {listed(choices, 'or')} with the optimizer {run}, got {value}; "
+                "choose one of them"
+            )

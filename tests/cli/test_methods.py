@@ -1,0 +1,241 @@
+"""Fira and APOLLO on the command line: which options they take, what becomes of those of old runs, whole runs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import signal
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_cases import TINY, at_step, flags
+from lowrank_core.cli import checkpoint, defaults
+from lowrank_core.cli.config import TrainConfig, resolve
+from lowrank_core.cli.defaults import OPTIMIZERS, OWN, PAIRED, TUNED
+from lowrank_core.cli.memory import held_bytes
+from lowrank_core.cli.metrics import read
+from lowrank_core.cli.model import Decoder, ModelShape
+from lowrank_core.cli.optimizers import build_optimizer, state_bytes
+from lowrank_core.cli.options import flag
+from lowrank_core.memory import methods
+from lowrank_core.optim import METHODS
+from test_resume import assert_same, final_state
+
+SMALL = TrainConfig(dim=16, layers=1, heads=2, ffn=24, seq_len=16)
+RANKED = [*TINY, *flags(rank=4, update_proj_gap=5)]
+NEW_FIELDS = ("compare_scale", "compare_projector", "limiter", "residual", "scale_type", "scale_cap")
+# Of several optimizers in one run, with what the second has for itself.
+RUNS = {
+    "fira": ["--optimizer", "fira"],
+    "fira of the code": ["--optimizer", "fira", "--residual", "code", "--limiter", 1.5, "--projector", "svd"],
+    "apollo": ["--optimizer", "apollo"],
+    "apollo-mini": ["--optimizer", "apollo", *flags(rank=1, scale_type="tensor", scale=128, scale_cap=4)],
+    "apollo beside galore": ["--optimizer", "apollo", "--compare", "galore", "--compare-scale", 0.25],
+    "adamw beside fira": ["--optimizer", "adamw", "--compare", "fira", "--scale", 0.5],
+}
+
+
+# ---- which options a method takes ----------------------------------------------------------------------------------
+
+
+def test_the_registry_decides_what_there_is():
+    assert OPTIMIZERS == (*METHODS, "adamw") == tuple(TUNED)
+    assert set(OWN) == set(OPTIMIZERS) and OWN["adamw"] == {}
+    assert set(defaults.PROJECTORS) == {name for method in methods.METHODS.values() for name in method.projectors}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_the_options_that_its_constructor_has(name):
+    """Those of every optimizer (rates, betas, ...) and the rank have a place of their own."""
+    everywhere = {"lr", "betas", "eps", "weight_decay", "rank", "seed"}
+    options = {item.name for item in fields(TrainConfig)} - everywhere
+    assert OWN[name].keys() == options & inspect.signature(METHODS[name]).parameters.keys()
+
+
+def test_defaults_that_differ_have_a_twin():
+    """Of any two methods: an option that both would share must mean the same where it is not given."""
+    names = {name for own in OWN.values() for name in own}
+    differing = {name for name in names if len({str(own[name]) for own in OWN.values() if name in own}) > 1}
+    assert differing == set(PAIRED) and {f"compare_{name}" for name in PAIRED} <= {x.name for x in fields(TrainConfig)}
+
+
+def test_defaults_of_what_nobody_tuned():
+    """Written a second time: a default that changes is a decision."""
+    shared = {
+        "update_proj_gap": 100, "proj_type": "std", "limiter": 1.01, "moment_dtype": "auto",
+        "plain_moment_dtype": None, "rounding": "nearest",
+    }  # fmt: skip
+    assert TUNED["fira"] == TUNED["apollo"] == TUNED["galore"] and defaults.UNTUNED == ("fira", "apollo")
+    fira, apollo = (resolve(TrainConfig(optimizer=name)) for name in ("fira", "apollo"))
+    assert fira.own("fira") == {**shared, "scale": 0.125, "projector": "rsvd", "moments": "keep", "residual": "paper"}
+    assert apollo.own("apollo") == {
+        **shared, "scale": 1.0, "projector": "random", "scale_type": "channel", "scale_cap": None,
+    }  # fmt: skip
+    assert fira.rank == apollo.rank == 64 and fira.peak_lrs("fira") == apollo.peak_lrs("apollo") == (0.01, 0.01)
+    assert apollo.moments is fira.scale_type is None  # what no optimizer of the run has
+
+
+@pytest.mark.parametrize(
+    ("given", "galore", "apollo"),
+    [
+        ({}, 0.125, 1.0),
+        ({"scale": 0.5}, 0.5, 1.0),
+        ({"compare_scale": 2.0}, 0.125, 2.0),
+        ({"scale": 0.5, "compare_scale": 2.0}, 0.5, 2.0),
+    ],
+)
+def test_scale_belongs_to_one_of_two_methods(given, galore, apollo):
+    config = replace(SMALL, optimizer="galore", compare="apollo", **given)
+    for found in (config, resolve(config), TrainConfig.from_json(resolve(config).to_json())):
+        assert found.own("galore")["scale"] == galore and found.own("apollo")["scale"] == apollo
+    assert resolve(config).scale == galore and resolve(config).compare_scale == apollo
+    assert (resolve(config).projector, resolve(config).compare_projector) == ("rsvd", "random")
+
+
+def test_scale_is_that_of_the_only_method():
+    for optimizer, compare in (("apollo", "adamw"), ("adamw", "apollo")):
+        config = resolve(replace(SMALL, optimizer=optimizer, compare=compare, scale=0.5))
+        assert config.own("apollo")["scale"] == 0.5 and config.compare_scale is None and config.own("adamw") == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ("fira --scale-type tensor", "`--scale-type` must come with the optimizer apollo, got fira; leave it out"),
+        ("fira --scale-cap 2", "`--scale-cap` must come with the optimizer apollo, got fira"),
+        ("galore --limiter 2", "`--limiter` must come with the optimizer fira or apollo, got galore"),
+        ("galore --limiter 2 --compare adamw", "the optimizer fira or apollo, got galore and adamw"),
+        ("apollo --residual code", "`--residual` must come with the optimizer fira, got apollo"),
+        ("apollo --moments rotate", "`--moments` must come with the optimizer galore or fira, got apollo"),
+        ("fira --projector random", "`--projector` must be rsvd or svd with the optimizer fira, got random"),
+        ("apollo --projector rsvd", "`--projector` must be random or svd with the optimizer apollo, got rsvd"),
+        (
+            "apollo --compare fira --compare-projector random",
+            "`--compare-projector` must be rsvd or svd with the optimizer fira, got random",
+        ),
+        ("fira --proj-type full", "`--proj-type` must be std, .* or right with the optimizer fira, got full"),
+        ("galore --compare apollo --proj-type full", "`--proj-type` must be .* with the optimizer apollo, got full"),
+        ("apollo --compare-scale 2", "`--compare-scale` must come with `--compare`"),
+        (
+            "apollo --compare adamw --compare-scale 2",
+            "`--compare-scale` must come with two optimizers that have `--scale`, got apollo and adamw; .* `--scale`",
+        ),
+        ("adamw --compare fira --compare-scale 2", "must come with two optimizers that have `--scale`"),
+        ("fira --limiter 0.5", "--limiter: must be a number >= 1, got '0.5'"),
+        ("qgalore", "--optimizer: invalid choice: 'qgalore'"),
+    ],
+)
+def test_an_option_that_the_method_does_not_have(text, cli, tmp_path, options, pattern):
+    outcome = cli("train", "--text", text, *TINY, "--out", tmp_path / "run", "--optimizer", *options.split())
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert re.search(pattern, outcome.err), outcome.err
+
+
+def test_the_help_says_what_is_whose(cli):
+    said = " ".join(cli("train", "--help").out.split())
+    assert "{galore,fira,apollo,adamw} optimizer to train with; fira and apollo are not tuned (default: galore)" in said
+    assert "(default: 0.125, for apollo 1.0)" in said and "(default: rsvd, for apollo random)" in said
+    assert "a channel or the whole matrix, of apollo (default: channel)" in said
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", [{}, {"projector": "svd"}, {"moment_dtype": "int8"}], ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_a_run_is_said_to_hold(name, own):
+    """Weights, gradients, and the state of one step."""
+    own = own if own.keys() <= OWN[name].keys() else {}
+    config = resolve(replace(SMALL, optimizer=name, **own))
+    model = Decoder(ModelShape(16, 1, 2, 24, 16), seed=0)
+    optimizer = build_optimizer(name, model, config)
+    model(torch.arange(32).reshape(2, 16)).square().mean().backward()
+    optimizer.step()
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    assert held_bytes(config, name) == 2 * weights + state_bytes(optimizer)
+
+
+# ---- whole runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_that_is_stopped_and_resumed(text, cli, tmp_path, run):
+    """Equals one that nothing stops, to the bit; either has everything that a run leaves."""
+    options = ["train", "--text", text, *RANKED, *RUNS[run]]
+    assert cli(*options, "--out", tmp_path / "whole").code == 0
+    with at_step(8, lambda: os.kill(os.getpid(), signal.SIGINT)):
+        outcome = cli(*options, "--out", tmp_path / "parts")
+    assert outcome.code == 130 and " stopped at step 9 of 24; go on with: " in outcome.out
+    assert cli("train", "--resume", "--out", tmp_path / "parts").code == 0
+    whole = final_state(tmp_path / "whole")
+    assert_same(final_state(tmp_path / "parts"), whole)
+    names = [word for word in RUNS[run] if word in OPTIMIZERS]
+    assert set(whole) == {"metrics", *(f"{name}.checkpoint.safetensors" for name in names)}
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert [row["optimizer"] for row in summary["runs"]] == names
+    assert all(row["ratio"] < 0.9 for row in summary["runs"] if row["optimizer"] != "adamw")
+    searched = {line["run"] for line in whole["metrics"] if line["event"] == "refresh"}
+    assert searched == set(names) - {"apollo", "adamw"}  # a random projection measures no energy
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert ("a random projection measures none" in page) == (names == ["apollo"])
+
+
+def test_methods_learn(text, cli, tmp_path):
+    """And differ: no name stands for another's class."""
+    losses: dict[str, list[float]] = {}
+    for name in METHODS:
+        options = flags(lr=0.01, rank=4, update_proj_gap=5, optimizer=name)
+        assert cli("train", "--text", text, *TINY, *options, "--out", tmp_path / name).code == 0
+        losses[name] = [line["val_loss"] for line in read(tmp_path / name / "metrics.jsonl") if line["event"] == "eval"]
+        assert losses[name][-1] < losses[name][0] - 0.1
+    assert len({values[-1] for values in losses.values()}) == len(METHODS)
+
+
+def test_two_methods_in_one_report(text, cli, tmp_path):
+    options = flags(optimizer="galore", compare="fira")
+    outcome = cli("train", "--text", text, *RANKED, *options, "--out", tmp_path)
+    said = " ".join(outcome.out.split())
+    assert outcome.code == 0 and "GaLore holds 0.00 MB less optimizer state than Fira, which is room" in said
+    page = (tmp_path / "report.html").read_text()
+    assert "mean of all matrices, galore" in page and "mean of all matrices, fira" in page
+
+
+# ---- runs from before there were other methods ---------------------------------------------------------------------
+
+
+def without_new_fields(folder: Path) -> None:
+    """Makes of a run one of a version that had galore and adamw alone."""
+    stored = json.loads((folder / "run.json").read_text())
+    stored["config"] = older(stored["config"])
+    (folder / "run.json").write_text(json.dumps(stored))
+    for path in folder.glob("*.checkpoint.safetensors"):
+        tree = checkpoint.load(path)
+        checkpoint.save(path, {**tree, "config": older(tree["config"])})
+
+
+def older(config: dict[str, Any]) -> dict[str, Any]:
+    assert config.keys() >= set(NEW_FIELDS)
+    return {name: value for name, value in config.items() if name not in NEW_FIELDS}
+
+
+@pytest.mark.parametrize("options", ["", "--compare adamw", "--optimizer adamw --compare galore"])
+def test_an_old_run_goes_on(tiny, cli, tmp_path, options):
+    assert cli(*tiny, *options.split(), "--out", tmp_path / "whole").code == 0
+    with at_step(8, lambda: os.kill(os.getpid(), signal.SIGINT)):
+        assert cli(*tiny, *options.split(), "--out", tmp_path / "old").code == 130
+    without_new_fields(tmp_path / "old")
+    assert cli("train", "--resume", "--out", tmp_path / "old", *flags(rank=4)).code == 0
+    assert_same(final_state(tmp_path / "old"), final_state(tmp_path / "whole"))
+    assert cli("train", "--resume", "--out", tmp_path / "old", "--steps", 30).code == 0
+
+
+@pytest.mark.parametrize("name", NEW_FIELDS)
+def test_new_options_decide_nothing_of_old_runs(name):
+    """Not given, they are None, also where options are compared with those of an old checkpoint."""
+    assert getattr(resolve(TrainConfig(compare="adamw")), name) is None
+    assert flag(name).startswith("--") and getattr(TrainConfig.from_json({}), name) is None
