@@ -12,8 +12,9 @@ from collections import Counter
 
 import pytest
 from cli_cases import TINY
+from lowrank_core.cli.defaults import OPTIMIZERS
 from lowrank_core.cli.metrics import read
-from lowrank_core.cli.plots import VARIABLES, panels, picture
+from lowrank_core.cli.plots import COLORS, VARIABLES, panels, picture
 from lowrank_core.cli.report import what_it_buys
 from lowrank_core.cli.table import table
 from matplotlib.figure import Figure
@@ -57,9 +58,10 @@ def test_page_fits_narrow_and_dark_screens(page):
         r":root \{ color-scheme: light dark;(.*?)\}\n@media .*?dark\) \{ :root \{(.*?)\}", page
     ).groups()
     used = set(re.findall(r"var\(--(\w+)\)", page))
-    assert used >= set(VARIABLES.values())
+    assert set(COLORS) == set(OPTIMIZERS) and len(set(COLORS.values())) == len(COLORS)
+    assert used >= set(VARIABLES.values()) - set(COLORS) | {"galore", "adamw"}
     for scheme in (light, dark):
-        assert used <= set(re.findall(r"--(\w+):", scheme))
+        assert used | set(COLORS) <= set(re.findall(r"--(\w+):", scheme))
     body = page.partition("</style></head>")[2]
     assert not [color for color in VARIABLES if color in body]  # none is fixed
     assert set(re.findall(r"#[0-9a-f]{6}\b", body)) <= {"#000000"}  # defaults of clips and markers, never seen
