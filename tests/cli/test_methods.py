@@ -22,7 +22,6 @@ from lowrank_core.cli.metrics import read
 from lowrank_core.cli.model import Decoder, ModelShape
 from lowrank_core.cli.optimizers import build_optimizer, state_bytes
 from lowrank_core.cli.options import flag
-from lowrank_core.memory import methods
 from lowrank_core.optim import METHODS
 from test_resume import assert_same, final_state
 
@@ -46,7 +45,6 @@ RUNS = {
 def test_the_registry_decides_what_there_is():
     assert OPTIMIZERS == (*METHODS, "adamw") == tuple(TUNED)
     assert set(OWN) == set(OPTIMIZERS) and OWN["adamw"] == {}
-    assert set(defaults.PROJECTORS) == {name for method in methods.METHODS.values() for name in method.projectors}
 
 
 @pytest.mark.parametrize("name", METHODS)

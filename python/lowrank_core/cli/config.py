@@ -9,7 +9,6 @@ from lowrank_core.cli.defaults import (
     OPTIMIZERS,
     OWN,
     PAIRED,
-    PROJECTORS,
     TUNED,
     UNTUNED,
     check_choices,
@@ -20,7 +19,7 @@ from lowrank_core.cli.defaults import (
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import flag, option, path, real, whole
 from lowrank_core.memory.geometry import PROJ_TYPES
-from lowrank_core.memory.methods import METHODS
+from lowrank_core.memory.methods import METHODS, PROJECTORS
 from lowrank_core.memory.storage import MOMENT_DTYPES
 
 PRECISIONS = ("fp32", "bf16", "amp-bf16", "amp-fp16")

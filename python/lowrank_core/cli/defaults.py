@@ -6,7 +6,6 @@ from typing import Any
 
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import flag
-from lowrank_core.memory.geometry import PROJ_TYPES
 from lowrank_core.memory.methods import METHODS
 
 OPTIMIZERS = (*METHODS, "adamw")
@@ -29,7 +28,7 @@ _GALORE: dict[str, Any] = {
     "plain_moment_dtype": None,
     "rounding": "nearest",
 }
-_LIMITED: dict[str, Any] = {"limiter": 1.01}  # what scales channels: a basis has one side
+_LIMITED: dict[str, Any] = {"limiter": 1.01}
 # The options that belong to a method, `rank` aside, which every method has: those that its constructor takes.
 OWN: dict[str, dict[str, Any]] = {
     "galore": _GALORE,
@@ -46,7 +45,6 @@ OWN: dict[str, dict[str, Any]] = {
 }
 # Those whose defaults differ from method to method; a compared method has its own, `compare_...`.
 PAIRED = ("scale", "projector")
-PROJECTORS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.projectors))
 
 
 def takers(name: str) -> tuple[str, ...]:
@@ -73,8 +71,7 @@ def check_choices(run: str, own: dict[str, Any]) -> None:
     Raises:
       CliError: naming it.
     """
-    sided = tuple(kind for kind in PROJ_TYPES if kind != "full")
-    allowed = {"projector": METHODS[run].projectors, "proj_type": sided if "limiter" in own else PROJ_TYPES}
+    allowed = {"projector": METHODS[run].projectors, "proj_type": METHODS[run].proj_types}
     for field, value in own.items():
         choices = allowed.get(field.removeprefix("compare_"))
         if choices is not None and value not in choices:

@@ -46,7 +46,7 @@ def held_bytes(config: TrainConfig, name: str) -> int:
     dtype = "bf16" if config.precision == "bf16" else "fp32"
     parts = decoder(config.dim, config.ffn or 0, config.layers)
     own = {"rank": config.rank, **config.own(name)}
-    keys = {key: own[key] for key in ("rank", *STORED, "projector") if own.get(key) is not None}
+    keys = {key: own[key] for key in ("rank", *STORED) if own.get(key) is not None}
     return int(estimate(parts, name, dtype, keys)["bytes"][-1]["total"])
 
 
