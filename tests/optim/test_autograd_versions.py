@@ -10,7 +10,7 @@ import lowrank_core as lc
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.optim import GaLoreAdamW, fused, guard
+from lowrank_core.optim import GaLoreAdamW, devices, fused
 from optim_cases import draw
 from torch import Tensor, nn
 
@@ -107,7 +107,7 @@ def stepped_once(
     """A weight after two steps, the first of which found its basis."""
     if not kernels:
         monkeypatch.setattr(fused, "FUSED", {})
-    monkeypatch.setattr(guard, "deferred", lambda device: deferred)
+    monkeypatch.setattr(devices, "deferred", lambda device: deferred)
     start = draw(*shape).to(dtype)
     weight = nn.Parameter(start.transpose(-1, -2).contiguous().transpose(-1, -2) if channels_last else start)
     optimizer = GaLoreAdamW([weight], **{"lr": 0.1, "rank": 3, **keys})

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from lowrank_core.optim import guard
+from lowrank_core.optim import devices
 from optim_cases import CASES, Case, Zoo, backward, every_optimizer_on_devices, same, snapshot, train
 
 BAD = {2, 3, 5, 9, 10}  # batches with a gradient that is not finite; refreshes come at every third good one
@@ -16,7 +16,7 @@ BAD = {2, 3, 5, 9, 10}  # batches with a gradient that is not finite; refreshes 
 
 @pytest.fixture(autouse=True)
 def deferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "deferred", lambda device: True)
+    monkeypatch.setattr(devices, "deferred", lambda device: True)
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def test_it_equals_the_path_of_the_host(case: Case, monkeypatch: pytest.MonkeyPa
     optimizers = [case.make(model.parameters(), moment_dtype="float32") for model in models]  # codes are for the host
     for number in range(8):
         for model, optimizer, there in zip(models, optimizers, (True, False), strict=True):
-            monkeypatch.setattr(guard, "deferred", lambda device, there=there: there)
+            monkeypatch.setattr(devices, "deferred", lambda device, there=there: there)
             backward(model, number)
             for one, other in zip(model.parameters(), models[0].parameters(), strict=True):
                 one.grad = copy.deepcopy(other.grad)  # or the trajectories would part through the gradients
@@ -122,10 +122,10 @@ def test_raising_waits() -> None:
 
 def test_the_verdict_on_the_device_is_exact() -> None:
     large = torch.full((4,), 3e38)
-    assert bool(guard.all_finite([large, torch.empty(0), torch.tensor(1.0)]))
+    assert bool(devices.all_finite([large, torch.empty(0), torch.tensor(1.0)]))
     for value in (torch.nan, torch.inf, -torch.inf):
-        assert not bool(guard.all_finite([large, torch.tensor([0.0, value])]))
-    assert bool(guard.all_finite([torch.empty(0)]))
+        assert not bool(devices.all_finite([large, torch.tensor([0.0, value])]))
+    assert bool(devices.all_finite([torch.empty(0)]))
 
 
 @every_optimizer_on_devices

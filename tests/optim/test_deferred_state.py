@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_core.optim import GaLoreAdamW, guard
+from lowrank_core.optim import GaLoreAdamW, devices
 from optim_cases import CASES, Case, Zoo, backward, draw, every_optimizer_on_devices, same, snapshot, train
 from test_fused import composed
 from torch import nn
@@ -16,7 +16,7 @@ from torch import nn
 
 def defer(monkeypatch: pytest.MonkeyPatch, there: bool = True) -> None:
     """As on an accelerator, whose verdicts the host does not wait for."""
-    monkeypatch.setattr(guard, "deferred", lambda device: there)
+    monkeypatch.setattr(devices, "deferred", lambda device: there)
 
 
 @pytest.mark.parametrize("how", ["load", "load into a fresh one", "deepcopy", "pickle"])
@@ -90,7 +90,7 @@ def test_a_gate_gives_back_every_tensor_that_it_was_given() -> None:
     tensors = [draw(3, 4), draw(5).double(), torch.zeros((), dtype=torch.int64), draw(2, 2).bfloat16()]
     for gate in (None, True, False):
         before = copy.deepcopy(tensors)
-        with guard.only_if(None if gate is None else torch.tensor(gate), tensors):
+        with devices.only_if(None if gate is None else torch.tensor(gate), tensors):
             for tensor in tensors:
                 tensor.add_(3)
         assert [same(tensor, old) for tensor, old in zip(tensors, before, strict=True)] == [gate is False] * 4
@@ -102,10 +102,10 @@ def test_the_verdict_overflows_at_no_finite_size(dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
     for shape in ((), (1,), (7, 300), (3, 4, 5)):
         grads = [torch.full(shape, largest, dtype=dtype), torch.full(shape, -largest, dtype=dtype)]
-        assert bool(guard.all_finite(grads)) and all(guard.is_finite(grad) for grad in grads)
+        assert bool(devices.all_finite(grads)) and all(devices.is_finite(grad) for grad in grads)
         for bad in (torch.nan, torch.inf, -torch.inf):
             grads[1].view(-1)[-1] = bad
-            assert not bool(guard.all_finite(grads)) and not guard.is_finite(grads[1])
+            assert not bool(devices.all_finite(grads)) and not devices.is_finite(grads[1])
 
 
 @every_optimizer_on_devices

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core.memory.storage import Role
-from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, guard, param_groups
+from lowrank_core.optim import GaLoreAdamW, devices, estimate_state_bytes, param_groups
 from lowrank_core.optim.parts import codecs
 from optim_cases import Zoo, draw, plain_on_purpose, same, snapshot, train
 from torch import nn
@@ -151,7 +151,7 @@ def test_a_long_constant_gradient_reaches_its_second_moment() -> None:
 def test_a_device_without_kernels_takes_the_working_precision(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "deferred", lambda device: True)
+    monkeypatch.setattr(devices, "deferred", lambda device: True)
     model = Zoo(dtype)
     optimizer = GaLoreAdamW(model.parameters(), rank=4)
     train(model, optimizer, range(2))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lowrank_core import memory, optim
 from lowrank_core.memory.estimate import Keys
 from lowrank_core.memory.methods import METHODS
-from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, formula_state_bytes, guard, param_groups
+from lowrank_core.optim import GaLoreAdamW, devices, estimate_state_bytes, formula_state_bytes, param_groups
 from torch import nn
 
 
@@ -137,7 +137,7 @@ def test_keys_of_what_is_not_projected() -> None:
 def test_moments_of_a_device_without_a_kernel_for_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model().to(torch.bfloat16)
     on_host = estimate_state_bytes(model, rank=5)
-    monkeypatch.setattr(guard, "deferred", lambda device: True)
+    monkeypatch.setattr(devices, "deferred", lambda device: True)
     held = held_after_a_step(model, GaLoreAdamW(param_groups(model, rank=5, verbose=False)))
     assert on_host < estimate_state_bytes(model, rank=5) == held
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core.optim import GaLoreAdamW, fused
-from lowrank_core.optim.kernels import has_kernels, without_kernels
+from lowrank_core.optim.devices import has_kernels, without_kernels
 from lowrank_core.optim.parts import products
 from lowrank_core.optim.parts.products import Search
 from optim_cases import ON_DEVICES, Case, Zoo, backward, draw, every_optimizer_on_devices, same, snapshot, train

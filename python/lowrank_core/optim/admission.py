@@ -19,9 +19,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from lowrank_core.memory.plan import PlanRow
 from lowrank_core.ops.arrays import overlaps_itself
 from lowrank_core.optim.bucket import Bucket
-from lowrank_core.optim.dtypes import steppable
-from lowrank_core.optim.kernels import has_kernels
-from lowrank_core.optim.slots import Slot, number_name
+from lowrank_core.optim.devices import has_kernels
+from lowrank_core.optim.slots import Slot, number_name, steppable
 
 
 def admit(op: str, group: dict[str, Any], others: Sequence[dict[str, Any]]) -> None:

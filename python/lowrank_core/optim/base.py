@@ -39,6 +39,9 @@ class StateOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Params, defaults: dict[str, Any], torch_keys: dict[str, Any] | None = None) -> None:
         self._skipped: int | Tensor = 0
         self._bounds: dict[Tensor, int] = {}  # upper bounds of step counts that live on an accelerator
+        self._made: dict[
+            tuple[Any, ...], tuple[list[Any], Parts]
+        ] = {}  # by kind of weight: keys, and parts made of them
         self._asked: dict[int, tuple[Any, ...]] = {}  # by group: the keys that its states were last compared with
         own_keys(type(self).__name__, {**defaults, **(torch_keys or {})}, defaults)
         defaults = plain_numbers(defaults)
@@ -174,7 +177,7 @@ class StateOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it; it is no key of ours
-        self._bounds, self._asked = {}, self._layout_keys()
+        self._bounds, self._made, self._asked = {}, {}, self._layout_keys()
 
     def _parts(self, group: dict[str, Any], weight: Tensor) -> Parts:
         """`parts`, whose refusals name this class."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_core.optim.guard import stays_on_device
+from lowrank_core.optim.devices import stays_on_device
 from lowrank_core.optim.parts import Parts
 
 

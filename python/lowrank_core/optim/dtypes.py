@@ -24,8 +24,3 @@ def dtype_of(name: str) -> torch.dtype:
 def work_dtype(weight: torch.dtype) -> torch.dtype:
     """The dtype that a weight's update is computed in: float64 for float64, else float32."""
     return dtype_of(storage.work_dtype(name_of(weight)))
-
-
-def steppable(dtype: torch.dtype) -> bool:
-    """True for the dtypes of weights that a step computes in; others can only be frozen."""
-    return dtype.is_complex or dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)

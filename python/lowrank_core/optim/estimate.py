@@ -12,9 +12,9 @@ from lowrank_core.checks import require
 from lowrank_core.memory import estimate as memory
 from lowrank_core.memory.estimate import DECIDING, OP, Keys, Shapes, Weight
 from lowrank_core.memory.plan import EXCLUDED
+from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.groups import split
-from lowrank_core.optim.kernels import can_draw
 from lowrank_core.optim.methods import METHODS
 from lowrank_core.optim.targets import ALL_LINEAR
 

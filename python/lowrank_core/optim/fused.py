@@ -16,7 +16,7 @@ from lowrank_core.memory.geometry import Side
 from lowrank_core.ops.arrays import resolve_precision
 from lowrank_core.ops.subspace_step.step import project_list, step_list
 from lowrank_core.optim.bucket import Bucket, batches
-from lowrank_core.optim.kernels import can_draw
+from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
 from lowrank_core.optim.parts.projectors import ExactSVD, Gaussian, RandomizedSVD
 from lowrank_core.optim.parts.residuals import Drop, ScaledGradient, ScaledRest, hold_limit, with_bias_correction

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from lowrank_core.memory.geometry import Side
-from lowrank_core.optim import guard
+from lowrank_core.optim import devices
 from lowrank_core.optim.admission import check_device, check_ready
 from lowrank_core.optim.base import StateOptimizer
 from lowrank_core.optim.bucket import Bucket, batches
 from lowrank_core.optim.checkpoint import check_state
+from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.fused import fused
 from lowrank_core.optim.options import check_rates
@@ -119,7 +120,7 @@ class LowRankOptimizer(StateOptimizer):
             kind = (number, slot.weight.device, slot.weight.dtype)
             if kind not in parts:
                 check_rates(type(self).__name__, group, waiting=False)
-                parts[kind] = self._parts(group, slot.weight)
+                parts[kind] = self._parts_held(kind, group, slot.weight)
             if self._asked.get(number, asked[number]) != asked[number]:
                 self._check_edit(group, slot)
             alike = self._alike(slot, parts[kind])
@@ -131,6 +132,21 @@ class LowRankOptimizer(StateOptimizer):
             drafts[key][1].add(slot, slot.gradient(grad))
         self._asked = asked
         return dict(drafts.values())
+
+    def _parts_held(self, kind: tuple[Any, ...], group: dict[str, Any], weight: Tensor) -> Parts:
+        """The parts of one `kind` of weights, made anew if a key of their group has changed since the last step.
+
+        They do not depend on the rates, which the loop reads itself.
+        """
+        values = [can_draw(weight.device)]
+        for key in self.defaults:
+            if key not in ("lr", "weight_decay"):
+                value = group[key]
+                values.append(tuple(value) if isinstance(value, list) else value)
+        held = self._made.get(kind)
+        if held is None or held[0] != values:
+            held = self._made[kind] = values, self._parts(group, weight)
+        return held[1]
 
     def _alike(self, slot: Slot, parts: Parts) -> dict[str, Any]:
         """What the parameters of a bucket have in common besides their group."""
@@ -155,7 +171,7 @@ class LowRankOptimizer(StateOptimizer):
         if bound is not None and not parts.schedule.due(slot, bound, state):
             return False
         steps = int(state["step"])  # waits for an accelerator, where a refresh seems due
-        if guard.deferred(slot.param.device):
+        if devices.deferred(slot.param.device):
             self._bounds[slot.param] = steps
         return parts.schedule.due(slot, steps, state)
 
@@ -185,10 +201,10 @@ class LowRankOptimizer(StateOptimizer):
         needs the verdict: the answer is then to go on behind a 0-d bool that stays there.
         """
         grads = [grad for draft in drafts.values() for grad in draft.grads]
-        devices = {grad.device for grad in grads}
+        places = {grad.device for grad in grads}
         raising = any(bucket.nonfinite == "raise" for bucket in drafts)
-        if len(devices) == 1 and guard.deferred(grads[0].device):
-            gate = guard.all_finite(grads)
+        if len(places) == 1 and devices.deferred(grads[0].device):
+            gate = devices.all_finite(grads)
             if not raising:
                 self._skipped = self._skipped + (~gate).long()
                 return True, gate
@@ -197,7 +213,7 @@ class LowRankOptimizer(StateOptimizer):
         go = True
         for bucket, draft in drafts.items():
             for slot, grad in () if draft.finite else zip(draft.slots, draft.grads, strict=True):
-                if guard.is_finite(grad):
+                if devices.is_finite(grad):
                     continue
                 if bucket.nonfinite == "raise":
                     raise RuntimeError(
@@ -250,7 +266,7 @@ class LowRankOptimizer(StateOptimizer):
     def _state(self, bucket: Bucket, slot: Slot) -> State:
         if not self.state.get(slot.param):
             self.state[slot.param] = self._opened(bucket, slot)
-            if guard.deferred(bucket.device):
+            if devices.deferred(bucket.device):
                 self._bounds[slot.param] = 0
         state: State = self.state[slot.param]
         return state

@@ -11,7 +11,7 @@ from torch import Tensor
 from lowrank_core.checks import is_count, is_number, require, require_choice
 from lowrank_core.memory.geometry import PROJ_TYPES
 from lowrank_core.ops.subspace_step.check import ROUNDINGS
-from lowrank_core.optim.guard import stays_on_device
+from lowrank_core.optim.devices import stays_on_device
 
 # What torch and its schedulers put into a group besides the optimizer's own keys. It stays there.
 _TORCHS = ("params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr")

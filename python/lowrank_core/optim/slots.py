@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.memory.geometry import Geometry, place
-from lowrank_core.optim.dtypes import steppable, work_dtype
+from lowrank_core.optim.dtypes import work_dtype
 from lowrank_core.optim.seeds import mix_seed
 
 State = dict[str, Any]  # of one parameter: flat keys, tensors and plain numbers
@@ -99,6 +99,11 @@ def _place(param: Tensor, rank: int | None, proj_type: str, force: bool) -> tupl
     if not steppable(param.dtype):
         return None, f"{param.dtype}: never stepped"
     return place(tuple(param.shape), rank, proj_type, force)
+
+
+def steppable(dtype: torch.dtype) -> bool:
+    """True for the dtypes of weights that a step computes in; others can only be frozen."""
+    return dtype.is_complex or dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def number_name(index: int) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lowrank_core.ops.subspace_step.codecs import round_stochastic
 from lowrank_core.optim.bucket import Bucket
-from lowrank_core.optim.guard import only_if
+from lowrank_core.optim.devices import only_if
 from lowrank_core.optim.parts.codecs import Codec, decoded, encode
 from lowrank_core.optim.parts.residuals import Seen
 from lowrank_core.optim.parts.rules import Direction, Rule

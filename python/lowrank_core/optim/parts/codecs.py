@@ -21,8 +21,8 @@ from lowrank_core.memory.storage import (
     moment_storage,
 )
 from lowrank_core.ops.subspace_step.codecs import decode_moment, encode_moment
+from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.dtypes import dtype_of, name_of
-from lowrank_core.optim.kernels import can_draw
 from lowrank_core.optim.slots import Draw, State
 
 NO_DRAW = Draw(0, 0)  # for codecs that draw nothing

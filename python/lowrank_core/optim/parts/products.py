@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lowrank_core import ops
 from lowrank_core.ops.normal import fill_normal
+from lowrank_core.optim.devices import has_kernels
 from lowrank_core.optim.dtypes import work_dtype
-from lowrank_core.optim.kernels import has_kernels
 
 
 class Search(NamedTuple):

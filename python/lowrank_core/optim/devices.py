@@ -1,4 +1,4 @@
-"""The guard of a whole step against non-finite gradients, with and without waiting for a device."""
+"""What a device decides of a step: whether kernels are there, and whether the host waits to know if gradients are finite."""
 
 from __future__ import annotations
 
@@ -9,10 +9,36 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+_taken_away = False
+
 
 def deferred(device: torch.device) -> bool:
     """True if reading a number makes the host wait, so that a verdict is better left on the device."""
     return device.type == "cuda"
+
+
+def has_kernels(device: torch.device) -> bool:
+    """True where the package's own kernels compute; on the meta device, where weights have yet to be loaded, too.
+
+    Everywhere else `parts/products.py` takes their place.
+    """
+    return device.type in ("cpu", "meta") and not _taken_away
+
+
+def can_draw(device: torch.device) -> bool:
+    """True where moments can be rounded at random: there are kernels for it, and the host knows the step's number."""
+    return has_kernels(device) and not deferred(device)
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Every device as one for which there are none: what other devices compute, on the CPU."""
+    global _taken_away
+    before, _taken_away = _taken_away, True
+    try:
+        yield
+    finally:
+        _taken_away = before
 
 
 def stays_on_device(number: object) -> bool:
