@@ -160,3 +160,29 @@ def test_half_precision_weights_are_updated_in_float32_and_rounded_once() -> Non
     optimizer.step()
     reference.step()
     assert torch.equal(w, wide.bfloat16())
+
+
+def test_parts_are_made_anew_only_where_a_key_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+    real = GaLoreAdamW.parts.__func__
+
+    def counted(cls: type, group: dict[str, Any], weight: Tensor) -> Parts:
+        made.append(dict(group))
+        return real(cls, group, weight)
+
+    model = Zoo()
+    optimizer = GaLoreAdamW(model.parameters(), rank=4, update_proj_gap=100, betas=[0.9, 0.999])
+    train(model, optimizer, range(2))
+    monkeypatch.setattr(GaLoreAdamW, "parts", classmethod(counted))
+    (group,) = optimizer.param_groups
+    for number, lr in enumerate((0.1, 0.2, 0.3)):  # as a schedule does
+        group["lr"] = lr
+        train(model, optimizer, [number])
+    assert made == []
+    group["betas"][0] = 0.5  # in place
+    train(model, optimizer, [4])
+    group["scale"] = 1.0
+    train(model, optimizer, [5, 6])
+    assert [(one["betas"][0], one["scale"]) for one in made] == [(0.5, 0.25), (0.5, 1.0)]
+    twin = copy.deepcopy(optimizer)
+    assert twin._made == {}

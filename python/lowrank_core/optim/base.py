@@ -39,9 +39,7 @@ class StateOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Params, defaults: dict[str, Any], torch_keys: dict[str, Any] | None = None) -> None:
         self._skipped: int | Tensor = 0
         self._bounds: dict[Tensor, int] = {}  # upper bounds of step counts that live on an accelerator
-        self._made: dict[
-            tuple[Any, ...], tuple[list[Any], Parts]
-        ] = {}  # by kind of weight: keys, and parts made of them
+        self._made: dict[tuple[Any, ...], tuple[list[Any], Parts]] = {}  # by kind: keys, their parts
         self._asked: dict[int, tuple[Any, ...]] = {}  # by group: the keys that its states were last compared with
         own_keys(type(self).__name__, {**defaults, **(torch_keys or {})}, defaults)
         defaults = plain_numbers(defaults)

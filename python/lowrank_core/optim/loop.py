@@ -138,7 +138,7 @@ class LowRankOptimizer(StateOptimizer):
 
         They do not depend on the rates, which the loop reads itself.
         """
-        values = [can_draw(weight.device)]
+        values: list[Any] = [can_draw(weight.device)]
         for key in self.defaults:
             if key not in ("lr", "weight_decay"):
                 value = group[key]
