@@ -1,4 +1,4 @@
-"""What a device decides of a step: whether kernels are there, and whether the host waits to know if gradients are finite."""
+"""What a device decides: whether it has kernels, and whether the host waits to know that gradients are finite."""
 
 from __future__ import annotations
 
