@@ -12,7 +12,6 @@ from collections import Counter
 
 import pytest
 from cli_cases import TINY
-from lowrank_core.cli.defaults import OPTIMIZERS
 from lowrank_core.cli.metrics import read
 from lowrank_core.cli.plots import COLORS, VARIABLES, panels, picture
 from lowrank_core.cli.report import what_it_buys
@@ -58,8 +57,8 @@ def test_page_fits_narrow_and_dark_screens(page):
         r":root \{ color-scheme: light dark;(.*?)\}\n@media .*?dark\) \{ :root \{(.*?)\}", page
     ).groups()
     used = set(re.findall(r"var\(--(\w+)\)", page))
-    assert set(COLORS) == set(OPTIMIZERS) and len(set(COLORS.values())) == len(COLORS)
-    assert used >= set(VARIABLES.values()) - set(COLORS) | {"galore", "adamw"}
+    assert len(set(COLORS.values())) == len(COLORS) == 2  # a run has two optimizers at most
+    assert used >= set(VARIABLES.values())
     for scheme in (light, dark):
         assert used | set(COLORS) <= set(re.findall(r"--(\w+):", scheme))
     body = page.partition("</style></head>")[2]

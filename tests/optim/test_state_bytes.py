@@ -161,6 +161,16 @@ def test_the_estimate_has_the_defaults_of_the_optimizer() -> None:
         assert all(own[key].default == value for key, value in ours.items() if key in own)
 
 
+def test_the_registry_says_how_a_method_differs_from_galore() -> None:
+    galore = {name: p.default for name, p in inspect.signature(GaLoreAdamW).parameters.items()}
+    for name, method in METHODS.items():
+        kind = getattr(optim, method.optimizer.partition(":")[2])
+        keys = {key: p.default for key, p in inspect.signature(kind).parameters.items() if key != "rank"}
+        own = {key: value for key, value in keys.items() if key not in galore or galore[key] != value}
+        assert dict(method.own) == own, name
+        assert set(method.lacks) == galore.keys() - keys.keys() - {"rank"}, name
+
+
 @given(
     shapes=st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=3), min_size=1, max_size=5),
     rank=st.integers(1, 128),

@@ -28,21 +28,11 @@ _GALORE: dict[str, Any] = {
     "plain_moment_dtype": None,
     "rounding": "nearest",
 }
-_LIMITED: dict[str, Any] = {"limiter": 1.01}
 # The options that belong to a method, `rank` aside, which every method has: those that its constructor takes.
 OWN: dict[str, dict[str, Any]] = {
-    "galore": _GALORE,
-    "fira": {**_GALORE, **_LIMITED, "residual": "paper"},
-    "apollo": {
-        **{key: value for key, value in _GALORE.items() if key != "moments"},
-        **_LIMITED,
-        "scale": 1.0,
-        "projector": "random",
-        "scale_type": "channel",
-        "scale_cap": None,
-    },
-    "adamw": {},
-}
+    name: {key: value for key, value in {**_GALORE, **method.own}.items() if key not in method.lacks}
+    for name, method in METHODS.items()
+} | {"adamw": {}}
 # Those whose defaults differ from method to method; a compared method has its own, `compare_...`.
 PAIRED = ("scale", "projector")
 

@@ -10,7 +10,7 @@ from lowrank_core.cli.plots import COLORS
 # The names of plots.VARIABLES, and two of the page alone.
 _LIGHT = {**COLORS, "ink": "#37352f", "faint": "#6f6e69", "grid": "#e3e2e0", "paper": "#ffffff", "shade": "#f6f5f2"}
 _DARK = {
-    "galore": "#56b4e0", "fira": "#b79be8", "apollo": "#6fc08f", "adamw": "#f0974a",
+    "first": "#56b4e0", "second": "#f0974a",
     "ink": "#dcdad5", "faint": "#9b9a97", "grid": "#3a3a38", "paper": "#191919", "shade": "#242423",
 }  # fmt: skip
 

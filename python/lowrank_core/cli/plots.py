@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lowrank_core.cli.metrics import Line
 
-COLORS = {"galore": "#0b6e99", "fira": "#7a4fb5", "apollo": "#2f7d4f", "adamw": "#d9730d"}
+COLORS = {"first": "#0b6e99", "second": "#d9730d"}  # of the optimizers of a run, in its order
 _INK, _FAINT, _GRID = "#37352f", "#9b9a97", "#ececec"
 # Each color of the plots, and the name by which the page sets it for light and dark screens.
 VARIABLES = {**{color: name for name, color in COLORS.items()}, _INK: "ink", _FAINT: "faint", _GRID: "grid"}
@@ -79,7 +79,7 @@ def _losses(axes: Axes, lines: list[Line], rows: list[Row], key: str, label: str
         mine = [line for line in lines if line["run"] == row["optimizer"]]
         train = [line for line in mine if line["event"] == "train"]
         val = [line for line in mine if line["event"] == "eval"]
-        color = COLORS[row["optimizer"]]
+        color = _color(row["optimizer"], rows)
         smooth = _smooth([x["train_loss"] for x in train])
         axes.plot([x[key] for x in train], smooth, color=color, alpha=0.35, lw=1.0)
         axes.plot(
@@ -97,7 +97,7 @@ def _memory(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
     axes.set_title("Optimizer state")
     names = [row["optimizer"] for row in rows]
     sizes = [row["state_bytes"] / 1e6 for row in rows]
-    bars = axes.barh(names, sizes, color=[COLORS[name] for name in names], height=0.45)
+    bars = axes.barh(names, sizes, color=[_color(name, rows) for name in names], height=0.45)
     axes.bar_label(
         bars,
         [f"{s:.1f} MB\n{row['ratio']:.2f} of AdamW's" for s, row in zip(sizes, rows, strict=True)],
@@ -129,8 +129,8 @@ def _subspace(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
             for key in ("captured_min", "captured", "captured_max")
         )
         label = f"smallest to largest matrix{whose}"
-        axes.fill_between(steps, low, high, color=COLORS[run], alpha=0.15, lw=0, label=label)
-        axes.plot(steps, mean, color=COLORS[run], marker="o", ms=4, label=f"mean of all matrices{whose}")
+        axes.fill_between(steps, low, high, color=_color(run, rows), alpha=0.15, lw=0, label=label)
+        axes.plot(steps, mean, color=_color(run, rows), marker="o", ms=4, label=f"mean of all matrices{whose}")
         outside += high + low
     axes.set(xlabel="optimizer step", ylabel="share of the gradient's energy", yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(outside) < 30 * min(outside) else (1,)))
@@ -138,6 +138,11 @@ def _subspace(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
     axes.set_xlim(left=0)
     axes.legend(loc="best")
+
+
+def _color(run: str, rows: list[Row]) -> str:
+    first = run == rows[0]["optimizer"]
+    return COLORS["first" if first else "second"]
 
 
 def _smooth(values: list[float | None], keep: float = 0.9) -> list[float]:
