@@ -1,6 +1,6 @@
 """Writes the golden states: `python tests/golden/make_states.py`.
 
-A file holds what today's GaLoreAdamW saved after four steps, the weights at that moment, the gradients of the next five
+A file holds what an optimizer saved after four steps, the weights at that moment, the gradients of the next five
 steps and the weights after each of these. A refresh falls into them. tests/optim/test_golden_states.py loads every file
 into the optimizer of the day and takes the five steps again.
 
@@ -11,6 +11,7 @@ format that goes up.
 
 In a file (torch.save, tensors and plain numbers only):
 
+  method             its name; left out in files of format 1, which are GaLoreAdamW's
   written_with       versions, the kind of the processor and of its square roots, and the commit of the code
   keys               of the constructor
   optimizer          state_dict() after the first steps
@@ -37,7 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import lowrank_core
 import torch
-from lowrank_core.optim import GaLoreAdamW
+from lowrank_core.memory.storage import FORMAT
+from lowrank_core.optim import METHODS
 from testing import golden
 from torch import Tensor, nn
 
@@ -60,23 +62,40 @@ TWO_BLOCKS = (8, 72)  # moments of more than 256 elements
 class Case:
     """One file. `zeros`: for each weight the number of steps at the start in which its gradient is zero."""
 
-    name: str
+    name: str  # of the file
     shapes: tuple[tuple[int, ...], ...]
     dtype: torch.dtype = torch.float32
     keys: dict[str, Any] = field(default_factory=dict)
     zeros: tuple[int, ...] = ()
+    method: str = "galore"
+
+    @property
+    def format(self) -> int:
+        """Of its states, which the name says."""
+        return int(self.name.partition("-format")[2].partition("-")[0])
 
 
 CASES = [
-    Case("float32", (LEFT, RIGHT, CONV, VECTOR, PLAIN)),
-    Case("float64", (LEFT, RIGHT, VECTOR), torch.float64),
-    Case("bfloat16", (LEFT, RIGHT, CONV, VECTOR, PLAIN), torch.bfloat16, {"rounding": "nearest"}),
-    Case("bfloat16-stochastic", (LEFT, RIGHT, CONV, VECTOR, PLAIN), torch.bfloat16, {"rounding": "stochastic"}),
-    Case("int8", (TWO_BLOCKS, RIGHT, VECTOR), keys={"moment_dtype": "int8"}),
-    Case("full", (LEFT, RIGHT), keys={"proj_type": "full"}),
-    Case("rotate", (LEFT, RIGHT), keys={"moments": "rotate"}),
-    Case("zeros", (LEFT, RIGHT, LEFT), zeros=(BEFORE, BEFORE, 0)),
-    Case("longer-zeros", (LEFT, RIGHT, RIGHT), zeros=(BEFORE + 2, BEFORE + 2, 0)),
+    Case("galore_adamw-format1-float32", (LEFT, RIGHT, CONV, VECTOR, PLAIN)),
+    Case("galore_adamw-format1-float64", (LEFT, RIGHT, VECTOR), torch.float64),
+    Case("galore_adamw-format1-bfloat16", (LEFT, RIGHT, CONV, VECTOR, PLAIN), torch.bfloat16, {"rounding": "nearest"}),
+    Case(
+        "galore_adamw-format1-bfloat16-stochastic",
+        (LEFT, RIGHT, CONV, VECTOR, PLAIN),
+        torch.bfloat16,
+        {"rounding": "stochastic"},
+    ),
+    Case("galore_adamw-format1-int8", (TWO_BLOCKS, RIGHT, VECTOR), keys={"moment_dtype": "int8"}),
+    Case("galore_adamw-format1-full", (LEFT, RIGHT), keys={"proj_type": "full"}),
+    Case("galore_adamw-format1-rotate", (LEFT, RIGHT), keys={"moments": "rotate"}),
+    Case("galore_adamw-format1-zeros", (LEFT, RIGHT, LEFT), zeros=(BEFORE, BEFORE, 0)),
+    Case("galore_adamw-format1-longer-zeros", (LEFT, RIGHT, RIGHT), zeros=(BEFORE + 2, BEFORE + 2, 0)),
+    Case("galore-format2-float32", (LEFT, RIGHT, CONV, VECTOR, PLAIN)),
+    Case("galore-format2-stagger", (LEFT, RIGHT, LEFT), keys={"stagger": True}),
+    Case("fira-format2-float32", (LEFT, RIGHT, CONV, VECTOR), keys={"scale": 0.5}, method="fira"),
+    Case("fira-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"residual": "code", "scale": 0.5}, method="fira"),
+    Case("apollo-format2-float32", (LEFT, RIGHT, CONV, VECTOR), method="apollo"),
+    Case("apollo-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"limiter": None}, method="apollo"),
 ]
 
 
@@ -122,11 +141,13 @@ def initial(case: Case, number: int) -> Tensor:
 
 def make(case: Case) -> golden.Golden:
     weights = [nn.Parameter(initial(case, number)) for number in range(len(case.shapes))]
-    optimizer = GaLoreAdamW(weights, **KEYS, **case.keys)
+    kind: Any = METHODS[case.method]
+    optimizer = kind(weights, **{**KEYS, **case.keys})
     every = [gradients(case, number) for number in range(len(case.shapes))]
     golden.take(weights, optimizer, [stack[:BEFORE] for stack in every])
     made: golden.Golden = {
-        "written_with": versions(),
+        "method": case.method,
+        "written_with": versions(case),
         "keys": {**KEYS, **case.keys},
         "optimizer": optimizer.state_dict(),
         "weights": [weight.detach().clone() for weight in weights],
@@ -168,8 +189,10 @@ def roots(state: dict[str, Any]) -> Tensor:
     return codes * state["exp_avg_sq.scales"].double().repeat_interleave(256)[: codes.numel()]
 
 
-def versions() -> dict[str, str]:
+def versions(case: Case) -> dict[str, str]:
+    drawn = {"normal_numbers": golden.normal_numbers()} if case.method == "apollo" else {}
     return {
+        **drawn,
         "lowrank_core": lowrank_core.__version__,
         "torch": str(torch.__version__),
         "square_root": golden.square_root(),
@@ -187,9 +210,9 @@ def main() -> None:
         sys.exit("python/ and cpp/ must be as committed: the files name the commit that wrote them")
     golden.check_level()
     for case in CASES:
-        path = golden.FOLDER / f"galore_adamw-format1-{case.name}.pt"
-        if path.exists():
-            print(f"{path.name}: exists, left alone")  # noqa: T201
+        path = golden.FOLDER / f"{case.name}.pt"
+        if path.exists() or case.format != FORMAT:
+            print(f"{path.name}: exists, or is of an older format: left alone")  # noqa: T201
             continue
         torch.save(make(case), path)
         print(f"{path.name}: {path.stat().st_size} bytes")  # noqa: T201

@@ -10,17 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from lowrank_core.memory.storage import FORMAT
+from lowrank_core.optim import METHODS
 from testing import golden
-from testing.golden import FILES
+from testing.golden import BOUNDED, FILES
 
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-NAMES = {
+bounded_file = pytest.mark.parametrize("path", BOUNDED, ids=lambda path: path.stem)
+FORMAT_1 = {
     "float32", "float64", "bfloat16", "bfloat16-stochastic", "int8", "full", "rotate", "zeros", "longer-zeros"
 }  # fmt: skip
 
 
 def test_the_files_are_there() -> None:
-    assert {path.stem.removeprefix("galore_adamw-format1-") for path in FILES} >= NAMES
+    stems = {path.stem for path in FILES}
+    assert stems >= {f"galore_adamw-format1-{name}" for name in FORMAT_1}
+    written = {stem.partition("-format")[0] for stem in stems if f"-format{FORMAT}-" in stem}
+    assert written == METHODS.keys(), "every method has a state of today's format: tests/golden/make_states.py"
 
 
 def test_the_steps_that_follow_are_those_of_then() -> None:
@@ -41,14 +47,14 @@ def test_the_steps_that_follow_are_those_of_then() -> None:
         assert found["to the bit"] >= least, name
 
 
-@every_file
+@bounded_file
 def test_at_the_level_of_this_machine(path: Path) -> None:
     """Where sums are added in another order and products are fused: within the bound of two machines' roundings."""
     state = golden.load(path)
     assert golden.out_of_bound(state, golden.replay(state)) == []
 
 
-@every_file
+@bounded_file
 def test_a_refresh_is_among_the_steps(path: Path) -> None:
     """And the file's own weights would not pass for those of an optimizer that stands still."""
     state = golden.load(path)
