@@ -1,5 +1,5 @@
 """What later methods stand on, proven by tenants that are none of the package: ranks that move, a subspace chosen at
-each step with what it misses fed back, drafts that add up."""
+each step with what it misses fed back, a schedule that looks at gradients."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from lowrank_core.optim import GaLoreAdamW
 from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.parts.projectors import Found, Orthonormal, Query, bases_of
 from lowrank_core.optim.parts.residuals import Seen
-from lowrank_core.optim.parts.rules import Direction
+from lowrank_core.optim.parts.rules import Direction, Turn
+from lowrank_core.optim.parts.schedules import FixedGap
 from lowrank_core.optim.parts.subspaces import Dense
 from lowrank_core.optim.parts.transports import Rotate
-from lowrank_core.optim.slots import Draft, State
+from lowrank_core.optim.slots import Slot, State
 from optim_cases import Zoo, draw, same, snapshot, train
+from test_deferred import no_reading
 from test_deferred_state import defer
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -209,43 +211,60 @@ def test_a_gate_undoes_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert same(before, [weight.detach(), optimizer.state_dict()]) and optimizer.skipped_steps == 1
 
 
-def drafted(optimizer: GaLoreAdamW, weights: list[nn.Parameter], seed: int) -> Draft:
-    for i, weight in enumerate(weights):
-        weight.grad = draw(*weight.shape, seed=10 * seed + i)
-    ((bucket, draft),) = optimizer._gather().items()
-    optimizer._draft(bucket, draft)
-    return draft
+@dataclass(frozen=True)
+class WhenQuiet(FixedGap):
+    """Looks again as soon as the gradient in the subspace has fallen below a tenth of what it was there at first.
+
+    The norms stay where the gradients are; they are read every `check_every` steps.
+    """
+
+    check_every: int = 4
+
+    def layout(self) -> Layout:
+        return {**super().layout(), **{f"quiet.{key}": Field((), "float32", Role.SHARE) for key in ("first", "now")}}
+
+    def observe(self, state: State, low: Tensor) -> None:
+        state["quiet.now"].copy_(torch.linalg.vector_norm(low))
+        first = state["quiet.first"]
+        first.copy_(torch.where(first == 0, state["quiet.now"], first))
+
+    def due(self, slot: Slot, step: int, state: State) -> bool:
+        if state["proj.refreshes"] == 0:
+            return True
+        return step % self.check_every == 0 and bool(state["quiet.now"] < 0.1 * state["quiet.first"])
+
+    def looked(self, state: State, step: int, turn: Turn | None) -> None:
+        super().looked(state, step, turn)
+        for key in ("first", "now"):
+            state[f"quiet.{key}"].zero_()
 
 
-def test_drafts_of_micro_batches_are_that_of_their_mean() -> None:
-    weights = [nn.Parameter(draw(12, 9)), nn.Parameter(draw(9, 12))]
-    optimizer = GaLoreAdamW(weights, rank=3, update_proj_gap=100)
-    drafted(optimizer, weights, 0)
-    optimizer.step()
-    first, second = (drafted(optimizer, weights, seed) for seed in (1, 2))
-    assert first.low is not None and first.finite
-    first.add_(second)
-    first.scale_(0.5)
-    assert not first.finite  # a sum may overflow
-    for i, weight in enumerate(weights):
-        weight.grad = 0.5 * (draw(*weight.shape, seed=10 + i) + draw(*weight.shape, seed=20 + i))
-    ((bucket, mean),) = optimizer._gather().items()
-    optimizer._draft(bucket, mean)
-    for one, other, grad in zip(first.low, mean.low, mean.grads, strict=True):
-        assert (one - other).abs().max() <= 4 * 12 * U32 * grad.norm()
-    assert same(first.grads, mean.grads)
+class WhenQuietAdamW(GaLoreAdamW):
+    @classmethod
+    def parts(cls, group: dict[str, Any], weight: Tensor) -> Parts:
+        return replace(super().parts(group, weight), schedule=WhenQuiet())
 
 
-def test_drafts_that_do_not_fit_are_refused() -> None:
-    weights = [nn.Parameter(draw(12, 9)), nn.Parameter(draw(9, 12))]
-    optimizer = GaLoreAdamW(weights, rank=3, update_proj_gap=100)
-    whole = drafted(optimizer, weights, 0)
-    optimizer.step()
-    low = drafted(optimizer, weights, 1)
-    with pytest.raises(ValueError, match="Draft: `other` must be in its subspaces as this one is"):
-        low.add_(whole)
-    with pytest.raises(ValueError, match="Draft: `other` must be of the same parameters"):
-        low.add_(low.part([True, False])[0])
+@pytest.mark.parametrize("there", [False, True], ids=["host", "device"])
+def test_a_schedule_that_looks_at_gradients(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the kernel's step and in the composition's, where only every fourth step may wait for a device."""
+    defer(monkeypatch, there)
+    weight = nn.Parameter(draw(12, 9))
+    optimizer = WhenQuietAdamW([weight], rank=3)
+    refreshes = []
+    for step in range(14):
+        weight.grad = draw(12, 9, seed=step) * (1.0 if step < 5 else 0.01)
+        if there and step % 4:
+            with no_reading():
+                optimizer.step()
+        else:
+            optimizer.step()
+        refreshes.append(optimizer.projections()[0].refreshes)
+    assert refreshes == [1] * 8 + [2] * 6
+    twin = nn.Parameter(weight.detach().clone())
+    other = WhenQuietAdamW([twin], rank=3)
+    other.load_state_dict(optimizer.state_dict())
+    assert same(other.state_dict(), optimizer.state_dict())
 
 
 def test_a_method_may_project_at_full_rank() -> None:

@@ -150,6 +150,11 @@ class Draft:
         self.grads = [grad * factor for grad in self.grads]
         self.finite = False
 
+    def squared_norm(self) -> Tensor:
+        """0-d float64 on the gradients' device: |G|_F^2 of all of them together. Does not wait."""
+        squares = [torch.linalg.vector_norm(grad, dtype=torch.float64).square() for grad in self.grads]
+        return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
+
     def part(self, chosen: list[bool]) -> tuple[Draft, Draft]:
         """The slots that are `chosen`, and the others."""
         parts = []
