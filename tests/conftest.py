@@ -4,6 +4,7 @@ by the tests that need it alone."""
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -17,6 +18,10 @@ else:
         "lowrank_core", derandomize=True, deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("lowrank_core")
+
+# A shell's background jobs start with Ctrl-C ignored, which their children inherit. The tests of stops press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OPTIONAL = {"torch", "cupy", "hypothesis", "scipy", "sklearn", "safetensors", "matplotlib", "tqdm"}
 
