@@ -229,6 +229,7 @@ def test_a_step_makes_the_calls_that_are_listed(way: str) -> None:
         others = {call for cell, steps in rows for call in cell} - set(listed)
         assert sorted(others & set(made)) == [], f"{sorted(facts)}: called, and not listed for these steps"
         assert sorted({path for path, _ in made} - named) == [], f"{sorted(facts)}: passed, and not named"
-        if facts == {"fused", "between"}:
-            count = re.search(r"between refreshes passes (\d+) files", text)
-            assert count is not None and int(count[1]) == len({path for path, _ in made})
+        passed = re.search(r"between refreshes passes (\d+) files of the package, one with a warm refresh (\d+)", text)
+        assert passed is not None
+        for kind, count in zip(({"between"}, {"warm", "refresh"}), passed.groups(), strict=True):
+            assert facts != {"fused", *kind} or int(count) == len({path for path, _ in made})

@@ -215,6 +215,13 @@ def _rsvd(
     call_finite("rsvd", _core.rsvd, *out, a, arrays={"a": a, "basis": basis}, **options)
 
 
+def rsvd_unrecorded(a: Array, rank: int, basis: Array | None, **options: Any) -> tuple[Array, ...]:
+    """`rsvd` without its checks and without torch's dispatcher: (u, s, vh)."""
+    out = _triplet(a, rank, basis, **options)
+    _rsvd(out, a, rank, basis, precision=None, **options)
+    return out
+
+
 def _svd_lowrank(out: tuple[Array, ...], a: Array, q: int, niter: int, *, seed: int) -> None:
     u, s, v = out
     options = {"oversample": 0, "niter": niter, "seed": seed, "precision": resolve_precision("svd_lowrank", None)}

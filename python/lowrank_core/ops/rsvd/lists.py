@@ -57,24 +57,37 @@ def range_finder_list(
         _output(i, a, rank, basis, oversample=oversample, niter=niter, seed=seed, precision=precision)
         for i, (a, rank, basis, seed) in enumerate(zip(arrays, ranks, bases, seeds, strict=True))
     ]
-    named = {f"arrays[{i}]": a for i, a in enumerate(arrays)} | {f"bases[{i}]": b for i, b in enumerate(bases)}
 
     def compute() -> tuple[Array, ...]:
-        call_finite(
-            "range_finder_list",
-            _core.range_finder,
-            out,
-            list(arrays),
-            arrays=named,
-            oversample=oversample,
-            niter=niter,
-            basis=bases,
-            seed=seeds,
-            precision=resolve_precision("range_finder_list", precision),
-        )
+        find_into(out, arrays, oversample=oversample, niter=niter, bases=bases, seeds=seeds, precision=precision)
         return tuple(out)
 
-    return list(without_derivative("range_finder_list", list(named.values()), compute))
+    return list(without_derivative("range_finder_list", [*arrays, *bases], compute))
+
+
+def find_into(
+    out: list[Array],
+    arrays: Sequence[Array],
+    *,
+    oversample: int,
+    niter: int,
+    bases: Sequence[Array | None],
+    seeds: Sequence[int],
+    precision: str | None = None,
+) -> None:
+    """`range_finder_list` into arrays [..., m, r] of the factors' dtype: unchecked, and nothing of it is recorded."""
+    call_finite(
+        "range_finder_list",
+        _core.range_finder,
+        out,
+        list(arrays),
+        arrays={f"arrays[{i}]": a for i, a in enumerate(arrays)} | {f"bases[{i}]": b for i, b in enumerate(bases)},
+        oversample=oversample,
+        niter=niter,
+        basis=list(bases),
+        seed=list(seeds),
+        precision=resolve_precision("range_finder_list", precision),
+    )
 
 
 def qb_list(

@@ -129,6 +129,20 @@ def _multiply(op: str, out: Array, x: Array, basis: Array, side: str, named: dic
     call_named(op, _core.gemm, out, a, b, arrays=named, precision=resolve_precision(op, None))
 
 
+def project_unrecorded(g: Array, basis: Array, side: str) -> Array:
+    """`project` without its checks and without torch's dispatcher."""
+    out = _outputs("project", g, basis, side)
+    _project(out, g, basis, side)
+    return out
+
+
+def project_back_unrecorded(r: Array, basis: Array, side: str) -> Array:
+    """`project_back` without its checks and without torch's dispatcher."""
+    out = _outputs("project_back", r, basis, side)
+    _project_back(out, r, basis, side)
+    return out
+
+
 _PROJECT = Op(
     "project(Tensor g, Tensor basis, str side) -> Tensor",
     check=partial(_check, "project"),

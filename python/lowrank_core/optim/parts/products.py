@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lowrank_core import ops
 from lowrank_core.ops.normal import fill_normal
+from lowrank_core.ops.rsvd.fixed_rank import rsvd_unrecorded
+from lowrank_core.ops.rsvd.lists import find_into
+from lowrank_core.ops.rsvd.projection import project_back_unrecorded, project_unrecorded
 from lowrank_core.optim.devices import has_kernels
 from lowrank_core.optim.dtypes import work_dtype
 
@@ -30,7 +32,7 @@ class Search(NamedTuple):
 def project(grad: Tensor, basis: Tensor, side: str) -> Tensor:
     """basis^T grad (left) or grad basis (right)."""
     if has_kernels(grad.device):
-        low: Tensor = ops.project(grad, basis, side=side)
+        low: Tensor = project_unrecorded(grad, basis, side)
         return low
     return basis.mT @ grad if side == "left" else grad @ basis
 
@@ -38,7 +40,7 @@ def project(grad: Tensor, basis: Tensor, side: str) -> Tensor:
 def project_back(low: Tensor, basis: Tensor, side: str) -> Tensor:
     """basis low (left) or low basis^T (right)."""
     if has_kernels(low.device):
-        lifted: Tensor = ops.project_back(low, basis, side=side)
+        lifted: Tensor = project_back_unrecorded(low, basis, side)
         return lifted
     return basis @ low if side == "left" else low @ basis.mT
 
@@ -47,13 +49,17 @@ def left_vectors(searches: Sequence[Search], *, oversample: int, niter: int) -> 
     """[m, rank] each, orthonormal, in the working dtype; all of `searches` have a basis, or none."""
     if not searches or not has_kernels(searches[0].matrix.device):
         return [_left_vectors(search, oversample, niter) for search in searches]
-    warm = searches[0].basis is not None
-    found: list[Tensor] = ops.range_finder_list(
+    found = [
+        torch.empty(*matrix.shape[:-1], search.rank, dtype=work_dtype(matrix.dtype), device=matrix.device)
+        for search in searches
+        for matrix in (search.matrix,)
+    ]
+    find_into(
+        found,
         [search.matrix for search in searches],
-        [search.rank for search in searches],
         oversample=oversample,
         niter=niter,
-        bases=[search.basis for search in searches] if warm else None,
+        bases=[search.basis for search in searches],
         seeds=[search.seed for search in searches],
     )
     return found
@@ -62,9 +68,8 @@ def left_vectors(searches: Sequence[Search], *, oversample: int, niter: int) -> 
 def both_vectors(search: Search, *, oversample: int, niter: int) -> tuple[Tensor, Tensor]:
     """[m, rank] and [n, rank]: leading left and right singular vectors, pair by pair."""
     if has_kernels(search.matrix.device):
-        u, _, vh = ops.rsvd(
-            search.matrix, search.rank, oversample=oversample, niter=niter, basis=search.basis, seed=search.seed
-        )
+        options = {"oversample": oversample, "niter": niter, "seed": search.seed}
+        u, _, vh = rsvd_unrecorded(search.matrix, search.rank, search.basis, **options)
         return u, vh.mT
     left = _left_vectors(search, oversample, niter)
     turn, _, vh = torch.linalg.svd(left.mT @ _scaled(search.matrix), full_matrices=False)
