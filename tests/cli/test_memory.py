@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +22,27 @@ def address_space() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-@pytest.fixture
+@contextmanager
 def tight():
-    """64 MB more than this process has already."""
+    """64 MB more than this process has already.
+
+    For as short as can be: not every library survives an allocation that fails; safetensors ends the process.
+    """
     import lowrank_core.cli.loop
     import lowrank_core.cli.report  # noqa: F401  (mapped before there is no room)
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + (64 << 20), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def test_failed_allocation(tiny, cli, tmp_path, tight):
+def test_failed_allocation(tiny, cli, tmp_path):
     number = json.loads(cli("estimate", *LARGE[:2], "--layers", 1, "--ffn", 24, "--rank", 4, "--json").out)
-    outcome = cli(*tiny, *LARGE, "--out", tmp_path)
+    with tight():
+        outcome = cli(*tiny, *LARGE, "--out", tmp_path)
     assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
     assert "out of memory with galore" in outcome.err and "Traceback" not in outcome.err
     assert megabytes(number["bytes"][1]["total"]) in outcome.err
