@@ -45,7 +45,7 @@ GALORE: dict[str, Any] = {
 }
 FIRA = {**GALORE, "limiter": 1.01, "residual": "paper"}
 APOLLO = {
-    **{key: value for key, value in GALORE.items() if key != "moments"},
+    **{key: value for key, value in GALORE.items() if key not in ("moments", "oversample", "niter")},
     "rank": 256,
     "scale": 1.0,
     "projector": "random",

@@ -42,7 +42,7 @@ METHODS: dict[str, Method] = {
         _apollo,
         rank=256,
         own={"scale": 1.0, "projector": "random", "scale_type": "channel", "limiter": 1.01, "scale_cap": None},
-        lacks=("moments",),
+        lacks=("moments", "oversample", "niter"),
         projectors=("random", "svd"),
         proj_types=ONE_SIDED,
     ),

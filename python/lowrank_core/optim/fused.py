@@ -36,7 +36,7 @@ class FusedStep(Protocol):
         ...
 
     def finish(self, bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
-        """Takes the step that was drafted; see `compose`."""
+        """Takes the step that was drafted; see `compose`. A kernel of the host gets None for a gate."""
         ...
 
 

@@ -39,8 +39,8 @@ class LowRankOptimizer(StateOptimizer):
       W <- (1 - lr weight_decay) W - lr up(N)
 
     Before anything is touched the gradients of the whole step are tested for inf and nan. They stay as they are. The
-    groups hold every hyperparameter, and the parts are made from them again at each step: schedulers, checkpoints and
-    edits of a group act at once.
+    groups hold every hyperparameter, and each step makes the parts again if one of them has changed: schedulers,
+    checkpoints and edits of a group act at once. `parts` must not read `lr` and `weight_decay`, which are the loop's.
 
     Determinism: D1 (same bits for any number of threads), given such kernels. Draws from no global generator.
 

@@ -10,8 +10,9 @@ from lowrank_core.checks import is_number, require
 from lowrank_core.optim.base import Params
 from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.options import keys_of
-from lowrank_core.optim.parts import Parts, choose, one_sided, svd_projector
-from lowrank_core.optim.parts.projectors import Gaussian
+from lowrank_core.optim.parts import Parts, choose, one_sided
+from lowrank_core.optim.parts.codecs import basis_codec
+from lowrank_core.optim.parts.projectors import ExactSVD, Gaussian
 from lowrank_core.optim.parts.residuals import ScaledGradient, resolution
 from lowrank_core.optim.parts.transports import Keep
 
@@ -70,8 +71,6 @@ class ApolloAdamW(LowRankOptimizer):
         scale: float = 1.0,
         proj_type: str = "std",
         projector: str = "random",
-        oversample: int = 10,
-        niter: int = 2,
         scale_type: str = "channel",
         limiter: float | None = 1.01,
         scale_cap: float | None = None,
@@ -92,7 +91,7 @@ class ApolloAdamW(LowRankOptimizer):
         op, scale = cls.__name__, group["scale"]
         require(is_number(scale, 0.0), op, "scale", "be a number >= 0", scale)
         whole = choose(op, group, "scale_type", {"channel": False, "tensor": True})
-        exact = svd_projector(op, {**group, "projector": "svd"}, weight)
+        exact = ExactSVD(basis_codec(weight.dtype))
         return Parts.of(
             op,
             one_sided(op, group),

@@ -106,7 +106,7 @@ class Orthonormal:
 
     def search(self, queries: Sequence[Query]) -> list[Bases]:
         """Orthonormal bases for each of `queries`, of any signs."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}: a projector must name its `search`")
 
 
 @dataclass(frozen=True)

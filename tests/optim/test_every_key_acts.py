@@ -1,0 +1,70 @@
+"""No option is accepted and ignored: another value of any key of any method shows in weights or state."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from lowrank_core.optim import METHODS
+from optim_cases import draw, same
+from torch import nn
+
+BASE: dict[str, Any] = {"lr": 0.05, "rank": 3, "update_proj_gap": 2, "niter": 0, "oversample": 1}
+# Another value of each key, and what else it takes to be seen.
+OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
+    "lr": (0.1, {}),
+    "betas": ((0.8, 0.99), {}),
+    "eps": (0.1, {}),
+    "weight_decay": (0.1, {}),
+    "rank": (2, {}),
+    "update_proj_gap": (3, {}),
+    "scale": (2.0, {}),
+    "proj_type": ("reverse_std", {}),
+    "projector": ("svd", {}),
+    "oversample": (6, {}),
+    "niter": (2, {}),
+    "moments": ("rotate", {}),
+    "limiter": (None, {}),
+    "residual": ("code", {}),
+    "scale_type": ("tensor", {}),
+    "scale_cap": (1.0, {}),
+    "moment_dtype": ("int8", {}),
+    "plain_moment_dtype": ("int8", {}),
+    "rounding": ("stochastic", {"dtype": torch.bfloat16}),
+    "seed": (1, {}),
+    "force_projection": (True, {"rank": 30}),
+    "maximize": (True, {}),
+    "stagger": (True, {"update_proj_gap": 4}),
+}
+ELSEWHERE = {"nonfinite"}  # tests/optim/test_contract.py
+
+
+def keys_of(name: str) -> dict[str, Any]:
+    """The keys of a method, with their defaults."""
+    parameters = inspect.signature(METHODS[name]).parameters
+    return {key: p.default for key, p in parameters.items() if key not in ("params", "torch_keys")}
+
+
+def ends(name: str, dtype: torch.dtype = torch.float32, **keys: Any) -> list[Any]:
+    """Weights and states after six steps of two matrices and a vector."""
+    weights = [nn.Parameter(draw(*shape, seed=i).to(dtype)) for i, shape in enumerate([(20, 14), (14, 20), (9,)])]
+    kind: Any = METHODS[name]
+    optimizer = kind(weights, **{key: value for key, value in {**BASE, **keys}.items() if key in keys_of(name)})
+    for step in range(6):
+        for i, weight in enumerate(weights):
+            weight.grad = draw(*weight.shape, seed=10 * step + i).to(dtype)
+        optimizer.step()
+    return [(weight.detach(), optimizer.state[weight]) for weight in weights]
+
+
+@pytest.mark.filterwarnings("ignore:.* nothing is projected at rank:UserWarning")
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name in METHODS for key in keys_of(name) if key not in ELSEWHERE]
+)
+def test_another_value_shows(name: str, key: str) -> None:
+    value, besides = OTHER[key]
+    usual = {**keys_of(name), **BASE, **besides}[key]
+    assert usual != value
+    assert not same(ends(name, **besides), ends(name, **{**besides, key: value}))
