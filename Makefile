@@ -51,7 +51,7 @@ test: $(VENV)/.built  ## run the C++ and the Python tests (ARGS: pytest's)
 	$(CMAKE) -S . -B $(BUILD) -DLRC_TESTS=ON
 	$(CMAKE) --build $(BUILD)
 	$(CTEST) $(BUILD)
-	$(PY) -m pytest $(if $(CI),-n 2 --dist loadfile) $(ARGS)
+	$(PY) -m pytest $(if $(CI),-n 2 --dist loadfile --max-worker-restart 0) $(ARGS)
 
 $(VENV)/.peers: $(VENV)/.built
 	$(PIP) install -c constraints.txt galore-torch q-galore-torch

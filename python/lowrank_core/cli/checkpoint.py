@@ -21,6 +21,7 @@ from lowrank_core.cli.files import write_atomic
 
 FORMAT = "lowrank_core.train"
 VERSION = "1"
+_COPIES = 3  # of all tensors, that safetensors makes on the way to the file's bytes
 
 
 def save(path: Path, tree: dict[str, Any]) -> None:
@@ -29,10 +30,13 @@ def save(path: Path, tree: dict[str, Any]) -> None:
     Raises:
       CliError: the disk refused; the previous checkpoint is intact.
       TypeError: a leaf is something else.
+      RuntimeError: torch's, for want of memory.
     """
     tensors: dict[str, Tensor] = {}
     body = json.dumps(_encode(tree, "", tensors))
     metadata = {"format": FORMAT, "version": VERSION, "tree": body, "sha256": _digest(body, tensors)}
+    # safetensors ends the process when it gets no memory: torch, which raises, is asked for as much beforehand.
+    torch.empty(_COPIES * sum(tensor.nbytes for tensor in tensors.values()), dtype=torch.uint8)
     write_atomic(path, to_bytes(tensors, metadata))
 
 

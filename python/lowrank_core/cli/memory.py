@@ -63,7 +63,7 @@ def watched(config: TrainConfig, name: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as failure:
-        if not _is_out_of_memory(failure):
+        if not is_out_of_memory(failure):
             raise
         raise CliError(
             f"out of memory with {name}: weights, gradients and optimizer state take "
@@ -73,7 +73,7 @@ def watched(config: TrainConfig, name: str) -> Iterator[None]:
         ) from failure
 
 
-def _is_out_of_memory(failure: BaseException) -> bool:
+def is_out_of_memory(failure: BaseException) -> bool:
     """torch's allocator has no exception of its own on the CPU."""
     return isinstance(failure, MemoryError) or any(
         words in str(failure) for words in ("DefaultCPUAllocator", "bad_alloc", "Storage size calculation overflowed")
