@@ -29,7 +29,7 @@ PLACES = (
 # Layers that hold families and, besides, only these.
 SHARED = {
     "cuda/*.cu": (),
-    "cpp/bindings/*.cpp": ("caster", "core", "gemm", "kernel", "module"),
+    "cpp/bindings/*.cpp": ("caster", "core", "exchange", "gemm", "kernel", "module"),
     "python/lowrank_core/reference/*.py": ("__init__", "philox"),
 }
 # Layers where a family is a folder, and the files that stand beside the folders.

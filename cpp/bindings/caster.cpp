@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "dlpack.h"
+#include "exchange.h"
 
 namespace py = pybind11;
 
@@ -106,18 +107,6 @@ void read_torch(py::handle tensor, View& view) {
   view.data = reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<uintptr_t>());
 }
 
-View from_torch(py::handle tensor) {
-  View view;
-  try {
-    read_torch(tensor, view);
-  } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_RuntimeError)) throw;  // NotImplementedError is one, too
-    refuse("must be an ordinary dense tensor, got a " + type_of(tensor) + " of layout " +
-           text_of(tensor.attr("layout")) + "; make it one, for instance by `.to_dense()`");
-  }
-  return view;
-}
-
 View from_dltensor(const dlpack::Tensor& tensor) {
   View view;
   const int64_t bits = tensor.dtype.bits;
@@ -148,6 +137,30 @@ View from_dltensor(const dlpack::Tensor& tensor) {
   }
   view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   return view;
+}
+
+View from_torch(py::handle tensor) {
+  View view;
+  try {
+    read_torch(tensor, view);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_RuntimeError)) throw;  // NotImplementedError is one, too
+    refuse("must be an ordinary dense tensor, got a " + type_of(tensor) + " of layout " +
+           text_of(tensor.attr("layout")) + "; make it one, for instance by `.to_dense()`");
+  }
+  return view;
+}
+
+// False for what is no torch tensor, or one of which its attributes have to say why it cannot be used.
+bool read_exchanged(py::handle tensor, View& view) {
+  dlpack::Tensor exchanged;
+  if (!exchange_view(tensor, exchanged)) return false;
+  try {
+    view = from_dltensor(exchanged);
+  } catch (const Refusal&) {
+    return false;
+  }
+  return true;
 }
 
 // Runs the producer's deleter when the last reference to the view's owner goes.
@@ -191,9 +204,11 @@ View read(py::handle from, bool writable, py::object& owner) {
     owner = py::reinterpret_borrow<py::object>(from);
     return from_numpy(py::reinterpret_borrow<py::array>(from), writable);
   }
-  if (py::hasattr(from, "data_ptr") && py::hasattr(from, "stride")) {
+  View view;
+  const bool exchanged = read_exchanged(from, view);
+  if (exchanged || (py::hasattr(from, "data_ptr") && py::hasattr(from, "stride"))) {
     owner = py::reinterpret_borrow<py::object>(from);
-    return from_torch(from);
+    return exchanged ? view : from_torch(from);
   }
   if (py::hasattr(from, "__dlpack__")) return from_dlpack(from, writable, owner);
   refuse("must be a numpy.ndarray, a torch.Tensor or an array with `__dlpack__`, got " + type_of(from));

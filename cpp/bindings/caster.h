@@ -1,6 +1,6 @@
-// caster: the one place where an array of any library becomes a View. NumPy arrays and torch tensors are read by their
-// attributes (torch costs 2 us through DLPack and refuses tensors that require gradients); everything else comes
-// in through DLPack. The owner stays alive as long as the argument does.
+// caster: the one place where an array of any library becomes a View. NumPy arrays are read by their attributes, torch
+// tensors by torch's table of C functions (exchange.h) or, where that is missing or a tensor is to be refused, by their
+// attributes, too; everything else comes in through `__dlpack__`. The owner stays alive as long as the argument does.
 #pragma once
 
 #include <pybind11/numpy.h>

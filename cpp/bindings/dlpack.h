@@ -1,5 +1,6 @@
 // dlpack: the part of the DLPack 1.x ABI (dmlc/dlpack, Apache-2.0 specification) that a consumer on the CPU or CUDA
-// needs: the layout of the two capsules "dltensor" and "dltensor_versioned".
+// needs: the layout of the two capsules "dltensor" and "dltensor_versioned", and of the table of functions in
+// "dlpack_exchange_api", which DLPack 1.3 puts on an array's type as `__dlpack_c_exchange_api__`.
 #pragma once
 
 #include <cstdint>
@@ -33,15 +34,28 @@ struct Managed {
   void (*deleter)(Managed*);
 };
 
+struct Version {
+  uint32_t major;
+  uint32_t minor;
+};
+
 struct ManagedVersioned {
-  struct {
-    uint32_t major;
-    uint32_t minor;
-  } version;
+  Version version;
   void* manager_ctx;
   void (*deleter)(ManagedVersioned*);
   uint64_t flags;
   Tensor tensor;
+};
+
+// Functions return 0, or -1 with a Python exception.
+struct ExchangeApi {
+  Version version;
+  ExchangeApi* previous;  // for consumers of an older major version
+  void* allocate;
+  void* to_managed;
+  void* from_managed;
+  int (*view)(void* object, Tensor* out);  // owned by `object`; null where a producer has none
+  int (*work_stream)(DeviceType device, int32_t id, void** stream);
 };
 
 }  // namespace lowrank::dlpack
