@@ -18,10 +18,10 @@ comma := ,
 SOURCES := $(shell find cpp cuda -type f)
 FORMATTED = $(shell find cpp cuda tests/cpp tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: FORCE help train test bench format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
+.PHONY: FORCE help train test test-all bench format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
   floor clean distclean
 help:  ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*  ## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' Makefile | expand -t 12
 
 # ---- set-up ------------------------------------------------------------------------------------------------------
 
@@ -52,6 +52,9 @@ test: $(VENV)/.built  ## run the C++ and the Python tests (ARGS: pytest's)
 	$(CMAKE) --build $(BUILD)
 	$(CTEST) $(BUILD)
 	$(PY) -m pytest $(if $(CI),-n 2 --dist loadfile --max-worker-restart 0) $(ARGS)
+
+test-all: $(VENV)/.built  ## run every check, for an hour; the result goes to docs/results/test-all.md
+	$(PY) tools/test_all.py $(ARGS)
 
 $(VENV)/.peers: $(VENV)/.built
 	$(PIP) install -c constraints.txt galore-torch q-galore-torch
