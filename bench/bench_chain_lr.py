@@ -49,9 +49,9 @@ def attention(length: int, depth: int, largest: float, seed: int = 0) -> dict[st
     normal = functools.partial(torch.randn, generator=number)
     t = {name: normal(length, depth) for name in ("queries", "keys", "values", "dout")}
     t |= {"a": normal(RANK, depth) / depth**0.5, "b": 0.1 * normal(depth, RANK), "weight": torch.eye(depth)}
-    arrays = [t[n] for n in ("queries", "keys", "values", "dout", "weight", "a", "b")]
-    found = _core.attention_largest_score(arrays, mask=None, scale=SCALE, causal=False, exactly=True)
-    t["queries"] *= largest / found
+    effective = t["queries"] @ (t["weight"] + SCALE * t["b"] @ t["a"])
+    centered = t["keys"] - t["keys"].mean(0)
+    t["queries"] *= largest / max(float((rows @ centered.mT).abs().max()) for rows in effective.split(1024))
     return t
 
 

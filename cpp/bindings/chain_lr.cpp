@@ -142,8 +142,8 @@ void bind_chained(const WriteArray& da, const WriteArray& db, const Arrays& arra
   chain_lr::attention_chained_cpu(gradient(da, db, problem), problem, features(left, right, degree, problem));
 }
 
-double bind_largest(const Arrays& arrays, const OptionalArray& mask, double scale, bool causal, bool exactly) {
-  return chain_lr::largest_score_cpu(attention(arrays, mask, scale, causal), exactly);
+double bind_score_bound(const Arrays& arrays, const OptionalArray& mask, double scale, bool causal, double enough) {
+  return chain_lr::score_bound_cpu(attention(arrays, mask, scale, causal), enough);
 }
 
 double bind_sampled(const Arrays& arrays, const OptionalArray& mask, double scale, bool causal,
@@ -183,14 +183,17 @@ void register_chain_lr(py::module_& module) {
   kernel(module, "attention_chained", &bind_chained, "da"_a, "db"_a, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a,
          "causal"_a, "degree"_a, "left"_a, "right"_a,
          "The same by features: monomials up to a degree, or the ones given.");
-  kernel(module, "attention_largest_score", &bind_largest, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a, "causal"_a,
-         "exactly"_a, "Largest score in magnitude, or the product of the largest norms.");
+  kernel(module, "attention_score_bound", &bind_score_bound, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a, "causal"_a,
+         "enough"_a,
+         "A bound of all |scores| that is at most `enough`; where a score is larger than that, one that is.");
   kernel(module, "attention_sampled_error", &bind_sampled, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a, "causal"_a,
          "left"_a, "right"_a, "Relative error of a few rows by given features.");
   kernel(module, "attention_operands", &bind_operands, "queries"_a, "keys"_a, "arrays"_a, py::kw_only(), "mask"_a,
          "scale"_a, "What features are taken of: effective queries, and keys less their mean.");
   kernel(module, "taylor_error", &chain_lr::taylor_error, "largest"_a, "degree"_a,
          "Estimated relative error of the chained gradient where exp is cut after an even degree.");
+  kernel(module, "taylor_score", &chain_lr::taylor_score, "error"_a, "degree"_a,
+         "The largest score whose `taylor_error` is at most `error`.");
   kernel(module, "gaussian", &bind_gaussian, "out"_a, py::kw_only(), "seed"_a,
          "Fills `out` with standard normal numbers of a seed.");
 }

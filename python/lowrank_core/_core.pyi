@@ -17,9 +17,9 @@ __all__: list[str] = [
     "array_refusal",
     "attention_chained",
     "attention_exact",
-    "attention_largest_score",
     "attention_operands",
     "attention_sampled_error",
+    "attention_score_bound",
     "augment_truncate",
     "build_info",
     "chain_matmul",
@@ -59,6 +59,7 @@ __all__: list[str] = [
     "subspace_project",
     "subspace_update",
     "taylor_error",
+    "taylor_score",
 ]
 
 class ArrayError(ValueError):
@@ -131,18 +132,6 @@ def attention_exact(
     Gradients of an attention adapter by tiles of scores.
     """
 
-def attention_largest_score(
-    arrays: collections.abc.Sequence[numpy.typing.ArrayLike],
-    *,
-    mask: numpy.typing.ArrayLike | None,
-    scale: typing.SupportsFloat | typing.SupportsIndex,
-    causal: bool,
-    exactly: bool,
-) -> float:
-    """
-    Largest score in magnitude, or the product of the largest norms.
-    """
-
 def attention_operands(
     queries: numpy.typing.ArrayLike,
     keys: numpy.typing.ArrayLike,
@@ -166,6 +155,18 @@ def attention_sampled_error(
 ) -> float:
     """
     Relative error of a few rows by given features.
+    """
+
+def attention_score_bound(
+    arrays: collections.abc.Sequence[numpy.typing.ArrayLike],
+    *,
+    mask: numpy.typing.ArrayLike | None,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    causal: bool,
+    enough: typing.SupportsFloat | typing.SupportsIndex,
+) -> float:
+    """
+    A bound of all |scores| that is at most `enough`; where a score is larger than that, one that is.
     """
 
 def augment_truncate(
@@ -575,4 +576,11 @@ def taylor_error(
 ) -> float:
     """
     Estimated relative error of the chained gradient where exp is cut after an even degree.
+    """
+
+def taylor_score(
+    error: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex
+) -> float:
+    """
+    The largest score whose `taylor_error` is at most `error`.
     """

@@ -112,6 +112,36 @@ struct Tiles {
   }
 };
 
+// Of the largest |score|; a query sees the keys whose place is not beyond its own.
+template <class T>
+double largest_by_tiles(const Tiles<T>& tiles, int64_t first_row, bool causal) {
+  std::vector<T> query_places(size_t(kScoreRows), T(0)), key_places(size_t(tiles.keys), T(0));
+  for (int64_t i = 0; i < kScoreRows && causal; ++i) query_places[size_t(i)] = T(first_row + i);
+  for (int64_t l = 0; l < tiles.keys; ++l) {
+    key_places[size_t(l)] =
+        tiles.bias[size_t(l)] < T(0) ? std::numeric_limits<T>::infinity() : T(causal ? l : int64_t(0));
+  }
+  double largest = 0.0;
+  for (int64_t l = 0; l < tiles.keys; l += kScoreCols) {
+    const ScoreTile<T> tile{tiles.queries.data(),
+                            tiles.keys_t.data() + l,
+                            query_places.data(),
+                            key_places.data() + l,
+                            tiles.depth,
+                            tiles.keys,
+                            std::min(kScoreCols, tiles.keys - l)};
+    largest = std::max(largest, scores<T>().largest(tile));
+  }
+  return largest;
+}
+
+void a_score_has_its_error() {
+  for (int64_t degree = 2; degree <= 8; degree += 2) {
+    const double score = taylor_score(0.5, degree);
+    CHECK(taylor_error(score, degree) <= 0.5 && taylor_error(score * (1.0 + 1e-12), degree) > 0.5);
+  }
+}
+
 template <class T>
 void tiles_equal_scalar_loops(int64_t depth, int64_t value_depth, int64_t keys, int64_t first_row, bool causal) {
   const Tiles<T> tiles(depth, value_depth, keys);
@@ -141,8 +171,7 @@ void tiles_equal_scalar_loops(int64_t depth, int64_t value_depth, int64_t keys, 
       CHECK(std::abs(double(out[size_t(i * tiles.width + c)]) - exact) <= bound);
     }
   }
-  if (causal) return;  // whose largest score is that of whole tiles
-  const double found = scores<T>().largest_rows(rows, scratch.data());
+  const double found = largest_by_tiles(tiles, first_row, causal);
   CHECK(std::abs(found - largest) <= kUnit<T> * double(depth + 2) * 2.0 * double(depth));
 }
 
@@ -168,6 +197,7 @@ void every_level_equals_scalar_loops() {
 int main() {
   lowrank::chain_lr::thin_factors_come_first();
   lowrank::chain_lr::the_series_is_cut_after_its_degree();
+  lowrank::chain_lr::a_score_has_its_error();
   lowrank::chain_lr::normal_numbers_have_the_moments_of_one();
   lowrank::chain_lr::every_level_equals_scalar_loops();
   return lowrank::testing::finish();

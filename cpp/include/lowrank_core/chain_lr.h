@@ -168,8 +168,12 @@ void attention_chained_cpu(const AttentionGradient& out, const Attention& proble
 // Effective queries [..., L, d_k] and keys less their mean over what is seen [..., M, d_k]; what features are taken of.
 void attention_operands_cpu(const View& queries, const View& keys, const Attention& problem);
 
-// Largest |score| after the mean key is taken off: the product of the largest norms, or exactly, by tiles.
-double largest_score_cpu(const Attention& problem, bool exactly);
+// The largest score at which `taylor_error` of a degree is at most `error`.
+double taylor_score(double error, int64_t degree);
+
+// A bound of all |scores| after the mean key is taken off that is at most `enough`; where a score is larger than that,
+// one that is. By the norms of queries and keys, and a look at the scores that these leave in doubt.
+double score_bound_cpu(const Attention& problem, double enough);
 
 // Relative Frobenius error of p on a few rows, evenly spaced, where it comes from these features.
 double sampled_error_cpu(const Attention& problem, const Features& features);

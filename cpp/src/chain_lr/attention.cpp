@@ -11,39 +11,28 @@ struct Packed {
   MatrixBuffer<T> queries, dout, keys_t, values_t, by_row;
   Buffer<T> bias;
 
-  Packed(const Head<T>& head, bool with_values)
+  explicit Packed(const Head<T>& head)
       : rows(round_up(head.queries, kScoreRows)),
         keys(round_up(head.keys, kKeyPad)),
         width(round_up(head.depth, kWidthPad)),
         queries(rows, head.depth),
-        dout(with_values ? rows : 0, head.value_depth),
+        dout(rows, head.value_depth),
         keys_t(head.depth, keys),
-        values_t(with_values ? head.value_depth : 0, keys),
-        by_row(with_values ? keys : 0, width),
+        values_t(head.value_depth, keys),
+        by_row(keys, width),
         bias(keys) {
     put(queries, view_of(head.effective), false);
     put(keys_t, view_of(head.centered), true);
     std::copy(head.bias.data(), head.bias.data() + head.keys, bias.data());
     std::fill(bias.data() + head.keys, bias.data() + keys, -std::numeric_limits<T>::infinity());
-    if (!with_values) return;
     put(dout, head.dout, false);
     put(values_t, head.values, true);
     put(by_row, view_of(head.centered), false);
   }
 
   ScoreRows<T> at(int64_t row, bool causal) const {
-    return {queries.row(row),
-            row < dout.rows() ? dout.row(row) : nullptr,
-            keys_t.data(),
-            values_t.data(),
-            by_row.data(),
-            bias.data(),
-            queries.cols(),
-            dout.cols(),
-            keys,
-            width,
-            row,
-            causal};
+    return {queries.row(row), dout.row(row), keys_t.data(), values_t.data(), by_row.data(), bias.data(),
+            queries.cols(),   dout.cols(),   keys,          width,           row,           causal};
   }
 
  private:
@@ -60,7 +49,7 @@ template <class T>
 HeadGradient exact_head(const Attention& problem, int64_t index) {
   Head<T> head(problem, index);
   check_head(head);
-  const Packed<T> packed(head, true);
+  const Packed<T> packed(head);
   MatrixBuffer<T> product(packed.rows, packed.width);
   parallel_for(packed.rows / kScoreRows, [&](int64_t block) {
     Buffer<T> scratch(score_scratch(packed.width));
@@ -76,37 +65,12 @@ HeadGradient exact_head(const Attention& problem, int64_t index) {
   return out;
 }
 
-template <class T>
-double largest_score(const Attention& problem, int64_t index, bool exactly) {
-  const Head<T> head(problem, index);
-  check_head(head);
-  if (!exactly) return longest_row(head.effective) * longest_row(head.centered);
-  const Packed<T> packed(head, false);
-  Buffer<double> largest(packed.rows / kScoreRows);
-  parallel_for(largest.size(), [&](int64_t block) {
-    Buffer<T> scratch(score_scratch(packed.width));
-    const ScoreRows<T> rows = packed.at(block * kScoreRows, problem.causal);
-    largest[block] = scores<T>().largest_rows(rows, scratch.data());
-  });
-  return largest.size() == 0 ? 0.0 : *std::max_element(largest.data(), largest.data() + largest.size());
-}
-
 }  // namespace
 
 void attention_exact_cpu(const AttentionGradient& out, const Attention& problem) {
   with_work_type(problem.queries.dtype, [&](auto tag) {
     add_heads(out, problem, [&](int64_t i) { return exact_head<decltype(tag)>(problem, i); });
   });
-}
-
-double largest_score_cpu(const Attention& problem, bool exactly) {
-  double largest = 0.0;
-  with_work_type(problem.queries.dtype, [&](auto tag) {
-    for (int64_t i = 0; i < problem.queries.batch(); ++i) {
-      largest = std::max(largest, largest_score<decltype(tag)>(problem, i, exactly));
-    }
-  });
-  return largest;
 }
 
 }  // namespace lowrank::chain_lr

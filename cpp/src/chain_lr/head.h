@@ -79,11 +79,13 @@ struct Head {
         continue;
       }
       ++seen;
-      for (int64_t c = 0; c < depth; ++c) mean[size_t(c)] += double(centered.at(l, c));
+      const T* const key = centered.row(l);
+      for (int64_t c = 0; c < depth; ++c) mean[size_t(c)] += double(key[c]);
     }
-    for (double& x : mean) x /= double(std::max<int64_t>(seen, 1));
+    std::vector<T> shift(size_t(depth), T(0));
+    for (int64_t c = 0; c < depth; ++c) shift[size_t(c)] = T(mean[size_t(c)] / double(std::max<int64_t>(seen, 1)));
     for (int64_t l = 0; l < keys; ++l) {
-      for (int64_t c = 0; c < depth && sees(l); ++c) centered.at(l, c) -= T(mean[size_t(c)]);
+      if (sees(l)) vectors<T>().axpy(centered.row(l), T(-1), shift.data(), depth);
     }
   }
 };
@@ -113,6 +115,16 @@ struct HeadGradient {
   MatrixBuffer<double> da, db;
 };
 
+// Calls body(index) for heads `begin` .. `end`; small ones get one thread each.
+template <class Body>
+void for_each_head(const Attention& problem, int64_t begin, int64_t end, const Body& body) {
+  if (begin == end) return;
+  if (problem.queries.matrix().rows * problem.keys.matrix().rows <= kOneThreadEachScores) {
+    return parallel_for(end - begin, [&](int64_t i) { body(begin + i); });
+  }
+  for (int64_t i = begin; i < end; ++i) body(i);
+}
+
 // Calls one(index) for each head, giving its gradient, and adds them up in the order of the heads.
 template <class One>
 void add_heads(const AttentionGradient& out, const Attention& problem, const One& one) {
@@ -131,16 +143,10 @@ void add_heads(const AttentionGradient& out, const Attention& problem, const One
   clear(out.da);
   clear(out.db);
   if (heads == 0) return;
-  const bool small = problem.queries.matrix().rows * problem.keys.matrix().rows <= kOneThreadEachScores;
   for (int64_t begin = 0; begin < heads; begin += kHeadsAtOnce) {
     const int64_t count = std::min(kHeadsAtOnce, heads - begin);
     std::vector<std::optional<HeadGradient>> parts(static_cast<size_t>(count));
-    const auto run = [&](int64_t i) { parts[size_t(i)].emplace(one(begin + i)); };
-    if (small && count > 1) {
-      parallel_for(count, run);
-    } else {
-      for (int64_t i = 0; i < count; ++i) run(i);
-    }
+    for_each_head(problem, begin, begin + count, [&](int64_t i) { parts[size_t(i - begin)].emplace(one(i)); });
     for (const auto& part : parts) {
       add(out.da, part->da);
       add(out.db, part->db);

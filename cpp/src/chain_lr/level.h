@@ -27,13 +27,23 @@ struct ScoreRows {
   bool causal;
 };
 
+// kScoreRows queries of one head, and `count` of its keys: a multiple of kKeyPad, at most kScoreCols. A query sees the
+// keys whose place is not beyond its own.
+template <class T>
+struct ScoreTile {
+  const T* queries;  // [kScoreRows, depth]
+  const T* keys_t;   // [depth, count], a row every `step`
+  const T *query_places, *key_places;
+  int64_t depth, step, count;
+};
+
 template <class T>
 struct ScoreFunctions {
   // out [kScoreRows, width] <- p K, p = f ∘ (dO Vᵀ - rho), in one pass with running row statistics; 0 for a row that
   // sees no key. `scratch`: score_scratch(width) numbers.
   void (*gradient_rows)(const ScoreRows<T>& rows, T* out, T* scratch);
-  // Largest |score| over the keys that `bias` lets through.
-  double (*largest_rows)(const ScoreRows<T>& rows, T* scratch);
+  // Largest |score| of queries and keys that they see; 0 where they see none.
+  double (*largest)(const ScoreTile<T>& tile);
 };
 
 struct ScoreLevel {

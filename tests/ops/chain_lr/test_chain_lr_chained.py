@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowrank_core import _core
 from lowrank_core.reference import chain_lr as reference
-from testing import machine, tolerance
+from testing import tolerance
 from torch import Tensor
 
 METHODS = ("exact", "chained")
@@ -69,33 +69,6 @@ def test_half_and_single_precision(dtype: torch.dtype) -> None:
     assert found.da.dtype == dtype
     allowed = float(found.error_bound) + tolerance.gamma(LENGTH**2, torch.float32) + tolerance.UNIT[dtype]
     assert relative(found, exact(t, scale=0.7)) <= allowed
-
-
-def test_the_estimate_is_an_exact_maximum_where_norms_say_too_much() -> None:
-    t = sized(LENGTH, 0.6)
-    arrays = [t[n] for n in ("queries", "keys", "values", "dout", "weight", "a", "b")]
-    options = {"mask": None, "scale": 0.7, "causal": False}
-    by_norm, exactly = (_core.attention_largest_score(arrays, exactly=e, **options) for e in (False, True))
-    assert abs(exactly - 0.6) <= ROUNDING and by_norm > exactly
-    assert _core.taylor_error(by_norm, 2) > 0.5
-    assert float(grad(t, scale=0.7, method="chained").error_bound) == _core.taylor_error(exactly, 2)
-    causal = _core.attention_largest_score(arrays, exactly=True, mask=None, scale=0.7, causal=True)
-    seen = scores(t, 0.7).tril().abs().max()
-    assert abs(causal - float(seen)) <= ROUNDING
-
-
-@pytest.mark.parametrize("level", _core.isa_levels())
-def test_largest_scores_at_every_level(level: str) -> None:
-    for dtype in (torch.float32, torch.float64):
-        t = {k: v.to(dtype) for k, v in sized(300, 0.5).items()}
-        arrays = [t[n] for n in ("queries", "keys", "values", "dout", "weight", "a", "b")]
-        with machine.isa(level):
-            found = _core.attention_largest_score(arrays, mask=None, scale=0.7, causal=False, exactly=True)
-            error = relative(grad(t, scale=0.7, method="chained", degree=4), exact(t, scale=0.7))
-        assert abs(found - float(scores({k: v.double() for k, v in t.items()}, 0.7).abs().max())) <= tolerance.gamma(
-            300, dtype
-        )
-        assert error <= _core.taylor_error(0.51, 4)
 
 
 @pytest.mark.parametrize("degree", (2, 4, 6, 8))

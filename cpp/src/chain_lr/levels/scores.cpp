@@ -152,16 +152,15 @@ void gradient_rows(const ScoreRows<T>& rows, T* out, T* scratch) {
 }
 
 template <class T>
-double largest_rows(const ScoreRows<T>& rows, T* scratch) {
-  const Vec<T> none = broadcast(T(-__builtin_huge_val()));
+double largest(const ScoreTile<T>& tile) {
+  T scores[kScoreRows * kScoreCols];
+  product_tile(tile.queries, tile.depth, tile.keys_t, tile.step, static_cast<const T*>(nullptr), tile.count, scores);
   Vec<T> largest{};
-  for (int64_t begin = 0, count; begin < rows.keys && (count = tile_size(rows, begin)) > 0; begin += kScoreCols) {
-    product_tile(rows.queries, rows.depth, rows.keys_t + begin, rows.keys, rows.bias + begin, count, scratch);
-    for (int64_t i = 0; i < kScoreRows; ++i) {
-      for (int64_t j = 0; j < count; j += kLanes<T>) {
-        const Vec<T> s = load<T>(scratch + i * kScoreCols + j), size = s < Vec<T>{} ? -s : s;
-        largest = (s > none) & (size > largest) ? size : largest;
-      }
+  for (int64_t i = 0; i < kScoreRows; ++i) {
+    const Vec<T> place = broadcast(tile.query_places[i]);
+    for (int64_t j = 0; j < tile.count; j += kLanes<T>) {
+      const Vec<T> s = load<T>(scores + i * kScoreCols + j), size = s < Vec<T>{} ? -s : s;
+      largest = (load<T>(tile.key_places + j) <= place) & (size > largest) ? size : largest;
     }
   }
   return double(fold_max<T>(largest));
@@ -174,7 +173,7 @@ double largest_rows(const ScoreRows<T>& rows, T* scratch) {
 namespace lowrank {
 
 constinit const chain_lr::ScoreLevel chain_lr::ScoreLevel::LRC_LEVEL = {
-    {{LRC_LEVEL::gradient_rows<float>, LRC_LEVEL::largest_rows<float>},
-     {LRC_LEVEL::gradient_rows<double>, LRC_LEVEL::largest_rows<double>}}};
+    {{LRC_LEVEL::gradient_rows<float>, LRC_LEVEL::largest<float>},
+     {LRC_LEVEL::gradient_rows<double>, LRC_LEVEL::largest<double>}}};
 
 }  // namespace lowrank

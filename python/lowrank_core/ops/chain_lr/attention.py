@@ -73,10 +73,12 @@ def attention_lora_grad(
 
     Returns:
       AttentionLoRAGrad(da, db, error_bound): in the dtypes of `a` and `b`; error_bound is a float64 scalar, 0 for the
-      exact method (rounding apart). For monomials it is 3 eta, eta the error of a softmax row at the largest |score|
-      after the mean key is taken off: from the largest norms, and where those leave more than 0.5, from an exact pass
-      over the scores. It assumes the worst of every score, so errors are usually far below. For features it is the
-      relative error of the score gradient in 8 rows of each head.
+      exact method (rounding apart). For monomials it is 3 eta, eta the error of a softmax row at a bound of all
+      |scores| after the mean key is taken off: the norms of queries and keys bound them, and those scores whose norms'
+      product is too large are looked at, largest first. As a rule these are few, and the bound is the largest score.
+      It assumes the worst of every score, so errors are usually far below. It bounds the score gradient row by row;
+      `da` and `db` inherit it unless their sums cancel. For features it is the relative error of the score gradient in
+      8 rows of each head.
 
     Raises:
       ValueError: an argument out of its range, shapes that do not fit, not finite, row sums of features that are not
@@ -172,17 +174,13 @@ def _gradient(*arrays: Any, scale: float, method: str, degree: int, causal: bool
 
 
 def _error(solve: Callable[..., Any], heads: Heads, depth: int, degree: int) -> float:
-    """The estimate, made before computing: cheaply, and where that says too much, by a pass over the scores."""
+    """The estimate, made before computing."""
     if heads.left is not None:
         return float(solve(_core.attention_sampled_error, left=heads.left, right=heads.right))
     if _monomials(depth, degree) > MAX_FEATURES:
         return float("inf")
-    error = float("inf")
-    for exactly in (False, True):
-        error = float(_core.taylor_error(solve(_core.attention_largest_score, exactly=exactly), degree))
-        if error <= MAX_ERROR:
-            break
-    return error
+    largest = solve(_core.attention_score_bound, enough=_core.taylor_score(MAX_ERROR, degree))
+    return float(_core.taylor_error(largest, degree))
 
 
 def _scalar(value: float, like: Array) -> Array:
