@@ -19,7 +19,7 @@ SOURCES := $(shell find cpp cuda -type f)
 FORMATTED = $(shell find cpp cuda tests/cpp tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: FORCE help train test test-all bench format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
-  floor clean distclean
+  floor mutate clean distclean
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' Makefile | expand -t 12
 
@@ -110,6 +110,13 @@ wheels: $(VENV)/.built  ## build a wheel for each Python found, 3.11 to 3.14 (PY
 
 floor: $(VENV)/.tools  ## run the Python tests with the oldest torch and NumPy that pyproject.toml allows
 	tools/check_floor $(PYTHON)
+
+$(VENV)/.mutants: $(VENV)/.built
+	$(PIP) install -c constraints.txt cosmic-ray
+	touch $@
+
+mutate: $(VENV)/.mutants  ## plant mutants in a copy and run the tests that should notice, for hours (ARGS: --only, --jobs, ...)
+	$(PY) tools/mutate.py $(ARGS)
 
 clean:  ## remove what was built
 	rm -rf build dist $(VENV)/.built .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -54,6 +54,16 @@ def test_cotangents_are_rows_of_a_product() -> None:
     assert [rows.shape for rows in none] == [(0, *p.shape) for p in params]
 
 
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_cotangents_of_outputs_of_any_dimensions(batch: tuple[int, ...]) -> None:
+    weight, x = cases.gaussian(1, 4, seed=1)[0].requires_grad_(), cases.gaussian(6, 4, seed=2)[: 6 if batch else 1]
+    x, mix = x.view(*batch, 4), cases.gaussian(5, 6, seed=3)[:, : 6 if batch else 1].reshape(5, *batch)
+    (rows,) = adapters.jacobian_rows(x @ weight, [weight], mix)
+    assert close([rows], [torch.tensordot(mix, x, len(batch)) if batch else mix.outer(x)])
+    with pytest.raises(ValueError, match=r"jacobian_rows: `cotangents` must be .*'k'.* got shape"):
+        adapters.jacobian_rows(x @ weight, [weight], mix[0])
+
+
 def test_float32_and_the_dtype_of_rows() -> None:
     model, x = adapter_cases.net(torch.float32), adapter_cases.tokens(dtype=torch.float32)
     with adapters.record_linears(model) as tape:

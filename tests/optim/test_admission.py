@@ -53,6 +53,16 @@ def test_distributed_tensors_are_refused_by_name() -> None:
     assert done.stdout.splitlines() == [parameter, parameter, gradient] * 3
 
 
+def test_a_weight_whose_memory_was_freed_is_refused() -> None:
+    weight, empty = nn.Parameter(draw(12, 20)), nn.Parameter(torch.empty(0, 20))
+    optimizer = GaLoreAdamW([("weight", weight), ("empty", empty)], rank=3)
+    weight.grad, empty.grad = draw(12, 20, seed=1), torch.empty(0, 20)
+    optimizer.step()  # no elements need no memory
+    weight.untyped_storage().resize_(0)  # as sharding wrappers do between uses
+    with pytest.raises(NotImplementedError, match="step: `weight` must hold memory of its own, got a Parameter"):
+        optimizer.step()
+
+
 def test_a_model_on_the_meta_device_can_be_planned_and_not_stepped() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(30, 40), nn.Linear(40, 8))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer
+from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer, devices
 from optim_cases import draw, same
 from testing import machine
 from torch import Tensor, nn
@@ -137,3 +137,15 @@ def test_a_coarser_precision_shows_where_the_machine_has_one() -> None:
             ends[precision] = trained([(300, 257)], torch.float32, projector="svd")
     for precision in ("high", "medium"):
         assert same(ends["highest"], ends[precision]) == same(products["highest"], products[precision])
+
+
+def test_gradients_that_a_kernel_has_read_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[torch.Size] = []
+    finite = devices.is_finite
+    monkeypatch.setattr(devices, "is_finite", lambda grad: bool(read.append(grad.shape)) or finite(grad))
+    counts = []
+    for steps in (1, 2, 3):
+        read.clear()
+        trained([(24, 40), (40, 24)], torch.float32, steps)
+        counts.append(len(read))
+    assert counts == [2, 2, 4]  # by the steps that refresh alone

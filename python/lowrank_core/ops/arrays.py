@@ -47,7 +47,7 @@ def empty(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
 
 def compact(a: Array) -> Array:
     """A copy that holds no more memory than it needs."""
-    return a.clone(memory_format=sys.modules["torch"].contiguous_format) if is_torch(a) else a.copy()
+    return a.clone() if is_torch(a) else a.copy()
 
 
 def converted(x: Array, like: Array) -> Array:

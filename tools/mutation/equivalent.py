@@ -1,0 +1,16 @@
+"""Mutants that no test can catch, with the sentence that proves it: file, line before and after, proof."""
+
+from __future__ import annotations
+
+EQUIVALENT: dict[tuple[str, str, str], str] = {
+    (
+        "python/lowrank_core/optim/targets.py",
+        "yield from (p for name, p in module.named_parameters(recurse=False) if name in _LINEAR_WEIGHTS)",
+        "yield from (p for name, p in module.named_parameters(recurse=True) if name in _LINEAR_WEIGHTS)",
+    ): "The names of a child's parameters have a dot in them, and none of `_LINEAR_WEIGHTS` has.",
+    (
+        "cpp/include/lowrank_core/dct_select.h",
+        "LRC_HD int64_t makhoul_place(int64_t n, int64_t i) { return i % 2 == 0 ? i / 2 : n - (i + 1) / 2; }",
+        "LRC_HD int64_t makhoul_place(int64_t n, int64_t i) { return i % 2 == 0 ? i / 2 : n - (i + 2) / 2; }",
+    ): "Of an odd i, halves of i + 1 and of i + 2 are the same integer.",
+}

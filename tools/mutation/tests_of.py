@@ -1,0 +1,179 @@
+"""The tests that are to notice a mutation of a file: those of the neighbourhood first, then wider ones.
+
+A run ends with the first failure, so what is likely to fail, and quick, comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+# Prefix of a source file, tests to run first. The first row that fits decides; folders stand for what is in them.
+_FIRST = (
+    ("optim/methods/", ("optim/test_optim_defaults.py", "optim/test_fira.py", "optim/test_apollo.py")),
+    ("optim/parts/codecs", ("optim/test_moment_dtypes.py", "optim/test_seams.py", "optim/test_contract_state.py")),
+    (
+        "optim/parts/residuals",
+        ("optim/test_limiter.py", "optim/test_fira.py", "optim/test_apollo.py", "optim/test_fused.py"),
+    ),
+    ("optim/parts/projectors", ("optim/test_searches.py", "optim/test_refresh.py", "optim/test_apollo_projection.py")),
+    ("optim/parts/products", ("optim/test_without_kernels.py", "optim/test_searches.py")),
+    ("optim/parts/rules", ("optim/test_golden.py", "optim/test_parts.py", "optim/test_trajectory.py")),
+    ("optim/parts/schedules", ("optim/test_stagger.py", "optim/test_refresh.py")),
+    ("optim/parts/", ("optim/test_parts.py", "optim/test_subspaces.py", "optim/test_golden.py")),
+    (
+        "optim/fused",
+        ("optim/test_half_steps.py", "optim/test_fused.py", "optim/test_kernels_used.py", "optim/test_golden.py"),
+    ),
+    (
+        "optim/refresh",
+        ("optim/test_scales.py", "optim/test_refresh.py", "optim/test_searches.py", "optim/test_draws.py"),
+    ),
+    ("optim/targets", ("optim/test_targets.py", "optim/test_param_groups.py")),
+    ("optim/groups", ("optim/test_param_groups.py", "optim/test_targets.py")),
+    ("optim/estimate", ("optim/test_state_bytes.py",)),
+    ("optim/checkpoint", ("optim/test_load_state.py", "optim/test_contract_state.py", "optim/test_golden_states.py")),
+    ("optim/admission", ("optim/test_admission.py", "optim/test_optim_refusals.py", "optim/test_drop_in.py")),
+    ("optim/options", ("optim/test_optim_refusals.py", "optim/test_drop_in.py")),
+    ("optim/devices", ("optim/test_deferred.py", "optim/test_deferred_state.py", "optim/test_golden.py")),
+    ("optim/slots", ("optim/test_drafts.py", "optim/test_draws.py", "optim/test_drop_in.py")),
+    ("optim/seeds", ("optim/test_seeds.py",)),
+    (
+        "optim/",
+        ("optim/test_golden.py", "optim/test_deferred.py", "optim/test_deferred_state.py", "optim/test_load_state.py"),
+    ),
+    (
+        "ops/arrays",
+        ("ops/test_caster.py", "ops/test_foreign_arrays.py", "ops/test_integers.py", "ops/test_not_finite.py"),
+    ),
+    ("ops/torch_autograd", ("ops/test_derivatives.py",)),
+    ("ops/torch_vmap", ("ops/test_vmap.py",)),
+    *(
+        (f"ops/{file}", ("ops/test_derivatives.py",))
+        for file in (
+            "chain_lr/autograd",
+            "chain_lr/forward",
+            "chain_lr/backward",
+            "kalman_diag/autograd",
+            "dct_select/autograd",
+            "int4_project/autograd",
+        )
+    ),
+    ("ops/rsvd/autograd", ("ops/rsvd/test_rsvd_autograd.py", "ops/rsvd/test_rsvd_autograd_scales.py")),
+    ("ops/rsvd/augment", ("ops/rsvd/test_rsvd_augment.py",)),
+    ("ops/rsvd/lists", ("ops/rsvd/test_rsvd_qb_list.py", "ops/test_integers.py", "ops/test_any_scale_refusals.py")),
+    ("ops/rsvd/projection", ("ops/rsvd/test_rsvd_project.py", "ops/test_matmul_precision.py")),
+    (
+        "ops/rsvd/factor",
+        ("ops/rsvd/test_rsvd_qb.py", "ops/rsvd/test_rsvd_factored.py", "ops/rsvd/test_rsvd_refusals.py"),
+    ),
+    (
+        "ops/rsvd/",
+        ("ops/rsvd/test_rsvd_refusals.py", "ops/rsvd/test_rsvd_reference.py", "ops/rsvd/test_rsvd_arguments.py"),
+    ),
+    ("ops/dct_select/", ("ops/dct_select", "ops/test_index_strides.py")),
+    ("ops/chain_lr/matmul", ("ops/chain_lr/test_chain_lr_matmul.py",)),
+    ("ops/chain_lr/linear", ("ops/chain_lr/test_chain_lr_linear.py",)),
+    ("ops/chain_lr/", ("ops/chain_lr/test_chain_lr_chained.py", "ops/chain_lr/test_chain_lr_attention.py")),
+    ("ops/subspace_step/", ("ops/subspace_step/test_subspace_step_refusals.py", "ops/subspace_step")),
+    ("cli/loop", ("cli/test_optimizers.py", "cli/test_growth.py", "cli/test_resume.py", "cli/test_methods.py")),
+    ("cli/", ("cli/test_optimizers.py", "cli/test_methods.py")),
+)
+# Folder of the source, tests that then run: the neighbourhood, and what uses it.
+_THEN = (
+    ("optim/", (("optim",), ("cli/test_methods.py", "cli/test_optimizers.py", "test_docs.py", "test_docstrings.py"))),
+    ("adapters/", (("adapters",), ("test_docs.py", "test_docstrings.py"))),
+    *(
+        (f"ops/{family}/", ((f"ops/{family}", "ops"), ("adapters" if family == "kalman_diag" else "optim",)))
+        for family in ("rsvd", "subspace_step", "kalman_diag", "dct_select", "int4_project", "chain_lr")
+    ),
+    ("ops/", (("ops",), ("optim",))),
+    ("cli/", (("cli",),)),
+)
+# Header, C++ tests, folders of Python tests.
+HEADERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "subspace_step": (("test_blockwise",), ("ops/subspace_step", "optim/test_golden.py", "optim/test_limiter.py")),
+    "blockwise": (("test_blockwise",), ("ops/subspace_step", "optim/test_moment_dtypes.py")),
+    "blocks": (("test_core", "test_blockwise"), ("ops/subspace_step", "ops/rsvd")),
+    "rounding": (
+        ("test_core", "test_blockwise", "test_int4_project", "test_half"),
+        ("ops/subspace_step", "ops/int4_project"),
+    ),
+    "half": (("test_half", "test_core", "test_blockwise"), ("ops/subspace_step", "ops/int4_project")),
+    "philox": (("test_core", "test_blockwise"), ("ops/subspace_step", "ops/rsvd/test_rsvd_sketch.py")),
+    "simd/philox": (("test_core", "test_blockwise"), ("ops/subspace_step", "ops/rsvd/test_rsvd_sketch.py")),
+    "kalman_diag": (("test_kalman_diag",), ("ops/kalman_diag",)),
+    "chain_lr": (("test_chain_lr",), ("ops/chain_lr",)),
+    "simd/exp": (("test_chain_lr",), ("ops/chain_lr",)),
+    "dct_select": (("test_fft",), ("ops/dct_select",)),
+    "angle": (("test_fft",), ("ops/dct_select",)),
+    "simd/fft": (("test_fft",), ("ops/dct_select",)),
+    "int4_project": (("test_int4_project",), ("ops/int4_project",)),
+    "int4_project_address": (("test_int4_project",), ("ops/int4_project",)),
+    "rsvd": ((), ("ops/rsvd", "ops/test_any_scale.py")),
+    "rotation": (("test_dense", "test_scales"), ("ops/rsvd", "ops/test_any_scale.py")),
+    "simd/rows": (("test_blockwise",), ("ops/dct_select", "ops/subspace_step")),
+}
+_ANY_HEADER = (
+    ("test_core", "test_gemm", "test_gemm_plugins", "test_dense"),
+    ("ops/rsvd", "ops/subspace_step", "ops/int4_project"),
+)
+_SLOW = (
+    "_operators",
+    "_memory",
+    "_determinism",
+    "_defects",
+    "test_fork",
+    "test_compile",
+    "_without_kernels",
+    "_order",
+    "test_contract.py",
+)  # run last
+
+
+class Stages(NamedTuple):
+    """What is run, one stage after another, until one fails."""
+
+    compiled: tuple[str, ...]  # C++ tests
+    python: tuple[tuple[str, ...], ...]
+    more: bool = False  # whether there are wider tests, which are left out
+
+
+def stages(path: str, tree: Path) -> Stages:
+    """Those for a mutation of `path`, a file of the package or a header."""
+    if path.endswith(".h"):
+        compiled, python = HEADERS.get(path.partition("lowrank_core/")[2].removesuffix(".h"), _ANY_HEADER)
+        return Stages(compiled, (_files(python, tree),))
+    name = path.removeprefix("python/lowrank_core/")
+    first = next((tests for prefix, tests in _FIRST if name.startswith(prefix)), ())
+    rest = next(rest for prefix, rest in _THEN if name.startswith(prefix))
+    return Stages((), _distinct((first, *rest), tree))
+
+
+def nearest(path: str, tree: Path) -> Stages:
+    """The first of the stages alone."""
+    compiled, python, _ = stages(path, tree)
+    return Stages(compiled, python[:1], len(python) > 1)
+
+
+def _distinct(lists: Iterable[tuple[str, ...]], tree: Path) -> tuple[tuple[str, ...], ...]:
+    """Files of each list, without those of an earlier one."""
+    seen: set[str] = set()
+    found = []
+    for entries in lists:
+        fresh = tuple(file for file in _files(entries, tree) if file not in seen)
+        seen.update(fresh)
+        found.append(fresh)
+    return tuple(files for files in found if files)
+
+
+def _files(entries: Iterable[str], tree: Path) -> tuple[str, ...]:
+    """Test files in the order of `entries`, slow ones of a folder last."""
+    found: dict[str, None] = {}
+    for entry in entries:
+        top = tree / "tests" / entry
+        files = sorted(top.rglob("test_*.py"), key=lambda path: (any(word in path.name for word in _SLOW), path))
+        for path in files or [top]:
+            found[path.relative_to(tree).as_posix()] = None
+    return tuple(found)
