@@ -2,7 +2,9 @@
 //
 // A Load offers, for an operand of any storage, with A = float or double:
 //   bool depth_major                                  lines are stored along k
-//   static constexpr bool kBfloat16                   every element is a bfloat16 already
+//   static constexpr bool kBfloat16                   every element is a bfloat16 already, and `at(outer, depth)`
+//   points
+//                                                     to it
 //   Vec<A> outer<A, kChecked>(outer, depth) const     elements (outer .. outer + kLanes<A>, depth)
 //   Vec<A> depth<A, kChecked>(outer, depth) const     elements (outer, depth .. depth + kLanes<A>)
 //                                                     kChecked: 0 for every element outside the operand
@@ -58,8 +60,9 @@ struct Rounded : Plain<float> {
 };
 
 #if defined(__AVX512BF16__)
-// Two neighbours along k, the even one in the lower half. vdpbf16ps takes denormals for zero and rounds the sum of the
-// two products its own way, so it agrees with Rounded within the error bound and not to the bit.
+// Two neighbours along k, the even one in the lower half. vcvtne2ps2bf16 rounds as Rounded does but takes denormals for
+// zero, as vdpbf16ps does with its operands. That one also rounds the sum of the two products its own way, so it agrees
+// with Rounded within the error bound and not to the bit.
 struct Pairs {
   using Packed = uint32_t;
   using Acc = float;
@@ -67,18 +70,42 @@ struct Pairs {
 
   template <bool kChecked, class Load>
   static LRC_INLINE Vec<uint32_t> outer(const Load& load, int64_t o, int64_t p) {
-    const auto even = bits_as<Vec<uint32_t>>(Rounded::outer<kChecked>(load, o, p));
-    const auto odd = bits_as<Vec<uint32_t>>(Rounded::outer<kChecked>(load, o, p + 1));
-    return odd | (even >> 16);
+    if constexpr (Load::kBfloat16 && !kChecked) {
+      return interleave(load_bits<Half>(load.at(o, p)), load_bits<Half>(load.at(o, p + 1)));
+    } else {
+      const __m512 even = load.template outer<float, kChecked>(o, p);
+      const __m512 odd = load.template outer<float, kChecked>(o, p + 1);
+      return interleave(bits_as<Halves>(_mm512_cvtne2ps_pbh(odd, even)));
+    }
   }
   template <bool kChecked, class Load>
   static LRC_INLINE Vec<uint32_t> depth(const Load& load, int64_t o, int64_t p) {
-    const __m512 first = load.template depth<float, kChecked>(o, p);
-    const __m512 second = load.template depth<float, kChecked>(o, p + kLanes<float>);
-    return bits_as<Vec<uint32_t>>(_mm512_cvtne2ps_pbh(second, first));
+    if constexpr (Load::kBfloat16 && !kChecked) {
+      return load_bits<Vec<uint32_t>>(load.at(o, p));
+    } else {
+      const __m512 first = load.template depth<float, kChecked>(o, p);
+      const __m512 second = load.template depth<float, kChecked>(o, p + kLanes<float>);
+      return bits_as<Vec<uint32_t>>(_mm512_cvtne2ps_pbh(second, first));
+    }
   }
   static LRC_INLINE Vec<float> multiply_accumulate(Vec<float> sum, uint32_t a, Vec<uint32_t> b) {
     return _mm512_dpbf16_ps(sum, bits_as<__m512bh>(broadcast(a)), bits_as<__m512bh>(b));
+  }
+
+ private:
+  using Half = Vector<uint16_t, kLanes<uint32_t>>;
+  using Halves = Vec<uint16_t>;
+
+  static LRC_INLINE Vec<uint32_t> interleave(const Half& even, const Half& odd) {
+    return interleave(even, odd, std::make_index_sequence<kLanes<uint16_t>>());
+  }
+  // The lower half is of the even ones, the upper of the odd ones.
+  static LRC_INLINE Vec<uint32_t> interleave(const Halves& both) {
+    return interleave(both, both, std::make_index_sequence<kLanes<uint16_t>>());
+  }
+  template <class V, size_t... L>
+  static LRC_INLINE Vec<uint32_t> interleave(const V& a, const V& b, std::index_sequence<L...>) {
+    return bits_as<Vec<uint32_t>>(__builtin_shufflevector(a, b, int(L % 2 * kLanes<uint32_t> + L / 2)...));
   }
 };
 #endif
