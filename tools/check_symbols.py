@@ -13,7 +13,7 @@ from pathlib import Path
 
 from report import finish
 
-LEVELS = ("avx2", "avx512", "avx512bf16")
+LEVELS = ("avx2", "avx512", "avx512bf16", "avx512amx")
 # nm's letters for what the linker may take from another object: weak, weak object, unique global.
 WEAK = set("WVu")
 DATA_ONLY = "DW.ref."  # a pointer that exception handling needs; it holds no instruction

@@ -4,7 +4,9 @@
 
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -324,17 +326,19 @@ void test_non_finite() {
 void test_threads() {
   const int before = omp_get_max_threads();
   const Case cases[] = {{701, 71, 600}, {67, 45, 5003}, {40, 900, 300}, {138, 138, 138}};
+  constexpr std::pair<DType, Math> kinds[] = {
+      {DType::kFloat32, Math::kFloat32}, {DType::kFloat64, Math::kFloat32}, {DType::kFloat32, Math::kBFloat16}};
   for (const Case& t : cases) {
-    for (const DType dtype : {DType::kFloat32, DType::kFloat64}) {
+    for (const auto& [dtype, math] : kinds) {
       const Array a = Array::random(t.m, t.k, DType::kFloat32, Layout::kColumnMajor, 1);
       const Array b = Array::random(t.k, t.n, DType::kFloat32, Layout::kRowMajor, 2);
       const Array one(t.m, t.n, dtype), two(t.m, t.n, dtype), three(t.m, t.n, dtype);
       omp_set_num_threads(1);
-      gemm(one.view(), a.view(), b.view());
+      gemm(one.view(), a.view(), b.view(), {1.0, 0.0, math});
       omp_set_num_threads(2);
-      gemm(two.view(), a.view(), b.view());
+      gemm(two.view(), a.view(), b.view(), {1.0, 0.0, math});
       omp_set_num_threads(3);
-      gemm(three.view(), a.view(), b.view());
+      gemm(three.view(), a.view(), b.view(), {1.0, 0.0, math});
       CHECK(one.bytes() == two.bytes() && one.bytes() == three.bytes());
     }
   }
@@ -367,26 +371,119 @@ void test_gram() {
   }
 }
 
-// The bfloat16 dot product, which gemm() uses only on the processors where it is the faster way.
-void test_pairs() {
+// ---- bfloat16 pairs: the dot product, which gemm() uses only where it is the faster way, and tiles -----------------
+
 #if defined(LRC_HAVE_X86_LEVELS)
-  if (detected_isa() != Isa::kAvx512Bf16) return;
+// C <- alpha A B in an arithmetic of this CPU.
+void multiply_in(Arithmetic arithmetic, const Array& c, const Matrix& a, const Matrix& b, double alpha,
+                 bool symmetric) {
+  GemmLevel::avx512bf16.multiply({c.view(), a, b, alpha, 0.0, arithmetic, symmetric});
+}
+
+// Edges of tiles of 16 and 32, blocks of 512 along k, and what is packed across k in groups.
+void test_pairs_shapes(Arithmetic arithmetic) {
+  const GemmOptions options{1.5, 0.0, Math::kBFloat16};
+  int count = 0;
+  for (const int64_t m : {1, 15, 16, 17, 31, 32, 33, 129, 301}) {
+    for (const int64_t n : {1, 16, 17, 33, 50}) {
+      for (const int64_t k : {0, 1, 2, 31, 32, 33, 64, 511, 513, 1025}) {
+        const Array a = Array::random(m, k, kTypes[count % 4], kLayouts[count % 5], 1);
+        const Array b = Array::random(k, n, kTypes[count / 4 % 4], kLayouts[count / 5 % 5], 2), c(m, n);
+        multiply_in(arithmetic, c, a.view(), b.view(), options.alpha, false);
+        CHECK(c.surroundings_intact() && is_product(c.view(), a.view(), b.view(), options, nullptr));
+        ++count;
+      }
+    }
+  }
+}
+
+void test_pairs_layouts(Arithmetic arithmetic) {
+  const GemmOptions options{1.5, 0.0, Math::kBFloat16};
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
     for (const Layout layout : kLayouts) {
       for (const int64_t k : {0, 1, 2, 31, 32, 33, 511, 512, 513, 2049}) {
         const Array a = Array::random(31, k, dtype, layout, 1), b = Array::random(k, 50, dtype, layout, 2), c(31, 50);
-        const GemmOptions options{1.5, 0.0, Math::kBFloat16};
-        GemmLevel::avx512bf16.multiply({c.view(), a.view(), b.view(), options.alpha, 0.0, Arithmetic::kPairs, false});
+        multiply_in(arithmetic, c, a.view(), b.view(), options.alpha, false);
         CHECK(is_product(c.view(), a.view(), b.view(), options, nullptr));
         const Array g(50, 50);
-        GemmLevel::avx512bf16.multiply(
-            {g.view(), b.view().transposed(), b.view(), options.alpha, 0.0, Arithmetic::kPairs, true});
+        multiply_in(arithmetic, g, b.view().transposed(), b.view(), options.alpha, true);
         CHECK(is_product(g.view(), b.view().transposed(), b.view(), options, nullptr));
       }
     }
   }
-#endif
 }
+
+// One way of reading an operand after the other: x stands on the diagonal of a matrix that is multiplied with the unit
+// matrix. Ties go to even, infinity and NaN stay, denormals count as zero.
+void test_pairs_rounding(Arithmetic arithmetic) {
+  constexpr int64_t n = 64;
+  constexpr uint32_t values[] = {0x3F808000u, 0x3F818000u, 0x3F808001u, 0xBF807FFFu, 0x7F7FFFFFu, 0x00800000u,
+                                 0x007FFFFFu, 0x80000001u, 0x00400000u, 0x7F800000u, 0xFF800000u, 0x7FC00001u,
+                                 0x7F800001u, 0xFFFFFFFFu, 0x00000000u, 0x42280000u};
+  const auto value = [&](int64_t i) { return bits_float(values[size_t(i) % std::size(values)]); };
+  const auto is_rounded = [](float computed, float x, DType stored) {
+    if (stored == DType::kBFloat16) x = to_float(to_bfloat16(x));
+    const float expected = std::fabs(x) < 0x1p-126f ? 0.0f : to_float(to_bfloat16(x));
+    return std::isnan(expected) ? std::isnan(computed) : computed == expected;
+  };
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    for (const Layout layout : kLayouts) {
+      const Array x(n, n, dtype, layout), unit(n, n, dtype, layout), right(n, n), left(n, n);
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j < n; ++j) {
+          set(x.view(), i, j, i == j ? value(i) : 0.0);
+          set(unit.view(), i, j, i == j ? 1.0 : 0.0);
+        }
+      }
+      multiply_in(arithmetic, right, x.view(), unit.view(), 1.0, false);
+      multiply_in(arithmetic, left, unit.view(), x.view(), 1.0, false);
+      for (int64_t i = 0; i < n; ++i) {
+        CHECK(is_rounded(float(get(right.view(), i, i)), value(i), dtype));
+        CHECK(is_rounded(float(get(left.view(), i, i)), value(i), dtype));
+      }
+    }
+  }
+}
+
+// Panels of an earlier product hold NaN where this one's tiles have zeros to multiply.
+void test_pairs_after_nan(Arithmetic arithmetic) {
+  const Array spoilt(64, 512), spoilt_right(512, 64), nowhere(64, 64);
+  for (int64_t i = 0; i < 64 * 512; ++i) {
+    spoilt.view().as<float>()[i] = std::numeric_limits<float>::quiet_NaN();
+    spoilt_right.view().as<float>()[i] = std::numeric_limits<float>::quiet_NaN();
+  }
+  for (const Layout layout : {Layout::kRowMajor, Layout::kColumnMajor}) {
+    for (const int64_t k : {1, 5, 33, 500}) {
+      multiply_in(arithmetic, nowhere, spoilt.view(), spoilt_right.view(), 1.0, false);
+      const Array a = Array::random(18, k, DType::kFloat32, layout, 1), c(18, 20);
+      const Array b = Array::random(k, 20, DType::kFloat32, layout, 2);
+      multiply_in(arithmetic, c, a.view(), b.view(), 1.0, false);
+      CHECK(is_product(c.view(), a.view(), b.view(), {1.0, 0.0, Math::kBFloat16}, nullptr));
+    }
+  }
+}
+
+void test_pairs(Arithmetic arithmetic) {
+  test_pairs_shapes(arithmetic);
+  test_pairs_layouts(arithmetic);
+  test_pairs_rounding(arithmetic);
+  test_pairs_after_nan(arithmetic);
+}
+
+void test_pairs() {
+  if (detected_isa() >= Isa::kAvx512Bf16) test_pairs(Arithmetic::kPairs);
+  if (detected_isa() < Isa::kAvx512Amx) return;
+  test_pairs(Arithmetic::kTiles);
+  const LevelScope tiles(Isa::kAvx512Amx);
+  CHECK(has_fast_bfloat16() && arithmetic_for(DType::kFloat32, Math::kBFloat16) == Arithmetic::kTiles);
+  CHECK(arithmetic_for(DType::kFloat32, Math::kFloat32) == Arithmetic::kFloat32);
+  CHECK(arithmetic_for(DType::kFloat64, Math::kBFloat16) == Arithmetic::kFloat64);
+  const LevelScope pairs(Isa::kAvx512Bf16);
+  CHECK(arithmetic_for(DType::kFloat32, Math::kBFloat16) != Arithmetic::kTiles);
+}
+#else
+void test_pairs() {}
+#endif
 
 template <class Call>
 bool refuses(const Call& call, const char* part) {

@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "lowrank_core/simd/pack.h"
+#include "lowrank_core/simd/strided_load.h"
 
 namespace lowrank::LRC_LEVEL {
 namespace {

@@ -1,5 +1,5 @@
 // isa: the instruction-set level that kernels run at, chosen once by CPUID and lowered, never raised, by
-// LOWRANK_CORE_ISA=generic|avx2|avx512|avx512bf16 or set_isa().
+// LOWRANK_CORE_ISA=generic|avx2|avx512|avx512bf16|avx512amx or set_isa().
 //
 // What gains from wide vectors is in source files of the folders cpp/src/*/levels, compiled once per level with that
 // level's flags and with LRC_LEVEL defined as its name. Such a file offers a table of functions:
@@ -12,6 +12,7 @@
 //   at_level<Level>().scale(x, 2.0f, n);                              // a caller: by the one in use
 //
 // A table is of one level, and a level file names no other one's, so what is called through a table cannot mix them.
+// avx512amx has the tables of avx512bf16: it adds one way to multiply (Arithmetic::kTiles), in cpp/src/core/amx.
 #pragma once
 
 #include <string>
@@ -20,7 +21,7 @@
 
 namespace lowrank {
 
-enum class Isa { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+enum class Isa { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAvx512Amx = 4 };
 
 Isa isa();                         // the level in use: of the innermost LevelScope, else the one set
 Isa detected_isa();                // the highest level that this CPU and this build have
@@ -46,6 +47,7 @@ template <class Table>
 const Table& at_level() {
 #if defined(LRC_HAVE_X86_LEVELS)
   switch (isa()) {
+    case Isa::kAvx512Amx:
     case Isa::kAvx512Bf16:
       return Table::avx512bf16;
     case Isa::kAvx512:

@@ -28,6 +28,7 @@ void check(const Matrix& c, const Matrix& a, const Matrix& b) {
 
 bool has_fast_bfloat16() {
 #if defined(LRC_HAVE_X86_LEVELS)
+  if (isa() == Isa::kAvx512Amx) return true;
   // Measured on Emerald Rapids: one vdpbf16ps in two cycles against two float32 multiply-adds in one, that is, half
   // the rate of float32. Since Sapphire Rapids Intel's fast bfloat16 is AMX; Cooper Lake and AMD's are documented at
   // twice float32.
@@ -40,6 +41,7 @@ bool has_fast_bfloat16() {
 Arithmetic arithmetic_for(DType c, Math math) {
   if (c == DType::kFloat64) return Arithmetic::kFloat64;
   if (math == Math::kFloat32) return Arithmetic::kFloat32;
+  if (isa() == Isa::kAvx512Amx) return Arithmetic::kTiles;
   return has_fast_bfloat16() ? Arithmetic::kPairs : Arithmetic::kRounded;
 }
 

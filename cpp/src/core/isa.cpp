@@ -1,5 +1,11 @@
 #include "lowrank_core/isa.h"
 
+#if defined(LRC_HAVE_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 
@@ -8,7 +14,25 @@
 namespace lowrank {
 namespace {
 
-constexpr Isa kLevels[] = {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+constexpr Isa kLevels[] = {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAvx512Amx};
+
+#if defined(LRC_HAVE_AMX)
+// Whether the CPU has bfloat16 tiles, the system saves their registers, and this process may use them: Linux wants to
+// be asked once (arch_prctl), since a signal's frame grows by the 8 KB of the registers. Threads and forks inherit it.
+bool may_use_tiles() {
+  constexpr unsigned bfloat16_and_tiles = 1u << 22 | 1u << 24, config_and_data = 1u << 17 | 1u << 18;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  if ((edx & bfloat16_and_tiles) != bfloat16_and_tiles) return false;
+  unsigned saved = 0, upper = 0;
+  asm("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));
+  if ((saved & config_and_data) != config_and_data) return false;
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+#elif defined(LRC_HAVE_X86_LEVELS)
+bool may_use_tiles() { return false; }
+#endif
 
 Isa detect() {
 #if defined(LRC_HAVE_X86_LEVELS)
@@ -16,7 +40,7 @@ Isa detect() {
   if (!__builtin_cpu_supports("x86-64-v3")) return Isa::kGeneric;
   if (!__builtin_cpu_supports("x86-64-v4")) return Isa::kAvx2;
   if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;
-  return Isa::kAvx512Bf16;
+  return may_use_tiles() ? Isa::kAvx512Amx : Isa::kAvx512Bf16;
 #else
   return Isa::kGeneric;
 #endif
@@ -63,6 +87,8 @@ LevelScope::~LevelScope() { level_of_thread = before_; }
 
 const char* name(Isa level) {
   switch (level) {
+    case Isa::kAvx512Amx:
+      return "avx512amx";
     case Isa::kAvx512Bf16:
       return "avx512bf16";
     case Isa::kAvx512:

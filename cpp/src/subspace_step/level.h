@@ -80,7 +80,7 @@ struct WeightLevel {
   // w <- from [m, n], as a write-back rounds
   void (*round)(const Target& to, const Matrix& from);
   // How many lines of each of two operands alternate, as rows or columns of a product, so that a tile holds both.
-  int64_t (*paired_lines)(bool rows, DType dtype);
+  int64_t (*paired_lines)(bool rows, Arithmetic arithmetic);
   // sums[j] += squares of column j
   void (*add_column_squares)(double* sums, const Matrix& x);
 

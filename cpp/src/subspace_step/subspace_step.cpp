@@ -195,7 +195,7 @@ void write_back_sign(const Job& job, const Params& p, const Matrix& n, const Mat
   product.threshold = sign_threshold(largest_magnitude(job.g), double(r.rows), sizeof(T) == 8 ? 0x1p-53 : 0x1p-24);
   product.rows_paired = runs_along_columns(job.w);
   product = along_memory(product);
-  MatrixBuffer<T> lines = paired<T>(n, r, weight_level().paired_lines(product.rows_paired, dtype_of<T>::value));
+  MatrixBuffer<T> lines = paired<T>(n, r, weight_level().paired_lines(product.rows_paired, product.arithmetic));
   (product.rows_paired ? product.left : product.right) = product.rows_paired ? lines.view() : lines.view().transposed();
   weight_level().write_back_sign(product);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lowrank_core/simd/pack.h"
+#include "lowrank_core/simd/strided_load.h"
 #include "lowrank_core/view.h"
 
 namespace lowrank::LRC_LEVEL {
@@ -46,6 +47,7 @@ inline Operand describe(Arithmetic arithmetic, AnyLoad& load, const Matrix& m) {
       return describe<Rounded>(load, m);
 #if defined(__AVX512BF16__)
     case Arithmetic::kPairs:
+    case Arithmetic::kTiles:
       return describe<Pairs>(load, m);
 #endif
     default:

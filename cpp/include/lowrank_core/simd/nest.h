@@ -21,9 +21,9 @@
 
 namespace lowrank {
 
-// How the operands are packed and multiplied. kRounded and kPairs both round them to bfloat16 and sum in float32:
-// kRounded with float32 multiply-add, kPairs with the bfloat16 dot product (level avx512bf16 only).
-enum class Arithmetic : uint8_t { kFloat32, kFloat64, kRounded, kPairs };
+// How the operands are packed and multiplied. The last three round them to bfloat16 and sum in float32: kRounded with
+// float32 multiply-add, kPairs with the bfloat16 dot product (from level avx512bf16 on), kTiles with AMX (avx512amx).
+enum class Arithmetic : uint8_t { kFloat32, kFloat64, kRounded, kPairs, kTiles };
 
 // The one for products into a matrix of dtype `c`.
 Arithmetic arithmetic_for(DType c, Math math);
@@ -79,6 +79,9 @@ struct Product {
 
 // parallel_for without a template, for files that must not leave weak symbols: task(job, i) for i in [0, count).
 void for_each_task(int64_t count, void (*task)(const void* job, int64_t index), const void* job);
+
+// The product of kTiles, from panels of Pairs. Only where AMX was compiled (LRC_HAVE_AMX).
+void multiply_by_tiles(const Product& product);
 
 }  // namespace lowrank
 

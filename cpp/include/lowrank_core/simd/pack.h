@@ -13,8 +13,6 @@
 //   Ahead ahead(slab) const                           what to prefetch before the slab is packed
 #pragma once
 
-#include <type_traits>
-
 #include "lowrank_core/simd/nest.h"
 #include "lowrank_core/simd/vec.h"
 
@@ -26,6 +24,13 @@ namespace {
 constexpr int kDepth = 256;
 constexpr int kRows = kVectorBytes == 64 ? 14 : 6;
 constexpr int kColumnVectors = 2;
+constexpr int kTileRows = 32;  // of Arithmetic::kTiles; its columns are as many as those of vectors of the same level
+
+// The rows or the columns that an epilogue gets at a time.
+LRC_INLINE int rows_of_tile(Arithmetic arithmetic) { return arithmetic == Arithmetic::kTiles ? kTileRows : kRows; }
+LRC_INLINE int columns_of_tile(Arithmetic arithmetic) {
+  return kColumnVectors * (arithmetic == Arithmetic::kFloat64 ? kLanes<double> : kLanes<float>);
+}
 
 // ---- what is packed, and how it is multiplied --------------------------------------------------------------------
 
@@ -119,8 +124,9 @@ class Packer {
 
   Packer(const void* load, const Slab& slab) : load_(*static_cast<const Load*>(load)), slab_(slab) {}
 
-  // panels [count][width][kDepth]
+  // panels [count][width][kDepth]; width a multiple of the lanes where the lines are not stored along k
   void by_depth(Packed* panels) const {
+    if (!load_.depth_major) return lines_across(panels);
     for (int c = 0; c < slab_.count; ++c) {
       for (int i = 0; i < slab_.width; ++i) {
         line(slab_.outer + c * slab_.step + i, panels + (int64_t(c) * slab_.width + i) * kDepth);
@@ -150,6 +156,30 @@ class Packer {
     }
     for (; p < slab_.length; p += kChunk) {
       store_bits(to + p / P::kPerPacked, P::template depth<true>(load_, outer, slab_.depth + p));
+    }
+  }
+
+  // As many lines at a time as a vector has lanes, read across k and transposed; all panels before the next vectors
+  // along k, so that memory is read in long runs.
+  void lines_across(Packed* panels) const {
+    for (int64_t p = 0; p < slab_.length; p += kChunk) {
+      for (int c = 0; c < slab_.count; ++c) {
+        Packed* const to = panels + int64_t(c) * slab_.width * kDepth + p / P::kPerPacked;
+        for (int i = 0; i < slab_.width; i += kLane) {
+          Vec<Packed> block[kLane];
+          read_across(slab_.outer + c * slab_.step + i, slab_.depth + p, block);
+          transpose(block);
+          for (int j = 0; j < kLane; ++j) store_bits(to + int64_t(i + j) * kDepth, block[j]);
+        }
+      }
+    }
+  }
+
+  void read_across(int64_t outer, int64_t depth, Vec<Packed> (&block)[kLane]) const {
+    if (load_.whole_outer(outer, depth + kChunk - 1, kLane) == kLane) {
+      for (int i = 0; i < kLane; ++i) block[i] = P::template outer<false>(load_, outer, depth + i * P::kPerPacked);
+    } else {
+      for (int i = 0; i < kLane; ++i) block[i] = P::template outer<true>(load_, outer, depth + i * P::kPerPacked);
     }
   }
 
@@ -215,58 +245,6 @@ Operand operand(const Load& load) {
           [](const void* self, const Slab& slab) { return static_cast<const Load*>(self)->ahead(slab); },
           load.depth_major};
 }
-
-// ---- the Load of plain arrays ------------------------------------------------------------------------------------
-
-template <class T>
-struct StridedLoad {
-  static constexpr bool kBfloat16 = std::is_same_v<T, bfloat16>;
-
-  const T* data;
-  int64_t outer_size, depth_size;
-  int64_t outer_stride, depth_stride;
-  bool depth_major;
-
-  const T* at(int64_t o, int64_t p) const { return data + o * outer_stride + p * depth_stride; }
-
-  template <class A, bool kChecked>
-  LRC_INLINE Vec<A> outer(int64_t o, int64_t p) const {
-    if constexpr (!kChecked) return load<A>(at(o, p));
-    return p < depth_size ? first<A>(at(o, p), outer_stride, outer_size - o) : Vec<A>{};
-  }
-  template <class A, bool kChecked>
-  LRC_INLINE Vec<A> depth(int64_t o, int64_t p) const {
-    if constexpr (!kChecked) return load<A>(at(o, p));
-    return o < outer_size ? first<A>(at(o, p), depth_stride, depth_size - p) : Vec<A>{};
-  }
-
-  int64_t whole_outer(int64_t o, int64_t p, int64_t count) const {
-    return outer_stride == 1 && p < depth_size ? smaller(count, outer_size - o) : 0;
-  }
-  int64_t whole_depth(int64_t o, int64_t p, int64_t count) const {
-    return depth_stride == 1 && o < outer_size ? smaller(count, depth_size - p) : 0;
-  }
-
-  Ahead ahead(const Slab& slab) const {
-    const int64_t lines = smaller(slab.lines(), outer_size - slab.outer);
-    const int64_t length = smaller(slab.length, depth_size - slab.depth);
-    const auto* from = reinterpret_cast<const char*>(at(slab.outer, slab.depth));
-    constexpr int64_t item = sizeof(T);
-    if (depth_stride == 1) return {from, lines, length * item, outer_stride * item};
-    if (outer_stride == 1) return {from, length, lines * item, depth_stride * item};
-    return {};
-  }
-
- private:
-  template <class A>
-  static LRC_INLINE Vec<A> first(const T* from, int64_t stride, int64_t left) {
-    if (left <= 0) return Vec<A>{};
-    if (stride == 1) return load_first<A>(from, left);
-    Vec<A> v{};
-    for (int i = 0; i < kLanes<A> && i < left; ++i) v[i] = A(to_float(from[i * stride]));
-    return v;
-  }
-};
 
 }  // namespace
 }  // namespace lowrank::LRC_LEVEL

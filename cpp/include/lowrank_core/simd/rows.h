@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lowrank_core/simd/pack.h"
+#include "lowrank_core/simd/strided_load.h"
 
 namespace lowrank::LRC_LEVEL {
 namespace {

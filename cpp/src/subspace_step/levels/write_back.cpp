@@ -181,9 +181,8 @@ void multiply_into(const Job& p) {
   multiply(p.arithmetic, {p.left.rows, p.right.cols, p.left.cols, left, right, epilogue(p)});
 }
 
-int64_t paired_lines(bool rows, DType dtype) {
-  const int lane = dtype == DType::kFloat64 ? kLanes<double> : kLanes<float>;
-  return rows ? kRows / 2 : kColumnVectors * lane / 2;
+int64_t paired_lines(bool rows, Arithmetic arithmetic) {
+  return (rows ? rows_of_tile(arithmetic) : columns_of_tile(arithmetic)) / 2;
 }
 
 void round_matrix(const Target& to, const Matrix& from) {
