@@ -117,19 +117,21 @@ def test_hyperparameters(residual: str, name: str, step: int) -> None:
         assert name != "still" or torch.equal(after.param, w.param)
 
 
-@pytest.mark.parametrize("residual", ["drop", "scaled", "channel"])
+@pytest.mark.parametrize("level", _core.isa_levels())
+@every_residual
 @every_side
-def test_medium_rounds_the_operands_or_nothing(side: str, residual: str) -> None:
+def test_medium_rounds_the_operands_or_nothing(side: str, residual: str, level: str) -> None:
     """Where bfloat16 is faster, products of float32 have the error of two roundings; elsewhere and for float64 none."""
     for dtype in (torch.float32, torch.float64):
         options = {**STRONG, "residual": residual, "precision": "medium"}
         w = weight(Shape(83, 131, 9), side=side, dtype=dtype)
-        after = stepped(w, **options)
-        check(w, after, **options)
-        if dtype == torch.float64:
-            assert torch.equal(after.param, stepped(w, **{**options, "precision": "highest"}).param)
-        with machine.matmul_precision("medium"):
-            assert torch.equal(stepped(w, **{**options, "precision": None}).param, after.param)
+        with machine.isa(level):
+            after = stepped(w, **options)
+            check(w, after, **options)
+            if dtype == torch.float64:
+                assert torch.equal(after.param, stepped(w, **{**options, "precision": "highest"}).param)
+            with machine.matmul_precision("medium"):
+                assert torch.equal(stepped(w, **{**options, "precision": None}).param, after.param)
 
 
 def test_nothing_to_do() -> None:
