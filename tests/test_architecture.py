@@ -20,6 +20,7 @@ import lowrank_core.optim
 import torch
 from lowrank_core.ops.operators import torch_ops
 from lowrank_core.optim import GaLoreAdamW
+from lowrank_core.optim.torch_rounding import torchs_rounding
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -216,7 +217,8 @@ def holds(cell: str, facts: frozenset[str]) -> bool:
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="a frame does not know the class of its function")
 @pytest.mark.parametrize("way", ["fused", "composed", "plain"])
 def test_a_step_makes_the_calls_that_are_listed(way: str) -> None:
-    torch_ops()  # what the first tensor registers is no part of a step
+    torch_ops()  # what the first tensor registers is no part of a step, nor what is found once in a process
+    torchs_rounding()
     text = sections()["The way of one gradient"]
     rows = [(list(calls(cell)), steps) for cell, _, steps in table(text)]
     files = {path for span in spans(text) if _PATH.fullmatch(span) for path in found(span)}

@@ -9,6 +9,7 @@
 #include "lowrank_core/overlap.h"
 #include "lowrank_core/parallel.h"
 #include "lowrank_core/philox.h"
+#include "lowrank_core/roots.h"
 #include "register.h"
 
 namespace py = pybind11;
@@ -80,6 +81,9 @@ void register_core(py::module_& module) {
   module.def("set_isa", &set_isa, py::arg("level"), "Lowers the level; ValueError for one that is not available.");
   module.def("fast_bfloat16", &has_fast_bfloat16,
              "Whether bfloat16 products are faster than float32 here, so that precision 'medium' uses them.");
+  module.def(
+      "mkl_roots", [] { return mkl_roots<float>() && mkl_roots<double>(); },
+      "Whether the square roots that torch has from MKL are in this process.");
   module.def("num_threads", &max_threads, "Threads that the next kernel may use.");
   module.def(
       "set_num_threads",

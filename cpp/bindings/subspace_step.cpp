@@ -1,4 +1,4 @@
-#include "lowrank_core/subspace_step.h"
+#include "lowrank_core/subspace_step_plain.h"
 
 #include <pybind11/stl.h>
 
@@ -15,8 +15,11 @@ namespace {
 using subspace_step::Job;
 using subspace_step::Moment;
 using subspace_step::Params;
+using subspace_step::PlainJob;
+using subspace_step::PlainParams;
 using subspace_step::Residual;
 using subspace_step::Rule;
+using subspace_step::Run;
 using subspace_step::Storage;
 
 using Reads = std::vector<ReadArray>;
@@ -43,11 +46,13 @@ Job job_of(const View& low, const View& g, const View& basis, bool right) {
   return job;
 }
 
-Moment moment_of(const View& values, const WriteArray* scales, const Matrix& low, bool second, const char* argument) {
-  expect(values.contiguous() && values.size() == low.rows * low.cols, argument);
+// Of `size` elements that are stepped in the dtype `work`.
+Moment moment_of(const View& values, const WriteArray* scales, int64_t size, DType work, bool second,
+                 const char* argument) {
+  expect(values.contiguous() && values.size() == size, argument);
   Moment moment{Storage::kWork, values.data, nullptr};
-  if (values.dtype == low.dtype) return moment;
-  expect(low.dtype == DType::kFloat32, argument);
+  if (values.dtype == work) return moment;
+  expect(work == DType::kFloat32, argument);
   if (values.dtype == DType::kBFloat16) {
     moment.storage = Storage::kBFloat16;
     return moment;
@@ -93,12 +98,13 @@ bool bind_project(const Writes& low, const Reads& grads, const Reads& bases, con
 struct Moments {
   const Writes &first, &first_scales, &second, &second_scales;
 
-  Moment of_first(size_t i, const Matrix& low) const {
-    return moment_of(first[i].view, first_scales.empty() ? nullptr : &first_scales[i], low, false, "exp_avg");
+  Moment of_first(size_t i, int64_t size, DType work) const {
+    return moment_of(first[i].view, first_scales.empty() ? nullptr : &first_scales[i], size, work, false, "exp_avg");
   }
-  Moment of_second(size_t i, const Matrix& low) const {
+  Moment of_second(size_t i, int64_t size, DType work) const {
     if (second.empty()) return {};
-    return moment_of(second[i].view, second_scales.empty() ? nullptr : &second_scales[i], low, true, "exp_avg_sq");
+    const WriteArray* scales = second_scales.empty() ? nullptr : &second_scales[i];
+    return moment_of(second[i].view, scales, size, work, true, "exp_avg_sq");
   }
   void check(size_t count, Rule rule) const {
     const auto fits = [&](const Writes& list) { return list.empty() || list.size() == count; };
@@ -130,8 +136,9 @@ struct Weights {
     job.w = matrix_of(params[i].view, right[i], "params");
     expect(job.w.rows == job.g.rows && job.w.cols == job.g.cols, "params");
     expect((job.w.dtype == DType::kFloat64) == (job.low.dtype == DType::kFloat64), "params");
-    job.first = moments.of_first(i, job.low);
-    job.second = moments.of_second(i, job.low);
+    const int64_t size = job.low.rows * job.low.cols;
+    job.first = moments.of_first(i, size, job.low.dtype);
+    job.second = moments.of_second(i, size, job.low.dtype);
     expect(moments.second.empty() || job.second.storage == job.first.storage, "exp_avg_sq");
     job.step = steps[i];
     job.seed = seeds[i];
@@ -181,6 +188,63 @@ void bind_update(const Writes& params, const Reads& grads, const Reads& bases, c
                    .math = math_of(precision)});
 }
 
+Run run_of(const View& view, const char* argument) {
+  expect(view.contiguous() && is_float(view.dtype), argument);
+  return {view.data, view.dtype, view.size()};
+}
+
+PlainJob plain_job(const View& w, const View& g, const Moments& moments, size_t i) {
+  PlainJob job{};
+  job.w = run_of(w, "params");
+  job.g = run_of(g, "grads");
+  expect(job.g.size == job.w.size, "grads");
+  const DType work = job.w.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  job.first = moments.of_first(i, job.w.size, work);
+  job.second = moments.of_second(i, job.w.size, work);
+  expect(job.first.storage == job.second.storage, "exp_avg_sq");
+  return job;
+}
+
+Roots roots_of(const std::string& roots) {
+  if (roots == "rounded") return Roots::kRounded;
+  expect(roots == "mkl" && mkl_roots<float>() && mkl_roots<double>(), "roots");
+  return Roots::kMkl;
+}
+
+void bind_plain(const Writes& params, const Reads& grads, const Writes& first, const Writes& first_scales,
+                const Writes& second, const Writes& second_scales,
+                const std::vector<std::pair<double, double>>& corrections, const std::vector<int64_t>& steps,
+                const std::vector<uint64_t>& seeds, std::pair<double, double> betas, double eps, double lr,
+                double weight_decay, bool maximize, bool stochastic, bool fused, const std::string& roots) {
+  const size_t count = params.size();
+  expect(grads.size() == count && corrections.size() == count && steps.size() == count && seeds.size() == count,
+         "params");
+  const Moments moments{first, first_scales, second, second_scales};
+  moments.check(count, Rule::kAdam);
+  std::vector<PlainJob> jobs;
+  for (size_t i = 0; i < count; ++i) {
+    jobs.push_back(plain_job(params[i].view, grads[i].view, moments, i));
+    std::tie(jobs[i].correction1, jobs[i].root2) = corrections[i];
+    jobs[i].step = steps[i];
+    jobs[i].seed = seeds[i];
+  }
+  subspace_step::plain_cpu(jobs, {.beta1 = betas.first,
+                                  .beta2 = betas.second,
+                                  .eps = eps,
+                                  .lr = lr,
+                                  .weight_decay = weight_decay,
+                                  .maximize = maximize,
+                                  .stochastic = stochastic,
+                                  .fused = fused,
+                                  .roots = roots_of(roots)});
+}
+
+std::vector<int64_t> bind_nonfinite(const Reads& arrays) {
+  std::vector<Run> runs;
+  for (const ReadArray& array : arrays) runs.push_back(run_of(array.view, "arrays"));
+  return subspace_step::nonfinite_cpu(runs);
+}
+
 void bind_round(const WriteArray& to, const ReadArray& from, uint64_t seed, int64_t step) {
   const Matrix target = matrix_of(to.view, false, "to"), source = matrix_of(from.view, false, "from");
   expect(target.rows == source.rows && target.cols == source.cols, "from");
@@ -195,7 +259,7 @@ Matrix values_of(const View& values) {
 void bind_encode(const WriteArray& codes, const std::optional<WriteArray>& scales, const ReadArray& values, bool second,
                  uint64_t seed, int64_t step) {
   const Matrix from = values_of(values.view);
-  const Moment to = moment_of(codes.view, scales ? &*scales : nullptr, from, second, "codes");
+  const Moment to = moment_of(codes.view, scales ? &*scales : nullptr, from.cols, from.dtype, second, "codes");
   expect(to.storage != Storage::kWork, "codes");
   subspace_step::encode_cpu(to, from.as<float>(), from.cols, second, seed, step);
 }
@@ -203,7 +267,7 @@ void bind_encode(const WriteArray& codes, const std::optional<WriteArray>& scale
 void bind_decode(const WriteArray& values, const WriteArray& codes, const std::optional<WriteArray>& scales,
                  bool second) {
   const Matrix to = values_of(values.view);
-  const Moment from = moment_of(codes.view, scales ? &*scales : nullptr, to, second, "codes");
+  const Moment from = moment_of(codes.view, scales ? &*scales : nullptr, to.cols, to.dtype, second, "codes");
   expect(from.storage != Storage::kWork, "codes");
   subspace_step::decode_cpu(to.as<float>(), from, to.cols, second);
 }
@@ -220,6 +284,11 @@ void register_subspace_step(py::module_& module) {
          py::kw_only(), "rule"_a, "betas"_a, "eps"_a, "lr"_a, "weight_decay"_a, "scale"_a, "residual"_a,
          "residual_scale"_a, "growth"_a, "maximize"_a, "stochastic"_a, "precision"_a = "highest",
          "Moments and weights of a list, from the low-rank gradients, which it overwrites.");
+  kernel(module, "adamw_step", &bind_plain, "params"_a, "grads"_a, "exp_avg"_a, "exp_avg_scales"_a, "exp_avg_sq"_a,
+         "exp_avg_sq_scales"_a, "corrections"_a, "steps"_a, "seeds"_a, py::kw_only(), "betas"_a, "eps"_a, "lr"_a,
+         "weight_decay"_a, "maximize"_a, "stochastic"_a, "fused"_a, "roots"_a,
+         "AdamW with a list of weights that are not projected, rounded as torch's loop rounds.");
+  kernel(module, "nonfinite", &bind_nonfinite, "arrays"_a, "The numbers of the contiguous arrays with inf or nan.");
   kernel(module, "round_stochastic", &bind_round, "to"_a, "from_"_a, py::kw_only(), "seed"_a, "step"_a,
          "Rounds a matrix as a step rounds the weights: bfloat16 stochastically, other dtypes to nearest.");
   kernel(module, "encode_moment", &bind_encode, "codes"_a, "scales"_a, "values"_a, py::kw_only(), "second"_a, "seed"_a,

@@ -12,6 +12,7 @@ import numpy.typing
 __all__: list[str] = [
     "ArrayError",
     "SharingError",
+    "adamw_step",
     "adapter_gradient",
     "adapter_linear",
     "array_refusal",
@@ -41,6 +42,8 @@ __all__: list[str] = [
     "kalman_diag_gain",
     "kalman_diag_step",
     "kalman_diag_step_",
+    "mkl_roots",
+    "nonfinite",
     "num_threads",
     "orthonormalize",
     "overlaps_itself",
@@ -67,6 +70,32 @@ class ArrayError(ValueError):
 
 class SharingError(ArrayError):
     pass
+
+def adamw_step(
+    params: collections.abc.Sequence[numpy.typing.ArrayLike],
+    grads: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg_scales: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg_sq: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg_sq_scales: collections.abc.Sequence[numpy.typing.ArrayLike],
+    corrections: collections.abc.Sequence[
+        tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]
+    ],
+    steps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    seeds: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    *,
+    betas: tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex],
+    eps: typing.SupportsFloat | typing.SupportsIndex,
+    lr: typing.SupportsFloat | typing.SupportsIndex,
+    weight_decay: typing.SupportsFloat | typing.SupportsIndex,
+    maximize: bool,
+    stochastic: bool,
+    fused: bool,
+    roots: str,
+) -> None:
+    """
+    AdamW with a list of weights that are not projected, rounded as torch's loop rounds.
+    """
 
 def adapter_gradient(
     first_grad: numpy.typing.ArrayLike,
@@ -384,6 +413,16 @@ def kalman_diag_step_(
 ) -> bool:
     """
     The same in place.
+    """
+
+def mkl_roots() -> bool:
+    """
+    Whether the square roots that torch has from MKL are in this process.
+    """
+
+def nonfinite(arrays: collections.abc.Sequence[numpy.typing.ArrayLike]) -> list[int]:
+    """
+    The numbers of the contiguous arrays with inf or nan.
     """
 
 def num_threads() -> int:

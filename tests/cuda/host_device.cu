@@ -15,6 +15,7 @@
 #include "lowrank_core/rounding.h"
 #include "lowrank_core/rsvd.h"
 #include "lowrank_core/subspace_step.h"
+#include "lowrank_core/subspace_step_plain.h"
 #include "lowrank_core/view.h"
 
 namespace lowrank {
@@ -171,6 +172,23 @@ __device__ void rules(subspace_step::Factors<T> f, T* x) {
   x[0] = adam(f, x[1], x[2], x[3]) + lion(f, x[4], x[5]) + momentum(f, x[6], x[7]) + sign(x[8]) + root(x[9]);
   x[10] = write_back(x[11], x[12], x[13], folded_direction(x[14], x[15], x[16], x[17]));
   x[18] = less_scaled(x[10], x[19], x[20]) + less_sign(x[10], x[21], x[22], x[23], x[24]) + sign_above(x[25], x[26]);
+}
+
+template <class T>
+__device__ void loop(subspace_step::LoopFactors<T> f, T* x) {
+  using namespace subspace_step;
+  x[0] = loop_first<true>(f, x[1], x[2]) + loop_first<false>(f, x[1], x[2]);
+  x[3] = loop_second<true>(f, x[4], x[5]) + loop_second<false>(f, x[4], x[5]);
+  x[6] = loop_weight(f, x[7], x[0], root(x[3])) + product_and_sum<true>(x[8], x[9], x[10]);
+}
+
+__global__ void subspace_step_loop(subspace_step::LoopFactors<float> narrow, subspace_step::LoopFactors<double> wide,
+                                   float* x, double* y) {
+  using namespace subspace_step;
+  loop(narrow, x);
+  loop(wide, y);
+  x[11] = fused_multiply_add(x[12], x[13], x[14]);
+  y[11] = fused_multiply_add(y[12], y[13], y[14]);
 }
 
 __global__ void subspace_step_elements(subspace_step::Factors<float> narrow, subspace_step::Factors<double> wide,

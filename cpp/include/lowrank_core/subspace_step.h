@@ -130,6 +130,8 @@ LRC_HD T folded_direction(T scale, T n, T share, T r) {
   return scale * n - share * r;
 }
 
+// ---- draws -------------------------------------------------------------------------------------------------------
+
 // Where the draw for element (i, j) of a weight [rows, cols] stands: by its row-major number in the weight as the user
 // sees it, of which this one is the transpose if `transposed`.
 LRC_HD philox::Position weight_draw(int64_t i, int64_t j, int64_t rows, int64_t cols, bool transposed, int64_t step) {

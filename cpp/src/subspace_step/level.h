@@ -4,8 +4,11 @@
 #include "lowrank_core/isa.h"
 #include "lowrank_core/simd/nest.h"
 #include "lowrank_core/subspace_step.h"
+#include "lowrank_core/subspace_step_plain.h"
 
 namespace lowrank::subspace_step {
+
+constexpr int64_t kChunk = 64 * blockwise::kBlock;  // elements that one task advances
 
 // The moments and the direction of a run of elements of `low`, whose place it takes.
 struct Advance {
@@ -57,20 +60,23 @@ struct SignWriteBack : WriteBack {
   bool rows_paired = false;
 };
 
-template <class T>
-struct CheckFunctions {
-  bool (*finite)(const T* x, int64_t n);
-};
-
 struct MomentLevel {
   // Elements [begin, end); begin is a multiple of the codecs' block.
   void (*advance)(const Advance& a, int64_t begin, int64_t end);
+  // The same of the codecs alone; `values` are those of these elements.
   void (*encode)(const Moment& to, const float* values, int64_t begin, int64_t end, int64_t size, bool second,
                  uint64_t seed, int64_t step);
   void (*decode)(float* values, const Moment& from, int64_t begin, int64_t end, bool second);
-  ByType<CheckFunctions> checks;
+  bool (*finite)(const void* x, DType dtype, int64_t n);
 
   static const MomentLevel generic, avx2, avx512, avx512bf16;
+};
+
+struct PlainLevel {
+  // Elements [begin, end) of a weight that is not projected; begin is a multiple of the codecs' block.
+  void (*step)(const PlainJob& job, const PlainParams& params, int64_t begin, int64_t end);
+
+  static const PlainLevel generic, avx2, avx512, avx512bf16;
 };
 
 struct WeightLevel {
@@ -88,6 +94,7 @@ struct WeightLevel {
 };
 
 inline const MomentLevel& moment_level() { return at_level<MomentLevel>(); }
+inline const PlainLevel& plain_level() { return at_level<PlainLevel>(); }
 inline const WeightLevel& weight_level() { return at_level<WeightLevel>(); }
 
 }  // namespace lowrank::subspace_step

@@ -12,7 +12,6 @@
 namespace lowrank::subspace_step {
 namespace {
 
-constexpr int64_t kChunk = 64 * blockwise::kBlock;  // elements of a subspace that one task advances
 constexpr int64_t kShare = 8;  // a weight of more than this part of all is worked on by all threads
 
 int64_t size_of(const Matrix& m) { return m.rows * m.cols; }
@@ -34,11 +33,11 @@ void for_each_job(const std::vector<Job>& jobs, const One& one) {
   parallel_for(int64_t(order.size() - first), [&](int64_t i) { one(*order[first + size_t(i)]); });
 }
 
-template <class T>
 bool finite(const Matrix& low) {
   std::atomic<bool> sound{true};
   parallel_chunks(size_of(low), kChunk, [&](int64_t begin, int64_t end) {
-    if (!moment_level().checks.of<T>().finite(low.as<T>() + begin, end - begin)) sound = false;
+    const char* from = low.as<char>() + begin * item_size(low.dtype);
+    if (!moment_level().finite(from, low.dtype, end - begin)) sound = false;
   });
   return sound;
 }
@@ -227,8 +226,7 @@ bool project_cpu(const std::vector<Job>& jobs, const Params& params) {
       return;
     }
     gemm(job.low, job.basis.transposed(), job.g, {.alpha = params.maximize ? -1.0 : 1.0, .math = params.math});
-    const bool good = job.low.dtype == DType::kFloat64 ? finite<double>(job.low) : finite<float>(job.low);
-    if (!good) sound = false;
+    if (!finite(job.low)) sound = false;
   });
   return sound;
 }
@@ -247,13 +245,13 @@ void round_cpu(const Matrix& to, const Matrix& from, uint64_t seed, int64_t step
 
 void encode_cpu(const Moment& to, const float* values, int64_t size, bool second, uint64_t seed, int64_t step) {
   parallel_chunks(size, kChunk, [&](int64_t begin, int64_t end) {
-    moment_level().encode(to, values, begin, end, size, second, seed, step);
+    moment_level().encode(to, values + begin, begin, end, size, second, seed, step);
   });
 }
 
 void decode_cpu(float* values, const Moment& from, int64_t size, bool second) {
   parallel_chunks(size, kChunk,
-                  [&](int64_t begin, int64_t end) { moment_level().decode(values, from, begin, end, second); });
+                  [&](int64_t begin, int64_t end) { moment_level().decode(values + begin, from, begin, end, second); });
 }
 
 }  // namespace lowrank::subspace_step

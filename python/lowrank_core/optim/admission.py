@@ -90,9 +90,8 @@ def check_device(bucket: Bucket) -> None:
     """
     if has_kernels(bucket.device):
         return
-    codec = bucket.parts.moment_codec if bucket.projected else bucket.parts.plain_codec
     stochastic = bucket.rounding == "stochastic" and bucket.dtype == torch.bfloat16
-    for wrong, key, value in ((codec.host_only, "moment_dtype", "auto"), (stochastic, "rounding", "nearest")):
+    for wrong, key, value in ((bucket.codec.host_only, "moment_dtype", "auto"), (stochastic, "rounding", "nearest")):
         if wrong:
             raise NotImplementedError(
                 f"step: `{key}` must be {value!r} for weights on {bucket.device} in this version, got another one"

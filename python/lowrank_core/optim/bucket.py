@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lowrank_core.optim.devices import stays_on_device
 from lowrank_core.optim.parts import Parts
+from lowrank_core.optim.parts.codecs import Codec, Float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,16 @@ class Bucket:
     maximize: bool
     rounding: str
     nonfinite: str
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of their moments."""
+        return self.parts.moment_codec if self.projected else self.parts.plain_codec
+
+    @property
+    def draws(self) -> bool:
+        """True if a step takes random words."""
+        return self.rounding != "nearest" or not isinstance(self.codec, Float32)
 
     @classmethod
     def of(cls, group: dict[str, Any], parts: Parts, **alike: Any) -> Bucket:

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from lowrank_core.ops.subspace_step.plain import nonfinite_list
+
+MAX_DIMENSIONS = 8  # of an array that kernels take
+
 _taken_away = False
 
 
@@ -50,6 +54,21 @@ def is_finite(grad: Tensor) -> bool:
     """True if every entry is finite, in one pass with no temporary of that size; read on the host."""
     # inf and nan absorb every addend: a finite sum proves all entries finite, another one may be overflow.
     return math.isfinite(grad.sum().item()) or bool(grad.isfinite().all())
+
+
+def nonfinite(grads: list[Tensor]) -> list[int]:
+    """The positions of the gradients with inf or nan; read on the host."""
+    dense = [i for i, grad in enumerate(grads) if has_kernels(grad.device) and is_run(grad)]
+    wrong = [dense[i] for i in nonfinite_list([grads[i] for i in dense])]
+    if len(dense) < len(grads):
+        others = set(range(len(grads))).difference(dense)
+        wrong = sorted([*wrong, *(i for i in others if not is_finite(grads[i]))])
+    return wrong
+
+
+def is_run(tensor: Tensor) -> bool:
+    """True if its elements follow each other in memory, in an array that kernels take."""
+    return tensor.is_contiguous() and tensor.dim() <= MAX_DIMENSIONS
 
 
 def all_finite(grads: list[Tensor]) -> Tensor:

@@ -21,9 +21,11 @@ from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
 from lowrank_core.optim.parts.projectors import ExactSVD, Gaussian, RandomizedSVD
 from lowrank_core.optim.parts.residuals import Drop, ScaledGradient, ScaledRest, hold_limit, with_bias_correction
 from lowrank_core.optim.parts.rules import Adam
+from lowrank_core.optim.plain import PlainStep
 from lowrank_core.optim.slots import Draft, Slot, State
+from lowrank_core.optim.states import stored
 
-Key = tuple[str, type, type, type, type]  # device, projector, residual, rule, moment codec
+Key = tuple[str, type | None, type | None, type, type]  # device, projector, residual, rule, moment codec
 
 _DRAWN_TOGETHER = 4  # bases that are not stored and are held at the same time
 
@@ -68,8 +70,8 @@ class SubspaceStep:
         limits = list(map(with_bias_correction, held, unbias))
         options = {**parts.rule.kernel(), **(parts.residual.kernel() or {})}
         step_list(
-            params, draft.grads, bases, *_stored(states, "exp_avg"), *_stored(states, "exp_avg_sq"), limits,
-            _right(draft.slots), steps, _seeds(bucket, draft), low=lows, lr=bucket.lr,
+            params, draft.grads, bases, *stored(states, "exp_avg"), *stored(states, "exp_avg_sq"), limits,
+            _right(draft.slots), steps, draft.seeds(bucket.draws), low=lows, lr=bucket.lr,
             weight_decay=bucket.weight_decay, maximize=bucket.maximize, stochastic=bucket.rounding == "stochastic",
             precision=resolve_precision("step", None), **options,
         )  # fmt: skip
@@ -98,43 +100,33 @@ def _bases(bucket: Bucket, draft: Draft, states: list[State]) -> list[Tensor]:
     return [projector.stored_basis(slot, state) for slot, state in slots]
 
 
-def _seeds(bucket: Bucket, draft: Draft) -> list[int]:
-    """The seeds of the draws of each weight; zeros if nothing is drawn."""
-    if bucket.rounding == "nearest" and isinstance(bucket.parts.moment_codec, Float32):
-        return [0] * len(draft.slots)
-    return [slot.draw(0).seed for slot in draft.slots]
-
-
-def _stored(states: list[State], name: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Values and scales of a moment."""
-    codes = f"{name}.codes"
-    if states and codes in states[0]:
-        return [state[codes] for state in states], [state[f"{name}.scales"] for state in states]
-    return [state[name] for state in states], []
-
-
+_CODECS = (Float32, StochasticBFloat16, Blocks8)
 FUSED: dict[Key, FusedStep] = {
     ("cpu", projector, residual, Adam, moments): SubspaceStep()
     for projector, residual, moments in product(
-        (RandomizedSVD, ExactSVD, Gaussian), (Drop, ScaledRest, ScaledGradient), (Float32, StochasticBFloat16, Blocks8)
+        (RandomizedSVD, ExactSVD, Gaussian), (Drop, ScaledRest, ScaledGradient), _CODECS
     )
 }
+FUSED |= {("cpu", None, None, Adam, moments): PlainStep() for moments in _CODECS}
 
 
 def key_of(bucket: Bucket) -> Key:
-    """The combination of parts that steps the projected weights of `bucket`."""
-    parts = bucket.parts
-    projector, residual, rule, codec = map(type, (parts.projector, parts.residual, parts.rule, parts.moment_codec))
-    return (bucket.device.type, projector, residual, rule, codec)
+    """The combination of parts that steps the weights of `bucket`."""
+    parts, device = bucket.parts, bucket.device.type
+    if not bucket.projected:
+        return (device, None, None, type(parts.plain), type(parts.plain_codec))
+    return (device, type(parts.projector), type(parts.residual), type(parts.rule), type(parts.moment_codec))
 
 
 def fused(bucket: Bucket) -> FusedStep | None:
     """The kernel for `bucket`, or None if it is composed.
 
-    A bucket is composed if the device decides about its step, if the memory of a weight is no matrix, if there are two
-    bases, and for the coded moments of float64 weights.
+    A bucket is composed if the device decides about its step or holds its rate, for the coded moments of float64
+    weights, and of projected weights if their memory is no matrix or there are two bases.
     """
-    coded = not isinstance(bucket.parts.moment_codec, Float32) and bucket.dtype == torch.float64
-    if not can_draw(bucket.device) or not bucket.projected or not bucket.as_matrix or bucket.two_sided or coded:
+    coded = not isinstance(bucket.codec, Float32) and bucket.dtype == torch.float64
+    if not can_draw(bucket.device) or coded or isinstance(bucket.lr, Tensor):
         return None
-    return FUSED.get(key_of(bucket)) if bucket.parts.residual.kernel() is not None else None
+    if bucket.projected and (not bucket.as_matrix or bucket.two_sided or bucket.parts.residual.kernel() is None):
+        return None
+    return FUSED.get(key_of(bucket))

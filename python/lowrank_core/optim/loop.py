@@ -210,19 +210,17 @@ class LowRankOptimizer(StateOptimizer):
                 return True, gate
             if gate:
                 return True, None
-        go = True
-        for bucket, draft in drafts.items():
-            for slot, grad in () if draft.finite else zip(draft.slots, draft.grads, strict=True):
-                if devices.is_finite(grad):
-                    continue
-                if bucket.nonfinite == "raise":
-                    raise RuntimeError(
-                        f"step: the gradient of `{slot.name}` {tuple(slot.param.shape)} must be finite, "
-                        'got inf or nan; nothing was changed, lower the loss scale or pass `nonfinite="skip"`'
-                    )
-                go = False
-        self._skipped = self._skipped + (not go)
-        return go, None
+        judged = [(bucket, draft) for bucket, draft in drafts.items() if not draft.finite]
+        owners = [(bucket, slot) for bucket, draft in judged for slot in draft.slots]
+        wrong = devices.nonfinite([grad for _, draft in judged for grad in draft.grads]) if owners else []
+        for bucket, slot in (owners[i] for i in wrong):
+            if bucket.nonfinite == "raise":
+                raise RuntimeError(
+                    f"step: the gradient of `{slot.name}` {tuple(slot.param.shape)} must be finite, "
+                    'got inf or nan; nothing was changed, lower the loss scale or pass `nonfinite="skip"`'
+                )
+        self._skipped = self._skipped + bool(wrong)
+        return not wrong, None
 
     def _refresh(self, due: Drafts) -> None:
         """Finds the subspaces that are due. Searches that may fail all run before anything is changed."""
@@ -250,7 +248,7 @@ class LowRankOptimizer(StateOptimizer):
             compose(bucket, draft, self._states(bucket, draft), gate)
             return
         # A gradient of zeros names no subspace, and a weight without one only decays.
-        named = [state["proj.refreshes"] != 0 for state in self._states(bucket, draft)]
+        named = [not bucket.projected or state["proj.refreshes"] != 0 for state in self._states(bucket, draft)]
         if not all(named):
             draft, waiting = draft.part(named)
             compose(bucket, waiting, self._states(bucket, waiting), gate)

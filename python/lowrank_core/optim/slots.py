@@ -128,6 +128,10 @@ class Draft:
         self.slots.append(slot)
         self.grads.append(grad)
 
+    def seeds(self, drawn: bool) -> list[int]:
+        """The seeds of the draws of each weight; zeros if nothing is `drawn`."""
+        return [slot.draw(0).seed for slot in self.slots] if drawn else [0] * len(self.slots)
+
     def add_(self, other: Draft) -> None:
         """Adds the draft of another backward pass, of the same slots, to this one.
 

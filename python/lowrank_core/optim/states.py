@@ -24,6 +24,14 @@ def open_state(layout: Layout, device: torch.device) -> State:
     return state
 
 
+def stored(states: list[State], name: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Values and scales of a moment; no scales where it is stored without."""
+    codes = f"{name}.codes"
+    if states and codes in states[0]:
+        return [state[codes] for state in states], [state[f"{name}.scales"] for state in states]
+    return [state[name] for state in states], []
+
+
 def resized(state: State, layout: Layout) -> State:
     """`state` with each tensor in the shape that `layout` gives it: cut, or filled up with zeros; else itself.
 

@@ -79,16 +79,29 @@ void advance_coded(const Advance& a, int64_t begin, int64_t end) {
 }
 
 // The largest of the magnitudes' bits: all ones in the exponent for NaN and infinity.
-template <class T, class Bits, Bits kInfinity>
-bool finite(const T* x, int64_t n) {
+template <class Bits>
+LRC_INLINE bool all_below(const void* x, int64_t n, Bits infinity) {
   Bits largest = 0;
   for (int64_t i = 0; i < n; ++i) {
     Bits bits;
-    memcpy(&bits, x + i, sizeof bits);
-    bits &= ~(Bits(1) << (8 * sizeof(Bits) - 1));
+    memcpy(&bits, static_cast<const Bits*>(x) + i, sizeof bits);
+    bits &= Bits(~Bits(0)) >> 1;
     largest = bits > largest ? bits : largest;
   }
-  return largest < kInfinity;
+  return largest < infinity;
+}
+
+bool finite(const void* x, DType dtype, int64_t n) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return all_below<uint64_t>(x, n, 0x7FF0000000000000u);
+    case DType::kBFloat16:
+      return all_below<uint16_t>(x, n, 0x7F80u);
+    case DType::kFloat16:
+      return all_below<uint16_t>(x, n, 0x7C00u);
+    default:
+      return all_below<uint32_t>(x, n, 0x7F800000u);
+  }
 }
 
 void advance_run(const Advance& a, int64_t begin, int64_t end) {
@@ -102,15 +115,16 @@ void encode_run(const Moment& to, const float* values, int64_t begin, int64_t en
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t count = smaller(kBlock, end - i);
     const philox::Position at = moment_draw(i, size, second, step);
-    second ? encode<RootMap>(to, values + i, i, count, seed, at)
-           : encode<SignedMap>(to, values + i, i, count, seed, at);
+    const float* from = values + (i - begin);
+    second ? encode<RootMap>(to, from, i, count, seed, at) : encode<SignedMap>(to, from, i, count, seed, at);
   }
 }
 
 void decode_run(float* values, const Moment& from, int64_t begin, int64_t end, bool second) {
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t count = smaller(kBlock, end - i);
-    second ? decode<RootMap>(values + i, from, i, count) : decode<SignedMap>(values + i, from, i, count);
+    float* to = values + (i - begin);
+    second ? decode<RootMap>(to, from, i, count) : decode<SignedMap>(to, from, i, count);
   }
 }
 
@@ -123,8 +137,7 @@ constinit const subspace_step::MomentLevel subspace_step::MomentLevel::LRC_LEVEL
     .advance = LRC_LEVEL::advance_run,
     .encode = LRC_LEVEL::encode_run,
     .decode = LRC_LEVEL::decode_run,
-    .checks = {{LRC_LEVEL::finite<float, uint32_t, 0x7F800000u>},
-               {LRC_LEVEL::finite<double, uint64_t, 0x7FF0000000000000u>}},
+    .finite = LRC_LEVEL::finite,
 };
 
 }  // namespace lowrank

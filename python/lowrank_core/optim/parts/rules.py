@@ -118,8 +118,9 @@ class Adam:
         exp_avg, exp_avg_sq = moments["exp_avg"], moments["exp_avg_sq"]
         exp_avg.lerp_(grad, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        denominator = exp_avg_sq.sqrt().div_((1 - beta2**step) ** 0.5).add_(self.eps)
-        return Direction(exp_avg, denominator, 1 - beta1**step, self.unbias(step))
+        correction, root = self.corrections(step)
+        denominator = exp_avg_sq.sqrt().div_(root).add_(self.eps)
+        return Direction(exp_avg, denominator, correction, self.unbias(step))
 
     def turned(self, moments: Moments, turn: Turn, step: int) -> Moments:
         """First moment: M' = T M. Second: the variance travels by squares, the mean by T.
@@ -134,9 +135,15 @@ class Adam:
         exp_avg_sq = turn.squared(variance).add_((exp_avg / correction1).square_()).abs_().mul_(correction2)
         return {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
-    def unbias(self, step: float | Tensor) -> float | Tensor:
+    def corrections(self, step: Any) -> tuple[Any, Any]:
+        """1 - beta1^t, and the root of 1 - beta2^t; tensors if the step count is one."""
         beta1, beta2 = self.betas
-        return (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+        return 1 - beta1**step, (1 - beta2**step) ** 0.5
+
+    def unbias(self, step: float | Tensor) -> float | Tensor:
+        correction, root = self.corrections(step)
+        unbias: float | Tensor = root / correction
+        return unbias
 
     def kernel(self) -> dict[str, Any]:
         return {"rule": "adam", "betas": self.betas, "eps": self.eps}

@@ -1,0 +1,21 @@
+// roots: square roots of many numbers, for steps that are to have torch's bits.
+//
+// torch takes those of float32 and float64 by MKL's vector library where it is built with it. They are off by a unit of
+// the last place for about one number in 150, on other numbers by another processor, so no formula of ours is the same.
+#pragma once
+
+#include <cstdint>
+
+namespace lowrank {
+
+enum class Roots : uint8_t { kRounded, kMkl };
+
+// to[i] <- sqrt(from[i]); `to` may be `from`.
+template <class T>
+using RootsOf = void (*)(int64_t n, const T* from, T* to);
+
+// Those of torch's MKL, of float and double, or null where this process has no such library. Found once.
+template <class T>
+RootsOf<T> mkl_roots();
+
+}  // namespace lowrank

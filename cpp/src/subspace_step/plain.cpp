@@ -1,0 +1,56 @@
+// Weights that are not projected, and the check of gradients before a step.
+#include <algorithm>
+#include <atomic>
+
+#include "lowrank_core/parallel.h"
+#include "subspace_step/level.h"
+
+namespace lowrank::subspace_step {
+namespace {
+
+// Elements [begin, end) of entry `number` of a list.
+struct Chunk {
+  size_t number;
+  int64_t begin, end;
+};
+
+// All entries of a list, in chunks of one task each.
+std::vector<Chunk> chunks_of(const std::vector<Run>& list) {
+  std::vector<Chunk> chunks;
+  for (size_t i = 0; i < list.size(); ++i) {
+    for (int64_t begin = 0; begin < list[i].size; begin += kChunk) {
+      chunks.push_back({i, begin, std::min(begin + kChunk, list[i].size)});
+    }
+  }
+  return chunks;
+}
+
+}  // namespace
+
+void plain_cpu(const std::vector<PlainJob>& jobs, const PlainParams& params) {
+  std::vector<Run> weights;
+  for (const PlainJob& job : jobs) weights.push_back(job.w);
+  const std::vector<Chunk> chunks = chunks_of(weights);
+  parallel_for(int64_t(chunks.size()), [&](int64_t i) {
+    const Chunk& c = chunks[chunks.size() - 1 - size_t(i)];  // backwards: their gradients were looked at last
+    plain_level().step(jobs[c.number], params, c.begin, c.end);
+  });
+}
+
+std::vector<int64_t> nonfinite_cpu(const std::vector<Run>& runs) {
+  std::vector<std::atomic<bool>> wrong(runs.size());
+  const std::vector<Chunk> chunks = chunks_of(runs);
+  parallel_for(int64_t(chunks.size()), [&](int64_t i) {
+    const Chunk& c = chunks[size_t(i)];
+    const Run& run = runs[c.number];
+    const char* from = static_cast<const char*>(run.data) + c.begin * item_size(run.dtype);
+    if (!moment_level().finite(from, run.dtype, c.end - c.begin)) wrong[c.number] = true;
+  });
+  std::vector<int64_t> found;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    if (wrong[i]) found.push_back(int64_t(i));
+  }
+  return found;
+}
+
+}  // namespace lowrank::subspace_step
