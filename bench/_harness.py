@@ -129,7 +129,7 @@ class Bench:
         for rival, times in seconds.items():
             median = statistics.median(times)
             work, moved = of_rival(flops, rival), of_rival(nbytes, rival)
-            low, _, high = statistics.quantiles(times, n=4)
+            low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
             found[rival] = Row(
                 case=case,
                 rival=rival,
