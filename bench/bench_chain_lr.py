@@ -26,9 +26,12 @@ from lowrank_core.reference import rsvd_augment as reference_augment
 from torch import Tensor
 
 LENGTH, DEPTH, RANK, SCALE = 8192, 16, 8, 0.5
+LARGEST = 0.5  # |score|
+LONGER = (16384, 32768, 65536)  # where the chain alone is timed
 TARGETS = {  # shares of the time of what they are compared with
     "exact / naive autograd": 0.5,
     "chained / exact": 0.33,
+    **{f"chained, L={2 * n} / L={n}": 2.3 for n in (8192, 16384, 32768)},
 }
 Answers = dict[str, Callable[[], Any]]
 
@@ -81,8 +84,8 @@ def fused(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
 def attention_cases(bench: Bench) -> dict[str, dict[str, Row]]:
     found = {}
     for causal in (False, True):
-        length = LENGTH // 2 if causal else LENGTH
-        t = attention(length, DEPTH, 0.3)
+        length = LENGTH
+        t = attention(length, DEPTH, LARGEST)
         rivals: Answers = {
             "autograd, naive": lambda t=t, c=causal: by_autograd(t, functools.partial(naive, causal=c)),
             "autograd, torch's own": lambda t=t, c=causal: by_autograd(t, functools.partial(fused, causal=c)),
@@ -104,6 +107,25 @@ def attention_cases(bench: Bench) -> dict[str, dict[str, Row]]:
             limit=dict.fromkeys(rivals, 1e-4) | {"chained, degree 2": 1e-2},
         )
     return found
+
+
+def growth_cases(bench: Bench) -> dict[str, float]:
+    """Times of the chained gradient from one length to twice that; too long for the others."""
+    seconds = []
+    for length in (LENGTH, *LONGER):
+        t = attention(length, DEPTH, LARGEST)
+        rows = bench.compare(
+            f"chained L={length}",
+            {"chained, degree 2": lambda t=t: ours(t, method="chained")},
+            baseline="chained, degree 2",
+            error={},
+            limit=1.0,
+        )
+        seconds.append(rows["chained, degree 2"].median_s)
+    lengths = (LENGTH, *LONGER[:-1])
+    return {
+        f"chained, L={2 * n} / L={n}": b / a for n, (a, b) in zip(lengths, itertools.pairwise(seconds), strict=True)
+    }
 
 
 # ---- layers, chains and basis steps --------------------------------------------------------------------------------
@@ -259,6 +281,7 @@ def main() -> None:
             prefix = "" if name == "attention" else f"{name} "
             shares[f"{prefix}exact / naive autograd"] = exact / rows["autograd, naive"].best_s
             shares[f"{prefix}chained / exact"] = chained / exact
+        shares |= growth_cases(bench)
     if options.only != "attention":
         layer_cases(bench)
         chain_cases(bench)

@@ -24,6 +24,7 @@ void bind_chain_matmul(const WriteArray& out, const std::vector<ReadArray>& matr
   for (const ReadArray& m : matrices) {
     expect(m.view.rank == 2 || (m.view.rank == out.view.rank && m.view.batch() == out.view.batch()),
            "the leading dimensions of a matrix");
+    expect(m.view.dtype == out.view.dtype, "the dtypes");
     expect(views.empty() || cols_of(views.back()) == rows_of(m.view), "the shapes of two neighbours");
     views.push_back(m.view);
   }

@@ -4,6 +4,7 @@
 #include <limits>
 #include <memory>
 
+#include "chain_lr/product.h"
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/dense.h"
 #include "lowrank_core/dispatch.h"
@@ -87,7 +88,7 @@ class Chain {
     }
     Held left, right;
     const Matrix a = operand(i, split, index, left), b = operand(split + 1, j, index, right);
-    gemm(out, a, b);
+    chain_lr::multiply<T>(out, a, b);
   }
 
   const std::vector<View>& matrices_;

@@ -1,5 +1,5 @@
-// level: what the attention adapter's gradient asks of an instruction-set level: a few query rows against all keys of a
-// head.
+// level: what the family asks of an instruction-set level: products of thin factors, and a few query rows against the
+// keys of a head.
 #pragma once
 
 #include <cstdint>
@@ -55,6 +55,33 @@ struct ScoreLevel {
 template <class T>
 const ScoreFunctions<T>& scores() {
   return at_level<ScoreLevel>().scores.of<T>();
+}
+
+// c [rows, cols] <- a [rows, depth] b [depth, cols], or c += that. Rows of b and c are dense, `step` numbers apart.
+template <class T>
+struct DirectProduct {
+  T* c;
+  const T *a, *b;
+  int64_t c_step, a_row, a_col, b_step;
+  int64_t rows, cols, depth;
+  bool add;
+};
+
+template <class T>
+struct ProductFunctions {
+  // Each sum runs over the depth in order, from zero or from c on.
+  void (*multiply)(const DirectProduct<T>& product);
+};
+
+struct ProductLevel {
+  ByType<ProductFunctions> products;
+
+  static const ProductLevel generic, avx2, avx512, avx512bf16;
+};
+
+template <class T>
+const ProductFunctions<T>& products() {
+  return at_level<ProductLevel>().products.of<T>();
 }
 
 inline int64_t score_scratch(int64_t width) { return kScoreRows * (2 * kScoreCols + 2 * width); }

@@ -144,17 +144,18 @@ def _backward(
     outputs: Tensor, targets: list[GradientEdge], cotangents: Tensor, keep: bool, batched: bool, into: list[Tensor]
 ) -> None:
     """Fills [chunk, *shape] for each target."""
-    if batched:
-        passes: list[tuple[Tensor, int | slice]] = [(cotangents, slice(None))]
-    else:
-        passes = [(cotangent, k) for k, cotangent in enumerate(cotangents)]
-    for number, (cotangent, at) in enumerate(passes):
+    passes: list[tuple[Tensor, Sequence[Tensor]]] = [(cotangents, into)]
+    if not batched:
+        passes = list(zip(cotangents.unbind(), zip(*(rows.unbind() for rows in into), strict=True), strict=True))
+    for number, (cotangent, rows) in enumerate(passes):
         last = number + 1 == len(passes)
         grads = torch.autograd.grad(
             outputs, targets, cotangent, retain_graph=keep or not last, allow_unused=True, is_grads_batched=batched
         )
-        for rows, grad in zip(into, grads, strict=True):
-            rows[at] = 0.0 if grad is None else grad
+        found = [(row, grad) for row, grad in zip(rows, grads, strict=True) if grad is not None]
+        if len(found) < len(grads):
+            torch._foreach_zero_([row for row, grad in zip(rows, grads, strict=True) if grad is None])
+        torch._foreach_copy_([row for row, _ in found], [grad for _, grad in found])
 
 
 def _places(call: Call, place: dict[int, int]) -> list[tuple[int, bool]]:

@@ -27,6 +27,26 @@ def call(op: Op, *args: Any, **options: Any) -> Any:
     return getattr(torch_ops(), op.name)(*args, **options)
 
 
+def dispatches_nothing(tensors: Sequence[Any]) -> bool:
+    """Whether torch's dispatcher would do no more with an operator of these arguments than call its kernel for the CPU.
+
+    So it is where all are ordinary tensors in the CPU's memory and nobody looks on: no graph is recorded, and there is
+    no mode, transform, tracer or profiler.
+    """
+    import torch
+    from torch.autograd import forward_ad
+
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._autograd._profiler_enabled():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._is_torch_function_mode_enabled():
+        return False
+    if torch._C._are_functorch_transforms_active() or getattr(forward_ad, "_current_level", 0) >= 0:
+        return False
+    records = torch.is_grad_enabled()
+    ordinary = (torch.Tensor, torch.nn.Parameter)
+    return all(type(t) in ordinary and t.is_cpu and not (records and t.requires_grad) for t in tensors)
+
+
 def flag(*_: Any, **__: Any) -> Any:
     """The outputs of an operator that returns whether it did something."""
     import torch

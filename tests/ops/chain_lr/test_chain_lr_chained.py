@@ -90,8 +90,11 @@ def test_refusal_or_the_exact_path() -> None:
     found = grad(t, scale=0.7, method="auto")
     plain = grad(t, scale=0.7)
     assert torch.equal(found.da, plain.da) and float(found.error_bound) == 0.0
-    small = sized(LENGTH, 0.2)
-    assert torch.equal(grad(small, method="auto").da, grad(small, method="chained").da)
+    small = sized(LENGTH, 0.2)  # where the exact method is quicker
+    assert torch.equal(grad(small, method="auto").da, grad(small).da)
+    long = sized(2000, 0.2)
+    for causal in (False, True):
+        assert torch.equal(grad(long, method="auto", causal=causal).da, grad(long, method="chained", causal=causal).da)
     wide = attention(6, d_k=200, size=0.001)
     assert torch.equal(grad(wide, method="auto").da, grad(wide).da)
 

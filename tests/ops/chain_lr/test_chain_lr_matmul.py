@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import chain_cases
 import lowrank_core
@@ -128,3 +129,50 @@ def test_refusals() -> None:
     ):
         with pytest.raises(error, match=f"chain_matmul: {message}"):
             lowrank_core.chain_matmul(arrays)
+
+
+def test_the_dispatcher_is_left_out_only_where_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ordinary matrices go straight to the kernel; graphs, modes, transforms and batches through the operator."""
+    from lowrank_core.ops.chain_lr import matmul
+
+    seen: list[str] = []
+    call = matmul.call
+    monkeypatch.setattr(matmul, "call", lambda op, *args: seen.append(op.name) or call(op, *args))
+
+    def dispatched(run: Callable[[], object]) -> bool:
+        seen.clear()
+        run()
+        return bool(seen)
+
+    x, y = torch.ones(3, 4), torch.ones(4, 5)
+    recorded = x.clone().requires_grad_()
+    assert not dispatched(lambda: lowrank_core.chain_matmul([x, y]))
+    assert not dispatched(lambda: lowrank_core.chain_matmul([x.numpy(), y.numpy()]))
+    with torch.no_grad():
+        assert not dispatched(lambda: lowrank_core.chain_matmul([recorded, y]))
+    assert dispatched(lambda: lowrank_core.chain_matmul([recorded, y]))
+    assert dispatched(lambda: lowrank_core.chain_matmul([x[None], y]))
+    assert dispatched(lambda: lowrank_core.chain_matmul([x.to("meta"), y.to("meta")]))
+    assert dispatched(lambda: torch.func.jvp(lambda x: lowrank_core.chain_matmul([x, y]), (x,), (x,)))
+    assert dispatched(lambda: torch.vmap(lambda x: lowrank_core.chain_matmul([x[None], y]))(x))
+
+    class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            return func(*args, **(kwargs or {}))
+
+    with Watching():
+        assert dispatched(lambda: lowrank_core.chain_matmul([x, y]))
+
+
+@pytest.mark.parametrize("level", _core.isa_levels())
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_thin_products_at_every_level(level: str, dtype: torch.dtype) -> None:
+    """Rows and columns around a register tile and its last vector, in a buffer that is NaN beside the matrices."""
+    with machine.isa(level):
+        for m, k, n in itertools.product((1, 3, 8, 17, 130), (0, 1, 5, 300), (1, 7, 16, 31, 33, 100)):
+            room = torch.full((m + k + 2, k + n + 40), torch.nan, dtype=dtype)
+            left, right = room[1 : m + 1, 1 : k + 1], room[m + 1 : m + 1 + k, 3 : n + 3]
+            left.copy_(chain_cases.normal(m, k, seed=m))
+            right.copy_(chain_cases.normal(k, n, seed=n))
+            found = lowrank_core.chain_matmul([left, right])
+            assert chain_bounds.within(found, left.double() @ right.double(), chain_bounds.chain([left, right]))

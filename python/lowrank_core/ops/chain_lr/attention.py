@@ -18,6 +18,7 @@ from lowrank_core.ops.operators import call
 _OP = "attention_lora_grad"
 MAX_ERROR = 0.5  # estimate above which the chained gradient is refused
 MAX_FEATURES = 1 << 14  # monomials: their products with the values would no longer be thin
+CHAIN_COST = {False: 1.5, True: 2.2}  # measured: a multiply-add of the chain beside one of the exact method; causal
 NAMES = ("queries", "keys", "values", "dout", "a", "b", "weight", "features[0]", "features[1]")
 Triplet = tuple[Array, Array, Array]
 
@@ -62,7 +63,7 @@ def attention_lora_grad(
       a: [r, d_k]. b: [d_q, r]. weight: [d_q, d_k]; any floating dtype.
       scale: factor of b a.
       method: "exact"; "chained": softmax from low-rank features, refused where the error is estimated above 0.5;
-        "auto": chained where it is not, else exact.
+        "auto": chained where it is not and where it takes about half of the exact method's time or less, else exact.
       degree: even, >= 2: exp is cut after it and all monomials of the effective queries and the keys are its features;
         C(d_k + degree, degree) of them, at most 16384. An odd degree can turn a row sum negative.
       features: instead, a pair (U [..., L, k], V [..., M, k]) with U Vᵀ proportional to exp(scores) in each row, or a
@@ -158,8 +159,9 @@ def _gradient(*arrays: Any, scale: float, method: str, degree: int, causal: bool
     def solve(kernel: Callable[..., Any], *out: Array, **options: Any) -> Any:
         return call_finite(_OP, kernel, *out, heads.arrays, arrays=named, **problem, **options)
 
-    error = 0.0 if method == "exact" else _error(solve, heads, keys.shape[-1], degree)
-    chained = method == "chained" or (method == "auto" and error <= MAX_ERROR)
+    wanted = method == "chained" or (method == "auto" and _pays(heads, degree, causal))
+    error = _error(solve, heads, keys.shape[-1], degree) if wanted else 0.0
+    chained = wanted and (method == "chained" or error <= MAX_ERROR)
     if chained and not error <= MAX_ERROR:
         raise ValueError(
             f"{_OP}: `method`='chained' must have an error estimate of at most {MAX_ERROR}, got {error:.2g}; "
@@ -171,6 +173,16 @@ def _gradient(*arrays: Any, scale: float, method: str, degree: int, causal: bool
     else:
         solve(_core.attention_exact, da, db)
     return converted(da, a), converted(db, b), _scalar(error if chained else 0.0, a)
+
+
+def _pays(heads: Heads, degree: int, causal: bool) -> bool:
+    """Whether the chain takes at most about half of the exact method's time: by the multiply-adds of a head."""
+    (length, _), (count, depth) = heads.arrays[0].shape[-2:], heads.arrays[1].shape[-2:]
+    faces, rank = heads.arrays[2].shape[-1] + 1, heads.arrays[5].shape[0]
+    features = _monomials(depth, degree) if heads.left is None else heads.left.shape[-1]
+    scores = length * count / (2 if causal else 1)
+    chain = (length + count) * features * faces * (1 + 2 * rank)
+    return bool(2 * CHAIN_COST[causal] * chain <= scores * (3 * depth + faces))
 
 
 def _error(solve: Callable[..., Any], heads: Heads, depth: int, degree: int) -> float:

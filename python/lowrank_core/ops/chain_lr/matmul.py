@@ -11,9 +11,10 @@ import numpy as np
 from lowrank_core import _core
 from lowrank_core.ops.arrays import Array, call_named, check_array, check_same, dtype_name, empty, is_torch
 from lowrank_core.ops.declare import Op, declare
-from lowrank_core.ops.operators import call
+from lowrank_core.ops.operators import call, dispatches_nothing
 
 _OP = "chain_matmul"
+_NUMPY_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def chain_matmul(matrices: Sequence[Array]) -> Array:
@@ -45,7 +46,33 @@ def chain_matmul(matrices: Sequence[Array]) -> Array:
     """
     if not isinstance(matrices, Iterable):
         raise TypeError(f"{_OP}: `matrices` must be a list of matrices, got {type(matrices).__name__}")
-    return call(_CHAIN_MATMUL, list(matrices))
+    given = list(matrices)
+    product = _direct(given)
+    return call(_CHAIN_MATMUL, given) if product is None else product
+
+
+def _direct(matrices: list[Array]) -> Array | None:
+    """The product of matrices, not batches, without torch's dispatcher: what small chains spend their time in.
+
+    The compiled function checks dtypes and shapes as well. None where there is something to refuse, which the operator
+    has the words for, and where the dispatcher has something to do.
+    """
+    if not matrices:
+        return None
+    first, last = matrices[0], matrices[-1]
+    if is_torch(first):
+        if not dispatches_nothing(matrices) or first.ndim != 2 or last.ndim != 2 or not first.is_floating_point():
+            return None
+        out = first.new_empty((first.shape[0], last.shape[1]))
+    else:
+        if any(type(m) is not np.ndarray or m.ndim != 2 for m in matrices) or first.dtype not in _NUMPY_DTYPES:
+            return None
+        out = np.empty((first.shape[0], last.shape[1]), first.dtype)
+    try:
+        _core.chain_matmul(out, matrices)
+    except ValueError:
+        return None
+    return out
 
 
 def _check(matrices: Sequence[Array]) -> None:
