@@ -7,11 +7,10 @@
 
 namespace lowrank::chain_lr {
 
-constexpr int64_t kFeatureRows = 64;  // that one task computes
-
 // All monomials up to a degree, each over the root of the product of its exponents' factorials, so that features of q
 // times features of k is exp(q k) cut after the degree. Those of one degree are ordered by their first variable: times
 // a variable, the monomials of the degree below from that variable on are then a run of neighbours.
+template <class T>
 class Monomials {
  public:
   Monomials(int64_t depth, int64_t degree) : depth_(depth), degree_(degree) {
@@ -36,12 +35,11 @@ class Monomials {
       start.push_back(int64_t(all.size()));
       starts_.push_back(std::move(start));
     }
-    for (const Known& known : all) scale_.push_back(1.0 / std::sqrt(known.factorials));
+    for (const Known& known : all) scale_.push_back(T(1.0 / std::sqrt(known.factorials)));
   }
 
   int64_t count() const { return int64_t(scale_.size()); }
 
-  template <class T>
   void of(const T* x, T* to) const {
     to[0] = T(1);
     for (int64_t d = 1; d <= degree_; ++d) {
@@ -53,23 +51,15 @@ class Monomials {
         for (int64_t f = 0; f < size; ++f) at[f] = x[i] * from[f];
       }
     }
-    for (int64_t f = 0; f < count(); ++f) to[f] *= T(scale_[size_t(f)]);
+    const T* const scale = scale_.data();
+    for (int64_t f = 0, size = count(); f < size; ++f) to[f] *= scale[f];
   }
 
  private:
   int64_t depth_, degree_;
   std::vector<std::vector<int64_t>> starts_;  // of degree d: where variable i comes first, and the end
-  std::vector<double> scale_;
+  std::vector<T> scale_;
 };
-
-template <class T>
-MatrixBuffer<T> monomials(const Monomials& of, const MatrixBuffer<T>& x) {
-  MatrixBuffer<T> out(x.rows(), of.count());
-  parallel_chunks(x.rows(), kFeatureRows, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) of.of(x.row(i), out.row(i));
-  });
-  return out;
-}
 
 template <class T>
 MatrixBuffer<T> given(const View& features, int64_t index) {
@@ -80,23 +70,32 @@ MatrixBuffer<T> given(const View& features, int64_t index) {
   return out;
 }
 
+// The features of all queries or all keys of a head: what was given, or monomials, which are made where they are used.
 template <class T>
-struct Pair {
-  MatrixBuffer<T> left, right;
-};
-
-template <class T>
-Pair<T> features_of(const Features& features, const Head<T>& head, int64_t index) {
-  const auto make = [&]() -> Pair<T> {
-    if (features.left) return {given<T>(*features.left, index), given<T>(*features.right, index)};
-    const Monomials of(head.depth, features.degree);
-    return {monomials(of, head.effective), monomials(of, head.centered)};
-  };
-  Pair<T> pair = make();
-  for (int64_t l = 0; l < head.keys; ++l) {
-    if (!head.sees(l)) std::fill(pair.right.row(l), pair.right.row(l) + pair.right.cols(), T(0));
+class FeatureRows {
+ public:
+  FeatureRows(const std::optional<View>& features, int64_t index, const Monomials<T>& monomials,
+              MatrixBuffer<T>& arguments)
+      : monomials_(features ? nullptr : &monomials), arguments_(&arguments) {
+    if (features) given_.emplace(given<T>(*features, index));
   }
-  return pair;
-}
+
+  int64_t rows() const { return arguments_->rows(); }
+  int64_t cols() const { return given_ ? given_->cols() : monomials_->count(); }
+  bool are_monomials() const { return !given_; }
+  MatrixBuffer<T>& arguments() const { return *arguments_; }
+
+  // Those of rows i .. i + count; `scratch` has room for them.
+  Matrix block(int64_t i, int64_t count, MatrixBuffer<T>& scratch) {
+    if (given_) return given_->view().block(i, 0, count, given_->cols());
+    for (int64_t k = 0; k < count; ++k) monomials_->of(arguments_->row(i + k), scratch.row(k));
+    return scratch.view().block(0, 0, count, cols());
+  }
+
+ private:
+  const Monomials<T>* monomials_;
+  MatrixBuffer<T>* arguments_;
+  std::optional<MatrixBuffer<T>> given_;
+};
 
 }  // namespace lowrank::chain_lr

@@ -23,7 +23,7 @@ template <class T>
 Squares sampled_head(const Attention& problem, const Features& features, int64_t index) {
   Head<T> head(problem, index);
   check_head(head);
-  Pair<T> pair = features_of(features, head, index);
+  MatrixBuffer<T> left = given<T>(*features.left, index), right = given<T>(*features.right, index);
   const int64_t count = std::min(kSampledRows, head.queries), keys = head.keys;
   MatrixBuffer<double> scores(1, keys), dp(1, keys), kernel(1, keys);
   Squares squares;
@@ -31,7 +31,7 @@ Squares sampled_head(const Attention& problem, const Features& features, int64_t
     const int64_t i = head.queries * (2 * k + 1) / (2 * count);
     gemm(scores.view(), head.effective.view().block(i, 0, 1, head.depth), head.centered.view().transposed());
     gemm(dp.view(), head.dout.block(i, 0, 1, head.value_depth), head.values.transposed());
-    gemm(kernel.view(), pair.left.view().block(i, 0, 1, pair.left.cols()), pair.right.view().transposed());
+    gemm(kernel.view(), left.view().block(i, 0, 1, left.cols()), right.view().transposed());
     std::vector<double> exact(size_t(keys), 0.0), found(size_t(keys), 0.0);
     double largest = -std::numeric_limits<double>::infinity();
     const auto met = [&](int64_t l) { return head.sees(l) && (!problem.causal || l <= i); };
@@ -54,6 +54,7 @@ Squares sampled_head(const Attention& problem, const Features& features, int64_t
 }  // namespace
 
 double sampled_error_cpu(const Attention& problem, const Features& features) {
+  LRC_CHECK(features.left && features.right, "attention_lora_grad: `features` must be given to be sampled");
   Squares total;
   with_work_type(problem.queries.dtype, [&](auto tag) {
     for (int64_t i = 0; i < problem.queries.batch(); ++i) {
