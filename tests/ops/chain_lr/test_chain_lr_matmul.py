@@ -131,6 +131,7 @@ def test_refusals() -> None:
             lowrank_core.chain_matmul(arrays)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_the_dispatcher_is_left_out_only_where_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ordinary matrices go straight to the kernel; graphs, modes, transforms and batches through the operator."""
     from lowrank_core.ops.chain_lr import matmul
