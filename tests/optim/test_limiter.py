@@ -10,7 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lowrank_core.memory.geometry import place
 from lowrank_core.optim import ApolloAdamW, FiraAdamW, LowRankOptimizer
+from lowrank_core.optim.parts.residuals import ScaledRest, Seen
+from lowrank_core.optim.parts.rules import Direction
+from lowrank_core.optim.parts.subspaces import Dense
 from optim_cases import composed, draw, same
 from plain_steps import UNIT32, of, path
 from torch import Tensor, nn
@@ -164,3 +168,16 @@ def test_the_limit_is_the_callers(method: str) -> None:
     sizes = {limiter: raw(norms(method, [gaussian(1)] * 2, eps=0.0, limiter=limiter)) for limiter in (1.0, 1.25)}
     for limiter, (before, now) in sizes.items():
         assert abs(now - limiter * before) <= 2 * ROUNDING * now
+
+
+def test_a_rule_without_bias_corrections_is_limited_by_the_norms_as_they_are() -> None:
+    residual, rest, low = ScaledRest(limiter=2.0), draw(*SHAPE), draw(RANK, SHAPE[1], seed=1)
+    where, _ = place(SHAPE, RANK, "std", False)
+    assert where is not None
+    seen, state = Seen(rest, low, Direction(low), Dense({}), where), {"residual.limit": torch.zeros(())}
+    for grown in (1.0, 1.5, 2.5):
+        before = state["residual.limit"].clone()
+        found = residual.limited_(rest * grown, seen, state).norm()
+        assert abs(found - (grown * rest.norm() if grown < 2 else 2 * before)) <= 16 * UNIT32 * found
+        assert abs(state["residual.limit"] - found) <= 16 * UNIT32 * found
+        state["residual.limit"].copy_(rest.norm())

@@ -206,3 +206,14 @@ def test_the_default_targets() -> None:
     for what in (model, shapes):
         said = estimate_state_bytes(what, "galore", rank=128, exclude=("embed", "lm_head"))
         assert estimate_state_bytes(what) == said
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [(GaLoreAdamW, GALORE), (FiraAdamW, FIRA), (ApolloAdamW, APOLLO)],
+    ids=["galore", "fira", "apollo"],
+)
+def test_an_optimizer_and_its_groups_have_these_keys_and_no_others(kind: Any, keys: dict[str, Any]) -> None:
+    optimizer = kind([nn.Parameter(draw(6, 8))], rank=2)
+    assert optimizer.defaults == {**keys, "rank": 2}
+    assert optimizer.param_groups[0].keys() == {*keys, "params"}

@@ -13,4 +13,14 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "LRC_HD int64_t makhoul_place(int64_t n, int64_t i) { return i % 2 == 0 ? i / 2 : n - (i + 1) / 2; }",
         "LRC_HD int64_t makhoul_place(int64_t n, int64_t i) { return i % 2 == 0 ? i / 2 : n - (i + 2) / 2; }",
     ): "Of an odd i, halves of i + 1 and of i + 2 are the same integer.",
+    (
+        "cpp/include/lowrank_core/dct_select.h",
+        "for (; shared != 0; shared &= shared - 1) odd ^= 1;",
+        "for (; shared != 0; shared &= shared - 1) odd ^= 2;",
+    ): "`odd` is only asked whether it is zero, and goes from zero to not zero and back either way.",
+    (
+        "python/lowrank_core/ops/kalman_diag/autograd.py",
+        "dr = ds if r.ndim == 2 else ds.diagonal() if r.ndim == 1 else ds.diagonal().sum()",
+        "dr = ds if r.ndim == 2 else ds.diagonal() if r.ndim == 1 else ds.diagonal()",
+    ): "Autograd itself sums a gradient [m] of a tensor of no dimensions to that shape.",
 }

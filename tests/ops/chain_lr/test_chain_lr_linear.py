@@ -177,6 +177,21 @@ def test_second_derivatives_through_the_bases_are_refused(name: str) -> None:
         sum(g.sum() for g in first).backward()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which torch's own forward mode loads
+@pytest.mark.parametrize("name", ("u", "v"))
+def test_tangents_of_gradients_through_one_of_the_bases_are_refused(name: str) -> None:
+    t = usv((3,), 4, 5, 2, torch.float64)
+
+    def gradient(basis: Tensor) -> Tensor:
+        def loss(x: Tensor) -> Tensor:
+            return lowrank_core.usv_linear(**{**t, name: basis, "x": x}, scale=SCALE).square().sum()
+
+        return torch.func.grad(loss)(t["x"])
+
+    with pytest.raises(NotImplementedError, match="usv_linear: has no second derivative through `u` and `v`"):
+        torch.func.jvp(gradient, (t[name],), (t[name],))
+
+
 class Sizes(TorchDispatchMode):
     """The largest result of any operator of torch."""
 

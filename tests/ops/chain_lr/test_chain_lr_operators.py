@@ -141,3 +141,15 @@ def test_parameters_are_read_and_results_have_their_names() -> None:
     assert found._fields == ("da", "db", "error_bound") and found.error_bound.dtype == torch.float64
     layer = lowrank_core.lora_linear(X, torch.nn.Parameter(W), A, B, scale=1.0)
     assert layer.requires_grad
+
+
+def test_what_positive_features_refuse() -> None:
+    q, k = chain_cases.normal(4, 5, seed=1), chain_cases.normal(3, 5, seed=2)
+    for keys, rule in (
+        ({"count": 0}, "`count` must be >= 1, got 0"),
+        ({"count": True}, "`count` must be an integer, got True"),
+        ({"seed": -1}, "`seed` must be between 0 and"),
+    ):
+        for x, y in ((q, k), (q.numpy(), k.numpy())):
+            with pytest.raises((ValueError, TypeError), match=f"positive_features: {rule}"):
+                lowrank_core.positive_features(x, y, **keys)
