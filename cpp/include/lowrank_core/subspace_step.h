@@ -99,9 +99,11 @@ LRC_HD double limiter_floor(double elements) { return 1e-12 * root(elements); }
 // Below this, an entry of G - P R is the rounding of P R: 8 u sqrt(r) of the largest of G.
 LRC_HD double sign_threshold(double largest, double rank, double unit) { return 8.0 * unit * root(rank) * largest; }
 
+// Of numbers or, like the write-back below, of vectors of them.
 template <class T>
 LRC_HD T sign_above(T x, T threshold) {
-  return T(int(x > threshold) - int(x < -threshold));
+  const T zero{}, one = zero + 1.0f;
+  return (x > threshold ? one : zero) - (x < -threshold ? one : zero);
 }
 
 // ---- the write-back ----------------------------------------------------------------------------------------------

@@ -34,15 +34,17 @@ LRC_INLINE void interleave(uint32_t* to, const Halves& x, const Halves& y, std::
   store_bits(to + 2 * n, __builtin_shufflevector(x, y, (n / 2 + int(L) / 2 + (int(L) % 2 ? n : 0))...));
 }
 
-// The words of kLanes<uint64_t> * kSets blocks from `index` on.
+// The words of kSets sets of kLanes<uint64_t> blocks, the first one from `index` on and each `next` behind the one
+// before. A set alone waits for its own products most of the time.
 template <int kSets>
-LRC_INLINE void philox_blocks(uint32_t* words, uint64_t seed, uint64_t index, uint32_t stream, uint32_t step) {
+LRC_INLINE void philox_blocks(uint32_t* words, uint64_t seed, uint64_t index, uint64_t next, uint32_t stream,
+                              uint32_t step) {
   constexpr int lanes = kLanes<uint64_t>;
   Halves c0[kSets], c1[kSets], c2[kSets], c3[kSets];
   uint64_t counters[lanes];
   for (int i = 0; i < lanes; ++i) counters[i] = index + uint64_t(i);
   for (int s = 0; s < kSets; ++s) {
-    c0[s] = load_bits<Halves>(counters) + uint64_t(s * lanes);
+    c0[s] = load_bits<Halves>(counters) + uint64_t(s) * next;
     c1[s] = c0[s] >> 32;
     c2[s] = Halves{} + stream;
     c3[s] = Halves{} + step;
@@ -77,12 +79,27 @@ LRC_INLINE void draw_words(uint32_t* words, int64_t count, uint64_t seed, const 
     words[i] = philox::bits(seed, {at.element + uint64_t(i), at.stream, at.step});
   }
   for (; i + many <= count; i += many) {
-    philox_blocks<4>(words + i, seed, (at.element + uint64_t(i)) / 4, at.stream, at.step);
+    philox_blocks<4>(words + i, seed, (at.element + uint64_t(i)) / 4, kLanes<uint64_t>, at.stream, at.step);
   }
   for (; i + few <= count; i += few) {
-    philox_blocks<1>(words + i, seed, (at.element + uint64_t(i)) / 4, at.stream, at.step);
+    philox_blocks<1>(words + i, seed, (at.element + uint64_t(i)) / 4, 0, at.stream, at.step);
   }
   for (; i < count; ++i) words[i] = philox::bits(seed, {at.element + uint64_t(i), at.stream, at.step});
+}
+
+// The words of `lines` lines of kWordsAtOnce / 4 elements, the first of them at `at` and each line `step` elements
+// behind the one before; both are multiples of 4.
+LRC_INLINE void draw_lines(uint32_t* words, int lines, int64_t step, uint64_t seed, const philox::Position& at) {
+  constexpr int line = kWordsAtOnce / 4;
+  const uint64_t index = at.element / 4, next = uint64_t(step) / 4;
+  int i = 0;
+  for (; i + 4 <= lines; i += 4) {
+    philox_blocks<4>(words + i * line, seed, index + uint64_t(i) * next, next, at.stream, at.step);
+  }
+  for (; i + 2 <= lines; i += 2) {
+    philox_blocks<2>(words + i * line, seed, index + uint64_t(i) * next, next, at.stream, at.step);
+  }
+  if (i < lines) philox_blocks<1>(words + i * line, seed, index + uint64_t(i) * next, 0, at.stream, at.step);
 }
 
 }  // namespace

@@ -164,6 +164,19 @@ LRC_INLINE Vec<float> round_to_bfloat16(Vec<float> x) {
   return bits_as<Vec<float>>(kept & 0xFFFF0000u);
 }
 
+// What to_bfloat16() does with random bits: the same.
+LRC_INLINE Vec<float> round_to_bfloat16(Vec<float> x, Vec<uint32_t> random) {
+  const auto u = bits_as<Vec<uint32_t>>(x), raised = u + (random >> 16);
+  const auto finite = (raised & 0x7FFFFFFFu) >= 0x7F800000u ? u : raised;
+  const auto kept = (u & 0x7FFFFFFFu) > 0x7F800000u ? (u | 0x00400000u) : finite;
+  return bits_as<Vec<float>>(kept & 0xFFFF0000u);
+}
+
+// Both leave a bfloat16 in the upper half of a float: these halves side by side.
+LRC_INLINE Vector<uint16_t, kLanes<float>> upper_halves(Vec<float> x) {
+  return __builtin_convertvector(bits_as<Vec<uint32_t>>(x) >> 16, Vector<uint16_t, kLanes<float>>);
+}
+
 // ---- transposition -----------------------------------------------------------------------------------------------
 
 // One step of the recursive transposition: swaps the off-diagonal S x S blocks of every 2S x 2S block.

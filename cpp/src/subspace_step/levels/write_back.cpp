@@ -11,110 +11,139 @@ namespace {
 
 using namespace subspace_step;
 
-// ---- lines of any dtype ------------------------------------------------------------------------------------------
+// ---- parts of a line ---------------------------------------------------------------------------------------------
+
+// A line is taken in parts of a vector; `count` tells how many entries of a part there are, fewer only in the last one.
+template <class Acc>
+constexpr int kPart = kLanes<Acc>;
+template <class Acc>
+LRC_INLINE int part_at(int j, int count) {
+  return count - j < kPart<Acc> ? count - j : kPart<Acc>;
+}
 
 template <class Acc, class T>
-LRC_INLINE void load_line(Acc* to, const T* from, int64_t step, int count) {
-  if (step == 1) {
-    for (int j = 0; j < count; ++j) to[j] = Acc(to_float(from[j]));
+LRC_INLINE Vec<Acc> load_part(const T* from, int64_t step, int count) {
+  if (step == 1) return count == kPart<Acc> ? load<Acc>(from) : load_first<Acc>(from, count);
+  Acc some[kPart<Acc>] = {};
+  for (int j = 0; j < count; ++j) some[j] = Acc(to_float(from[j * step]));
+  return load_bits<Vec<Acc>>(some);
+}
+
+// Of row i of `m` from column j on.
+template <class Acc>
+LRC_INLINE Vec<Acc> load_part(const Matrix& m, int64_t i, int64_t j, int count) {
+  const int64_t at = i * m.row_stride + j * m.col_stride;
+  return with_float_type(m.dtype,
+                         [&](auto tag) { return load_part<Acc>(m.as<decltype(tag)>() + at, m.col_stride, count); });
+}
+
+// Rounds once; `words`, of the entries, are null except for bfloat16 that is rounded stochastically.
+template <class T, class Acc>
+LRC_INLINE void store_part(T* to, int64_t step, const Vec<Acc>& values, int count, const uint32_t* words) {
+  if constexpr (std::is_same_v<T, bfloat16> && std::is_same_v<Acc, float>) {
+    const auto rounded = words ? round_to_bfloat16(values, load_bits<Vec<uint32_t>>(words)) : round_to_bfloat16(values);
+    bfloat16 some[kPart<float>];
+    bfloat16* const whole = step == 1 && count == kPart<float> ? to : some;
+    store_bits(whole, upper_halves(rounded));
+    if (whole == some) {
+      for (int j = 0; j < count; ++j) to[j * step] = some[j];
+    }
   } else {
-    for (int j = 0; j < count; ++j) to[j] = Acc(to_float(from[j * step]));
+    if (std::is_same_v<T, Acc> && step == 1 && count == kPart<Acc>) return store_bits(to, values);
+    Acc some[kPart<Acc>];
+    store_bits(some, values);
+    for (int j = 0; j < count; ++j) to[j * step] = Store<T>::from(some[j]);
   }
 }
 
-// `count` elements of row i of `m` from column j on.
-template <class Acc>
-void load_line(Acc* to, const Matrix& m, int64_t i, int64_t j, int count) {
-  const int64_t at = i * m.row_stride + j * m.col_stride;
-  with_float_type(m.dtype, [&](auto tag) { load_line(to, m.as<decltype(tag)>() + at, m.col_stride, count); });
+// ---- words -------------------------------------------------------------------------------------------------------
+
+constexpr int kLongestLine = kColumnVectors * kLanes<float>;
+
+// Elements of the weight as the user sees it, row by row: what a word is drawn for.
+void draw_line(uint32_t* words, const Target& to, int64_t row, int64_t col, int count) {
+  const auto place = [&](int j) { return weight_draw(row, col + j, to.w.rows, to.w.cols, to.transposed, to.number); };
+  if (to.transposed) {
+    for (int j = 0; j < count; ++j) words[j] = philox::bits(to.seed, place(j));
+  } else {
+    draw_words(words, count, to.seed, place(0));  // neighbours
+  }
+}
+
+// Of `rows` lines of `count` entries, kLongestLine words apart.
+void draw_tile(uint32_t* words, const Target& to, int64_t row, int64_t col, int rows, int count) {
+  if (!to.transposed && count == kLongestLine && to.w.cols % 4 == 0 && col % 4 == 0) {
+    const philox::Position first = weight_draw(row, col, to.w.rows, to.w.cols, false, to.number);
+    return draw_lines(words, rows, to.w.cols, to.seed, first);
+  }
+  for (int i = 0; i < rows; ++i) draw_line(words + i * kLongestLine, to, row + i, col, count);
+}
+
+// Calls line(i, words) for each of the `rows` lines of a weight's tile at (row, col), with the words to round it by.
+template <class T, class Line>
+LRC_INLINE void for_each_line(const Target& to, int64_t row, int64_t col, int rows, int count, const Line& line) {
+  uint32_t words[std::is_same_v<T, bfloat16> ? kRows * kLongestLine : 1];
+  const bool drawn = std::is_same_v<T, bfloat16> && to.stochastic;
+  if (drawn) draw_tile(words, to, row, col, rows, count);
+  for (int i = 0; i < rows; ++i) line(i, drawn ? words + i * kLongestLine : nullptr);
 }
 
 // ---- the epilogue ------------------------------------------------------------------------------------------------
 
-constexpr int kLongestLine = kColumnVectors * kLanes<float>;
-
-template <class T, class Acc>
-void store_line(T* to, int64_t step, const Acc* values, int count) {
-  if (step == 1) {
-    for (int j = 0; j < count; ++j) to[j] = Store<T>::from(values[j]);
-  } else {
-    for (int j = 0; j < count; ++j) to[j * step] = Store<T>::from(values[j]);
-  }
-}
-
-// Elements of the weight as the user sees it, row by row: what a word is drawn for.
-void store_stochastic(const Target& p, const float* values, int64_t row, int64_t col, int count) {
-  uint32_t words[kLongestLine > kWordsAtOnce ? kLongestLine : kWordsAtOnce];
-  if (count > kLongestLine) __builtin_unreachable();  // or GCC 12 warns of a longer one
-  const auto place = [&](int j) { return weight_draw(row, col + j, p.w.rows, p.w.cols, p.transposed, p.number); };
-  if (p.transposed) {
-    for (int j = 0; j < count; ++j) words[j] = philox::bits(p.seed, place(j));
-  } else {
-    draw_words(words, count, p.seed, place(0));  // neighbours
-  }
-  bfloat16* to = p.w.as<bfloat16>() + row * p.w.row_stride + col * p.w.col_stride;
-  for (int j = 0; j < count; ++j) to[j * p.w.col_stride] = to_bfloat16(values[j], words[j]);
-}
-
-template <class T, class Acc>
-LRC_INLINE void store(const Target& to, const Acc* values, int64_t row, int64_t col, int count) {
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    if (to.stochastic) return store_stochastic(to, values, row, col, count);
-  }
-  store_line(to.w.as<T>() + row * to.w.row_stride + col * to.w.col_stride, to.w.col_stride, values, count);
-}
-
-// One line of the weight, by its sums; `less(j, value)` takes the residual off entry j.
+// One line of the weight, by its sums; `less(j, count, value)` takes the residual off the part at j.
 template <class T, class Acc, class Less>
 LRC_INLINE void finish_line(const WriteBack& p, int64_t row, int64_t col, const Acc* sums, int count,
-                            const Less& less) {
+                            const uint32_t* words, const Less& less) {
   const Matrix& m = p.to.w;
-  Acc w[kLongestLine];
-  load_line(w, m.as<T>() + row * m.row_stride + col * m.col_stride, m.col_stride, count);
-  const Acc keep = Acc(p.keep), step = Acc(p.step);
-  for (int j = 0; j < count; ++j) w[j] = less(j, write_back(keep, w[j], step, sums[j]));
-  store<T>(p.to, w, row, col, count);
+  T* const line = m.as<T>() + row * m.row_stride + col * m.col_stride;
+  const Vec<Acc> keep = broadcast(Acc(p.keep)), step = broadcast(Acc(p.step));
+  for (int j = 0; j < count; j += kPart<Acc>) {
+    const int some = part_at<Acc>(j, count);
+    T* const at = line + j * m.col_stride;
+    const Vec<Acc> w = load_part<Acc>(at, m.col_stride, some), sum = load_bits<Vec<Acc>>(sums + j);
+    store_part<T, Acc>(at, m.col_stride, less(j, some, write_back(keep, w, step, sum)), some,
+                       words ? words + j : words);
+  }
 }
 
 template <class Acc>
-LRC_INLINE void load_gradient(Acc* g, const Gradient& from, int64_t row, int64_t col, int count) {
-  load_line(g, from.g, row, col, count);
-  for (int j = 0; j < count; ++j) g[j] *= Acc(from.sign);
+LRC_INLINE Vec<Acc> load_gradient(const Gradient& from, int64_t row, int64_t col, int count) {
+  return load_part<Acc>(from.g, row, col, count) * broadcast(Acc(from.sign));
 }
 
 template <class T, class Acc>
 void finish(const void* self, const void* finished) {
   const auto& p = *static_cast<const WriteBack*>(self);
   const auto& tile = *static_cast<const Tile<Acc>*>(finished);
-  for (int i = 0; i < tile.rows; ++i) {
-    finish_line<T>(p, tile.row + i, tile.col, tile[i], tile.cols, [](int, Acc value) { return value; });
-  }
+  for_each_line<T>(p.to, tile.row, tile.col, tile.rows, tile.cols, [&](int i, const uint32_t* words) {
+    finish_line<T>(p, tile.row + i, tile.col, tile[i], tile.cols, words,
+                   [](int, int, const Vec<Acc>& value) { return value; });
+  });
 }
 
 template <class T, class Acc>
 void finish_scaled(const void* self, const void* finished) {
   const auto& p = *static_cast<const ScaledWriteBack*>(self);
   const auto& tile = *static_cast<const Tile<Acc>*>(finished);
-  const Acc* const from = static_cast<const Acc*>(p.gains);
-  for (int i = 0; i < tile.rows; ++i) {
-    Acc g[kLongestLine], gains[kLongestLine];
+  const Acc* const gains = static_cast<const Acc*>(p.gains);
+  for_each_line<T>(p.to, tile.row, tile.col, tile.rows, tile.cols, [&](int i, const uint32_t* words) {
     const int64_t row = tile.row + i;
-    load_gradient(g, p.gradient, row, tile.col, tile.cols);
-    for (int j = 0; j < tile.cols; ++j) gains[j] = p.gain_by_row ? from[row] : from[tile.col + j];
-    finish_line<T>(p, row, tile.col, tile[i], tile.cols,
-                   [&](int j, Acc value) { return less_scaled(value, gains[j], g[j]); });
-  }
+    finish_line<T>(p, row, tile.col, tile[i], tile.cols, words, [&](int j, int count, const Vec<Acc>& value) {
+      const auto gain = p.gain_by_row ? broadcast(gains[row]) : load_part<Acc>(gains + tile.col + j, 1, count);
+      return less_scaled(value, gain, load_gradient<Acc>(p.gradient, row, tile.col + j, count));
+    });
+  });
 }
 
 // `others`: the products that the sign is of.
 template <class T, class Acc>
 LRC_INLINE void finish_sign_line(const SignWriteBack& p, int64_t row, int64_t col, const Acc* sums, const Acc* others,
-                                 int count) {
-  Acc g[kLongestLine];
-  load_gradient(g, p.gradient, row, col, count);
-  const Acc gain = Acc(p.gain), threshold = Acc(p.threshold);
-  finish_line<T>(p, row, col, sums, count,
-                 [&](int j, Acc value) { return less_sign(value, gain, g[j], others[j], threshold); });
+                                 int count, const uint32_t* words) {
+  const Vec<Acc> gain = broadcast(Acc(p.gain)), threshold = broadcast(Acc(p.threshold));
+  finish_line<T>(p, row, col, sums, count, words, [&](int j, int some, const Vec<Acc>& value) {
+    const Vec<Acc> g = load_gradient<Acc>(p.gradient, row, col + j, some);
+    return less_sign(value, gain, g, load_bits<Vec<Acc>>(others + j), threshold);
+  });
 }
 
 // Half of the tile's columns, or rows, are of the other product.
@@ -124,14 +153,14 @@ void finish_sign(const void* self, const void* finished) {
   const auto& tile = *static_cast<const Tile<Acc>*>(finished);
   if (p.rows_paired) {
     const int half = tile.rows / 2, rows = int(smaller(half, p.to.w.rows - tile.row / 2));
-    for (int i = 0; i < rows; ++i) {
-      finish_sign_line<T>(p, tile.row / 2 + i, tile.col, tile[i], tile[half + i], tile.cols);
-    }
+    for_each_line<T>(p.to, tile.row / 2, tile.col, rows, tile.cols, [&](int i, const uint32_t* words) {
+      finish_sign_line<T>(p, tile.row / 2 + i, tile.col, tile[i], tile[half + i], tile.cols, words);
+    });
   } else {
     const int half = tile.cols / 2, cols = int(smaller(half, p.to.w.cols - tile.col / 2));
-    for (int i = 0; i < tile.rows; ++i) {
-      finish_sign_line<T>(p, tile.row + i, tile.col / 2, tile[i], tile[i] + half, cols);
-    }
+    for_each_line<T>(p.to, tile.row, tile.col / 2, tile.rows, cols, [&](int i, const uint32_t* words) {
+      finish_sign_line<T>(p, tile.row + i, tile.col / 2, tile[i], tile[i] + half, cols, words);
+    });
   }
 }
 
@@ -164,12 +193,19 @@ Epilogue epilogue(const SignWriteBack& p) {
 
 template <class T>
 void round_lines(const Target& to, const Matrix& from) {
-  for (int64_t i = 0; i < to.w.rows; ++i) {
-    for (int64_t j = 0; j < to.w.cols; j += kLongestLine) {
-      const int count = int(smaller(kLongestLine, to.w.cols - j));
-      accumulator_t<T> line[kLongestLine];
-      load_line(line, from, i, j, count);
-      store<T>(to, line, i, j, count);
+  using Acc = accumulator_t<T>;
+  const Matrix& w = to.w;
+  for (int64_t i = 0; i < w.rows; i += kRows) {
+    for (int64_t j = 0; j < w.cols; j += kLongestLine) {
+      const int rows = int(smaller(kRows, w.rows - i)), cols = int(smaller(kLongestLine, w.cols - j));
+      for_each_line<T>(to, i, j, rows, cols, [&](int line, const uint32_t* words) {
+        T* const at = w.as<T>() + (i + line) * w.row_stride + j * w.col_stride;
+        for (int k = 0; k < cols; k += kPart<Acc>) {
+          const int some = part_at<Acc>(k, cols);
+          const Vec<Acc> values = load_part<Acc>(from, i + line, j + k, some);
+          store_part<T, Acc>(at + k * w.col_stride, w.col_stride, values, some, words ? words + k : words);
+        }
+      });
     }
   }
 }
@@ -187,6 +223,19 @@ int64_t paired_lines(bool rows, Arithmetic arithmetic) {
 
 void round_matrix(const Target& to, const Matrix& from) {
   with_float_type(to.w.dtype, [&](auto tag) { round_lines<decltype(tag)>(to, from); });
+}
+
+// `count` elements of row i of `m` from column j on.
+LRC_INLINE void load_line(double* to, const Matrix& m, int64_t i, int64_t j, int count) {
+  const int64_t at = i * m.row_stride + j * m.col_stride;
+  with_float_type(m.dtype, [&](auto tag) {
+    const auto* from = m.as<decltype(tag)>() + at;
+    if (m.col_stride == 1) {
+      for (int k = 0; k < count; ++k) to[k] = double(to_float(from[k]));
+    } else {
+      for (int k = 0; k < count; ++k) to[k] = double(to_float(from[k * m.col_stride]));
+    }
+  });
 }
 
 void add_column_squares(double* sums, const Matrix& x) {
