@@ -71,7 +71,7 @@ void draw_line(uint32_t* words, const Target& to, int64_t row, int64_t col, int 
 }
 
 // Of `rows` lines of `count` entries, kLongestLine words apart.
-void draw_tile(uint32_t* words, const Target& to, int64_t row, int64_t col, int rows, int count) {
+void draw_rows(uint32_t* words, const Target& to, int64_t row, int64_t col, int rows, int count) {
   if (!to.transposed && count == kLongestLine && to.w.cols % 4 == 0 && col % 4 == 0) {
     const philox::Position first = weight_draw(row, col, to.w.rows, to.w.cols, false, to.number);
     return draw_lines(words, rows, to.w.cols, to.seed, first);
@@ -82,10 +82,15 @@ void draw_tile(uint32_t* words, const Target& to, int64_t row, int64_t col, int 
 // Calls line(i, words) for each of the `rows` lines of a weight's tile at (row, col), with the words to round it by.
 template <class T, class Line>
 LRC_INLINE void for_each_line(const Target& to, int64_t row, int64_t col, int rows, int count, const Line& line) {
-  uint32_t words[std::is_same_v<T, bfloat16> ? kRows * kLongestLine : 1];
+  constexpr int together = 8;  // lines whose words are drawn together; a tile of AMX has 32
+  uint32_t words[std::is_same_v<T, bfloat16> ? together * kLongestLine : 1];
   const bool drawn = std::is_same_v<T, bfloat16> && to.stochastic;
-  if (drawn) draw_tile(words, to, row, col, rows, count);
-  for (int i = 0; i < rows; ++i) line(i, drawn ? words + i * kLongestLine : nullptr);
+  for (int i = 0; i < rows; ++i) {
+    if (drawn && i % together == 0) {
+      draw_rows(words, to, row + i, col, int(smaller(together, rows - i)), count);
+    }
+    line(i, drawn ? words + i % together * kLongestLine : nullptr);
+  }
 }
 
 // ---- the epilogue ------------------------------------------------------------------------------------------------
