@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from lowrank_core import _core
 from lowrank_core.ops.subspace_step.check import BLOCK
 from lowrank_core.ops.subspace_step.codecs import decode_moment, encode_moment, round_stochastic
 from lowrank_core.reference import philox
 from subspace_cases import Shape, every_side, take, weight
-from testing import cases, step_bounds, tolerance
+from testing import cases, machine, step_bounds, tolerance
 from torch import Tensor
 
 PARAMETER_STREAM, STATE_STREAM = 2, 3  # docs/numerics.md
@@ -31,16 +32,23 @@ def by_words(values: Tensor, words: np.ndarray) -> Tensor:
     return torch.from_numpy((bits >> np.uint64(16)).astype(np.uint16).view(np.int16)).view(torch.bfloat16)
 
 
+@pytest.mark.parametrize("level", _core.isa_levels())
+@pytest.mark.parametrize("shape", [(37, 45), (37, 64), (29, 100)], ids=str)  # the later ones have lines in step
 @pytest.mark.parametrize(("seed", "step"), [(0, 1), (2**40 + 3, 7), (2**63 - 1, 2**32 - 1)])
-def test_the_words_are_those_of_philox(seed: int, step: int) -> None:
+def test_the_words_are_those_of_philox(seed: int, step: int, shape: tuple[int, int], level: str) -> None:
     """Of a weight by the row-major number of the element; a second moment's stand behind a first one's."""
-    values = cases.gaussian(37, 45).float()
+    values = cases.gaussian(*shape).float()
     element = np.arange(values.numel())
     words = philox.bits(seed, element, stream=PARAMETER_STREAM, step=step)
-    assert torch.equal(rounded(values, seed=seed, step=step).view(-1), by_words(values, words))
+    with machine.isa(level):
+        assert torch.equal(rounded(values, seed=seed, step=step).view(-1), by_words(values, words))
+        turned = rounded(values.mT, seed=seed, step=step).mT.contiguous()
+    words = philox.bits(seed, element.reshape(shape[::-1]).T, stream=PARAMETER_STREAM, step=step).reshape(-1)
+    assert torch.equal(turned.view(-1), by_words(values, words))
     for second in (False, True):
-        kept = torch.empty(37, 45, dtype=torch.bfloat16)
-        encode_moment(kept, None, values, second=second, seed=seed, step=step)
+        kept = torch.empty(shape, dtype=torch.bfloat16)
+        with machine.isa(level):
+            encode_moment(kept, None, values, second=second, seed=seed, step=step)
         words = philox.bits(seed, element + second * values.numel(), stream=STATE_STREAM, step=step)
         assert torch.equal(kept.view(-1), by_words(values, words))
 
