@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "check.h"
+#include "lowrank_core/buffer.h"
 #include "lowrank_core/checks.h"
 #include "lowrank_core/isa.h"
 
@@ -167,6 +168,45 @@ void a_workspace_is_kept_while_it_is_small() {
   }
 }
 
+void a_thread_keeps_the_blocks_of_buffers() {
+#if !defined(__SANITIZE_ADDRESS__)
+  constexpr int64_t mega = 1 << 20;
+  trim_blocks(0);
+  char* first = nullptr;
+  {
+    Buffer<char> one(4 * mega), other(2 * mega);
+    first = one.data();
+    CHECK(block_bytes() == 0 && reinterpret_cast<uintptr_t>(first) % 64 == 0);
+  }
+  CHECK(block_bytes() == 6 * mega);
+  {
+    CHECK(Buffer<char>(4 * mega - 100).data() == first);
+  }  // not much more than is needed
+  {
+    CHECK(Buffer<char>(mega - 1).data() != first);
+  }  // twice as much and more stays
+  {
+    CHECK(Buffer<float>(mega / 4 * 3).data() != nullptr);
+  }  // 3 MB of the 4
+  CHECK(block_bytes() == 7 * mega);  // each at its own size
+  {
+    Buffer<char> moved = Buffer<char>(100), last(kKeptBlockBytes - 2 * mega);
+  }
+  CHECK(block_bytes() <= kKeptBlockBytes && block_bytes() >= kKeptBlockBytes - 2 * mega);
+  {
+    Buffer<char> larger(int64_t(kKeptBlockBytes) + 1);
+  }
+  CHECK(block_bytes() <= kKeptBlockBytes);
+  omp_set_num_threads(3);
+  std::atomic<int> large{0};
+  parallel_for(16, [&](int64_t) { Buffer<char>(12 * mega); });
+  parallel_for(16, [&](int64_t) { large += omp_get_thread_num() != 0 && block_bytes() > kKeptBytes; });
+  CHECK(large == 0);
+  trim_blocks(0);
+  CHECK(block_bytes() == 0);
+#endif
+}
+
 // Last: the child of a process that had threads must never start any.
 void a_forked_child_computes() {
   omp_set_num_threads(3);
@@ -200,6 +240,7 @@ int main() {
   lowrank::a_body_sees_the_default_float_environment();
   lowrank::a_level_does_not_change_on_the_way();
   lowrank::a_workspace_is_kept_while_it_is_small();
+  lowrank::a_thread_keeps_the_blocks_of_buffers();
   lowrank::a_forked_child_computes();
   return lowrank::testing::finish();
 }

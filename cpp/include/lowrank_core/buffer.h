@@ -2,22 +2,17 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
-#include <new>
 
 #include "lowrank_core/view.h"
+#include "lowrank_core/workspace.h"
 
 namespace lowrank {
 
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t size) : size_(size) {
-    const size_t bytes = (size_t(size > 0 ? size : 1) * sizeof(T) + 63) / 64 * 64;
-    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-    if (!data_) throw std::bad_alloc();
-  }
+  explicit Buffer(int64_t size) : Buffer(take_block(size_t(size > 0 ? size : 0) * sizeof(T)), size) {}
 
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
@@ -26,10 +21,13 @@ class Buffer {
   const T& operator[](int64_t i) const { return data_.get()[i]; }
 
  private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
+  Buffer(const Block& block, int64_t size) : data_(static_cast<T*>(block.memory), {block.bytes}), size_(size) {}
+
+  struct GiveBack {
+    size_t bytes;
+    void operator()(T* memory) const { give_block({memory, bytes}); }
   };
-  std::unique_ptr<T[], Free> data_;
+  std::unique_ptr<T[], GiveBack> data_;
   int64_t size_;
 };
 

@@ -48,7 +48,10 @@ void parallel_for(int64_t count, const Body& body) {
         if (!error) error = std::current_exception();
       }
     }
-    if (omp_get_thread_num() != 0) trim_workspace();  // the calling thread may be in the middle of a product
+    if (omp_get_thread_num() != 0) {  // the calling thread may be in the middle of a product
+      trim_workspace();
+      trim_blocks(kKeptBytes);
+    }
   }
   if (error) std::rethrow_exception(error);
 }

@@ -1,4 +1,5 @@
-// workspace: memory that a thread keeps from one product to the next, so that small products do not pay for pages.
+// workspace: memory that a thread keeps from one product to the next and from one call to the next, so that they do not
+// pay for pages.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +21,22 @@ void trim_workspace();
 
 // The bytes that the calling thread holds.
 size_t workspace_bytes();
+
+// Memory of a buffer, aligned to a cache line. While no buffer uses it, the thread that gave it back keeps it: a page
+// that is new costs more than what is computed with it.
+struct Block {
+  void* memory;
+  size_t bytes;
+};
+Block take_block(size_t bytes);  // or somewhat more
+void give_block(const Block& block);
+
+// What a thread keeps of blocks at most: enough for 128 singular values of a 4096 x 4096 matrix.
+constexpr size_t kKeptBlockBytes = size_t(32) << 20;
+
+// Frees the oldest blocks until the calling thread keeps no more than `limit`.
+void trim_blocks(size_t limit);
+size_t block_bytes();
 
 // Trims at the end of its life.
 class WorkspaceScope {

@@ -1,5 +1,7 @@
 #include "lowrank_core/workspace.h"
 
+#include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -18,6 +20,67 @@ struct Held {
 
 constexpr size_t kKinds = 4, kPage = 4096;
 thread_local Held held[kKinds];
+
+// Blocks that no buffer uses, the oldest first.
+class FreeBlocks {
+ public:
+  ~FreeBlocks();
+
+  // The smallest that holds `bytes` without wasting more than that again; one of no memory if there is none.
+  Block take(size_t bytes) {
+    auto best = end();
+    for (auto block = begin(); block != end(); ++block) {
+      if (block->bytes >= bytes && block->bytes <= 2 * bytes && (best == end() || block->bytes < best->bytes))
+        best = block;
+    }
+    return best == end() ? Block{} : remove(best);
+  }
+
+  void put(const Block& block) {
+    trim(kKeptBlockBytes - block.bytes);
+    if (count_ == blocks_.size()) std::free(remove(begin()).memory);
+    blocks_[count_++] = block;
+    bytes_ += block.bytes;
+  }
+
+  void trim(size_t limit) {
+    while (bytes_ > limit) std::free(remove(begin()).memory);
+  }
+
+  size_t bytes() const { return bytes_; }
+
+ private:
+  Block* begin() { return blocks_.data(); }
+  Block* end() { return blocks_.data() + count_; }
+
+  Block remove(Block* at) {
+    const Block block = *at;
+    std::copy(at + 1, end(), at);
+    --count_;
+    bytes_ -= block.bytes;
+    return block;
+  }
+
+  std::array<Block, 32> blocks_;
+  size_t count_ = 0, bytes_ = 0;
+};
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kKeepsBlocks = false;  // it would not see who uses a block after giving it back
+#else
+constexpr bool kKeepsBlocks = true;
+#endif
+constexpr size_t kSmallBlock = size_t(64) << 10;  // the allocator keeps these itself
+
+thread_local FreeBlocks free_blocks;
+thread_local bool blocks_gone = false;  // static buffers outlive the variables of the thread that ends the program
+
+FreeBlocks::~FreeBlocks() {
+  trim(0);
+  blocks_gone = true;
+}
+
+bool is_kept(size_t bytes) { return kKeepsBlocks && bytes >= kSmallBlock && bytes <= kKeptBlockBytes && !blocks_gone; }
 
 }  // namespace
 
@@ -44,5 +107,27 @@ size_t workspace_bytes() {
   for (const Held& buffer : held) bytes += buffer.bytes;
   return bytes;
 }
+
+Block take_block(size_t bytes) {
+  constexpr size_t line = 64;
+  Block block{};
+  if (is_kept(bytes)) block = free_blocks.take(bytes);
+  if (block.memory) return block;
+  block.bytes = (std::max<size_t>(bytes, 1) + line - 1) / line * line;
+  block.memory = std::aligned_alloc(line, block.bytes);
+  if (!block.memory) throw std::bad_alloc();
+  return block;
+}
+
+void give_block(const Block& block) {
+  if (is_kept(block.bytes)) return free_blocks.put(block);
+  std::free(block.memory);
+}
+
+void trim_blocks(size_t limit) {
+  if (!blocks_gone) free_blocks.trim(limit);
+}
+
+size_t block_bytes() { return blocks_gone ? 0 : free_blocks.bytes(); }
 
 }  // namespace lowrank
