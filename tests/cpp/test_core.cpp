@@ -157,6 +157,30 @@ void sums() {
 // ---- magnitudes --------------------------------------------------------------------------------------------------
 
 // Wherever it stands: numbers after it must not push it out.
+// Of every dtype, at every level, wherever it stands in a line.
+template <class T>
+void the_largest_magnitude_of() {
+  for (const std::string& level : isa_levels()) {
+    set_isa(level);
+    for (const int64_t n : {1, 7, 33, 100}) {
+      bool found = true;
+      for (int64_t at = 0; at < n; ++at) {
+        MatrixBuffer<T> a(3, n);
+        for (int64_t i = 0; i < 3 * n; ++i) a[i] = Store<T>::from(i % 2 == 0 ? -0.5f : 0.25f);
+        a.at(1, at) = Store<T>::from(at % 2 == 0 ? -3.0f : 3.0f);
+        const Matrix reversed{a.row(2) + n - 1, a.view().dtype, 3, n, -n, -1};
+        found &= largest_magnitude(a.view()) == 3.0 && largest_magnitude(reversed) == 3.0;
+        found &= column_magnitudes(a.view())[size_t(at)] == 3.0 && column_magnitudes(a.view().transposed())[1] == 3.0;
+        a.at(1, at) = Store<T>::from(-HUGE_VALF);
+        found &= largest_magnitude(a.view()) == HUGE_VAL;
+        a.at(2, n - 1 - at) = Store<T>::from(-NAN);
+        found &= std::isnan(largest_magnitude(a.view())) && std::isnan(largest_magnitude(reversed));
+      }
+      CHECK(found);
+    }
+  }
+}
+
 void the_largest_magnitude_keeps_a_nan() {
   for (const int64_t at : {0, 5, 11, 40000}) {
     MatrixBuffer<float> a(4, 20000);
@@ -179,5 +203,9 @@ int main() {
   lowrank::buffers();
   lowrank::sums();
   lowrank::the_largest_magnitude_keeps_a_nan();
+  lowrank::the_largest_magnitude_of<double>();
+  lowrank::the_largest_magnitude_of<float>();
+  lowrank::the_largest_magnitude_of<lowrank::bfloat16>();
+  lowrank::the_largest_magnitude_of<lowrank::float16>();
   return lowrank::testing::finish();
 }

@@ -37,6 +37,10 @@ struct DenseLevel {
   void (*rotate)(double* x, double* y, double c, double s, int64_t n);
   // `count` rotations, one after the other, of the rows of strip [n, kStrip]
   void (*rotate_strip)(double* strip, const Rotation* turns, int64_t count);
+  // Largest magnitude of n numbers of a floating-point dtype; NaN if there is one
+  double (*largest)(DType dtype, const void* x, int64_t n);
+  // kept[j] <- the larger of kept[j] and the magnitude of number j; a NaN stays
+  void (*raise)(double* kept, DType dtype, const void* x, int64_t n);
 
   static const DenseLevel generic, avx2, avx512, avx512bf16;
 };
@@ -79,7 +83,7 @@ double make_reflector(T* v, int64_t n, double floor) {
   return 2.0 / vector.dot(v, v, n);
 }
 
-// Largest magnitude of all entries; NaN or infinity if one is.
+// Largest magnitude of all entries; NaN if one is.
 double largest_magnitude(const Matrix& a);
 
 // The power of two next below the largest magnitude; 1 for a zero matrix, and where that is not finite. Divided by it,

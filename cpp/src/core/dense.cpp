@@ -40,6 +40,16 @@ double squared_norm_of_row(const Matrix& a, int64_t i) {
   return sum;
 }
 
+// Largest magnitude of row i; NaN if one is.
+double largest_of_row(const Matrix& a, int64_t i) {
+  const Matrix row = a.block(i, 0, 1, a.cols);
+  LRC_CHECK(is_float(row.dtype), std::string("array: the dtype must be a floating-point one, got ") + name(row.dtype));
+  if (row.col_stride == 1 || row.cols == 1) return dense_level().largest(row.dtype, row.data, row.cols);
+  double largest = 0.0;
+  for (int64_t j = 0; j < row.cols; ++j) largest = larger(largest, largest_of_row(row.block(0, j, 1, 1), 0));
+  return largest;
+}
+
 // One line of `count` elements.
 template <class To, class From>
 void copy_line(To* to, int64_t to_step, const From* from, int64_t from_step, int64_t count) {
@@ -94,18 +104,12 @@ double largest_magnitude(const Matrix& a) {
   const Matrix m = prefers_transpose(a) ? a.transposed() : a;
   const int64_t rows = std::max<int64_t>(1, kChunk / m.cols), parts = (m.rows + rows - 1) / rows;
   Buffer<double> partial(parts);
-  with_checked_float_type(m.dtype, [&](auto tag) {
-    using T = decltype(tag);
-    parallel_for(parts, [&](int64_t part) {
-      double largest = 0.0;
-      for (int64_t i = part * rows; i < std::min(m.rows, (part + 1) * rows); ++i) {
-        const T* x = m.as<T>() + i * m.row_stride;
-        for (int64_t j = 0; j < m.cols; ++j) {
-          largest = larger(largest, std::abs(load(x + j * m.col_stride)));
-        }
-      }
-      partial[part] = largest;
-    });
+  parallel_for(parts, [&](int64_t part) {
+    double largest = 0.0;
+    for (int64_t i = part * rows; i < std::min(m.rows, (part + 1) * rows); ++i) {
+      largest = larger(largest, largest_of_row(m, i));
+    }
+    partial[part] = largest;
   });
   double largest = 0.0;
   for (int64_t i = 0; i < parts; ++i) {
@@ -122,18 +126,21 @@ double scale_of(const Matrix& a) { return scale_of(largest_magnitude(a)); }
 
 std::vector<double> column_magnitudes(const Matrix& a) {
   std::vector<double> largest(static_cast<size_t>(a.cols), 0.0);
-  const bool by_columns = prefers_transpose(a);
-  const Matrix m = by_columns ? a.transposed() : a;
-  with_checked_float_type(m.dtype, [&](auto tag) {
-    using T = decltype(tag);
-    for (int64_t i = 0; i < m.rows; ++i) {
-      const T* x = m.as<T>() + i * m.row_stride;
-      for (int64_t j = 0; j < m.cols; ++j) {
-        double& kept = largest[size_t(by_columns ? i : j)];
-        kept = larger(kept, std::abs(load(x + j * m.col_stride)));
-      }
+  if (prefers_transpose(a)) {
+    for (int64_t j = 0; j < a.cols; ++j) largest[size_t(j)] = largest_of_row(a.transposed(), j);
+    return largest;
+  }
+  for (int64_t i = 0; i < a.rows; ++i) {
+    const Matrix row = a.block(i, 0, 1, a.cols);
+    if (row.col_stride == 1) {
+      dense_level().raise(largest.data(), row.dtype, row.data, row.cols);
+      continue;
     }
-  });
+    for (int64_t j = 0; j < a.cols; ++j) {
+      double& kept = largest[size_t(j)];
+      kept = larger(kept, largest_of_row(row.block(0, j, 1, 1), 0));
+    }
+  }
   return largest;
 }
 

@@ -2,6 +2,8 @@
 // the additions; their number is part of the result, so it is the same at every level.
 #include "lowrank_core/dense.h"
 
+#include "lowrank_core/dispatch.h"
+#include "lowrank_core/simd/magnitude.h"
 #include "lowrank_core/simd/vec.h"
 
 namespace lowrank::LRC_LEVEL {
@@ -106,6 +108,21 @@ void rotate_strip(double* strip, const Rotation* turns, int64_t count) {
   put_back();
 }
 
+double largest(DType dtype, const void* x, int64_t n) {
+  return with_float_type(
+      dtype, [&](auto tag) { return double(to_float(largest_magnitude_of(static_cast<const decltype(tag)*>(x), n))); });
+}
+
+void raise(double* kept, DType dtype, const void* x, int64_t n) {
+  with_float_type(dtype, [&](auto tag) {
+    const auto* const numbers = static_cast<const decltype(tag)*>(x);
+    for (int64_t j = 0; j < n; ++j) {
+      const double number = to_float(numbers[j]), size = number < 0.0 ? -number : number;
+      kept[j] = size > kept[j] || size != size ? size : kept[j];
+    }
+  });
+}
+
 }  // namespace
 }  // namespace lowrank::LRC_LEVEL
 
@@ -118,6 +135,8 @@ constinit const DenseLevel DenseLevel::LRC_LEVEL = {
     .subtract_rows = LRC_LEVEL::subtract_rows,
     .rotate = LRC_LEVEL::rotate,
     .rotate_strip = LRC_LEVEL::rotate_strip,
+    .largest = LRC_LEVEL::largest,
+    .raise = LRC_LEVEL::raise,
 };
 
 }  // namespace lowrank
