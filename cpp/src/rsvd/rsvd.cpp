@@ -14,26 +14,43 @@
 namespace lowrank::rsvd {
 namespace {
 
-// The sign rule for the columns of u; vh follows if there is one.
+constexpr int64_t kSignRows = 256;  // of u that one task looks at
+
+// The signs that the columns of u have by the sign rule.
+template <class T>
+std::vector<T> signs(const Matrix& u) {
+  MatrixBuffer<T> largest((u.rows + kSignRows - 1) / kSignRows, u.cols);
+  parallel_chunks(u.rows, kSignRows, [&](int64_t begin, int64_t end) {
+    T* const kept = largest.row(begin / kSignRows);
+    std::fill(kept, kept + u.cols, T(0));
+    for (int64_t i = begin; i < end; ++i) {
+      const T* const row = u.as<T>() + i * u.row_stride;
+      for (int64_t j = 0; j < u.cols; ++j) kept[j] = dominant(kept[j], row[j * u.col_stride]);
+    }
+  });
+  std::vector<T> sign;
+  for (int64_t j = 0; j < u.cols; ++j) {
+    T kept = T(0);
+    for (int64_t part = 0; part < largest.rows(); ++part) kept = dominant(kept, largest.at(part, j));
+    sign.push_back(sign_of(kept));
+  }
+  return sign;
+}
+
+// The sign rule for the columns of u; the rows of vh follow if there are any.
 template <class T>
 void fix_signs(const Matrix& u, const Matrix* vh) {
-  std::vector<T> largest(size_t(u.cols), T(0));
-  for (int64_t i = 0; i < u.rows; ++i) {
-    const T* row = u.as<T>() + i * u.row_stride;
-    for (int64_t j = 0; j < u.cols; ++j) {
-      largest[size_t(j)] = dominant(largest[size_t(j)], row[j * u.col_stride]);
+  const std::vector<T> sign = signs<T>(u);
+  parallel_chunks(u.rows, kSignRows, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T* const row = u.as<T>() + i * u.row_stride;
+      for (int64_t j = 0; j < u.cols; ++j) row[j * u.col_stride] *= sign[size_t(j)];
     }
-  }
-  std::vector<T> sign;
-  for (const T value : largest) sign.push_back(sign_of(value));
-  const auto flip = [&](const Matrix& vectors) {
-    for (int64_t i = 0; i < vectors.rows; ++i) {
-      T* row = vectors.as<T>() + i * vectors.row_stride;
-      for (int64_t j = 0; j < vectors.cols; ++j) row[j * vectors.col_stride] *= sign[size_t(j)];
-    }
-  };
-  flip(u);
-  if (vh) flip(vh->transposed());
+  });
+  parallel_for(vh ? vh->rows : 0, [&](int64_t j) {
+    T* const row = vh->as<T>() + j * vh->row_stride;
+    for (int64_t i = 0; sign[size_t(j)] < T(0) && i < vh->cols; ++i) row[i * vh->col_stride] *= T(-1);
+  });
 }
 
 // The leading `rank` singular values of an image and its right vectors; the left ones where they are wanted.

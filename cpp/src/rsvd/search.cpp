@@ -11,9 +11,9 @@
 namespace lowrank::rsvd {
 namespace {
 
-// Tiles of A that are sketched at a time: a tile and the rows it is added to stay in L2. A width that is no power of
-// two keeps a copy that transposes from hitting the same cache sets again and again.
-constexpr int64_t kTileRows = 256, kTileCols = 368;
+// Tiles of A that are sketched at a time: a tile and the rows it is added to stay in L2, and its own rows are long
+// enough for the prefetcher. The padding keeps a copy that transposes from hitting the same cache sets again and again.
+constexpr int64_t kTileRows = 256, kTileCols = 512, kTilePadding = 16;
 
 // The entries of a sketch [rows, cols], sorted so that those of one tile of rows and one column are neighbours, in the
 // order of their rows.
@@ -57,7 +57,7 @@ void sketch_rows(MatrixBuffer<T>& z, const Matrix& a, uint64_t seed) {
   MatrixBuffer<T> zt(l, n);
   parallel_chunks(n, kTileCols, [&](int64_t begin, int64_t end) {
     for (int64_t j = 0; j < l; ++j) std::fill(zt.row(j) + begin, zt.row(j) + end, T(0));
-    MatrixBuffer<T> tile(in_place ? 0 : kTileRows, end - begin);
+    MatrixBuffer<T> tile(in_place ? 0 : kTileRows, end - begin + kTilePadding);
     for (int64_t top = 0; top < m; top += kTileRows) {
       const int64_t rows = std::min(kTileRows, m - top);
       const Matrix source = a.block(top, begin, rows, end - begin);
