@@ -72,11 +72,9 @@ double moderate_cholesky_qr(MatrixBuffer<T>& y, MatrixBuffer<T>& spare) {
     scale[size_t(j)] = 1.0 / norm;
   }
   double cosine = 0.0;
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < n; ++j) {
-      g.at(i, j) *= scale[size_t(i)] * scale[size_t(j)];
-      if (i != j) cosine = std::max(cosine, std::abs(g.at(i, j)));
-    }
+  for (int64_t i = 0; i < n; ++i) {  // the upper triangle, which is all that is read
+    for (int64_t j = i; j < n; ++j) g.at(i, j) *= scale[size_t(i)] * scale[size_t(j)];
+    for (int64_t j = i + 1; j < n; ++j) cosine = std::max(cosine, std::abs(g.at(i, j)));
   }
   if (!cholesky_upper(g.data(), n, kPivotFloor * double(n))) return failed;
   invert_upper(g.data(), n);

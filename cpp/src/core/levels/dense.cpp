@@ -35,11 +35,11 @@ struct Term {
   const T* row;
 };
 
-// y += sum over k of factor * row, in order; a strip of y stays in registers meanwhile.
-template <class T, class Terms>
-LRC_INLINE void combine(T* y, int64_t n, int64_t count, const Terms& term) {
-  constexpr int vectors = 4, width = vectors * kLanes<T>;
-  int64_t j = 0;
+// y += sum over k of factor * row, in order, from element `j` on in strips of so many vectors, which stay in registers
+// meanwhile. Returns where the last whole one ends.
+template <int vectors, class T, class Terms>
+LRC_INLINE int64_t combine_strips(T* y, int64_t j, int64_t n, int64_t count, const Terms& term) {
+  constexpr int width = vectors * kLanes<T>;
   for (; j + width <= n; j += width) {
     Vec<T> sum[vectors];
     for (int v = 0; v < vectors; ++v) sum[v] = load<T>(y + j + v * kLanes<T>);
@@ -50,6 +50,13 @@ LRC_INLINE void combine(T* y, int64_t n, int64_t count, const Terms& term) {
     }
     for (int v = 0; v < vectors; ++v) store_bits(y + j + v * kLanes<T>, sum[v]);
   }
+  return j;
+}
+
+// The same for all n elements.
+template <class T, class Terms>
+LRC_INLINE void combine(T* y, int64_t n, int64_t count, const Terms& term) {
+  const int64_t j = combine_strips<1>(y, combine_strips<4>(y, 0, n, count, term), n, count, term);
   for (int64_t k = 0; j < n && k < count; ++k) {
     const Term<T> t = term(k);
     for (int64_t i = j; i < n; ++i) y[i] += t.factor * t.row[i];
