@@ -10,6 +10,7 @@
 #include "lowrank_core/int4_project_address.h"
 #include "lowrank_core/integers.h"
 #include "lowrank_core/kalman_diag.h"
+#include "lowrank_core/normal.h"
 #include "lowrank_core/philox.h"
 #include "lowrank_core/rotation.h"
 #include "lowrank_core/rounding.h"
@@ -74,6 +75,12 @@ __global__ void rotations(double* y, int64_t* n) {
   n[0] = opponents(n[1], n[2], n[3]).i;
 }
 
+__global__ void normal_numbers(uint32_t* words, double* y) {
+  using namespace normal;
+  y[0] = minus_log(double_bits(y[1])) + cosine(words[0]) + exactly(words[1]) + bits_double(words[2]);
+  y[2] = from_words(words[3], words[4]);
+}
+
 __global__ void products(float* x) {
   const Scaling<float> scaling{x[0], x[1]};
   x[2] = scaling.operator()(x[3], x[4]);
@@ -104,13 +111,13 @@ __global__ void codes_of_blocks(int8_t* codes, uint8_t* roots, float* x, uint32_
 
 // ---- families ----------------------------------------------------------------------------------------------------
 
-__global__ void chain_lr_rows(float* x, double* y, uint64_t seed) {
+__global__ void chain_lr_rows(float* x, double* y) {
   using namespace chain_lr;
   RunningRow<float> row;
   row.grow(x[0], x[1]);
   row.add(x[2], x[3]);
   x[4] = gradient_entry(x[5], x[6], row.rho(), row.scale()) - row.shift();
-  y[0] = taylor_exp(y[1], 4) + taylor_row_error(y[2], 4) + taylor_error(y[3], 4) + gaussian(seed, 7);
+  y[0] = taylor_exp(y[1], 4) + taylor_row_error(y[2], 4) + taylor_error(y[3], 4);
   y[4] = product_cost(y[5], y[6], y[7]);
 }
 
@@ -169,7 +176,7 @@ __global__ void rsvd_entries(float* x, int64_t* n, uint64_t seed) {
 template <class T>
 __device__ void rules(subspace_step::Factors<T> f, T* x) {
   using namespace subspace_step;
-  x[0] = adam(f, x[1], x[2], x[3]) + lion(f, x[4], x[5]) + momentum(f, x[6], x[7]) + sign(x[8]) + root(x[9]);
+  x[0] = adam(f, x[1], x[2], x[3]) + adam(f, x[1], x[2], x[3], x[27]) + lion(f, x[4], x[5]) + momentum(f, x[6], x[7]) + sign(x[8]) + root(x[9]);
   x[10] = write_back(x[11], x[12], x[13], folded_direction(x[14], x[15], x[16], x[17]));
   x[18] = less_scaled(x[10], x[19], x[20]) + less_sign(x[10], x[21], x[22], x[23], x[24]) + sign_above(x[25], x[26]);
 }

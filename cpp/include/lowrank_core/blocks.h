@@ -25,12 +25,20 @@ LRC_INLINE void draw(uint32_t* words, int64_t count, uint64_t seed, philox::Posi
   for (; i < count; ++i) words[i] = philox::bits(seed, {at.element + uint64_t(i), at.stream, at.step});
 }
 
-// Elements are rounded by their number within the block.
+// codes[i] = code(i). By two loops: with the conversion to bytes in the first one, vectors take half as long again.
+template <class Map, class Code>
+LRC_INLINE void write_codes(typename Map::Code* codes, int64_t count, const Code& code) {
+  float rounded[kBlock];
+  for (int64_t i = 0; i < count; ++i) rounded[i] = code(i);
+  for (int64_t i = 0; i < count; ++i) codes[i] = typename Map::Code(int32_t(rounded[i]));
+}
+
+// Each rounds what spread() makes of the elements, by their number within the block.
 struct Nearest {
   template <class Map>
-  LRC_INLINE void encode(typename Map::Code* codes, const float* values, int64_t count,
+  LRC_INLINE void encode(typename Map::Code* codes, const float* spreads, int64_t count,
                          rounding::Divider divide) const {
-    for (int64_t i = 0; i < count; ++i) codes[i] = code_of<Map>(values[i], divide);
+    write_codes<Map>(codes, count, [=](int64_t i) { return code_of<Map>(spreads[i], divide); });
   }
 };
 
@@ -38,9 +46,9 @@ struct Drawn {
   const uint32_t* words;  // of the block's elements
 
   template <class Map>
-  LRC_INLINE void encode(typename Map::Code* codes, const float* values, int64_t count,
+  LRC_INLINE void encode(typename Map::Code* codes, const float* spreads, int64_t count,
                          rounding::Divider divide) const {
-    for (int64_t i = 0; i < count; ++i) codes[i] = code_of<Map>(values[i], divide, words[i]);
+    write_codes<Map>(codes, count, [=, *this](int64_t i) { return code_of<Map>(spreads[i], divide, words[i]); });
   }
 };
 
@@ -49,25 +57,34 @@ struct Stochastic {
   philox::Position first;  // of the block's first element
 
   template <class Map>
-  LRC_INLINE void encode(typename Map::Code* codes, const float* values, int64_t count,
+  LRC_INLINE void encode(typename Map::Code* codes, const float* spreads, int64_t count,
                          rounding::Divider divide) const {
     uint32_t words[kBlock];
     draw(words, count, seed, first);
-    Drawn{words}.template encode<Map>(codes, values, count, divide);
+    Drawn{words}.template encode<Map>(codes, spreads, count, divide);
   }
 };
 
-// Encodes count <= kBlock values, those of a RootMap >= 0; returns the block's scale. `codes` may not overlap `values`.
+// Encodes count <= kBlock values, given as spread() of each; returns the block's scale. `codes` may not overlap them.
 template <class Map, class Rounding>
-LRC_INLINE float encode_block(typename Map::Code* codes, const float* values, int64_t count, const Rounding& rounding) {
+LRC_INLINE float encode_spreads(typename Map::Code* codes, const float* spreads, int64_t count,
+                                const Rounding& rounding) {
   uint32_t largest = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const uint32_t magnitude = magnitude_bits(values[i]);
+    const uint32_t magnitude = magnitude_bits(spreads[i]);
     largest = magnitude > largest ? magnitude : largest;
   }
   const float scale = scale_of<Map>(bits_float(largest));
-  rounding.template encode<Map>(codes, values, count, rounding::divider(scale));
+  rounding.template encode<Map>(codes, spreads, count, rounding::divider(scale));
   return scale;
+}
+
+// Encodes count <= kBlock values, those of a RootMap >= 0, likewise.
+template <class Map, class Rounding>
+LRC_INLINE float encode_block(typename Map::Code* codes, const float* values, int64_t count, const Rounding& rounding) {
+  float spreads[kBlock];
+  for (int64_t i = 0; i < count; ++i) spreads[i] = Map::spread(values[i]);
+  return encode_spreads<Map>(codes, spreads, count, rounding);
 }
 
 template <class Map>

@@ -31,7 +31,8 @@ constexpr uint32_t kParameterStream = 2, kStateStream = 3;  // docs/numerics.md
 LRC_HD constexpr int64_t blocks(int64_t size) { return ceil_div(size, kBlock); }
 
 // A map says in which space its codes are even (`spread`), what a code stands for (`value`), and how a place `t`
-// between codes is rounded. `t` is spread(x) / scale, kept within the codes by `place`.
+// between codes is rounded. `t` is spread(x) / scale, kept within the codes by `place`. A code is a float until it is
+// stored: integers among the conditions cost vectors twice the time.
 struct SignedMap {
   using Code = int8_t;
   static constexpr float kLargest = 127.0f;
@@ -39,8 +40,8 @@ struct SignedMap {
   static LRC_HD float spread(float x) { return x; }
   static LRC_HD float value(Code code, float scale) { return float(code) * scale; }
   static LRC_HD float place(float t) { return rounding::clamp(t, -kLargest, kLargest); }
-  static LRC_HD Code nearest(float t) { return Code(rounding::nearest(t)); }
-  static LRC_HD Code stochastic(float t, float uniform) { return Code(rounding::stochastic(t, uniform)); }
+  static LRC_HD float nearest(float t) { return float(rounding::nearest(t)); }
+  static LRC_HD float stochastic(float t, float uniform) { return rounding::stochastic(t, uniform); }
 };
 
 struct RootMap {
@@ -53,32 +54,35 @@ struct RootMap {
     return root * root;
   }
   static LRC_HD float place(float t) { return rounding::clamp(t, 0.0f, kLargest); }
-  static LRC_HD Code nearest(float t) { return not_zero(rounding::nearest(t), t); }
+  static LRC_HD float nearest(float t) { return not_zero(float(rounding::nearest(t)), t); }
   // Between k and k + 1 the upper code has probability (t^2 - k^2) / ((k + 1)^2 - k^2): the mean of c^2 is t^2.
-  static LRC_HD Code stochastic(float t, float uniform) {
+  static LRC_HD float stochastic(float t, float uniform) {
     const float k = floorf(t);
-    const bool up = uniform * (2.0f * k + 1.0f) < (t - k) * (t + k);
-    return not_zero(int32_t(k) + int32_t(up), t);
+    const float up = uniform * (2.0f * k + 1.0f) < (t - k) * (t + k) ? 1.0f : 0.0f;
+    return not_zero(k + up, t);
   }
 
   // For what is positive.
-  static LRC_HD Code not_zero(int32_t code, float t) { return Code(code == 0 && t > 0.0f ? 1 : code); }
+  static LRC_HD float not_zero(float code, float t) {
+    const float least = t > 0.0f ? 1.0f : 0.0f;
+    return code > least ? code : least;
+  }
 };
 
-// The scale of a block whose largest magnitude is `largest`.
+// The scale of a block where the largest magnitude of spread(x) is `largest`.
 template <class Map>
 LRC_HD float scale_of(float largest) {
-  return Map::spread(largest) / Map::kLargest;
+  return largest / Map::kLargest;
 }
 
-// The code of x, by the divider of its block's scale; with a random word rounded stochastically.
+// The code of x, given spread(x), by the divider of its block's scale; with a random word rounded stochastically.
 template <class Map>
-LRC_HD typename Map::Code code_of(float x, rounding::Divider divide) {
-  return Map::nearest(Map::place(divide(Map::spread(x))));
+LRC_HD float code_of(float spread, rounding::Divider divide) {
+  return Map::nearest(Map::place(divide(spread)));
 }
 template <class Map>
-LRC_HD typename Map::Code code_of(float x, rounding::Divider divide, uint32_t word) {
-  return Map::stochastic(Map::place(divide(Map::spread(x))), philox::uniform(word));
+LRC_HD float code_of(float spread, rounding::Divider divide, uint32_t word) {
+  return Map::stochastic(Map::place(divide(spread)), philox::uniform(word));
 }
 
 }  // namespace lowrank::blockwise

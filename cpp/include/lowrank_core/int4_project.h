@@ -161,7 +161,7 @@ LRC_HD Placement placement(Scheme scheme, float scale, float offset) {
 
 LRC_HD int nearest_even_code(float place, int shift) { return rounding::nearest(place) + shift; }
 LRC_HD int stochastic_even_code(float place, int shift, float uniform) {
-  return rounding::stochastic(place, uniform) + shift;
+  return int(rounding::stochastic(place, uniform)) + shift;
 }
 
 // Whether the place is past the midpoint between levels k and k + 1; past level k, or on the way to the next one with

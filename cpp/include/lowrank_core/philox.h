@@ -47,6 +47,6 @@ LRC_HD uint32_t bits(uint64_t seed, Position at) {
 }
 
 // [0, 1) on a grid of 2^-24: exact in float on every device.
-LRC_HD float uniform(uint32_t bits) { return float(bits >> 8) * 0x1p-24f; }
+LRC_HD float uniform(uint32_t bits) { return float(int32_t(bits >> 8)) * 0x1p-24f; }  // AVX2 converts int32 alone
 
 }  // namespace lowrank::philox

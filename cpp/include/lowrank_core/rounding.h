@@ -14,10 +14,10 @@ namespace lowrank::rounding {
 // The nearest integer, ties to the upper one. Exact for |x| < 2^22, unlike floor(x + 0.5), which rounds the sum.
 LRC_HD int32_t nearest(float x) { return (int32_t(floorf(2.0f * x)) + 1) >> 1; }
 
-// floor(x) or the next integer, with x as its mean for `uniform` in [0, 1); an integer never moves.
-LRC_HD int32_t stochastic(float x, float uniform) {
+// floor(x) or the next integer, as a float, with x as its mean for `uniform` in [0, 1); an integer never moves.
+LRC_HD float stochastic(float x, float uniform) {
   const float below = floorf(x);
-  return int32_t(below) + int32_t(uniform < x - below);
+  return below + (uniform < x - below ? 1.0f : 0.0f);
 }
 
 // NaN becomes `low`, so that a conversion to an integer is always defined.

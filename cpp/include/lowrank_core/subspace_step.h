@@ -52,12 +52,19 @@ Factors<T> factors(double beta1, double beta2, double eps, int64_t t) {
 LRC_HD float root(float x) { return sqrtf(x); }
 LRC_HD double root(double x) { return sqrt(x); }
 
-// Adam with torch's eps: outside the bias correction. Kingma, Ba 2015, algorithm 1.
+// Adam with torch's eps: outside the bias correction. Kingma, Ba 2015, algorithm 1. `root_v` becomes root(v), by which
+// second moments are coded, too.
 template <class T>
-LRC_HD T adam(const Factors<T>& f, T g, T& m, T& v) {
+LRC_HD T adam(const Factors<T>& f, T g, T& m, T& v, T& root_v) {
   m += f.rest1 * (g - m);
   v = f.beta2 * v + f.rest2 * g * g;
-  return m * f.correction1 / (root(v) * f.root2 + f.eps);
+  root_v = root(v);
+  return m * f.correction1 / (root_v * f.root2 + f.eps);
+}
+template <class T>
+LRC_HD T adam(const Factors<T>& f, T g, T& m, T& v) {
+  T root_v;
+  return adam(f, g, m, v, root_v);
 }
 
 template <class T>

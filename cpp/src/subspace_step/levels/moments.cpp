@@ -28,18 +28,26 @@ void decode(float* values, const Moment& from, int64_t begin, int64_t count) {
   for (int64_t i = 0; i < count; ++i) values[i] = to_float(halves[i]);
 }
 
+void encode_halves(const Moment& to, const float* values, int64_t begin, int64_t count, const uint32_t* words) {
+  auto* halves = static_cast<bfloat16*>(to.values) + begin;
+  constexpr int lanes = kLanes<float>;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto words_at = load_bits<Vec<uint32_t>>(words + i);
+    store_bits(halves + i, upper_halves(round_to_bfloat16(load_bits<Vec<float>>(values + i), words_at)));
+  }
+  for (; i < count; ++i) halves[i] = to_bfloat16(values[i], words[i]);
+}
+
+// `spreads`: what Map::spread() makes of the values, for blocks.
 template <class Map>
-void encode(const Moment& to, const float* values, int64_t begin, int64_t count, uint64_t seed,
+void encode(const Moment& to, const float* values, const float* spreads, int64_t begin, int64_t count, uint64_t seed,
             const philox::Position& at) {
   uint32_t words[kBlock];
   draw_words(words, count, seed, at);
-  if (to.storage == Storage::kBlocks) {
-    auto* codes = static_cast<typename Map::Code*>(to.values) + begin;
-    to.scales[begin / kBlock] = encode_block<Map>(codes, values, count, Drawn{words});
-    return;
-  }
-  auto* halves = static_cast<bfloat16*>(to.values) + begin;
-  for (int64_t i = 0; i < count; ++i) halves[i] = to_bfloat16(values[i], words[i]);
+  if (to.storage == Storage::kBFloat16) return encode_halves(to, values, begin, count, words);
+  auto* codes = static_cast<typename Map::Code*>(to.values) + begin;
+  to.scales[begin / kBlock] = encode_spreads<Map>(codes, spreads, count, Drawn{words});
 }
 
 template <class T>
@@ -68,13 +76,18 @@ void advance_coded(const Advance& a, int64_t begin, int64_t end) {
   const auto f = subspace_step::factors<float>(a.beta1, a.beta2, a.eps, a.step);
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t count = smaller(kBlock, end - i);
-    float first[kBlock], second[kBlock];
+    float first[kBlock], second[kBlock], roots[kBlock];
+    float* const low = static_cast<float*>(a.low) + i;
     decode<SignedMap>(first, a.first, i, count);
-    if (a.rule == Rule::kAdam) decode<RootMap>(second, a.second, i, count);
-    advance(a.rule, f, static_cast<float*>(a.low) + i, first, second, count);
-    encode<SignedMap>(a.first, first, i, count, a.seed, moment_draw(i, a.size, false, a.step));
+    if (a.rule == Rule::kAdam) {
+      decode<RootMap>(second, a.second, i, count);
+      for (int64_t j = 0; j < count; ++j) low[j] = subspace_step::adam(f, low[j], first[j], second[j], roots[j]);
+    } else {
+      advance(a.rule, f, low, first, second, count);
+    }
+    encode<SignedMap>(a.first, first, first, i, count, a.seed, moment_draw(i, a.size, false, a.step));
     if (a.rule != Rule::kAdam) continue;
-    encode<RootMap>(a.second, second, i, count, a.seed, moment_draw(i, a.size, true, a.step));
+    encode<RootMap>(a.second, second, roots, i, count, a.seed, moment_draw(i, a.size, true, a.step));
   }
 }
 
@@ -110,14 +123,24 @@ void advance_run(const Advance& a, int64_t begin, int64_t end) {
   advance_coded(a, begin, end);
 }
 
-void encode_run(const Moment& to, const float* values, int64_t begin, int64_t end, int64_t size, bool second,
-                uint64_t seed, int64_t step) {
+template <class Map>
+void encode_moment(const Moment& to, const float* values, int64_t begin, int64_t end, uint64_t seed,
+                   const philox::Position& first) {
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t count = smaller(kBlock, end - i);
-    const philox::Position at = moment_draw(i, size, second, step);
     const float* from = values + (i - begin);
-    second ? encode<RootMap>(to, from, i, count, seed, at) : encode<SignedMap>(to, from, i, count, seed, at);
+    float spreads[kBlock];
+    for (int64_t j = 0; j < count; ++j) spreads[j] = Map::spread(from[j]);
+    const philox::Position at{first.element + uint64_t(i - begin), first.stream, first.step};
+    encode<Map>(to, from, spreads, i, count, seed, at);
   }
+}
+
+void encode_run(const Moment& to, const float* values, int64_t begin, int64_t end, int64_t size, bool second,
+                uint64_t seed, int64_t step) {
+  const philox::Position first = moment_draw(begin, size, second, step);
+  second ? encode_moment<RootMap>(to, values, begin, end, seed, first)
+         : encode_moment<SignedMap>(to, values, begin, end, seed, first);
 }
 
 void decode_run(float* values, const Moment& from, int64_t begin, int64_t end, bool second) {
