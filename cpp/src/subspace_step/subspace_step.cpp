@@ -12,6 +12,7 @@
 namespace lowrank::subspace_step {
 namespace {
 
+constexpr int64_t kColumns = 128;  // of which one task takes the norms
 constexpr int64_t kShare = 8;  // a weight of more than this part of all is worked on by all threads
 
 int64_t size_of(const Matrix& m) { return m.rows * m.cols; }
@@ -105,27 +106,36 @@ struct ChannelNorms {
   std::vector<double> n, r, g, pr;
 };
 
+// sums[j] += squares of column j
+void add_column_squares(std::vector<double>& sums, const Matrix& x) {
+  parallel_chunks(x.cols, kColumns, [&](int64_t begin, int64_t end) {
+    weight_level().add_column_squares(sums.data() + begin, x.block(0, begin, x.rows, end - begin));
+  });
+}
+
 template <class T>
 void projected_squares(std::vector<double>& sums, const Job& job, const Matrix& r) {
   MatrixBuffer<T> gram_matrix(r.rows, r.rows), image(r.rows, r.cols);
   gemm(gram_matrix.view(), job.basis.transposed(), job.basis);
   gemm(image.view(), gram_matrix.view(), r);
-  for (int64_t i = 0; i < r.rows; ++i) {
-    const T* row = r.as<T>() + i * r.row_stride;
-    for (int64_t j = 0; j < r.cols; ++j) sums[size_t(j)] += double(image.at(i, j)) * double(row[j * r.col_stride]);
-  }
+  parallel_chunks(r.cols, kColumns, [&](int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < r.rows; ++i) {
+      const T* row = r.as<T>() + i * r.row_stride;
+      for (int64_t j = begin; j < end; ++j) sums[size_t(j)] += double(image.at(i, j)) * double(row[j * r.col_stride]);
+    }
+  });
 }
 
 template <class T>
 ChannelNorms channel_norms(const Job& job, const Params& p, const Matrix& n, const Matrix& r) {
   const auto channels = size_t(r.cols);
   ChannelNorms norms{std::vector<double>(channels), std::vector<double>(channels), {}, {}};
-  weight_level().add_column_squares(norms.n.data(), n);
-  weight_level().add_column_squares(norms.r.data(), r);
+  add_column_squares(norms.n, n);
+  add_column_squares(norms.r, r);
   if (!job.limit) return norms;
   norms.g.resize(channels);
   norms.pr.resize(channels);
-  weight_level().add_column_squares(norms.g.data(), job.g);
+  add_column_squares(norms.g, job.g);
   if (p.residual == Residual::kScaled) projected_squares<T>(norms.pr, job, r);
   return norms;
 }
@@ -148,6 +158,24 @@ std::vector<double> channel_gains(const Job& job, const Params& p, const Channel
   return gains;
 }
 
+// n <- scale N - kappa phi R; both lie alike in memory, along which they are read.
+template <class T>
+void fold(const Matrix& n, const Matrix& r, const Params& p, const std::vector<double>& gains) {
+  const bool by_channel = runs_along_columns(n);
+  const Matrix lines = by_channel ? n.transposed() : n, others = by_channel ? r.transposed() : r;
+  parallel_chunks(lines.rows, std::max<int64_t>(1, kChunk / lines.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T* const direction = lines.as<T>() + i * lines.row_stride;
+      const T* const low = others.as<T>() + i * others.row_stride;
+      for (int64_t j = 0; j < lines.cols; ++j) {
+        const T share = T(p.residual_scale * gains[size_t(by_channel ? i : j)]);
+        T& value = direction[j * lines.col_stride];
+        value = folded_direction(T(p.scale), value, share, low[j * others.col_stride]);
+      }
+    }
+  });
+}
+
 // W <- keep W - lr (scale P N + phi (G - kappa P R)) by one product: P (scale N - kappa phi R).
 template <class T>
 void write_back_scaled(const Job& job, const Params& p, const Matrix& n, const Matrix& r) {
@@ -158,14 +186,7 @@ void write_back_scaled(const Job& job, const Params& p, const Matrix& n, const M
     product.left = job.basis.block(0, 0, job.basis.rows, 0);
     product.right = n.block(0, 0, 0, n.cols);
   } else {
-    for (int64_t i = 0; i < n.rows; ++i) {
-      T* direction = n.as<T>() + i * n.row_stride;
-      const T* low = r.as<T>() + i * r.row_stride;
-      for (int64_t j = 0; j < n.cols; ++j) {
-        T& value = direction[j * n.col_stride];
-        value = folded_direction(T(p.scale), value, T(p.residual_scale * gains[size_t(j)]), low[j * r.col_stride]);
-      }
-    }
+    fold<T>(n, r, p, gains);
   }
   Buffer<T> factors(int64_t(gains.size()));
   for (size_t j = 0; j < gains.size(); ++j) factors[int64_t(j)] = T(p.lr * gains[j]);
@@ -178,12 +199,13 @@ template <class T>
 MatrixBuffer<T> paired(const Matrix& n, const Matrix& r, int64_t width) {
   const int64_t groups = (n.cols + width - 1) / width;
   MatrixBuffer<T> lines(2 * width * groups, n.rows);
-  std::fill(lines.data(), lines.data() + lines.size(), T(0));
-  for (int64_t group = 0; group < groups; ++group) {
+  parallel_for(groups, [&](int64_t group) {
     const int64_t begin = group * width, count = std::min(width, n.cols - begin);
-    copy(lines.view().block(2 * begin, 0, count, n.rows), n.block(0, begin, n.rows, count).transposed());
-    copy(lines.view().block(2 * begin + width, 0, count, n.rows), r.block(0, begin, n.rows, count).transposed());
-  }
+    const Matrix pair = lines.view().block(2 * begin, 0, 2 * width, n.rows);
+    if (count < width) std::fill_n(pair.as<T>(), size_of(pair), T(0));
+    copy(pair.block(0, 0, count, n.rows), n.block(0, begin, n.rows, count).transposed());
+    copy(pair.block(width, 0, count, n.rows), r.block(0, begin, n.rows, count).transposed());
+  });
   return lines;
 }
 
@@ -207,7 +229,9 @@ void update(const Job& job, const Params& p) {
     return weight_level().write_back(along_memory(plain_write_back(job, p, job.low)));
   }
   Buffer<T> memory(size_of(job.low));
-  std::copy(job.low.as<T>(), job.low.as<T>() + memory.size(), memory.data());
+  parallel_chunks(memory.size(), kChunk, [&](int64_t begin, int64_t end) {
+    std::copy(job.low.as<T>() + begin, job.low.as<T>() + end, memory.data() + begin);
+  });
   Matrix n = job.low;
   n.data = memory.data();
   advance(job, p, n);
