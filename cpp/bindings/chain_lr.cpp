@@ -1,4 +1,5 @@
 #include "lowrank_core/chain_lr.h"
+#include "lowrank_core/normal.h"
 
 #include <pybind11/stl.h>
 
@@ -163,7 +164,7 @@ void bind_operands(const WriteArray& queries, const WriteArray& keys, const Arra
   chain_lr::attention_operands_cpu(queries.view, keys.view, problem);
 }
 
-void bind_gaussian(const WriteArray& out, uint64_t seed) { chain_lr::gaussian_cpu(out.view, seed); }
+void bind_gaussian(const WriteArray& out, uint64_t seed, double divisor) { normal::fill(out.view, seed, divisor); }
 
 }  // namespace
 
@@ -195,8 +196,8 @@ void register_chain_lr(py::module_& module) {
          "Estimated relative error of the chained gradient where exp is cut after an even degree.");
   kernel(module, "taylor_score", &chain_lr::taylor_score, "error"_a, "degree"_a,
          "The largest score whose `taylor_error` is at most `error`.");
-  kernel(module, "gaussian", &bind_gaussian, "out"_a, py::kw_only(), "seed"_a,
-         "Fills `out` with standard normal numbers of a seed.");
+  kernel(module, "gaussian", &bind_gaussian, "out"_a, py::kw_only(), "seed"_a, "divisor"_a = 1.0,
+         "Fills `out` with standard normal numbers of a seed, divided by a number.");
 }
 
 }  // namespace lowrank

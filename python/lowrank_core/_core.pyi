@@ -334,7 +334,12 @@ def fast_bfloat16() -> bool:
     Whether bfloat16 products are faster than float32 here, so that precision 'medium' uses them.
     """
 
-def gaussian(out: numpy.typing.ArrayLike, *, seed: typing.SupportsInt | typing.SupportsIndex) -> None:
+def gaussian(
+    out: numpy.typing.ArrayLike,
+    *,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    divisor: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+) -> None:
     """
     Fills `out` with standard normal numbers of a seed.
     """

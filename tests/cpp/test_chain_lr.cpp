@@ -1,4 +1,4 @@
-// Chains of thin products: the plan, the series, normal numbers, and tiles of scores against scalar loops.
+// Chains of thin products: the plan, the series, and tiles of scores against scalar loops.
 #include "lowrank_core/chain_lr.h"
 
 #include <algorithm>
@@ -40,21 +40,6 @@ void the_series_is_cut_after_its_degree() {
       CHECK(taylor_row_error(b, degree + 2) < taylor_row_error(b, degree));
     }
   }
-}
-
-void normal_numbers_have_the_moments_of_one() {
-  constexpr int64_t count = 1 << 16;
-  double sum = 0.0, squares = 0.0, fourth = 0.0;
-  for (int64_t i = 0; i < count; ++i) {
-    const double x = gaussian(3, uint64_t(i));
-    sum += x;
-    squares += x * x;
-    fourth += x * x * x * x;
-  }
-  const double deviation = 1.0 / std::sqrt(double(count));
-  CHECK(std::abs(sum / count) < 4 * deviation);
-  CHECK(std::abs(squares / count - 1.0) < 4 * std::sqrt(2.0) * deviation);
-  CHECK(std::abs(fourth / count - 3.0) < 4 * std::sqrt(96.0) * deviation);
 }
 
 // ---- tiles -------------------------------------------------------------------------------------------------------
@@ -198,7 +183,6 @@ int main() {
   lowrank::chain_lr::thin_factors_come_first();
   lowrank::chain_lr::the_series_is_cut_after_its_degree();
   lowrank::chain_lr::a_score_has_its_error();
-  lowrank::chain_lr::normal_numbers_have_the_moments_of_one();
   lowrank::chain_lr::every_level_equals_scalar_loops();
   return lowrank::testing::finish();
 }

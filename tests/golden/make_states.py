@@ -190,9 +190,7 @@ def roots(state: dict[str, Any]) -> Tensor:
 
 
 def versions(case: Case) -> dict[str, str]:
-    drawn = {"normal_numbers": golden.normal_numbers()} if case.method == "apollo" else {}
     return {
-        **drawn,
         "lowrank_core": lowrank_core.__version__,
         "torch": str(torch.__version__),
         "square_root": golden.square_root(),

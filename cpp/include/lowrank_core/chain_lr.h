@@ -72,7 +72,6 @@ void adapter_gradient_cpu(const AdapterGradient& out, const Matrix& dy, const Ma
 
 // ---- features of exp ---------------------------------------------------------------------------------------------
 
-constexpr uint32_t kFeatureStream = 5;  // docs/numerics.md
 
 // 1 + x + x²/2 + ... + x^degree / degree!
 template <class T>
@@ -126,19 +125,6 @@ template <class T>
 LRC_HD T gradient_entry(T products, T keys, T rho, T scale) {
   return (products - rho * keys) * scale;
 }
-
-// ---- random features ---------------------------------------------------------------------------------------------
-
-// Standard normal number `element` of a seed, two words of the stream each: Box and Muller's cosine.
-LRC_HD double gaussian(uint64_t seed, uint64_t element) {
-  const philox::Block block = philox::block(seed, element >> 1, kFeatureStream, 0);
-  const uint32_t first = block.v[(element & 1) * 2], second = block.v[(element & 1) * 2 + 1];
-  const double u = (double(first) + 1.0) * 0x1p-32, angle = 6.283185307179586 * (double(second) * 0x1p-32);
-  return sqrt(-2.0 * log(u)) * cos(angle);
-}
-
-// out [rows, cols] <- gaussian(seed, row-major index).
-void gaussian_cpu(const View& out, uint64_t seed);
 
 // ---- the gradient of an attention adapter ------------------------------------------------------------------------
 

@@ -195,14 +195,4 @@ void adapter_gradient_cpu(const AdapterGradient& out, const Matrix& dy, const Ma
   with_work_type(out.last.dtype, [&](auto tag) { adapter_gradient<decltype(tag)>(out, dy, x, adapter); });
 }
 
-void gaussian_cpu(const View& out, uint64_t seed) {
-  LRC_CHECK(out.rank == 2 && out.contiguous() && out.dtype == DType::kFloat64,
-            "positive_features: `out` must be a contiguous float64 matrix");
-  auto* to = static_cast<double*>(out.data);
-  constexpr int64_t chunk = 4096;
-  parallel_chunks(out.size(), chunk, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) to[i] = gaussian(seed, uint64_t(i));
-  });
-}
-
 }  // namespace lowrank::chain_lr

@@ -6,10 +6,12 @@ from lowrank_core import _core
 from lowrank_core.ops.arrays import Array
 
 
-def fill_normal(out: Array, seed: int) -> None:
-    """`out` [m, n], float64, contiguous and on the host, <- standard normal numbers of `seed` and the row-major place.
+def fill_normal(out: Array, seed: int, *, divisor: float = 1.0) -> None:
+    """`out` <- standard normal numbers of `seed` and the row-major place, over `divisor` > 0.
 
-    Determinism: D1 (same bits on one device and level; docs/numerics.md). Source: Box, Muller 1958
+    `out` is [m, n], float32 or float64, contiguous and on the host. Computed in float64 and rounded once.
+
+    Determinism: D0 (same bits on every device and level; docs/numerics.md). Source: Box, Muller 1958
     (doi:10.1214/aoms/1177706645), of Philox's bits.
     """
-    _core.gaussian(out, seed=seed)
+    _core.gaussian(out, seed=seed, divisor=divisor)

@@ -105,9 +105,9 @@ def _orthonormal(columns: Tensor) -> Tensor:
 
 def _normal(rows: int, cols: int, seed: int, like: Tensor) -> Tensor:
     """[rows, cols], the same numbers on every device."""
-    drawn = torch.empty(rows, cols, dtype=torch.float64, device="cpu")
+    drawn = torch.empty(rows, cols, dtype=like.dtype, device="cpu")
     fill_normal(drawn, seed)
-    return drawn.to(like.device, like.dtype)
+    return drawn.to(like.device)
 
 
 def _scaled(matrix: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -181,6 +182,29 @@ class RandomizedSVD(Orthonormal):
         return self.warm_niter if warm else self.niter
 
 
+class Drawn(Dense):
+    """A subspace whose bases are drawn when they are first read: who keeps the moments as they are reads no old ones."""
+
+    _drawn_from: tuple[Geometry, int, torch.dtype, torch.device]
+
+    def __init__(self, where: Geometry, seed: int, work: torch.dtype, device: torch.device) -> None:
+        object.__setattr__(self, "_drawn_from", (where, seed, work, device))
+
+    @property
+    def rank(self) -> int:
+        return self._drawn_from[0].rank
+
+    @cached_property
+    def bases(self) -> Bases:
+        where, seed, work, device = self._drawn_from
+        bases = {}
+        for side, shape in where.basis_shapes.items():
+            basis = torch.empty(shape, dtype=work, device="cpu")
+            fill_normal(basis, seed, divisor=where.rank**0.5)
+            bases[side] = basis.to(device)
+        return bases
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """A basis of independent normal entries of variance 1 / r. It keeps lengths in the mean, and there is no search.
@@ -199,7 +223,7 @@ class Gaussian:
 
     def held(self, slot: Slot, state: State) -> Dense:
         seed = slot.search_seed(state["proj.refreshes"] - 1)
-        return _drawn(slot.where(state), seed, slot.work, slot.weight.device)
+        return Drawn(slot.where(state), seed, slot.work, slot.weight.device)
 
     def hold(self, slot: Slot, state: State, subspace: Subspace) -> None:
         pass
@@ -210,7 +234,7 @@ class Gaussian:
 
     def find(self, queries: Sequence[Query]) -> list[Found]:
         return [
-            Found(_drawn(query.where, query.seed, work_dtype(query.grad.dtype), query.grad.device)) for query in queries
+            Found(Drawn(query.where, query.seed, work_dtype(query.grad.dtype), query.grad.device)) for query in queries
         ]
 
 
@@ -223,15 +247,6 @@ def _search(query: Query, side: str) -> Search:
     """The search for a basis on `side`: for left singular vectors of the gradient or of its transpose."""
     matrix = query.grad if side == "left" else query.grad.mT
     return Search(matrix, query.where.rank, bases_of(query.held).get(side), query.seed)
-
-
-def _drawn(where: Geometry, seed: int, work: torch.dtype, device: torch.device) -> Dense:
-    bases = {}
-    for side, shape in where.basis_shapes.items():
-        basis = torch.empty(shape, dtype=torch.float64, device="cpu")
-        fill_normal(basis, seed)
-        bases[side] = basis.div_(where.rank**0.5).to(device, work)
-    return Dense(bases)
 
 
 def _aligned(found: Bases, held: Bases) -> Bases:
