@@ -341,7 +341,7 @@ def gaussian(
     divisor: typing.SupportsFloat | typing.SupportsIndex = 1.0,
 ) -> None:
     """
-    Fills `out` with standard normal numbers of a seed.
+    Fills `out` with standard normal numbers of a seed, divided by a number.
     """
 
 def gemm(

@@ -15,7 +15,7 @@ namespace {
 
 constexpr double kUnit = 0x1p-53;
 
-// Roundings: of the logarithm's two parts, of the angle and its sine, of root and product. 6 is the most seen in 2^26.
+// Roundings: of the logarithm's parts, which the root halves, of the angle and its sine, of root and product.
 constexpr double kMost = 8 * kUnit;
 
 long double exact(uint32_t first, uint32_t second) {

@@ -72,7 +72,6 @@ void adapter_gradient_cpu(const AdapterGradient& out, const Matrix& dy, const Ma
 
 // ---- features of exp ---------------------------------------------------------------------------------------------
 
-
 // 1 + x + x²/2 + ... + x^degree / degree!
 template <class T>
 LRC_HD T taylor_exp(T x, int64_t degree) {

@@ -183,7 +183,7 @@ class RandomizedSVD(Orthonormal):
 
 
 class Drawn(Dense):
-    """A subspace whose bases are drawn when they are first read: who keeps the moments as they are reads no old ones."""
+    """A subspace whose bases are drawn when they are first read. Moments that are kept as they are read no old ones."""
 
     _drawn_from: tuple[Geometry, int, torch.dtype, torch.device]
 
