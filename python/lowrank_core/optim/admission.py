@@ -112,8 +112,9 @@ def check_ready(slot: Slot, grad: Tensor) -> None:
             f"step: the gradient of `{slot.name}` must be dense, got {grad.layout}; "
             "build its module without sparse gradients"
         )
-    for what, tensor in ((f"`{slot.name}`", param), (f"the gradient of `{slot.name}`", grad)):
+    for tensor in (param, grad):
         if not _holds_memory(tensor):
+            what = f"`{slot.name}`" if tensor is param else f"the gradient of `{slot.name}`"
             raise NotImplementedError(_no_memory("step", what, tensor))
     if not steppable(param.dtype):
         raise TypeError(
@@ -123,7 +124,7 @@ def check_ready(slot: Slot, grad: Tensor) -> None:
         raise RuntimeError(
             f"step: `{slot.name}` must be no lazily negated or conjugated view; give it memory by clone()"
         )
-    if param.device.type == "cpu" and not param.is_contiguous() and overlaps_itself(slot.weight):
+    if not param.is_contiguous() and param.device.type == "cpu" and overlaps_itself(slot.weight):
         raise RuntimeError(
             f"step: `{slot.name}` {tuple(param.shape)} must not overlap itself in memory, got strides "
             f"{param.stride()}; clone it before it becomes a parameter"

@@ -18,7 +18,7 @@ from lowrank_core.optim.checkpoint import Reader, placed, vet
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.options import check_values, own_keys, plain_numbers
 from lowrank_core.optim.parts import Parts
-from lowrank_core.optim.slots import Slot, State, slots
+from lowrank_core.optim.slots import SLOT_KEYS, Slot, State, fits, slots
 from lowrank_core.optim.states import open_state, resized
 from lowrank_core.telemetry import Projection
 
@@ -40,6 +40,7 @@ class StateOptimizer(torch.optim.Optimizer):
         self._skipped: int | Tensor = 0
         self._bounds: dict[Tensor, int] = {}  # upper bounds of step counts that live on an accelerator
         self._made: dict[tuple[Any, ...], tuple[list[Any], Parts]] = {}  # by kind: keys, their parts
+        self._held: dict[int, tuple[list[Any], list[Slot]]] = {}  # by group: what its slots were made of, and these
         self._asked: dict[int, tuple[Any, ...]] = {}  # by group: the keys that its states were last compared with
         own_keys(type(self).__name__, {**defaults, **(torch_keys or {})}, defaults)
         defaults = plain_numbers(defaults)
@@ -175,7 +176,7 @@ class StateOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it; it is no key of ours
-        self._bounds, self._made, self._asked = {}, {}, self._layout_keys()
+        self._bounds, self._made, self._held, self._asked = {}, {}, {}, self._layout_keys()
 
     def _parts(self, group: dict[str, Any], weight: Tensor) -> Parts:
         """`parts`, whose refusals name this class."""
@@ -208,6 +209,16 @@ class StateOptimizer(torch.optim.Optimizer):
         """(number of the group, group, slot) of every parameter."""
         start = 0
         for number, group in enumerate(self.param_groups):
-            for slot in slots(group, start, self.full_rank):
+            for slot in self._slots_held(number, group, start):
                 yield number, group, slot
             start += len(group["params"])
+
+    def _slots_held(self, number: int, group: dict[str, Any], start: int) -> list[Slot]:
+        """The slots of one group, made anew if it or one of its parameters has changed since the last call."""
+        values: list[Any] = [start, *(group.get(key) for key in SLOT_KEYS)]
+        held, params = self._held.get(number), group["params"]
+        if held is None or held[0] != values or len(held[1]) != len(params) or not all(map(fits, held[1], params)):
+            names = group.get("param_names")
+            values = [list(names) if value is names and names else value for value in values]
+            held = self._held[number] = values, list(slots(group, start, self.full_rank))
+        return held[1]

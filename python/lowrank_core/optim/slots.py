@@ -45,6 +45,10 @@ class Slot:
     note: str  # why it is not projected, or a remark
     seed: int = 0
     turn: tuple[int, int] = (0, 1)  # its number among the projected weights of its group, and how many these are
+    made_for: tuple[torch.Size, torch.dtype] = field(init=False)  # `param` may be given other values since
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "made_for", (self.param.shape, self.param.dtype))
 
     @property
     def work(self) -> torch.dtype:
@@ -77,6 +81,9 @@ class Slot:
         return mix_seed(self.seed, self.index, refresh)
 
 
+SLOT_KEYS = ("param_names", "seed", "force_projection", "rank", "proj_type")  # of a group, that its slots depend on
+
+
 def slots(group: dict[str, Any], start: int, full_rank: str = "plain") -> Iterator[Slot]:
     """The parameters of one group, the first being number `start`.
 
@@ -91,6 +98,11 @@ def slots(group: dict[str, Any], start: int, full_rank: str = "plain") -> Iterat
         weight = torch.view_as_real(param.detach()) if param.is_complex() else param
         yield Slot(param, weight, start + offset, name, where, note, seed, (turn, count))
         turn += where is not None
+
+
+def fits(slot: Slot, param: Tensor) -> bool:
+    """True if `slot` is that of `param` as it is now. A complex one's view may be of other memory by now."""
+    return slot.weight is param and slot.made_for == (param.shape, param.dtype)
 
 
 def _place(param: Tensor, rank: int | None, proj_type: str, force: bool) -> tuple[Geometry | None, str]:
