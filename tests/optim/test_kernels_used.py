@@ -141,8 +141,8 @@ def test_a_coarser_precision_shows_where_the_machine_has_one() -> None:
 
 def test_gradients_that_a_kernel_has_read_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[torch.Size] = []
-    finite = devices.is_finite
-    monkeypatch.setattr(devices, "is_finite", lambda grad: bool(read.append(grad.shape)) or finite(grad))
+    judge = devices.nonfinite
+    monkeypatch.setattr(devices, "nonfinite", lambda grads: read.extend(g.shape for g in grads) or judge(grads))
     counts = []
     for steps in (1, 2, 3):
         read.clear()
