@@ -13,7 +13,7 @@ namespace lowrank::subspace_step {
 namespace {
 
 constexpr int64_t kColumns = 128;  // of which one task takes the norms
-constexpr int64_t kShare = 8;  // a weight of more than this part of all is worked on by all threads
+constexpr int64_t kShare = 8;      // a weight of more than this part of all is worked on by all threads
 
 int64_t size_of(const Matrix& m) { return m.rows * m.cols; }
 

@@ -34,7 +34,8 @@ def adamw_list(
     Returns:
       False if what is to be changed shares memory with another array; nothing was changed then.
 
-    Numerics: tier D1; draws are D0, those of `subspace_step_`. Source: torch.optim.AdamW's loop over single tensors.
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); draws are D0 (same bits on every device),
+    those of `subspace_step_`. Source: torch.optim.AdamW's loop over single tensors.
     """
     moments = (exp_avg, exp_avg_scales, exp_avg_sq, exp_avg_sq_scales)
     lists = (params, grads, *moments, corrections, steps, seeds)
