@@ -13,10 +13,10 @@ from lowrank_core.memory.storage import WORK, Field, Layout, Role
 from lowrank_core.optim import GaLoreAdamW
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.parts import Parts
-from lowrank_core.optim.parts.codecs import BFloat16, Float32
+from lowrank_core.optim.parts.codecs import BFloat16, Blocks8, Float32, StochasticBFloat16
 from lowrank_core.optim.parts.residuals import Seen
 from lowrank_core.optim.parts.rules import Adam, Direction
-from lowrank_core.optim.slots import State
+from lowrank_core.optim.slots import Draw, State
 from optim_cases import Zoo, same, snapshot, train
 from torch import Tensor
 
@@ -100,6 +100,16 @@ def test_codecs_store_what_they_lay_out(codec: Float32 | BFloat16, work: torch.d
     assert state["x"] is held  # in place
     codec.encode(state, "x", value[:4], Role.MOMENT)
     assert state["x"].shape == (4, 3)
+
+
+@pytest.mark.parametrize("codec", [StochasticBFloat16(), Blocks8()])
+def test_codes_do_not_depend_on_the_order_in_memory(codec: StochasticBFloat16 | Blocks8) -> None:
+    value = torch.randn(8, 40, generator=torch.Generator().manual_seed(0))
+    states: list[State] = [{}, {}]
+    for state, given in zip(states, (value, value.T.contiguous().T), strict=True):
+        codec.encode(state, "x", given, Role.MOMENT, Draw(3, 7))
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_adam_is_the_formula() -> None:
