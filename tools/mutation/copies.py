@@ -21,10 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-# What is not copied: results of builds, environments, and large files that no test reads.
-_LEFT_OUT = shutil.ignore_patterns(
-    "__pycache__", "*.so", "build", "dist", "runs", ".git", ".venv*", ".*_cache", ".hypothesis", "results"
-)
+# What is not copied: results of builds, environments, and at the top of the tree runs of the command line.
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.so", "build", "dist", ".git", ".venv*", ".*_cache", ".hypothesis")
 # An editable installation's hook finds its own package before PYTHONPATH. Python imports this module at its start.
 _HOOK = """\
 import sys
@@ -84,7 +82,7 @@ class Copy:
     def __enter__(self) -> Copy:
         self._folder = tempfile.TemporaryDirectory(prefix="mutate-")
         self.tree = Path(self._folder.name).resolve() / "tree"
-        shutil.copytree(self._root, self.tree, ignore=_LEFT_OUT, symlinks=True)
+        shutil.copytree(self._root, self.tree, ignore=self._left_out, symlinks=True)
         hook = self.tree.parent / "hook"
         hook.mkdir()
         (hook / "sitecustomize.py").write_text(_HOOK.format(package=self._package))
@@ -97,6 +95,9 @@ class Copy:
             "OMP_WAIT_POLICY": "PASSIVE",
         }
         return self
+
+    def _left_out(self, folder: str, names: list[str]) -> set[str]:
+        return _LEFT_OUT(folder, names) | ({"runs"} if Path(folder) == Path(self._root) else set())
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -23,4 +23,9 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "dr = ds if r.ndim == 2 else ds.diagonal() if r.ndim == 1 else ds.diagonal().sum()",
         "dr = ds if r.ndim == 2 else ds.diagonal() if r.ndim == 1 else ds.diagonal()",
     ): "Autograd itself sums a gradient [m] of a tensor of no dimensions to that shape.",
+    (
+        "python/lowrank_core/ops/kalman_diag/filter.py",
+        "run = torch_ops().kalman_diag_step_ if lists[0] and is_torch(lists[0][0]) else _step_list",
+        "run = torch_ops().kalman_diag_step_ if lists[0] and is_torch(lists[ -1][0]) else _step_list",
+    ): "`check_lists` has refused a score of another library than its theta, and lists of other lengths.",
 }

@@ -12,7 +12,10 @@ from typing import NamedTuple
 # Prefix of a source file, tests to run first. The first row that fits decides; folders stand for what is in them.
 _FIRST = (
     ("optim/methods/", ("optim/test_optim_defaults.py", "optim/test_fira.py", "optim/test_apollo.py")),
-    ("optim/parts/codecs", ("optim/test_moment_dtypes.py", "optim/test_seams.py", "optim/test_contract_state.py")),
+    (
+        "optim/parts/codecs",
+        ("optim/test_parts.py", "optim/test_moment_dtypes.py", "optim/test_seams.py", "optim/test_contract_state.py"),
+    ),
     (
         "optim/parts/residuals",
         ("optim/test_limiter.py", "optim/test_fira.py", "optim/test_apollo.py", "optim/test_fused.py"),
@@ -39,6 +42,7 @@ _FIRST = (
     ("optim/devices", ("optim/test_deferred.py", "optim/test_deferred_state.py", "optim/test_golden.py")),
     ("optim/slots", ("optim/test_drafts.py", "optim/test_draws.py", "optim/test_drop_in.py")),
     ("optim/seeds", ("optim/test_seeds.py",)),
+    ("optim/step", ("optim/test_half_steps.py", "optim/test_golden.py", "optim/test_deferred.py")),
     (
         "optim/",
         ("optim/test_golden.py", "optim/test_deferred.py", "optim/test_deferred_state.py", "optim/test_load_state.py"),
@@ -76,6 +80,7 @@ _FIRST = (
     ("ops/chain_lr/matmul", ("ops/chain_lr/test_chain_lr_matmul.py",)),
     ("ops/chain_lr/linear", ("ops/chain_lr/test_chain_lr_linear.py",)),
     ("ops/chain_lr/", ("ops/chain_lr/test_chain_lr_chained.py", "ops/chain_lr/test_chain_lr_attention.py")),
+    ("ops/subspace_step/step", ("ops/subspace_step/test_subspace_step_refusals.py", "optim/test_admission.py")),
     ("ops/subspace_step/", ("ops/subspace_step/test_subspace_step_refusals.py", "ops/subspace_step")),
     ("cli/loop", ("cli/test_optimizers.py", "cli/test_growth.py", "cli/test_resume.py", "cli/test_methods.py")),
     ("cli/", ("cli/test_optimizers.py", "cli/test_methods.py")),
