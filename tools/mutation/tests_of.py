@@ -59,11 +59,11 @@ _FIRST = (
             "chain_lr/autograd",
             "chain_lr/forward",
             "chain_lr/backward",
-            "kalman_diag/autograd",
             "dct_select/autograd",
             "int4_project/autograd",
         )
     ),
+    ("ops/kalman_diag/", ("ops/kalman_diag/test_kalman_diag_float32.py", "ops/kalman_diag", "ops/test_derivatives.py")),
     ("ops/rsvd/autograd", ("ops/rsvd/test_rsvd_autograd.py", "ops/rsvd/test_rsvd_autograd_scales.py")),
     ("ops/rsvd/augment", ("ops/rsvd/test_rsvd_augment.py",)),
     ("ops/rsvd/lists", ("ops/rsvd/test_rsvd_qb_list.py", "ops/test_integers.py", "ops/test_any_scale_refusals.py")),
