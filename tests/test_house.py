@@ -154,10 +154,14 @@ def test_importing_the_package_imports_numpy_alone(module: str) -> None:
 
 
 def test_importing_the_package_is_quick() -> None:
-    """Well under 0.3 s with NumPy, which takes nearly all of it; processor time, since others may use the machine."""
-    code = "import time; began = time.process_time(); import lowrank_core; print(time.process_time() - began)"
-    seconds = min(float(python(code)) for _ in range(5))
-    assert seconds < 0.2
+    """Most of the time is NumPy's. Processor time and not seconds, for others may use the machine."""
+    code = """
+import time
+began = time.process_time(); import numpy
+between = time.process_time(); import lowrank_core
+print((time.process_time() - between) / (between - began))
+"""
+    assert min(float(python(code)) for _ in range(5)) < 0.6
 
 
 # ---- what is written in two places ---------------------------------------------------------------------------------
