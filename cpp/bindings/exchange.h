@@ -1,5 +1,5 @@
-// exchange: a torch tensor as a DLPack view by torch's own table of C functions (torch 2.10 and later; 40 ns, where
-// reading the attributes from Python takes microseconds).
+// exchange: a torch tensor as a DLPack view by torch's own table of C functions (torch 2.13 has it;
+// 0.2 us, where reading the attributes from Python takes 1.5).
 #pragma once
 
 #include <pybind11/pybind11.h>
