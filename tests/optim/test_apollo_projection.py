@@ -10,7 +10,7 @@ import pytest
 import torch
 from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer
 from lowrank_core.optim.parts import Parts
-from lowrank_core.optim.parts.projectors import Gaussian
+from lowrank_core.optim.parts.projectors.gaussian import Gaussian
 from optim_cases import composed, draw
 from plain_steps import UNIT, of, path, projection
 from torch import Tensor, nn

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lowrank_core.optim import METHODS, estimate_state_bytes, methods
-from lowrank_core.optim.parts.projectors import Gaussian
+from lowrank_core.optim.parts.projectors.gaussian import Gaussian
 from optim_cases import CASES, Case, Zoo, backward, every_dtype, every_optimizer, same, snapshot, train
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

@@ -13,7 +13,8 @@ import pytest
 import torch
 from lowrank_core.optim import GaLoreAdamW, formula_state_bytes
 from lowrank_core.optim.parts import Parts
-from lowrank_core.optim.parts.projectors import Orthonormal, Query
+from lowrank_core.optim.parts.projectors import Query
+from lowrank_core.optim.parts.projectors.orthonormal import Orthonormal
 from lowrank_core.optim.parts.subspaces import Bases
 from torch import Tensor
 

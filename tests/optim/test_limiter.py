@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowrank_core.memory.geometry import place
 from lowrank_core.optim import ApolloAdamW, FiraAdamW, LowRankOptimizer
-from lowrank_core.optim.parts.residuals import ScaledRest, Seen
+from lowrank_core.optim.parts.residuals import Seen
+from lowrank_core.optim.parts.residuals.limited import ScaledRest
 from lowrank_core.optim.parts.rules import Direction
-from lowrank_core.optim.parts.subspaces import Dense
+from lowrank_core.optim.parts.subspaces.dense import Dense
 from optim_cases import composed, draw, same
 from plain_steps import UNIT32, of, path
 from torch import Tensor, nn

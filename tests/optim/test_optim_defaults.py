@@ -16,8 +16,11 @@ from lowrank_core.optim import (
     formula_state_bytes,
     param_groups,
 )
-from lowrank_core.optim.parts import projectors, residuals, rules
-from lowrank_core.optim.parts.schedules import FixedGap
+from lowrank_core.optim.parts.projectors.orthonormal import RandomizedSVD
+from lowrank_core.optim.parts.residuals.drop import Drop
+from lowrank_core.optim.parts.residuals.limited import ScaledGradient, ScaledRest
+from lowrank_core.optim.parts.rules.adam import Adam
+from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
 from optim_cases import draw, same
 from torch import Tensor, nn
 
@@ -84,10 +87,10 @@ OTHERS: list[tuple[Any, dict[str, Any]]] = [
     (memory.Keys, DECIDING),
     (memory.estimate_state_bytes, {"optimizer": "galore", "dtype": "float32", "exclude": None, **DECIDING}),
     (formula_state_bytes, {"proj_type": "std", "basis_bytes": 2, "moment_bytes": 2, "other_bytes": 2}),
-    (residuals.Drop, {"scale": 1.0}),
-    (residuals.ScaledRest, {"scale": 1.0, "limiter": 1.01, "resolution": 0.0, "kappa": 1.0}),
-    (residuals.ScaledGradient, {"scale": 1.0, "limiter": 1.01, "resolution": 0.0, "whole": False, "cap": None}),
-    (rules.Adam, {"betas": (0.9, 0.999), "eps": 1e-8}),
+    (Drop, {"scale": 1.0}),
+    (ScaledRest, {"scale": 1.0, "limiter": 1.01, "resolution": 0.0, "kappa": 1.0}),
+    (ScaledGradient, {"scale": 1.0, "limiter": 1.01, "resolution": 0.0, "whole": False, "cap": None}),
+    (Adam, {"betas": (0.9, 0.999), "eps": 1e-8}),
     (FixedGap, {"gap": 200, "stagger": False}),
 ]
 PLAIN = "ignore:GaLoreAdamW"  # that nothing is projected is meant so
@@ -137,7 +140,7 @@ def test_signatures() -> None:
     assert defaults_of(GaLoreAdamW) == GALORE
     assert defaults_of(FiraAdamW) == FIRA
     assert defaults_of(ApolloAdamW) == APOLLO
-    found = {key: value for key, value in defaults_of(projectors.RandomizedSVD).items() if key != "codec"}
+    found = {key: value for key, value in defaults_of(RandomizedSVD).items() if key != "codec"}
     assert found == {"oversample": 10, "niter": 2, "warm_niter": 1}
     for called, published in OTHERS:
         assert defaults_of(called) == published, called

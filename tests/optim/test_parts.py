@@ -15,7 +15,8 @@ from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.parts.codecs import BFloat16, Blocks8, Float32, StochasticBFloat16
 from lowrank_core.optim.parts.residuals import Seen
-from lowrank_core.optim.parts.rules import Adam, Direction
+from lowrank_core.optim.parts.rules import Direction
+from lowrank_core.optim.parts.rules.adam import Adam
 from lowrank_core.optim.slots import Draw, State
 from optim_cases import Zoo, same, snapshot, train
 from torch import Tensor

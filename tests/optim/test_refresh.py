@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 from lowrank_core.optim import GaLoreAdamW
-from lowrank_core.optim.parts.rules import Adam
-from lowrank_core.optim.parts.schedules import FixedGap
-from lowrank_core.optim.parts.subspaces import Dense
+from lowrank_core.optim.parts.rules.adam import Adam
+from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
+from lowrank_core.optim.parts.subspaces.dense import Dense
 from lowrank_core.optim.parts.transports import Keep, Rotate
 from lowrank_core.optim.refresh import adopt, find
 from optim_cases import same

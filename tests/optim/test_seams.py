@@ -17,11 +17,12 @@ from lowrank_core.memory.geometry import Geometry
 from lowrank_core.memory.storage import Field, Layout, Role
 from lowrank_core.optim import GaLoreAdamW
 from lowrank_core.optim.parts import Parts
-from lowrank_core.optim.parts.projectors import Found, Orthonormal, Query, bases_of
+from lowrank_core.optim.parts.projectors import Found, Query
+from lowrank_core.optim.parts.projectors.orthonormal import Orthonormal, bases_of
 from lowrank_core.optim.parts.residuals import Seen
 from lowrank_core.optim.parts.rules import Direction, Turn
-from lowrank_core.optim.parts.schedules import FixedGap
-from lowrank_core.optim.parts.subspaces import Dense
+from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
+from lowrank_core.optim.parts.subspaces.dense import Dense
 from lowrank_core.optim.parts.transports import Rotate
 from lowrank_core.optim.slots import Slot, State
 from optim_cases import Zoo, draw, same, snapshot, train

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowrank_core.memory.geometry import PROJ_TYPES, Geometry, Side, place
 from lowrank_core.optim import GaLoreAdamW
-from lowrank_core.optim.parts.projectors import ExactSVD, Query, RandomizedSVD
-from lowrank_core.optim.parts.subspaces import Dense
+from lowrank_core.optim.parts.projectors import Query
+from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomizedSVD
+from lowrank_core.optim.parts.subspaces.dense import Dense
 from optim_cases import plain_on_purpose
 from torch import Tensor
 

@@ -54,7 +54,7 @@ PLANTED = (
     ),
     Planted(
         "a warm search takes niter",
-        f"{_OPTIM}/parts/projectors.py",
+        f"{_OPTIM}/parts/projectors/orthonormal.py",
         "return self.warm_niter if warm else self.niter",
         "return self.niter",
     ),

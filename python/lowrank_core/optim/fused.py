@@ -18,9 +18,11 @@ from lowrank_core.ops.subspace_step.step import project_list, step_list
 from lowrank_core.optim.bucket import Bucket, batches
 from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
-from lowrank_core.optim.parts.projectors import ExactSVD, Gaussian, RandomizedSVD
-from lowrank_core.optim.parts.residuals import Drop, ScaledGradient, ScaledRest, hold_limit, with_bias_correction
-from lowrank_core.optim.parts.rules import Adam
+from lowrank_core.optim.parts.projectors.gaussian import Gaussian
+from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomizedSVD
+from lowrank_core.optim.parts.residuals.drop import Drop
+from lowrank_core.optim.parts.residuals.limited import ScaledGradient, ScaledRest, hold_limit, with_bias_correction
+from lowrank_core.optim.parts.rules.adam import Adam
 from lowrank_core.optim.plain import PlainStep
 from lowrank_core.optim.slots import Draft, Slot, State
 from lowrank_core.optim.states import stored

@@ -47,11 +47,11 @@ class LowRankOptimizer(StateOptimizer):
     Example:
       >>> import dataclasses, torch
       >>> from lowrank_core.optim import GaLoreAdamW
-      >>> from lowrank_core.optim.parts import schedules
+      >>> from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
       >>> class EveryStep(GaLoreAdamW):  # a LowRankOptimizer that looks for its bases at every step
       ...     @classmethod
       ...     def parts(cls, group, weight):
-      ...         return dataclasses.replace(super().parts(group, weight), schedule=schedules.FixedGap(1))
+      ...         return dataclasses.replace(super().parts(group, weight), schedule=FixedGap(1))
       >>> optimizer = EveryStep([torch.zeros(64, 32)], rank=8)
       >>> optimizer.parts(optimizer.param_groups[0], torch.zeros(1)).schedule
       FixedGap(gap=1, stagger=False)

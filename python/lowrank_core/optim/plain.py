@@ -11,7 +11,7 @@ from torch import Tensor
 from lowrank_core.ops.subspace_step.plain import adamw_list
 from lowrank_core.optim.bucket import Bucket
 from lowrank_core.optim.devices import is_run
-from lowrank_core.optim.parts.rules import Adam
+from lowrank_core.optim.parts.rules.adam import Adam
 from lowrank_core.optim.slots import Draft, Slot, State
 from lowrank_core.optim.states import stored
 from lowrank_core.optim.step import compose

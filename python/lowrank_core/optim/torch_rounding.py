@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.ops.subspace_step.plain import adamw_list, known_roots
-from lowrank_core.optim.parts.rules import Adam
+from lowrank_core.optim.parts.rules.adam import Adam
 
 _SIZES = (1, 7, 4099)  # no vector, the rest of one, many
 _RULE, _LR, _WEIGHT_DECAY, _STEP = Adam(), 0.01, 0.1, 3

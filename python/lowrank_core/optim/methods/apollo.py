@@ -12,8 +12,9 @@ from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.options import keys_of
 from lowrank_core.optim.parts import Parts, choose, one_sided
 from lowrank_core.optim.parts.codecs import basis_codec
-from lowrank_core.optim.parts.projectors import ExactSVD, Gaussian
-from lowrank_core.optim.parts.residuals import ScaledGradient, resolution
+from lowrank_core.optim.parts.projectors.gaussian import Gaussian
+from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD
+from lowrank_core.optim.parts.residuals.limited import ScaledGradient, resolution
 from lowrank_core.optim.parts.transports import Keep
 
 

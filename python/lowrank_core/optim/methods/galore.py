@@ -10,7 +10,7 @@ from lowrank_core.optim.base import Params
 from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.options import keys_of
 from lowrank_core.optim.parts import Parts, svd_projector, transport
-from lowrank_core.optim.parts.residuals import Drop
+from lowrank_core.optim.parts.residuals.drop import Drop
 
 
 class GaLoreAdamW(LowRankOptimizer):

@@ -12,10 +12,13 @@ from lowrank_core.checks import require_choice
 from lowrank_core.memory.geometry import ONE_SIDED, Geometry
 from lowrank_core.memory.storage import MOMENT_DTYPES, Layout, state_layout, stored, subspace_fields
 from lowrank_core.optim.parts.codecs import Codec, basis_codec, moment_codec
-from lowrank_core.optim.parts.projectors import ExactSVD, Projector, RandomizedSVD
+from lowrank_core.optim.parts.projectors import Projector
+from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomizedSVD
 from lowrank_core.optim.parts.residuals import Residual
-from lowrank_core.optim.parts.rules import Adam, Rule
-from lowrank_core.optim.parts.schedules import FixedGap, Schedule
+from lowrank_core.optim.parts.rules import Rule
+from lowrank_core.optim.parts.rules.adam import Adam
+from lowrank_core.optim.parts.schedules import Schedule
+from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
 from lowrank_core.optim.parts.transports import TRANSPORTS, Transport
 
 T = TypeVar("T")

@@ -1,11 +1,10 @@
-"""Projectors: how a subspace is found, and how it is kept."""
+"""Projectors with orthonormal bases: the leading singular vectors of a gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,67 +12,13 @@ from torch import Tensor
 from lowrank_core.checks import is_count, require
 from lowrank_core.memory.geometry import Geometry, Side
 from lowrank_core.memory.storage import Layout, Role, basis_fields, basis_keys, stored
-from lowrank_core.ops.normal import fill_normal
 from lowrank_core.optim.dtypes import work_dtype
 from lowrank_core.optim.parts.codecs import Codec, Float32
 from lowrank_core.optim.parts.products import Search, both_vectors, leading_sign, left_vectors
-from lowrank_core.optim.parts.subspaces import Bases, Dense, Subspace
+from lowrank_core.optim.parts.projectors import Found, Query
+from lowrank_core.optim.parts.subspaces import Bases, Subspace
+from lowrank_core.optim.parts.subspaces.dense import Dense
 from lowrank_core.optim.slots import Slot, State
-
-
-class Query(NamedTuple):
-    """One gradient for which a subspace is wanted."""
-
-    grad: Tensor  # [m, n], any floating dtype, finite, not zero
-    where: Geometry  # of the largest rank
-    held: Subspace | None  # where to start; None at first
-    seed: int
-
-
-class Found(NamedTuple):
-    """What a search found."""
-
-    subspace: Subspace
-    low: Tensor | None = None  # the gradient in it, where the search has seen it
-
-
-class Projector(Protocol):
-    """Looks for subspaces, and owns how they are kept in the state."""
-
-    @property
-    def may_fail(self) -> bool:
-        """True if `find` can raise on a finite gradient: all subspaces are then found before anything changes."""
-        ...
-
-    @property
-    def each_step(self) -> bool:
-        """True if a subspace is chosen at every step, as a part of it; `find` then waits for no device."""
-        ...
-
-    @property
-    def ranks_vary(self) -> bool:
-        """True if `find` may find subspaces of a lower rank than the largest."""
-        ...
-
-    def layout(self, where: Geometry, weight: str) -> Layout:
-        """The fields that keep a subspace at `where`, for a weight of dtype `weight`."""
-        ...
-
-    def held(self, slot: Slot, state: State) -> Subspace:
-        """The subspace in `state`."""
-        ...
-
-    def hold(self, slot: Slot, state: State, subspace: Subspace) -> None:
-        """Replaces the subspace in `state` by `subspace`, which `find` found."""
-        ...
-
-    def find(self, queries: Sequence[Query]) -> list[Found]:
-        """Subspaces for each of `queries`, in one call if a kernel takes lists."""
-        ...
-
-    def stored_basis(self, slot: Slot, state: State) -> Tensor:
-        """The basis of one side, for a kernel, as it is stored."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -180,62 +125,6 @@ class RandomizedSVD(Orthonormal):
 
     def _niter(self, warm: bool) -> int:
         return self.warm_niter if warm else self.niter
-
-
-class Drawn(Dense):
-    """A subspace whose bases are drawn when they are first read. Moments that are kept as they are read no old ones."""
-
-    _drawn_from: tuple[Geometry, int, torch.dtype, torch.device]
-
-    def __init__(self, where: Geometry, seed: int, work: torch.dtype, device: torch.device) -> None:
-        object.__setattr__(self, "_drawn_from", (where, seed, work, device))
-
-    @property
-    def rank(self) -> int:
-        return self._drawn_from[0].rank
-
-    @cached_property
-    def bases(self) -> Bases:
-        where, seed, work, device = self._drawn_from
-        bases = {}
-        for side, shape in where.basis_shapes.items():
-            basis = torch.empty(shape, dtype=work, device="cpu")
-            fill_normal(basis, seed, divisor=where.rank**0.5)
-            bases[side] = basis.to(device)
-        return bases
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """A basis of independent normal entries of variance 1 / r. It keeps lengths in the mean, and there is no search.
-
-    It is drawn from its seed whenever it is needed; the state keeps only the number of the draw.
-
-    Source: Zhu et al. 2024 (APOLLO, arXiv:2412.05270), section 4.2.
-    """
-
-    may_fail: ClassVar[bool] = False
-    each_step: ClassVar[bool] = False
-    ranks_vary: ClassVar[bool] = False
-
-    def layout(self, where: Geometry, weight: str) -> Layout:
-        return {}
-
-    def held(self, slot: Slot, state: State) -> Dense:
-        seed = slot.search_seed(state["proj.refreshes"] - 1)
-        return Drawn(slot.where(state), seed, slot.work, slot.weight.device)
-
-    def hold(self, slot: Slot, state: State, subspace: Subspace) -> None:
-        pass
-
-    def stored_basis(self, slot: Slot, state: State) -> Tensor:
-        (basis,) = self.held(slot, state).bases.values()
-        return basis
-
-    def find(self, queries: Sequence[Query]) -> list[Found]:
-        return [
-            Found(Drawn(query.where, query.seed, work_dtype(query.grad.dtype), query.grad.device)) for query in queries
-        ]
 
 
 def bases_of(subspace: Subspace | None) -> Bases:

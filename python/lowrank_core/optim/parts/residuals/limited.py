@@ -1,10 +1,10 @@
-"""Residuals: what becomes of the part of the gradient that the subspace does not hold."""
+"""Residuals whose growth is limited: those of Fira and APOLLO."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,86 +13,16 @@ from lowrank_core.checks import is_number, require
 from lowrank_core.memory.geometry import Geometry, Side
 from lowrank_core.memory.storage import Layout, limit_fields
 from lowrank_core.optim.dtypes import work_dtype
+from lowrank_core.optim.parts.residuals import Seen
+from lowrank_core.optim.parts.residuals.drop import Scaled
 from lowrank_core.optim.parts.rules import Direction
-from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.slots import State
 
 NORM_EPS = 1e-8  # Fira's and APOLLO's, beside the norm of a channel
 
 
-class Seen(NamedTuple):
-    """What a residual makes the direction of a weight of."""
-
-    grad: Tensor  # [m, n], working dtype: what `enter` made of the gradient
-    low: Tensor  # the same in the subspace, R
-    direction: Direction  # what the rule made of R
-    subspace: Subspace
-    where: Geometry
-
-
-class Residual(Protocol):
-    """Acts at both ends of the subspace."""
-
-    def layout(self, where: Geometry) -> Layout:
-        """What it keeps in the state: `residual.<field>`."""
-        ...
-
-    def enter(self, grad: Tensor, state: State) -> Tensor:
-        """What is projected of the gradient [m, n], in its dtype, and searched for a subspace. Changes no `state`."""
-        ...
-
-    def complete(self, seen: Seen, state: State) -> Direction:
-        """The direction of the weight; tensors in `state` are written in place."""
-        ...
-
-    def kernel(self) -> dict[str, Any] | None:
-        """Its arguments of `subspace_step_`; None where no kernel has it."""
-        ...
-
-    def limits(self, states: list[State]) -> list[Tensor]:
-        """What `subspace_step_` keeps of each weight between steps; none where there is no limiter."""
-        ...
-
-    def floor(self, low: Tensor) -> float:
-        """The norm below which what `limits` keeps of a weight with the low-rank gradient `low` says nothing."""
-        ...
-
-
 @dataclass(frozen=True)
-class _Scaled:
-    """What residuals share that take the gradient as it is; `scale` multiplies the update."""
-
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(is_number(self.scale), type(self).__name__, "scale", "be a finite number", self.scale)
-
-    def layout(self, where: Geometry) -> Layout:
-        return {}
-
-    def enter(self, grad: Tensor, state: State) -> Tensor:
-        return grad
-
-    def limits(self, states: list[State]) -> list[Tensor]:
-        return []
-
-    def floor(self, low: Tensor) -> float:
-        return 0.0
-
-
-@dataclass(frozen=True)
-class Drop(_Scaled):
-    """The rest is dropped: scale P N (GaLore)."""
-
-    def complete(self, seen: Seen, state: State) -> Direction:
-        return Direction(seen.subspace.up(seen.direction.dense(self.scale)))
-
-    def kernel(self) -> dict[str, Any] | None:
-        return {"residual": "drop", "scale": self.scale, "residual_scale": 0.0, "growth": 1.0}
-
-
-@dataclass(frozen=True)
-class _Limited(_Scaled):
+class _Limited(Scaled):
     """A residual S whose growth is limited: |S| <= limiter |S of the last step|, None for no limit.
 
     The norms are those before the bias correction, as in the packages of both methods, where the limiter is a hidden

@@ -1,0 +1,48 @@
+"""What residuals share, and the one that drops the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lowrank_core.checks import is_number, require
+from lowrank_core.memory.geometry import Geometry
+from lowrank_core.memory.storage import Layout
+from lowrank_core.optim.parts.residuals import Seen
+from lowrank_core.optim.parts.rules import Direction
+from lowrank_core.optim.slots import State
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """What residuals share that take the gradient as it is; `scale` multiplies the update."""
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(is_number(self.scale), type(self).__name__, "scale", "be a finite number", self.scale)
+
+    def layout(self, where: Geometry) -> Layout:
+        return {}
+
+    def enter(self, grad: Tensor, state: State) -> Tensor:
+        return grad
+
+    def limits(self, states: list[State]) -> list[Tensor]:
+        return []
+
+    def floor(self, low: Tensor) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Drop(Scaled):
+    """The rest is dropped: scale P N (GaLore)."""
+
+    def complete(self, seen: Seen, state: State) -> Direction:
+        return Direction(seen.subspace.up(seen.direction.dense(self.scale)))
+
+    def kernel(self) -> dict[str, Any] | None:
+        return {"residual": "drop", "scale": self.scale, "residual_scale": 0.0, "growth": 1.0}

@@ -1,0 +1,39 @@
+"""Schedules: when to look for the subspace again."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from lowrank_core.memory.storage import Layout
+from lowrank_core.optim.parts.rules import Turn
+from lowrank_core.optim.slots import Slot, State
+
+
+class Schedule(Protocol):
+    """Decides from the count of finished steps, and from what it left in the state."""
+
+    def layout(self) -> Layout:
+        """What it keeps in the state, with what every schedule keeps: `refresh_fields`."""
+        ...
+
+    def due(self, slot: Slot, step: int, state: State) -> bool:
+        """True if the subspace of a weight with `step` finished steps is to be looked for before the next one.
+
+        On an accelerator the loop first asks with an upper bound of `step`, because it has not read yet which steps
+        were skipped. Before it acts it asks with the exact count.
+        """
+        ...
+
+    def observe(self, state: State, low: Tensor) -> None:
+        """Looks at the gradient in its subspace, at every step. Waits for no device."""
+        ...
+
+    def looked(self, state: State, step: int, turn: Turn | None) -> None:
+        """Notes a search after `step` finished steps.
+
+        `turn` leads from the old subspace to the new one. It is None for a first one, and if the gradient was zero and
+        no subspace was found.
+        """
+        ...
