@@ -84,7 +84,7 @@ OTHERS: list[tuple[Any, dict[str, Any]]] = [
             "others": None,
         },
     ),
-    (memory.Keys, DECIDING),
+    (memory.Keys, {**DECIDING, "own": None}),
     (memory.estimate_state_bytes, {"optimizer": "galore", "dtype": "float32", "exclude": None, **DECIDING}),
     (formula_state_bytes, {"proj_type": "std", "basis_bytes": 2, "moment_bytes": 2, "other_bytes": 2}),
     (Drop, {"scale": 1.0}),

@@ -149,7 +149,7 @@ def test_without_a_rank_the_estimate_takes_the_optimizers_own() -> None:
 
 def test_the_estimate_has_the_defaults_of_the_optimizer() -> None:
     constructor = inspect.signature(GaLoreAdamW).parameters
-    ours = asdict(Keys())
+    ours = {key: value for key, value in asdict(Keys()).items() if key != "own"}
     assert ours == {key: constructor[key].default if key != "projector" else None for key in ours}
     for name, method in METHODS.items():
         signature = inspect.signature(getattr(optim, method.optimizer.partition(":")[2])).parameters
@@ -168,6 +168,7 @@ def test_the_registry_says_how_a_method_differs_from_galore() -> None:
         keys = {key: p.default for key, p in inspect.signature(kind).parameters.items() if key != "rank"}
         own = {key: value for key, value in keys.items() if key not in galore or galore[key] != value}
         assert dict(method.own) == own, name
+        assert (method.deciding, method.full_rank) == (kind.deciding, kind.full_rank), name
         assert set(method.lacks) == galore.keys() - keys.keys() - {"rank"}, name
 
 
@@ -218,7 +219,11 @@ def test_optimizers_to_come(name: str) -> None:
 @pytest.mark.parametrize(
     ("shapes", "keys", "message"),
     [
-        ([(8, 9)], {"rank": True}, "`rank` must be an int >= 1 or None, got True"),
+        (
+            [(8, 9)],
+            {"rank": True},
+            "`rank` must be an int >= 1, a share of .* or None, got True",
+        ),
         ([(8, -9)], {}, r"`shapes` must be shapes by name, or shapes alone, of whole numbers >= 0, got \(8, -9\)"),
         ((8, 9), {}, "`shapes` must be shapes by name, or shapes alone, of whole numbers >= 0, got 8"),
         ({"a": "89"}, {}, "`shapes` must be .* got '89'"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from typing import Any, NamedTuple
 
 from lowrank_core.checks import is_count, require, require_choice, words_of
-from lowrank_core.memory.geometry import PROJ_TYPES, place
+from lowrank_core.memory.geometry import PROJ_TYPES, RANKS, Rank, is_rank, place, shorter_side
 from lowrank_core.memory.methods import METHODS, TO_COME
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.memory.storage import (
@@ -51,15 +51,16 @@ class Keys:
       ValueError: a value is out of its range.
     """
 
-    rank: int | None = 128
+    rank: Rank | None = 128
     proj_type: str = "std"
     force_projection: bool = False
     moment_dtype: str = "auto"
     plain_moment_dtype: str | None = None
     projector: str | None = None
+    own: Mapping[str, Any] | None = None  # those that one method alone has
 
     def __post_init__(self) -> None:
-        require(self.rank is None or is_count(self.rank, 1), OP, "rank", "be an int >= 1 or None", self.rank)
+        require(self.rank is None or is_rank(self.rank), OP, "rank", RANKS, self.rank)
         require_choice(OP, "proj_type", self.proj_type, PROJ_TYPES)
         force = self.force_projection
         require(isinstance(force, bool), OP, "force_projection", "be True or False", force)
@@ -72,15 +73,20 @@ class Keys:
         own = {key: value for key, value in (others or {}).items() if key in DECIDING}
         return replace(self, **{**own, "rank": None})
 
+    def all(self) -> dict[str, Any]:
+        """Every key by its name, those of one method among the others."""
+        found = asdict(self)
+        return {**found, **(found.pop("own") or {})}
 
-DECIDING = frozenset(field.name for field in fields(Keys)) - {"rank"}
+
+DECIDING = frozenset(entry.name for entry in fields(Keys)) - {"rank", "own"}
 
 
 def estimate_state_bytes(
     shapes: Shapes,
     optimizer: str = "galore",
     *,
-    rank: int | None = 128,
+    rank: Rank | None = 128,
     dtype: str = "float32",
     exclude: str | Iterable[str] | None = None,
     proj_type: str = Keys.proj_type,
@@ -88,6 +94,7 @@ def estimate_state_bytes(
     moment_dtype: str = Keys.moment_dtype,
     plain_moment_dtype: str | None = Keys.plain_moment_dtype,
     projector: str | None = Keys.projector,
+    **own: Any,
 ) -> int:
     """Bytes of state that `optimizer` holds once every parameter has taken a step, exact to the byte.
 
@@ -102,8 +109,10 @@ def estimate_state_bytes(
       dtype: name of the weights' dtype, such as "bfloat16".
       exclude: a word or several; None: "embed" and "lm_head".
       proj_type, force_projection, moment_dtype, plain_moment_dtype, projector: as given to the optimizer.
+      own: the keys of `optimizer` alone that decide bytes.
 
     Raises:
+      TypeError: a key that decides nothing here.
       ValueError: an unknown name, a value out of its range, or `exclude` for shapes without names.
       NotImplementedError: an optimizer that this version does not have yet.
 
@@ -130,6 +139,7 @@ def estimate_state_bytes(
         moment_dtype=moment_dtype,
         plain_moment_dtype=plain_moment_dtype,
         projector=projector,
+        **own,
     )
     plain = keys.plain(None)
     by_name = {name: plain if any(word in name for word in words) else keys for name, _ in weights}
@@ -149,10 +159,19 @@ def require_dtype(dtype: str) -> None:
     require_choice(OP, "dtype", dtype, _WEIGHTS)
 
 
-def keys_of(optimizer: str, rank: int | None, **keys: Any) -> Keys:
-    """The keys of `optimizer`, with its own rank if `rank` is None."""
+def keys_of(optimizer: str, rank: Rank | None, **keys: Any) -> Keys:
+    """The keys of `optimizer`, with its own rank if `rank` is None, and its own defaults.
+
+    Raises:
+      TypeError: a key decides nothing for it.
+      ValueError: a value is out of its range.
+    """
     method = METHODS[optimizer]
-    found = Keys(method.rank if rank is None else rank, **keys)
+    if unknown := [key for key in keys if key not in DECIDING and key not in method.deciding]:
+        known = ", ".join(sorted((*DECIDING, *method.deciding)))
+        raise TypeError(f"{OP}: `{unknown[0]}` must be a key that decides bytes of {optimizer}: {known}")
+    own = {key: keys.pop(key, method.own[key]) for key in method.deciding}
+    found = Keys(method.rank if rank is None else rank, own=own, **keys)
     require_choice(OP, "projector", found.projector, (None, *method.projectors))
     require_choice(OP, "proj_type", found.proj_type, method.proj_types)
     return found
@@ -167,14 +186,17 @@ def projecting_bytes(optimizer: str, weight: Weight, keys: Keys) -> int:
     """Bytes that `optimizer`, one of `METHODS`, holds."""
     shape, dtype = real_view(weight.shape, weight.dtype)
     complex_ = dtype != weight.dtype  # takes the plain path
-    where = None if complex_ else place(shape, keys.rank, keys.proj_type, keys.force_projection)[0]
+    method, asked = METHODS[optimizer], keys.all()
+    rank = method.rank_of(asked, shorter_side(shape))
+    force = keys.force_projection or method.full_rank == "project"
+    where = None if complex_ else place(shape, rank, keys.proj_type, force)[0]
     key = keys.moment_dtype if where else keys.plain_moment_dtype or keys.moment_dtype
     moment, basis = STORAGES[moment_storage(key, dtype, weight.host)], STORAGES[basis_storage(dtype)]
     if where is None:
         return layout_bytes(state_layout(stored(adam_fields(shape), moment, dtype)))
-    kept = METHODS[optimizer].kept(where, keys.projector)
-    moments = stored(adam_fields(where.low_shape), moment, dtype)
-    return layout_bytes(state_layout(subspace_fields(where), refresh_fields(), stored(kept, basis, dtype), moments))
+    kept = method.kept(where, asked)
+    moments, bases = stored(kept.moments, moment, dtype), stored(kept.bases, basis, dtype)
+    return layout_bytes(state_layout(subspace_fields(where), refresh_fields(), bases, moments))
 
 
 def formula_state_bytes(

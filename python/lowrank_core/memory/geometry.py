@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
 from math import prod
+from typing import Any
+
+from lowrank_core.checks import is_count
 
 ONE_SIDED = ("std", "reverse_std", "left", "right")  # values of `proj_type`, those with one basis
 PROJ_TYPES = (*ONE_SIDED, "full")
+FULL = "full"  # the rank that stands for min(m, n)
+RANKS = f'be an int >= 1, a share of min(m, n) in (0, 1], "{FULL}" or None'  # the values of `rank`, for refusals
+
+Rank = int | float | str
 
 
 class Side(IntEnum):
@@ -53,6 +61,24 @@ class Geometry:
 def shorter_side(shape: tuple[int, ...]) -> int:
     """min(m, n) of `shape` seen as `[d0, the rest]`; 1 for fewer than two dimensions, 0 for nothing."""
     return min(shape[0], prod(shape[1:])) if len(shape) >= 2 else min(1, prod(shape))
+
+
+def is_rank(value: object) -> bool:
+    """True for what a group may have under `rank`, None aside."""
+    if isinstance(value, float):
+        return 0 < value <= 1
+    return value == FULL if isinstance(value, str) else is_count(value, 1)
+
+
+def rank_of(keys: Mapping[str, Any], shorter: int) -> int | None:
+    """The rank that a group of `keys` asks for in a matrix with `shorter` = min(m, n); None if it asks for none.
+
+    A share is rounded down, to 1 at least.
+    """
+    rank = keys["rank"]
+    if rank == FULL:
+        return shorter
+    return max(1, int(rank * shorter)) if isinstance(rank, float) else rank
 
 
 def is_matrix(shape: tuple[int, ...]) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lowrank_core.checks import called
 from lowrank_core.memory.estimate import DECIDING
+from lowrank_core.memory.geometry import rank_of
 from lowrank_core.memory.plan import PlanRow, format_plan, plan_row
 from lowrank_core.memory.storage import FORMAT, Layout, layout_bytes
 from lowrank_core.optim.admission import admit, warn_if_plain
@@ -35,6 +36,7 @@ class StateOptimizer(torch.optim.Optimizer):
     FORMAT: ClassVar[int] = FORMAT  # of the states it writes
     ADDED: ClassVar[Mapping[str, Any]] = {"stagger": False}  # keys that older checkpoints lack: how they acted
     full_rank: ClassVar[str] = "plain"  # or "project": a matrix whose rank is not below min(m, n)
+    deciding: ClassVar[tuple[str, ...]] = ()  # the keys of its own that decide what its states look like
 
     def __init__(self, params: Params, defaults: dict[str, Any], torch_keys: dict[str, Any] | None = None) -> None:
         self._skipped: int | Tensor = 0
@@ -58,6 +60,11 @@ class StateOptimizer(torch.optim.Optimizer):
     def parts(cls, group: dict[str, Any], weight: Tensor) -> Parts:
         """The parts for weights of the dtype and on the device of `weight`. Raises ValueError for a bad value."""
         raise NotImplementedError(f"{cls.__name__}: an optimizer must name its `parts`")
+
+    @classmethod
+    def rank_of(cls, group: dict[str, Any], shorter: int) -> int | None:
+        """The rank that `group` asks for in a matrix with `shorter` = min(m, n); None if it asks for none."""
+        return rank_of(group, shorter)
 
     @classmethod
     def migrate(cls, state: State, fresh: State, group: dict[str, Any]) -> State:
@@ -190,7 +197,7 @@ class StateOptimizer(torch.optim.Optimizer):
 
     def _layout_keys(self) -> dict[int, tuple[Any, ...]]:
         """By group: the keys that decide what its states look like."""
-        deciding = ("rank", *sorted(DECIDING))
+        deciding = ("rank", *sorted(DECIDING), *self.deciding)
         return {i: tuple(group.get(key) for key in deciding) for i, group in enumerate(self.param_groups)}
 
     def _reader(self) -> Reader:
@@ -215,10 +222,10 @@ class StateOptimizer(torch.optim.Optimizer):
 
     def _slots_held(self, number: int, group: dict[str, Any], start: int) -> list[Slot]:
         """The slots of one group, made anew if it or one of its parameters has changed since the last call."""
-        values: list[Any] = [start, *(group.get(key) for key in SLOT_KEYS)]
+        values: list[Any] = [start, *(group.get(key) for key in (*SLOT_KEYS, *self.deciding))]
         held, params = self._held.get(number), group["params"]
         if held is None or held[0] != values or len(held[1]) != len(params) or not all(map(fits, held[1], params)):
             names = group.get("param_names")
             values = [list(names) if value is names and names else value for value in values]
-            held = self._held[number] = values, list(slots(group, start, self.full_rank))
+            held = self._held[number] = values, list(slots(group, start, self.rank_of, self.full_rank))
         return held[1]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from lowrank_core.checks import require
 from lowrank_core.memory import estimate as memory
 from lowrank_core.memory.estimate import DECIDING, OP, Keys, Shapes, Weight
+from lowrank_core.memory.geometry import Rank
+from lowrank_core.memory.methods import METHODS as METHODS_IN_MEMORY
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.dtypes import name_of
@@ -23,7 +25,7 @@ def estimate_state_bytes(
     model_or_shapes: nn.Module | Shapes,
     optimizer: str = "galore",
     *,
-    rank: int | None = 128,
+    rank: Rank | None = 128,
     dtype: torch.dtype | str | None = None,
     target_modules: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
@@ -87,7 +89,8 @@ def _deciding(optimizer: str, keys: dict[str, Any], others: Mapping[str, Any]) -
         made: Any = METHODS[optimizer]
         for given in (keys, {**keys, **others}):
             made([torch.empty(0, device="meta")], rank=None, **given)
-    return {key: value for key, value in keys.items() if key in DECIDING}
+    own = () if optimizer == "adamw" else METHODS_IN_MEMORY[optimizer].deciding
+    return {key: value for key, value in keys.items() if key in DECIDING or key in own}
 
 
 def _projecting_bytes(

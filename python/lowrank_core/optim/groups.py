@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from lowrank_core.checks import is_count, require, require_choice, words_of
-from lowrank_core.memory.geometry import PROJ_TYPES, place, shorter_side
+from lowrank_core.checks import require, require_choice, words_of
+from lowrank_core.memory.geometry import FULL, PROJ_TYPES, RANKS, Rank, is_rank, place, rank_of, shorter_side
 from lowrank_core.memory.plan import EXCLUDED, PlanRow, format_plan, plan_row
 from lowrank_core.optim.targets import ALL_LINEAR, can_be_target, find_targets, names_of
 
@@ -18,7 +18,7 @@ def param_groups(
     model: nn.Module,
     target_modules: str | Iterable[str] = ALL_LINEAR,
     exclude: str | Iterable[str] = EXCLUDED,
-    rank: int | None = 128,
+    rank: Rank | None = 128,
     *,
     others: Mapping[str, Any] | None = None,
     verbose: bool = True,
@@ -43,7 +43,8 @@ def param_groups(
         may be one of the words); or another string: a regular expression that must match the whole qualified name of a
         matrix or of the module that holds it itself.
       exclude: a word or several; a matrix is no target if any of its qualified names contains one of them.
-      rank: >= 1; or None: the key is left out, and the optimizer's own rank holds.
+      rank: an int >= 1; or a share of min(m, n) in (0, 1]; or "full", for optimizers that take matrices whole (the
+        others step such a group as plain AdamW); or None: the key is left out, and the optimizer's own rank holds.
       others: keys of the group that is not projected, such as `lr`; any key of a group except `rank`.
       verbose: prints the plan: what is projected, what falls back to AdamW, why, and what would change it.
       group_keys: further keys of the group to project, such as `scale`, `proj_type` or `lr`.
@@ -75,7 +76,7 @@ def split(
     model: nn.Module,
     target_modules: str | Iterable[str],
     exclude: str | Iterable[str],
-    rank: int | None,
+    rank: Rank | None,
     others: Mapping[str, Any] | None,
     group_keys: Mapping[str, Any],
 ) -> tuple[list[dict[str, Any]], list[PlanRow]]:
@@ -108,8 +109,8 @@ def split(
     return [group for group in groups if group["params"]], rows
 
 
-def _check_keys(op: str, rank: int | None, group_keys: Mapping[str, Any], others: Mapping[str, Any] | None) -> None:
-    require(rank is None or is_count(rank, 1), op, "rank", "be an int >= 1 or None", rank)
+def _check_keys(op: str, rank: Rank | None, group_keys: Mapping[str, Any], others: Mapping[str, Any] | None) -> None:
+    require(rank is None or is_rank(rank), op, "rank", RANKS, rank)
     mapping = others is None or isinstance(others, Mapping)
     require(mapping, op, "others", 'be a dict of keys of a group, such as {"lr": 1e-3}', others)
     for key in ("params", "param_names"):
@@ -128,16 +129,20 @@ def _reason(param: Tensor, wanted: bool, excluded_by: list[str]) -> str:
     return "not a target: name it in `target_modules`" + (" and pass exclude=()" if excluded_by else "")
 
 
-def _placed(name: str, shape: tuple[int, ...], rank: int | None, proj_type: str, force: bool) -> PlanRow:
+def _placed(name: str, shape: tuple[int, ...], rank: Rank | None, proj_type: str, force: bool) -> PlanRow:
     """The row of a target."""
-    row = plan_row(name, shape, *place(shape, 1 if rank is None else rank, proj_type, force))
+    shorter = shorter_side(shape)
+    asked = 1 if rank is None or rank == FULL else rank_of({"rank": rank}, shorter)
+    row = plan_row(name, shape, *place(shape, asked, proj_type, force))
+    if rank == FULL:
+        return row._replace(rank=shorter, reason="whole, by an optimizer that takes matrices whole")
     if rank is None:
         return row._replace(rank=None, reason=f"where the optimizer's `rank` is below {shorter_side(shape)}")
     return row
 
 
 def _refuse_plan(
-    op: str, rank: int | None, targets: list[tuple[int, ...]], excluded: int, words: tuple[str, ...]
+    op: str, rank: Rank | None, targets: list[tuple[int, ...]], excluded: int, words: tuple[str, ...]
 ) -> NoReturn:
     """Raises ValueError because nothing is projected; the message names the argument that is the reason."""
     fails = "for anything to be projected"

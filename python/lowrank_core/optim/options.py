@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from lowrank_core.checks import is_count, is_number, require, require_choice
-from lowrank_core.memory.geometry import PROJ_TYPES
+from lowrank_core.memory.geometry import PROJ_TYPES, RANKS, is_rank
 from lowrank_core.ops.subspace_step.check import ROUNDINGS
 from lowrank_core.optim.devices import stays_on_device
 
@@ -88,7 +88,7 @@ def check_values(op: str, group: dict[str, Any]) -> None:
     """Raises ValueError if a key of `group` that the loop itself reads is out of its range."""
     check_rates(op, group)
     rank = group["rank"]
-    require(rank is None or is_count(rank, 1), op, "rank", "be an int >= 1 or None", rank)
+    require(rank is None or is_rank(rank), op, "rank", RANKS, rank)
     require(is_count(group["seed"], -(2**63)), op, "seed", "be an int >= -2**63", group["seed"])
     require_choice(op, "proj_type", group["proj_type"], PROJ_TYPES)
     require_choice(op, "nonfinite", group["nonfinite"], ("skip", "raise"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import frexp, inf
 from typing import cast
 
@@ -15,7 +16,7 @@ from lowrank_core.optim.bucket import Bucket
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.parts.codecs import decoded, encode
 from lowrank_core.optim.parts.projectors import Found, Query
-from lowrank_core.optim.parts.rules import Turn
+from lowrank_core.optim.parts.rules import Moments, Turn
 from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.slots import Slot, State
 from lowrank_core.optim.states import open_state
@@ -35,7 +36,9 @@ def find(bucket: Bucket, slots: Sequence[Slot], grads: Sequence[Tensor], states:
     signals = [signal_of(bucket, grad, state) for grad, state in zip(grads, states, strict=True)]
     live = [i for i, signal in enumerate(signals) if bool(signal.any())]
     try:
-        subspaces = bucket.parts.projector.find([_query(bucket, slots[i], signals[i], states[i]) for i in live])
+        subspaces = bucket.parts.projector.find(
+            [_query(bucket, slots[i], signals[i], states[i], int(states[i]["step"])) for i in live]
+        )
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         names = ", ".join(f"`{slots[i].name}` {tuple(slots[i].param.shape)}" for i in live)
         raise RuntimeError(
@@ -54,7 +57,7 @@ def adopt(bucket: Bucket, slot: Slot, grad: Tensor, state: State, found: Found |
     if found is None:
         parts.schedule.looked(state, step, None)
         return
-    turn = _carry(bucket, slot, state, found.subspace)
+    turn = _carry(bucket, slot, state, found.subspace, step)
     state["proj.refreshes"], state["proj.last_refresh"] = state["proj.refreshes"] + 1, step
     parts.schedule.looked(state, step, turn)
     _hold(bucket, slot, state, found.subspace)  # last: the turn reads the one before
@@ -63,35 +66,44 @@ def adopt(bucket: Bucket, slot: Slot, grad: Tensor, state: State, found: Found |
         state["proj.captured"].copy_(captured(as_stored, signal_of(bucket, grad, state).to(slot.work)))
 
 
-def select(bucket: Bucket, slot: Slot, signal: Tensor, state: State) -> tuple[Subspace, Tensor]:
-    """Chooses a subspace for this step and adopts it; returns it, and `signal` in it.
+def select(bucket: Bucket, slot: Slot, signal: Tensor, state: State, step: float | Tensor) -> tuple[Subspace, Tensor]:
+    """Chooses a subspace for a step, after `step` finished ones, and adopts it; returns it, and `signal` in it.
 
     It waits for no device. After the first step it changes no plain number, so that a gate can undo it.
     """
-    (found,) = bucket.parts.projector.find([_query(bucket, slot, signal, state)])
-    _carry(bucket, slot, state, found.subspace)
+    (found,) = bucket.parts.projector.find([_query(bucket, slot, signal, state, step)])
+    _carry(bucket, slot, state, found.subspace, step)
     _hold(bucket, slot, state, found.subspace)
     state["proj.refreshes"] = 1
     return found.subspace, found.subspace.down(signal) if found.low is None else found.low
 
 
-def _query(bucket: Bucket, slot: Slot, signal: Tensor, state: State) -> Query:
+def _query(bucket: Bucket, slot: Slot, signal: Tensor, state: State, step: float | Tensor) -> Query:
     refreshes = state["proj.refreshes"]
     held = bucket.parts.projector.held(slot, state) if refreshes else None
-    return Query(signal, cast(Geometry, slot.geometry), held, slot.search_seed(refreshes))
+    place = cast(Geometry, slot.geometry)
+    moments = partial(_moments, bucket, slot, state) if refreshes else dict
+    return Query(signal, place, held, slot.search_seed(refreshes), moments, step)
 
 
-def _carry(bucket: Bucket, slot: Slot, state: State, subspace: Subspace) -> Turn | None:
-    """Carries the moments into `subspace`; returns the turn from the subspace held, if there is one."""
-    parts, step = bucket.parts, int(state["step"])
+def _moments(bucket: Bucket, slot: Slot, state: State) -> Moments:
+    fields = bucket.parts.rule.layout(slot.where(state).low_shape)
+    return decoded(bucket.parts.moment_codec, fields, state, slot.work)
+
+
+def _carry(bucket: Bucket, slot: Slot, state: State, subspace: Subspace, step: float | Tensor) -> Turn | None:
+    """Carries the moments after `step` finished steps into `subspace`.
+
+    Returns the turn from the subspace held, if there is one.
+    """
+    parts = bucket.parts
     if state["proj.refreshes"] == 0:
         if subspace.rank != state["proj.rank"]:
             where = slot.where(state).at(subspace.rank)
             fields = stored(parts.rule.layout(where.low_shape), parts.moment_codec, name_of(slot.weight.dtype))
             state.update(open_state(fields, slot.weight.device))
         return None
-    fields = parts.rule.layout(slot.where(state).low_shape)
-    kept = decoded(parts.moment_codec, fields, state, slot.work)
+    fields, kept = parts.rule.layout(slot.where(state).low_shape), _moments(bucket, slot, state)
     turn = subspace.turn_from(parts.projector.held(slot, state))
     moments = parts.transport.carry(kept, turn, parts.rule, step)
     if moments is not kept:

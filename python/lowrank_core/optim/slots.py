@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from lowrank_core.memory.geometry import Geometry, place
+from lowrank_core.memory.geometry import Geometry, place, rank_of, shorter_side
 from lowrank_core.optim.dtypes import work_dtype
 from lowrank_core.optim.seeds import mix_seed
 
@@ -84,14 +84,23 @@ class Slot:
 SLOT_KEYS = ("param_names", "seed", "force_projection", "rank", "proj_type")  # of a group, that its slots depend on
 
 
-def slots(group: dict[str, Any], start: int, full_rank: str = "plain") -> Iterator[Slot]:
+def slots(
+    group: dict[str, Any],
+    start: int,
+    ranked: Callable[[dict[str, Any], int], int | None] = rank_of,
+    full_rank: str = "plain",
+) -> Iterator[Slot]:
     """The parameters of one group, the first being number `start`.
 
+    `ranked` gives the rank that the group asks for in a matrix with a given min(m, n).
     `full_rank` says how a matrix is treated whose rank is not below min(m, n): "plain" or "project".
     """
     names, seed = group.get("param_names"), group["seed"]
     force = group["force_projection"] or full_rank == "project"
-    places = [_place(param, group["rank"], group["proj_type"], force) for param in group["params"]]
+    places = [
+        _place(param, ranked(group, shorter_side(tuple(param.shape))), group["proj_type"], force)
+        for param in group["params"]
+    ]
     count, turn = sum(where is not None for where, _ in places), 0
     for offset, (param, (where, note)) in enumerate(zip(group["params"], places, strict=True)):
         name = names[offset] if names else number_name(start + offset)

@@ -40,7 +40,7 @@ def _direction(slot: Slot, grad: Tensor, state: State, bucket: Bucket, step: flo
         return _ruled(parts.plain, parts.plain_codec, -grad if bucket.maximize else grad, slot, state, step)
     signal = signal_of(bucket, grad, state)
     if parts.projector.each_step:
-        subspace, low = select(bucket, slot, signal, state)
+        subspace, low = select(bucket, slot, signal, state, step - 1)
     elif state["proj.refreshes"] == 0:
         return None
     else:

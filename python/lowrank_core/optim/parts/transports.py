@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from lowrank_core.optim.parts.rules import Moments, Rule, Turn
 
 
 class Transport(Protocol):
     """Carries the moments of `rule` over a change of subspace."""
 
-    def carry(self, moments: Moments, turn: Turn, rule: Rule, step: int) -> Moments:
+    def carry(self, moments: Moments, turn: Turn, rule: Rule, step: float | Tensor) -> Moments:
         """The moments in the new subspace, after `step` >= 1 finished steps."""
         ...
 
@@ -23,7 +25,7 @@ class Keep:
     Source: GaLore's code, which does the same without aligning the signs.
     """
 
-    def carry(self, moments: Moments, turn: Turn, rule: Rule, step: int) -> Moments:
+    def carry(self, moments: Moments, turn: Turn, rule: Rule, step: float | Tensor) -> Moments:
         return moments
 
 
@@ -31,7 +33,7 @@ class Keep:
 class Rotate:
     """The moments are expressed in the new basis; the part that it cannot hold is lost."""
 
-    def carry(self, moments: Moments, turn: Turn, rule: Rule, step: int) -> Moments:
+    def carry(self, moments: Moments, turn: Turn, rule: Rule, step: float | Tensor) -> Moments:
         return rule.turned(moments, turn, step)
 
 

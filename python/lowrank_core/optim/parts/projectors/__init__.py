@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from lowrank_core.memory.geometry import Geometry
 from lowrank_core.memory.storage import Layout
+from lowrank_core.optim.parts.rules import Moments
 from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.slots import Slot, State
 
@@ -20,6 +21,8 @@ class Query(NamedTuple):
     where: Geometry  # of the largest rank
     held: Subspace | None  # where to start; None at first
     seed: int
+    moments: Callable[[], Moments] = dict  # those in the subspace held, decoded when they are asked for; none at first
+    step: float | Tensor = 0  # how many are finished; a tensor behind a gate
 
 
 class Found(NamedTuple):

@@ -73,7 +73,7 @@ class Rule(Protocol):
         """Advances `moments` in place by `grad` and returns the direction of step number `step` (from 1)."""
         ...
 
-    def turned(self, moments: Moments, turn: Turn, step: int) -> Moments:
+    def turned(self, moments: Moments, turn: Turn, step: float | Tensor) -> Moments:
         """`moments` after `step` >= 1 finished steps, expressed in a new basis."""
         ...
 

@@ -46,7 +46,7 @@ class Adam:
         denominator = exp_avg_sq.sqrt().div_(root).add_(self.eps)
         return Direction(exp_avg, denominator, correction, self.unbias(step))
 
-    def turned(self, moments: Moments, turn: Turn, step: int) -> Moments:
+    def turned(self, moments: Moments, turn: Turn, step: float | Tensor) -> Moments:
         """First moment: M' = T M. Second: the variance travels by squares, the mean by T.
 
         V' = c2 |(T o T)(V / c2 - (M / c1)^2) + (M' / c1)^2| with c = 1 - beta^t, never negative.
