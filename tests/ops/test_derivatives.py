@@ -115,6 +115,19 @@ def test_tangents_in_half_precision_and_with_a_batch() -> None:
         assert bool(((tangent.double() - 2 * (p.double().mT @ x.double())).abs() <= 4 * bound).all())
 
 
+@pytest.mark.parametrize("dual", ["u", "v"])
+def test_gradients_of_a_layer_whose_u_or_v_is_dual_are_refused(dual: str) -> None:
+    from derivative_cases import LB, S, V, W, X
+
+    x = X.clone().requires_grad_()
+    with forward_ad.dual_level():
+        given = {"u": LB, "v": V}
+        given[dual] = forward_ad.make_dual(given[dual], torch.ones_like(given[dual]))
+        out = lowrank_core.usv_linear(x, W, given["u"], S, given["v"], scale=0.5)
+        with pytest.raises(NotImplementedError, match="usv_linear: has no second derivative through `u` and `v`"):
+            torch.autograd.grad(out.square().sum(), x, create_graph=True)
+
+
 def test_the_tangents_of_u_and_v() -> None:
     """True ones, where reverse mode leaves the gradients of K and L."""
     from derivative_cases import LB, S, V, W, X
@@ -141,6 +154,24 @@ def test_second_derivatives_in_every_order_of_modes(name: str) -> None:
         for outer, inner in itertools.product(modes, modes):
             found = outer(inner(loss(call)))(x)
             assert bool((found - expected).abs().max() <= 1e3 * tolerance.gamma(100, x.dtype) * size)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_gradients_inside_a_dual_level(name: str) -> None:
+    """torch.autograd.grad while an argument is dual: the tangent of each gradient, or the refusal of torch.func."""
+    case = BOTH[name]
+    assert case.exact is not None
+    for i, direction in enumerate(tangents(case.inputs)):
+        for j in range(len(case.inputs)):
+            gradient = torch.func.grad(loss(case.exact), argnums=j)
+            changed = lambda x: gradient(*case.inputs[:i], x, *case.inputs[i + 1 :])  # noqa: B023, E731
+            expected = torch.func.jvp(changed, (case.inputs[i],), (direction,))[1]
+            with forward_ad.dual_level():
+                inputs = [x.clone().requires_grad_(k == j) for k, x in enumerate(case.inputs)]
+                inputs[i] = forward_ad.make_dual(inputs[i], direction)
+                (found,) = torch.autograd.grad(loss(case.call)(*inputs), [inputs[j]], create_graph=True)
+                tangent = forward_ad.unpack_dual(found).tangent
+            assert close(torch.zeros_like(expected) if tangent is None else tangent, expected), (i, j)
 
 
 @pytest.mark.parametrize("name", ["lora_linear", "usv_linear", "chain_matmul", "project"])

@@ -123,7 +123,12 @@ class Kernel:
         if self.forward is None:
             self.refuse("derivative" if self.backward is None else "forward-mode derivative")
         primals = [a if (primal := each(_primal, a)) is None else primal for a in args]
-        out = self.overload(*primals, **options)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors(args)):
+            with forward_ad._set_fwd_grad_enabled(False):  # the graph keeps the duals, which its gradients depend on
+                out = self._record(args, options)
+            out = _primal(out) if isinstance(out, Tensor) else tuple(map(_primal, out))
+        else:
+            out = self.overload(*primals, **options)
         inputs, options = self.filled(primals, options)
         tangents = [*tangents, *(None for _ in inputs[len(tangents) :])]
         found = self.forward(self.overload, tangents, inputs, options)
