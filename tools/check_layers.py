@@ -29,11 +29,16 @@ BELOW: dict[str, set[str]] = {
     "telemetry": set(),
     "checks": set(),
     "extras": set(),
+    "atomic": set(),
+    "tree_file": {"atomic"},
     "memory": {"checks", "ops"},
-    "optim": {"checks", "extras", "memory", "ops", "telemetry"},
+    "optim": {"checks", "extras", "memory", "ops", "telemetry", "tree_file"},
     "adapters": {"checks", "extras", "ops", "optim", "telemetry"},
     "integrations": {"checks", "extras", "ops", "optim", "adapters", "telemetry"},
-    "cli": {"__version__", "_core", "extras", "memory", "ops", "optim", "adapters", "integrations", "telemetry"},
+    "cli": {
+        *("__version__", "_core", "extras", "atomic", "tree_file", "telemetry"),
+        *("memory", "ops", "optim", "adapters", "integrations"),
+    },
     "__init__": {"ops"},
     "__main__": {"cli"},
 }

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cli_cases import at_step
+from lowrank_core import tree_file
 from lowrank_core.cli import checkpoint, memory
 from lowrank_core.cli.config import TrainConfig, resolve
 from lowrank_core.cli.table import megabytes
@@ -43,8 +44,8 @@ def test_failed_allocation(tiny, cli, tmp_path):
 
 def test_checkpoint_without_room(tmp_path, monkeypatch):
     """safetensors ends the process when an allocation of its own fails: asked for beforehand."""
-    monkeypatch.setattr(checkpoint, "to_bytes", lambda *_: pytest.fail("safetensors was called without room"))
-    monkeypatch.setattr(checkpoint, "_COPIES", 2**50)  # more than any address space holds
+    monkeypatch.setattr(tree_file, "to_bytes", lambda *_: pytest.fail("safetensors was called without room"))
+    monkeypatch.setattr(tree_file, "_COPIES", 2**50)  # more than any address space holds
     with pytest.raises(RuntimeError) as failure:
         checkpoint.save(tmp_path / "x", {"weight": torch.zeros(1)})
     assert memory.is_out_of_memory(failure.value)

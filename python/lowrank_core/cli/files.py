@@ -5,16 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from lowrank_core import atomic
 from lowrank_core.cli.errors import CliError
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILES = ("report.png", "report.html", "summary.json")
 CHECKPOINT_SUFFIX = ".checkpoint.safetensors"
-_PART_SUFFIX = ".tmp"
 
 
 @contextmanager
@@ -32,33 +32,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data`: at any moment, power cut included, it holds the old bytes or the new ones.
+    """Replaces `path` by `data`, whole or not at all.
 
     Raises:
       CliError: the write failed; `path` is as it was.
     """
-    part = path.with_name(path.name + _PART_SUFFIX)
     with writing(path):
-        try:
-            with open(part, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-            _sync_folder(path.parent)
-        except OSError:
-            with suppress(OSError):
-                part.unlink()
-            raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable: it is an entry of the folder, not of the file."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        atomic.write_atomic(path, data)
 
 
 @contextmanager
@@ -94,7 +74,7 @@ def run_files(folder: Path) -> list[Path]:
 
 def is_run_file(name: str) -> bool:
     """Whether a run writes files of that name into its folder."""
-    name = name.removesuffix(_PART_SUFFIX)
+    name = name.removesuffix(atomic.PART_SUFFIX)
     return name in (RUN_FILE, METRICS_FILE, *REPORT_FILES) or name.endswith(CHECKPOINT_SUFFIX)
 
 
