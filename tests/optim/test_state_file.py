@@ -86,6 +86,7 @@ def damaged(path: Path) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged"),
         (lambda path: path.write_bytes(b""), "is damaged"),
         (lambda path: path.unlink(), "is damaged .*No such file"),
+        (lambda path: tree_file.write_tree(path, {}, "lowrank_core.train", "1"), "got lowrank_core.train, version 1"),
         (
             lambda path: save_file({"w": torch.ones(2)}, path),
             "must be of format lowrank_core.optimizer, ",
