@@ -32,7 +32,7 @@ BELOW: dict[str, set[str]] = {
     "atomic": set(),
     "tree_file": {"atomic"},
     "memory": {"checks", "ops"},
-    "optim": {"checks", "extras", "memory", "ops", "telemetry", "tree_file"},
+    "optim": {"checks", "extras", "memory", "ops", "telemetry", "tree_file", "atomic"},
     "adapters": {"checks", "extras", "ops", "optim", "telemetry"},
     "integrations": {"checks", "extras", "ops", "optim", "adapters", "telemetry"},
     "cli": {

@@ -13,6 +13,7 @@ from lowrank_core.optim.methods import METHODS
 from lowrank_core.optim.methods.apollo import ApolloAdamW
 from lowrank_core.optim.methods.fira import FiraAdamW
 from lowrank_core.optim.methods.galore import GaLoreAdamW
+from lowrank_core.optim.monitor import Monitor
 from lowrank_core.optim.state_file import load_state, save_state
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "FiraAdamW",
     "GaLoreAdamW",
     "LowRankOptimizer",
+    "Monitor",
     "estimate_state_bytes",
     "formula_state_bytes",
     "load_state",

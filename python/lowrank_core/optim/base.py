@@ -21,6 +21,7 @@ from lowrank_core.optim.options import check_values, own_keys, plain_numbers
 from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.slots import SLOT_KEYS, Slot, State, fits, slots
 from lowrank_core.optim.states import open_state, resized
+from lowrank_core.optim.watch import Watch
 from lowrank_core.telemetry import Projection
 
 logger = logging.getLogger("lowrank_core.optim")
@@ -39,6 +40,7 @@ class StateOptimizer(torch.optim.Optimizer):
     deciding: ClassVar[tuple[str, ...]] = ()  # the keys of its own that decide what its states look like
 
     def __init__(self, params: Params, defaults: dict[str, Any], torch_keys: dict[str, Any] | None = None) -> None:
+        self.watches: tuple[Watch, ...] = ()  # those who are told what no state holds
         self._skipped: int | Tensor = 0
         self._bounds: dict[Tensor, int] = {}  # upper bounds of step counts that live on an accelerator
         self._made: dict[tuple[Any, ...], tuple[list[Any], Parts]] = {}  # by kind: keys, their parts
@@ -124,6 +126,17 @@ class StateOptimizer(torch.optim.Optimizer):
         storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
+    def slots(self) -> list[Slot]:
+        """Every parameter as a step sees it, in order."""
+        return [slot for _, _, slot in self._slots()]
+
+    def finished_steps(self, slot: Slot) -> int:
+        """How many steps the parameter of `slot` has taken; on an accelerator those that were skipped may count too."""
+        state = self.state.get(slot.param)
+        if not state:
+            return 0
+        return self._bounds[slot.param] if slot.param in self._bounds else int(state["step"])
+
     def planned_state_bytes(self) -> int:
         """Bytes of the state once every parameter has taken a step, each subspace at its largest rank."""
         return sum(layout_bytes(self._layout(group, slot)) for _, group, slot in self._slots())
@@ -184,6 +197,7 @@ class StateOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it; it is no key of ours
         self._bounds, self._made, self._held, self._asked = {}, {}, {}, self._layout_keys()
+        self.watches = ()
 
     def _parts(self, group: dict[str, Any], weight: Tensor) -> Parts:
         """`parts`, whose refusals name this class."""

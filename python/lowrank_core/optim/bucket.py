@@ -12,6 +12,7 @@ from torch import Tensor
 from lowrank_core.optim.devices import stays_on_device
 from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.parts.codecs import Codec, Float32
+from lowrank_core.optim.watch import Watch
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Bucket:
     maximize: bool
     rounding: str
     nonfinite: str
+    watches: tuple[Watch, ...] = ()
 
     @property
     def codec(self) -> Codec:

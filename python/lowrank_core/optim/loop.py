@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, overload
 
 import torch
@@ -126,7 +127,7 @@ class LowRankOptimizer(StateOptimizer):
             alike = self._alike(slot, parts[kind])
             key = (number, *alike.values())
             if key not in drafts:
-                bucket = Bucket.of(group, parts[kind], **alike)
+                bucket = Bucket.of(group, parts[kind], watches=self.watches, **alike)
                 check_device(bucket)
                 drafts[key] = bucket, Draft()
             drafts[key][1].add(slot, slot.gradient(grad))
@@ -228,16 +229,22 @@ class LowRankOptimizer(StateOptimizer):
         for bucket, draft in due.items():
             if bucket.parts.projector.may_fail:  # one by one: an error then names the parameter
                 for slot, grad in zip(draft.slots, draft.grads, strict=True):
-                    state = self.state.get(slot.param) or self._opened(bucket, slot)
+                    state, started = self.state.get(slot.param) or self._opened(bucket, slot), perf_counter()
                     found[slot] = find(bucket, [slot], [grad], [state])[0]
+                    self._tell([slot], perf_counter() - started)
         for bucket, draft in due.items():
             for some in batches(_REFRESHED_TOGETHER, len(draft.slots)):
-                slots, grads = draft.slots[some], draft.grads[some]
+                started, slots, grads = perf_counter(), draft.slots[some], draft.grads[some]
                 states = [self._state(bucket, slot) for slot in slots]
                 if not bucket.parts.projector.may_fail:
                     found |= zip(slots, find(bucket, slots, grads, states), strict=True)
                 for slot, grad, state in zip(slots, grads, states, strict=True):
                     adopt(bucket, slot, grad, state, found.pop(slot))
+                self._tell(slots, perf_counter() - started)
+
+    def _tell(self, slots: list[Slot], seconds: float) -> None:
+        for watch in self.watches:
+            watch.searched(slots, seconds)
 
     def _step(self, bucket: Bucket, draft: Draft, gate: Tensor | None) -> None:
         for slot in draft.slots:

@@ -105,6 +105,8 @@ def _carry(bucket: Bucket, slot: Slot, state: State, subspace: Subspace, step: f
         return None
     fields, kept = parts.rule.layout(slot.where(state).low_shape), _moments(bucket, slot, state)
     turn = subspace.turn_from(parts.projector.held(slot, state))
+    for watch in bucket.watches:
+        watch.turned(slot, turn.overlap())
     moments = parts.transport.carry(kept, turn, parts.rule, step)
     if moments is not kept:
         encode(parts.moment_codec, fields, state, moments, slot.draw(step))

@@ -1,0 +1,226 @@
+"""Telemetry: what each layer of an optimizer does, step by step."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lowrank_core.atomic import write_atomic
+from lowrank_core.checks import is_count, require
+from lowrank_core.memory.geometry import is_matrix
+from lowrank_core.optim.base import StateOptimizer
+from lowrank_core.optim.slots import Slot
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+KEYS = ("step", "name", "rank", "captured", "overlap", "refreshes", "refresh_seconds", "update_ratio")
+
+Row = dict[str, Any]
+
+
+class _Held(NamedTuple):
+    """A row whose values may still be on their way from a device."""
+
+    row: Row
+    waiting: dict[str, Tensor]
+
+
+class Monitor:
+    """Records what an optimizer does to each matrix: its subspace, what that holds, how far the weight moved.
+
+    It attaches itself to the optimizer's steps; the loop stays as it is. A record comes after every step whose number
+    is a multiple of `every`; steps that were skipped have none. Nothing waits for an accelerator before `rows` is read;
+    a `path` or a `writer` read each record when it comes. A step that is recorded holds a copy of the matrices.
+
+    One row, a dict, for each weight of two or more dimensions that has been stepped:
+      step: its finished steps.
+      name: of the parameter.
+      rank: of its subspace; None where it is not projected.
+      captured: share in [0, 1] of the gradient's energy that the subspace held when it was found; None where nothing
+        measures it.
+      overlap: mean squared cosine in [0, 1] of the principal angles between the subspace before and the one held; None
+        before a second one.
+      refreshes: how many subspaces it has had.
+      refresh_seconds: the host's time of its searches since the record before; the time of a common search is shared by
+        the sizes of its matrices.
+      update_ratio: |dW|_F / |W|_F of this step, rate and decay included; None for a weight of zeros.
+
+    Args:
+      optimizer: of this package.
+      every: >= 1, steps from one record to the next.
+      path: of a file that gets each row as a line of JSON, at once. Of a file that is there the lines up to the
+        optimizer's step are kept: those behind it are of steps that a resumed run takes again.
+      writer: a torch.utils.tensorboard.SummaryWriter, or what has its `add_scalar`; it gets "name/key".
+
+    Raises:
+      TypeError: `optimizer` is none of this package.
+      ValueError: `every` is no int >= 1, or `path` holds something else than such lines. Nothing is changed then.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.optim import GaLoreAdamW, Monitor
+      >>> layer = torch.nn.Linear(64, 32)
+      >>> optimizer = GaLoreAdamW(layer.named_parameters(), lr=0.01, rank=8)
+      >>> with Monitor(optimizer) as monitor:
+      ...     layer(torch.ones(4, 64)).square().mean().backward()
+      ...     optimizer.step()
+      >>> [(row["name"], row["rank"], row["refreshes"]) for row in monitor.rows]
+      [('weight', 8, 1)]
+    """
+
+    def __init__(
+        self,
+        optimizer: StateOptimizer,
+        *,
+        every: int = 1,
+        path: str | os.PathLike[str] | None = None,
+        writer: SummaryWriter | None = None,
+    ) -> None:
+        if not isinstance(optimizer, StateOptimizer):
+            raise TypeError(f"Monitor: `optimizer` must be one of lowrank_core, got {type(optimizer).__name__}")
+        require(is_count(every, 1), "Monitor", "every", "be an int >= 1", every)
+        self._optimizer, self._every, self._writer = optimizer, every, writer
+        self._held: list[_Held] = []
+        self._before: dict[Slot, tuple[int, Tensor]] = {}
+        self._overlaps: dict[Tensor, Tensor] = {}
+        self._seconds: dict[Tensor, float] = defaultdict(float)
+        self._file: IO[str] | None = None if path is None else _opened(Path(path), self._steps())
+        self._hooks = [
+            optimizer.register_step_pre_hook(lambda *_: self._start()),
+            optimizer.register_step_post_hook(lambda *_: self._finish()),
+        ]
+        optimizer.watches = (*optimizer.watches, self)
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows so far, in order. Waits for an accelerator."""
+        self._held = [_Held(_read(held), {}) for held in self._held]
+        return [dict(held.row) for held in self._held]
+
+    def close(self) -> None:
+        """Detaches it from the optimizer and closes its file. `rows` stay."""
+        for hook in self._hooks:
+            hook.remove()
+        self._optimizer.watches = tuple(watch for watch in self._optimizer.watches if watch is not self)
+        self._before.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def turned(self, slot: Slot, overlap: Tensor) -> None:
+        """Told by the optimizer; see `Watch`."""
+        self._overlaps[slot.param] = overlap
+
+    def searched(self, slots: Sequence[Slot], seconds: float) -> None:
+        """Told by the optimizer; see `Watch`."""
+        total = sum(slot.param.numel() for slot in slots)
+        for slot in slots:
+            self._seconds[slot.param] += seconds * slot.param.numel() / total
+
+    def _matrices(self) -> Iterator[Slot]:
+        for slot in self._optimizer.slots():
+            if is_matrix(tuple(slot.param.shape)) and slot.param.requires_grad:
+                yield slot
+
+    def _steps(self) -> int:
+        """The most steps that a matrix has taken."""
+        return max((self._optimizer.finished_steps(slot) for slot in self._matrices()), default=0)
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        self._before.clear()
+        if (self._steps() + 1) % self._every == 0:
+            for slot in self._matrices():
+                self._before[slot] = self._optimizer.finished_steps(slot), slot.weight.detach().clone()
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        came = []
+        for slot, (steps, weight) in self._before.items():
+            now = self._optimizer.finished_steps(slot)
+            if now > steps:
+                came.append(self._row(slot, now, weight))
+        self._before.clear()
+        if self._file is not None or self._writer is not None:
+            came = [_Held(_read(held), {}) for held in came]
+            self._tell([held.row for held in came])
+        self._held += came
+
+    def _row(self, slot: Slot, step: int, before: Tensor) -> _Held:
+        state, projected = self._optimizer.state[slot.param], slot.geometry is not None
+        refreshes = state.get("proj.refreshes", 0)
+        row: Row = dict.fromkeys(KEYS)
+        row |= {
+            "step": step,
+            "name": slot.name,
+            "rank": state["proj.rank"] if projected else None,
+            "refreshes": refreshes,
+            "refresh_seconds": self._seconds.pop(slot.param, 0.0),
+        }
+        waiting = {"update_ratio": _norm(slot.weight - before) / _norm(before)}
+        if projected and refreshes and "proj.captured" in state:
+            waiting["captured"] = state["proj.captured"].clone()
+        if slot.param in self._overlaps:
+            waiting["overlap"] = self._overlaps[slot.param]
+        return _Held(row, waiting)
+
+    def _tell(self, rows: list[Row]) -> None:
+        if self._file is not None:
+            self._file.writelines(json.dumps(row) + "\n" for row in rows)
+            self._file.flush()
+        if self._writer is not None:
+            for row in rows:
+                for key in KEYS[2:]:
+                    if row[key] is not None:
+                        self._writer.add_scalar(f"{row['name']}/{key}", row[key], row["step"])
+
+
+def _norm(x: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return norm
+
+
+def _read(held: _Held) -> Row:
+    """The row, its values read; None for what is no finite number, which JSON does not know."""
+    values = {key: float(value) for key, value in held.waiting.items()}
+    return {**held.row, **{key: value if math.isfinite(value) else None for key, value in values.items()}}
+
+
+def _opened(path: Path, steps: int) -> IO[str]:
+    """The file, to be appended to, without what an earlier run wrote of steps that come again.
+
+    Raises:
+      ValueError: it holds something else than rows.
+    """
+    if path.exists():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        whole = text[: text.rfind("\n") + 1]  # a last line without an end was being written when its run ended
+        kept = "".join(line for line in whole.splitlines(keepends=True) if _step_of(line, path) <= steps)
+        if kept != text:
+            write_atomic(path, kept.encode())
+    return open(path, "a", encoding="utf-8")
+
+
+def _step_of(line: str, path: Path) -> int:
+    try:
+        row = json.loads(line)
+        if tuple(row) == KEYS:
+            return int(row["step"])
+    except (ValueError, TypeError):
+        pass
+    raise ValueError(f"Monitor: `path` must be a new file or one of a Monitor, got '{path}' with other lines")
