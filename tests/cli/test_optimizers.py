@@ -134,7 +134,7 @@ def test_schedule_rises_in_a_line_and_falls_to_its_floor():
 OTHER = {
     "update_proj_gap": 7, "scale": 0.5, "proj_type": "reverse_std", "projector": "svd", "moments": "rotate",
     "moment_dtype": "int8", "plain_moment_dtype": "bfloat16", "rounding": "stochastic", "limiter": 2.0,
-    "residual": "code", "scale_type": "tensor", "scale_cap": 3.0,
+    "residual": "code", "scale_type": "tensor", "scale_cap": 3.0, "rule": "lion",
 }  # fmt: skip
 SHARED = {"betas": (0.5, 0.75), "eps": 0.125}
 
@@ -167,7 +167,7 @@ def test_defaults():
         "weight_decay": 0.0, "compare_weight_decay": 0.1, "rank": 64,
         "update_proj_gap": 100, "scale": 0.125, "proj_type": "std", "projector": "rsvd", "moments": "keep",
         "compare_scale": None, "compare_projector": None,
-        "limiter": None, "residual": None, "scale_type": None, "scale_cap": None,
+        "limiter": None, "residual": None, "scale_type": None, "scale_cap": None, "rule": "adam",
         "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest",
         "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
         "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "seed": 0, "eval_every": 50, "eval_batches": 16,

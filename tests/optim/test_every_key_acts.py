@@ -22,6 +22,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "update_proj_gap": (3, {}),
     "scale": (2.0, {}),
     "proj_type": ("reverse_std", {}),
+    "rule": ("lion", {}),
     "projector": ("svd", {}),
     "oversample": (6, {}),
     "niter": (2, {}),

@@ -81,6 +81,7 @@ def test_no_other_key_turns_the_kernel_off(update: Spy, keys: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("kind", "keys", "stepped"),
     [
+        (GaLoreAdamW, {"rule": "lion"}, True),
         (FiraAdamW, {}, True),
         (FiraAdamW, {"residual": "code", "limiter": None}, True),
         (ApolloAdamW, {}, True),
@@ -90,11 +91,18 @@ def test_no_other_key_turns_the_kernel_off(update: Spy, keys: dict[str, Any]) ->
     ],
 )
 @pytest.mark.parametrize("moment_dtype", MOMENTS)
-def test_fira_and_apollo(
+def test_other_rules_and_residuals(
     update: Spy, kind: type[LowRankOptimizer], keys: dict[str, Any], stepped: bool, moment_dtype: str
 ) -> None:
     trained(SHAPES, torch.float32, kind=kind, moment_dtype=moment_dtype, **keys)
     assert update.counts == ([len(SHAPES)] * 3 if stepped else [])
+
+
+@pytest.mark.parametrize("rule", ["adabelief", "adafactor"])
+@pytest.mark.parametrize("moment_dtype", MOMENTS)
+def test_what_a_rule_without_a_kernel_gives_is_lifted_by_one(update: Spy, rule: str, moment_dtype: str) -> None:
+    trained([*SHAPES, (9, 30)], torch.float32, rule=rule, moment_dtype=moment_dtype)
+    assert update.counts == [4, 1] * 3  # four directions are held at a time
 
 
 def test_a_group_is_one_call(update: Spy) -> None:

@@ -19,7 +19,10 @@ from lowrank_core.optim import (
 from lowrank_core.optim.parts.projectors.orthonormal import RandomizedSVD
 from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.residuals.limited import ScaledGradient, ScaledRest
+from lowrank_core.optim.parts.rules.adabelief import AdaBelief
+from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
+from lowrank_core.optim.parts.rules.lion import Lion
 from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
 from optim_cases import draw, same
 from torch import Tensor, nn
@@ -33,6 +36,7 @@ GALORE: dict[str, Any] = {
     "update_proj_gap": 200,
     "scale": 0.25,
     "proj_type": "std",
+    "rule": "adam",
     "projector": "rsvd",
     "oversample": 10,
     "niter": 2,
@@ -46,9 +50,10 @@ GALORE: dict[str, Any] = {
     "maximize": False,
     "stagger": False,
 }
-FIRA = {**GALORE, "limiter": 1.01, "residual": "paper"}
+SHARED = {key: value for key, value in GALORE.items() if key != "rule"}  # with the methods that come from it
+FIRA = {**SHARED, "limiter": 1.01, "residual": "paper"}
 APOLLO = {
-    **{key: value for key, value in GALORE.items() if key not in ("moments", "oversample", "niter")},
+    **{key: value for key, value in SHARED.items() if key not in ("moments", "oversample", "niter")},
     "rank": 256,
     "scale": 1.0,
     "projector": "random",
@@ -91,6 +96,9 @@ OTHERS: list[tuple[Any, dict[str, Any]]] = [
     (ScaledRest, {"scale": 1.0, "limiter": 1.01, "resolution": 0.0, "kappa": 1.0}),
     (ScaledGradient, {"scale": 1.0, "limiter": 1.01, "resolution": 0.0, "whole": False, "cap": None}),
     (Adam, {"betas": (0.9, 0.999), "eps": 1e-8}),
+    (AdaBelief, {"betas": (0.9, 0.999), "eps": 1e-8}),
+    (Adafactor, {"beta2": 0.999, "eps": 1e-15}),
+    (Lion, {"betas": (0.9, 0.99)}),
     (FixedGap, {"gap": 200, "stagger": False}),
 ]
 PLAIN = "ignore:GaLoreAdamW"  # that nothing is projected is meant so
@@ -107,6 +115,9 @@ ALTERNATIVES: list[tuple[str, Any, dict[str, Any], int]] = [
     ("scale", 1.0, {}, 1),
     ("proj_type", "full", {}, 1),
     ("proj_type", "reverse_std", {}, 1),
+    ("rule", "lion", {}, 1),
+    ("rule", "adafactor", {}, 1),
+    ("rule", "adabelief", {}, 1),
     ("projector", "svd", {}, 1),
     ("oversample", 9, {"rank": 16}, 1),
     ("niter", 1, {}, 1),

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from testing import tolerance
 
+RULES = ("lion", "adabelief", "adafactor")
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 FILES = sorted(FOLDER.glob("*.pt"))
-BOUNDED = [path for path in FILES if path.stem.startswith("galore")]  # `bound` is GaLore's: others read G itself, too
+# `bound` is that of GaLore by Adam: others read G itself, too, or take a sign.
+BOUNDED = [path for path in FILES if path.stem.startswith("galore") and not path.stem.endswith(RULES)]
 X86_64 = ("x86_64", "AMD64")
 
 # Only code that every x86-64 processor runs alike: the kernels' level and torch's without vectors of AVX and without
@@ -73,8 +75,9 @@ def alike(golden: Golden) -> bool:
 
 
 def by_kernel(golden: Golden, number: int) -> bool:
-    """True for a weight that a kernel steps: a projected one, with a basis on one side."""
-    return _projected(golden, number) and golden["keys"].get("proj_type") != "full"
+    """True for a weight that a kernel alone steps: a projected one, with a basis on one side, by a rule that it has."""
+    ruled = golden["keys"].get("rule") in ("adabelief", "adafactor")
+    return _projected(golden, number) and golden["keys"].get("proj_type") != "full" and not ruled
 
 
 def same_bits_expected(golden: Golden) -> list[bool]:

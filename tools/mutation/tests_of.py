@@ -22,7 +22,10 @@ _FIRST = (
     ),
     ("optim/parts/projectors", ("optim/test_searches.py", "optim/test_refresh.py", "optim/test_apollo_projection.py")),
     ("optim/parts/products", ("optim/test_without_kernels.py", "optim/test_searches.py")),
-    ("optim/parts/rules", ("optim/test_golden.py", "optim/test_parts.py", "optim/test_trajectory.py")),
+    (
+        "optim/parts/rules",
+        ("optim/test_rules.py", "optim/test_golden.py", "optim/test_parts.py", "optim/test_trajectory.py"),
+    ),
     ("optim/parts/schedules", ("optim/test_stagger.py", "optim/test_refresh.py")),
     ("optim/parts/", ("optim/test_parts.py", "optim/test_subspaces.py", "optim/test_golden.py")),
     (

@@ -20,7 +20,7 @@ from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import flag, option, path, real, whole
 from lowrank_core.memory.geometry import PROJ_TYPES
 from lowrank_core.memory.methods import METHODS, PROJECTORS
-from lowrank_core.memory.storage import MOMENT_DTYPES
+from lowrank_core.memory.storage import MOMENT_DTYPES, RULES
 
 PRECISIONS = ("fp32", "bf16", "amp-bf16", "amp-fp16")
 _TUNED = "tuned for galore and adamw; of the others galore's"
@@ -91,6 +91,7 @@ class TrainConfig:
                                   type=real(0, ends="(]"))
     compare_scale: float | None = _of_compare("scale", type=real(0, ends="(]"))
     proj_type: str | None = _method("proj_type", "side that is projected", choices=PROJ_TYPES)
+    rule: str | None = _method("rule", "what is done with a projected gradient", choices=tuple(RULES))
     projector: str | None = _method("projector", "how a subspace is found", choices=PROJECTORS)
     compare_projector: str | None = _of_compare("projector", choices=PROJECTORS)
     moments: str | None = _method("moments", "what a refresh does to the moments", choices=("keep", "rotate"))

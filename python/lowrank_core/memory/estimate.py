@@ -14,6 +14,7 @@ from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.memory.storage import (
     ITEM_SIZES,
     MOMENT_DTYPES,
+    RULES,
     STORAGES,
     adam_fields,
     basis_storage,
@@ -171,6 +172,8 @@ def keys_of(optimizer: str, rank: Rank | None, **keys: Any) -> Keys:
         known = ", ".join(sorted((*DECIDING, *method.deciding)))
         raise TypeError(f"{OP}: `{unknown[0]}` must be a key that decides bytes of {optimizer}: {known}")
     own = {key: keys.pop(key, method.own[key]) for key in method.deciding}
+    if "rule" in own:
+        require_choice(OP, "rule", own["rule"], RULES)
     found = Keys(method.rank if rank is None else rank, own=own, **keys)
     require_choice(OP, "projector", found.projector, (None, *method.projectors))
     require_choice(OP, "proj_type", found.proj_type, method.proj_types)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lowrank_core.memory.geometry import ONE_SIDED, PROJ_TYPES, Geometry, Rank, rank_of
-from lowrank_core.memory.storage import Layout, adam_fields, basis_fields, limit_fields
+from lowrank_core.memory.storage import RULES, Layout, adam_fields, basis_fields, limit_fields
 
 Keys = Mapping[str, Any]  # of a group: those that decide what its states look like
 
@@ -34,7 +34,7 @@ class Method(NamedTuple):
 
 
 def _galore(where: Geometry, keys: Keys) -> Kept:
-    return Kept(adam_fields(where.low_shape), basis_fields(where))
+    return Kept(RULES[keys["rule"]](where.low_shape), basis_fields(where))
 
 
 def _fira(where: Geometry, keys: Keys) -> Kept:
@@ -48,7 +48,7 @@ def _apollo(where: Geometry, keys: Keys) -> Kept:
 
 
 METHODS: dict[str, Method] = {
-    "galore": Method("galore:GaLoreAdamW", _galore),
+    "galore": Method("galore:GaLoreAdamW", _galore, own={"rule": "adam"}, deciding=("rule",)),
     "fira": Method("fira:FiraAdamW", _fira, own={"limiter": 1.01, "residual": "paper"}, proj_types=ONE_SIDED),
     "apollo": Method(
         "apollo:ApolloAdamW",

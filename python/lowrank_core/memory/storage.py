@@ -124,6 +124,28 @@ def adam_fields(shape: tuple[int, ...]) -> Layout:
     }
 
 
+def lion_fields(shape: tuple[int, ...]) -> Layout:
+    """Lion's only moment of a gradient of `shape`."""
+    return {"exp_avg": Field(shape, WORK, Role.MOMENT)}
+
+
+def adabelief_fields(shape: tuple[int, ...]) -> Layout:
+    """AdaBelief's moments of a gradient of `shape`: the mean, and the variance around it."""
+    return {**lion_fields(shape), "exp_avg_var": Field(shape, WORK, Role.SECOND_MOMENT)}
+
+
+def adafactor_fields(shape: tuple[int, ...]) -> Layout:
+    """Adafactor's second moment of a gradient of `shape` [m, n], by its means over columns and over rows."""
+    rows, cols = shape
+    return {
+        "exp_avg_sq_row": Field((rows,), WORK, Role.SECOND_MOMENT),
+        "exp_avg_sq_col": Field((cols,), WORK, Role.SECOND_MOMENT),
+    }
+
+
+RULES = {"adam": adam_fields, "adafactor": adafactor_fields, "lion": lion_fields, "adabelief": adabelief_fields}
+
+
 def subspace_fields(where: Geometry) -> Layout:
     """What the state keeps of every subspace: its side and its rank."""
     return {"proj.side": number(int(where.side)), "proj.rank": number(where.rank)}

@@ -22,14 +22,19 @@ from lowrank_core.optim.parts.projectors.gaussian import Gaussian
 from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomizedSVD
 from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.residuals.limited import ScaledGradient, ScaledRest, hold_limit, with_bias_correction
+from lowrank_core.optim.parts.rules.adabelief import AdaBelief
+from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
+from lowrank_core.optim.parts.rules.lion import Lion
 from lowrank_core.optim.plain import PlainStep
 from lowrank_core.optim.slots import Draft, Slot, State
 from lowrank_core.optim.states import stored
+from lowrank_core.optim.step import ruled
 
 Key = tuple[str, type | None, type | None, type, type]  # device, projector, residual, rule, moment codec
 
 _DRAWN_TOGETHER = 4  # bases that are not stored and are held at the same time
+_LIFTED_TOGETHER = 4  # directions that are held at the same time
 
 
 class FusedStep(Protocol):
@@ -83,6 +88,34 @@ class SubspaceStep:
         torch.autograd.graph.increment_version(params)  # a graph made before holds the old weights
 
 
+class RuledStep(SubspaceStep):
+    """The same for rules that no kernel has: torch's operations on the low-rank gradients, kernels around them."""
+
+    def finish(self, bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
+        codec, lows = bucket.parts.moment_codec, draft.low or []
+        for some in batches(_LIFTED_TOGETHER, len(draft.slots)):
+            slots, directions = draft.slots[some], []
+            for slot, state, low in zip(slots, states[some], lows[some], strict=True):
+                state["step"] += 1
+                bucket.parts.schedule.observe(state, low)
+                directions.append(ruled(bucket.parts.rule, codec, low, slot, state, state["step"].item()).dense())
+            part = Draft(slots, draft.grads[some], directions)
+            lift(bucket, part, _bases(bucket, part, states[some]), [int(state["step"]) for state in states[some]])
+
+
+def lift(bucket: Bucket, draft: Draft, bases: list[Tensor], steps: list[int]) -> None:
+    """W <- (1 - lr weight_decay) W - lr scale P N for the directions N in `draft.low`, which it overwrites."""
+    params, lows = [_matrix(slot) for slot in draft.slots], draft.low or []
+    held = [torch.zeros_like(low) for low in lows]  # a momentum of no memory: what the kernel lifts is N itself
+    step_list(
+        params, draft.grads, bases, held, [], [], [], [], _right(draft.slots), steps, draft.seeds(bucket.draws),
+        low=lows, lr=bucket.lr, weight_decay=bucket.weight_decay, maximize=False, rule="momentum", betas=(0.0, 0.0),
+        eps=0.0, stochastic=bucket.rounding == "stochastic", precision=resolve_precision("step", None),
+        **(bucket.parts.residual.kernel() or {}),
+    )  # fmt: skip
+    torch.autograd.graph.increment_version(params)
+
+
 def _matrix(slot: Slot) -> Tensor:
     """The weight as the matrix that is stepped, in its own memory."""
     where, weight = slot.geometry, slot.weight
@@ -107,6 +140,14 @@ FUSED: dict[Key, FusedStep] = {
     ("cpu", projector, residual, Adam, moments): SubspaceStep()
     for projector, residual, moments in product(
         (RandomizedSVD, ExactSVD, Gaussian), (Drop, ScaledRest, ScaledGradient), _CODECS
+    )
+}
+FUSED |= {
+    ("cpu", projector, Drop, rule, moments): step
+    for projector, (rule, step), moments in product(
+        (RandomizedSVD, ExactSVD),
+        ((Lion, SubspaceStep()), (AdaBelief, RuledStep()), (Adafactor, RuledStep())),
+        _CODECS,
     )
 }
 FUSED |= {("cpu", None, None, Adam, moments): PlainStep() for moments in _CODECS}

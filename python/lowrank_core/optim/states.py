@@ -25,11 +25,11 @@ def open_state(layout: Layout, device: torch.device) -> State:
 
 
 def stored(states: list[State], name: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Values and scales of a moment; no scales where it is stored without."""
+    """Values and scales of a moment; no scales where it is stored without, nothing where the rule does not have it."""
     codes = f"{name}.codes"
     if states and codes in states[0]:
         return [state[codes] for state in states], [state[f"{name}.scales"] for state in states]
-    return [state[name] for state in states], []
+    return [state[name] for state in states if name in state], []
 
 
 def resized(state: State, layout: Layout) -> State:

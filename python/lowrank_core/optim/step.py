@@ -37,7 +37,7 @@ def _direction(slot: Slot, grad: Tensor, state: State, bucket: Bucket, step: flo
     parts, work = bucket.parts, slot.work
     grad = grad.to(work)
     if not bucket.projected:
-        return _ruled(parts.plain, parts.plain_codec, -grad if bucket.maximize else grad, slot, state, step)
+        return ruled(parts.plain, parts.plain_codec, -grad if bucket.maximize else grad, slot, state, step)
     signal = signal_of(bucket, grad, state)
     if parts.projector.each_step:
         subspace, low = select(bucket, slot, signal, state, step - 1)
@@ -47,11 +47,11 @@ def _direction(slot: Slot, grad: Tensor, state: State, bucket: Bucket, step: flo
         subspace = parts.projector.held(slot, state)
         low = subspace.down(signal)
     parts.schedule.observe(state, low)
-    direction = _ruled(parts.rule, parts.moment_codec, low, slot, state, step)
+    direction = ruled(parts.rule, parts.moment_codec, low, slot, state, step)
     return parts.residual.complete(Seen(signal, low, direction, subspace, slot.where(state)), state)
 
 
-def _ruled(rule: Rule, codec: Codec, grad: Tensor, slot: Slot, state: State, step: float | Tensor) -> Direction:
+def ruled(rule: Rule, codec: Codec, grad: Tensor, slot: Slot, state: State, step: float | Tensor) -> Direction:
     """The direction that `rule` makes of a gradient, whole or in its subspace; its moments advance."""
     fields = rule.layout(tuple(grad.shape))
     moments = decoded(codec, fields, state, slot.work)

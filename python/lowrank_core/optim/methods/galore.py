@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
 from lowrank_core.optim.base import Params
 from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.options import keys_of
-from lowrank_core.optim.parts import Parts, svd_projector, transport
+from lowrank_core.optim.parts import Parts, rule, svd_projector, transport
 from lowrank_core.optim.parts.residuals.drop import Drop
 
 
@@ -43,6 +44,10 @@ class GaLoreAdamW(LowRankOptimizer):
       scale: factor on the update of projected weights.
       proj_type: "std" (basis on the shorter side, a square matrix right), "reverse_std" (on the longer one, a
         square matrix left), "left" ([m, r]), "right" ([n, r]) or "full" (both, R = U^T G V is [r, r]).
+      rule: what is done with R: "adam"; "lion", the sign of a mean (one moment; `betas` of its paper are (0.9, 0.99), a
+        rate a tenth of Adam's); "adabelief" (the variance of R around its mean in place of its square, `eps` inside the
+        root, too); "adafactor" (no first moment, and of the second one the means over rows and columns: r + l elements;
+        betas[1] bounds its decay 1 - t^-0.8, R^2 + eps^2 is averaged). What is not projected has AdamW.
       projector: "rsvd" (randomized, started from the basis held) or "svd" (exact).
       oversample, niter: of the randomized search; a warm one takes one power iteration.
       moments: at a refresh: "keep" (read in the new basis, signs aligned) or "rotate" (expressed in it).
@@ -87,6 +92,9 @@ class GaLoreAdamW(LowRankOptimizer):
       torch.Size([8, 64])
     """
 
+    ADDED: ClassVar[Mapping[str, Any]] = {**LowRankOptimizer.ADDED, "rule": "adam"}
+    deciding: ClassVar[tuple[str, ...]] = ("rule",)
+
     def __init__(
         self,
         params: Params,
@@ -99,6 +107,7 @@ class GaLoreAdamW(LowRankOptimizer):
         update_proj_gap: int = 200,
         scale: float = 0.25,
         proj_type: str = "std",
+        rule: str = "adam",
         projector: str = "rsvd",
         oversample: int = 10,
         niter: int = 2,
@@ -124,5 +133,6 @@ class GaLoreAdamW(LowRankOptimizer):
             weight,
             projector=svd_projector(op, group, weight),
             residual=Drop(group["scale"]),
+            rule=rule(op, group),
             transport=transport(op, group),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,13 +15,23 @@ from lowrank_core.optim.parts.codecs import Codec, basis_codec, moment_codec
 from lowrank_core.optim.parts.projectors import Projector
 from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomizedSVD
 from lowrank_core.optim.parts.residuals import Residual
-from lowrank_core.optim.parts.rules import Rule
+from lowrank_core.optim.parts.rules import Rule, check_keys
+from lowrank_core.optim.parts.rules.adabelief import AdaBelief
+from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
+from lowrank_core.optim.parts.rules.lion import Lion
 from lowrank_core.optim.parts.schedules import Schedule
 from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
 from lowrank_core.optim.parts.transports import TRANSPORTS, Transport
 
 T = TypeVar("T")
+
+RULES: dict[str, Callable[[tuple[float, float], float], Rule]] = {
+    "adam": Adam,
+    "adafactor": lambda betas, eps: Adafactor(betas[1], eps),
+    "lion": lambda betas, eps: Lion(betas),
+    "adabelief": AdaBelief,
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,12 @@ def svd_projector(op: str, group: dict[str, Any], weight: Tensor) -> Projector:
     codec = basis_codec(weight.dtype)
     randomized = RandomizedSVD(codec, group["oversample"], group["niter"])
     return choose(op, group, "projector", {"rsvd": randomized, "svd": ExactSVD(codec)})
+
+
+def rule(op: str, group: dict[str, Any]) -> Rule:
+    """The rule that the key `rule` names: "adam", "adafactor", "lion" or "adabelief"."""
+    check_keys(op, group["betas"], group["eps"])
+    return choose(op, group, "rule", RULES)(group["betas"], group["eps"])
 
 
 def transport(op: str, group: dict[str, Any]) -> Transport:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lowrank_core.checks import is_number, require
 from lowrank_core.memory.storage import Layout
 
 Moments = dict[str, Tensor]
@@ -84,3 +85,10 @@ class Rule(Protocol):
     def kernel(self) -> dict[str, Any]:
         """Its arguments of `subspace_step_`, where a kernel has it."""
         ...
+
+
+def check_keys(op: str, betas: Any, eps: Any) -> None:
+    """Raises ValueError unless `betas` are two numbers in [0, 1) and `eps` is one >= 0."""
+    pair = isinstance(betas, (tuple, list)) and len(betas) == 2
+    require(pair and all(is_number(b, 0.0) and b < 1 for b in betas), op, "betas", "be two numbers in [0, 1)", betas)
+    require(is_number(eps, 0.0), op, "eps", "be a number >= 0", eps)

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lowrank_core.checks import is_number, require
 from lowrank_core.memory.storage import Layout, adam_fields
-from lowrank_core.optim.parts.rules import Direction, Moments, Turn
+from lowrank_core.optim.parts.rules import Direction, Moments, Turn, check_keys
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,7 @@ class Adam:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        pair = isinstance(self.betas, (tuple, list)) and len(self.betas) == 2
-        require(
-            pair and all(is_number(b, 0.0) and b < 1 for b in self.betas),
-            "Adam", "betas", "be two numbers in [0, 1)", self.betas,
-        )  # fmt: skip
-        require(is_number(self.eps, 0.0), "Adam", "eps", "be a number >= 0", self.eps)
+        check_keys("Adam", self.betas, self.eps)
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         return adam_fields(shape)
