@@ -10,7 +10,7 @@ class Projection(NamedTuple):
 
     name: str
     shape: tuple[int, ...]  # of the weight
-    side: str  # "left", "right" or "both"
+    side: str  # "left", "right", "both" or "whole"
     rank: int
     captured: float | None  # |P^T G|_F^2 / |G|_F^2 at the last refresh, in [0, 1]; None before the first
     refreshes: int

@@ -16,6 +16,9 @@ def numbers(outcome) -> dict:
     return json.loads(outcome.out)
 
 
+WHOLE = ("scale", "sinkgd")
+
+
 def test_default_is_the_decoder_of_train(cli):
     result = numbers(cli("estimate", "--json"))
     assert result["rank"] == 64 and 3e6 < result["parameters"] < 4e6
@@ -108,6 +111,17 @@ def test_apollo_mini(cli):
     assert small["rank"] == 64 and ours["bytes"][1]["state"] < small["bytes"][1]["state"] < ours["bytes"][0]["state"]
 
 
+def test_scale_counts_one_last_matrix(cli):
+    """With --shape the last one; the decoder's head has AdamW's moments, as in a run."""
+    shapes = ["--shape", f"8x6*{2**62}", "--shape", "4x5*3"]
+    for what, of_last in ((shapes, 4 * 20), ([], 0)):
+        scale, sinkgd = (
+            numbers(cli("estimate", *what, "--optimizer", name, "--json"))["bytes"][1]["state"] for name in WHOLE
+        )
+        assert scale == sinkgd + of_last
+        assert not what or sinkgd == 4 * (2**62 + 3)
+
+
 def test_table(cli):
     outcome = cli("estimate", "--preset", "60m", "--dtype", "bf16")
     assert outcome.code == 0 and "58,073,600 parameters, bf16, rank 128" in outcome.out
@@ -136,6 +150,7 @@ def test_table(cli):
         (["--projector", "random"], "`--projector` must be one of rsvd, svd for galore, got random"),
         (["--optimizer", "sgd"], "invalid choice: 'sgd' .choose from '?galore'?, '?fira'?, '?apollo'?"),
         (["--optimizer", "apollo", "--rank", "256"], "`--rank` must be < 256"),
+        (["--optimizer", "scale", "--rank", "4"], "`--rank` must be left out for scale, which takes matrices whole"),
         (["--preset", "1b", "--dim", "64"], "`--dim` must not come with `--preset`"),
         (["--shape", "3x4x5"], "must be MxN or MxN\\*COUNT, .* got '3x4x5'"),
         (["--shape", f"{2**63}x4"], "whole numbers from 1 to 9223372036854775807, got '9223372036854775808x4'"),

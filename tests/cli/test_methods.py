@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 from cli_cases import TINY, at_step, flags
-from lowrank_core.cli import checkpoint, defaults
+from lowrank_core.cli import checkpoint
 from lowrank_core.cli.config import TrainConfig, resolve
-from lowrank_core.cli.defaults import OPTIMIZERS, OWN, PAIRED, TUNED
+from lowrank_core.cli.defaults import IDLE, OPTIMIZERS, OWN, PAIRED, TUNED, UNTUNED, listed, takers
 from lowrank_core.cli.memory import held_bytes
 from lowrank_core.cli.metrics import read
 from lowrank_core.cli.model import Decoder, ModelShape
@@ -27,7 +27,16 @@ from test_resume import assert_same, final_state
 
 SMALL = TrainConfig(dim=16, layers=1, heads=2, ffn=24, seq_len=16)
 RANKED = [*TINY, *flags(rank=4, update_proj_gap=5)]
-NEW_FIELDS = ("compare_scale", "compare_projector", "limiter", "residual", "scale_type", "scale_cap", "rule")
+NEW_FIELDS = (
+    "compare_scale",
+    "compare_projector",
+    "limiter",
+    "residual",
+    "scale_type",
+    "scale_cap",
+    "rule",
+    "iterations",
+)
 # Of several optimizers in one run, with what the second has for itself.
 RUNS = {
     "fira": ["--optimizer", "fira"],
@@ -36,6 +45,7 @@ RUNS = {
     "apollo-mini": ["--optimizer", "apollo", *flags(rank=1, scale_type="tensor", scale=128, scale_cap=4)],
     "apollo beside galore": ["--optimizer", "apollo", "--compare", "galore", "--compare-scale", 0.25],
     "galore by lion": ["--optimizer", "galore", "--rule", "lion", "--lr", 0.001],
+    "sinkgd beside scale": ["--optimizer", "sinkgd", "--iterations", 2, "--compare", "scale"],
     "adamw beside fira": ["--optimizer", "adamw", "--compare", "fira", "--scale", 0.5],
 }
 
@@ -53,7 +63,7 @@ def test_a_method_takes_the_options_that_its_constructor_has(name):
     """Those of every optimizer (rates, betas, ...) and the rank have a place of their own."""
     everywhere = {"lr", "betas", "eps", "weight_decay", "rank", "seed"}
     options = {item.name for item in fields(TrainConfig)} - everywhere
-    assert OWN[name].keys() == options & inspect.signature(METHODS[name]).parameters.keys()
+    assert OWN[name].keys() == (options - set(IDLE.get(name, ()))) & inspect.signature(METHODS[name]).parameters.keys()
 
 
 def test_defaults_that_differ_have_a_twin():
@@ -69,7 +79,8 @@ def test_defaults_of_what_nobody_tuned():
         "update_proj_gap": 100, "proj_type": "std", "limiter": 1.01, "moment_dtype": "auto",
         "plain_moment_dtype": None, "rounding": "nearest",
     }  # fmt: skip
-    assert TUNED["fira"] == TUNED["apollo"] == TUNED["galore"] and defaults.UNTUNED == ("fira", "apollo")
+    assert TUNED["fira"] == TUNED["apollo"] == TUNED["galore"]
+    assert set(UNTUNED) == METHODS.keys() - {"galore"}
     fira, apollo = (resolve(TrainConfig(optimizer=name)) for name in ("fira", "apollo"))
     assert fira.own("fira") == {**shared, "scale": 0.125, "projector": "rsvd", "moments": "keep", "residual": "paper"}
     assert apollo.own("apollo") == {
@@ -126,6 +137,9 @@ def test_scale_is_that_of_the_only_method():
         ),
         ("adamw --compare fira --compare-scale 2", "must come with two optimizers that have `--scale`"),
         ("fira --limiter 0.5", "--limiter: must be a number >= 1, got '0.5'"),
+        ("scale --rank 4", "`--rank` must come with the optimizer .* or apollo, got scale; leave it out"),
+        ("scale --scale 4", "`--scale` must come with the optimizer .*, got scale; leave it out"),
+        ("sinkgd --iterations 0", "--iterations: must be a whole number >= 1, got '0'"),
         ("qgalore", "--optimizer: invalid choice: 'qgalore'"),
     ],
 )
@@ -137,8 +151,9 @@ def test_an_option_that_the_method_does_not_have(text, cli, tmp_path, options, p
 
 def test_the_help_says_what_is_whose(cli):
     said = " ".join(cli("train", "--help").out.split())
-    assert "{galore,fira,apollo,adamw} optimizer to train with; fira and apollo are not tuned (default: galore)" in said
-    assert "(default: 0.125, for apollo 1.0)" in said and "(default: rsvd, for apollo random)" in said
+    names, untuned = ",".join(OPTIMIZERS), listed(UNTUNED)
+    assert f"{{{names}}} optimizer to train with; {untuned} are not tuned (default: galore)" in said
+    assert "(default: 0.125, for apollo 1.0" in said and "(default: rsvd, for apollo random" in said
     assert "a channel or the whole matrix, of apollo (default: channel)" in said
 
 
@@ -165,7 +180,9 @@ def test_what_a_run_is_said_to_hold(name, own):
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_that_is_stopped_and_resumed(text, cli, tmp_path, run):
     """Equals one that nothing stops, to the bit; either has everything that a run leaves."""
-    options = ["train", "--text", text, *RANKED, *RUNS[run]]
+    names = [word for word in RUNS[run] if word in OPTIMIZERS]
+    ranked = RANKED if set(names) & set(takers("rank")) else TINY
+    options = ["train", "--text", text, *ranked, *RUNS[run]]
     assert cli(*options, "--out", tmp_path / "whole").code == 0
     with at_step(8, lambda: os.kill(os.getpid(), signal.SIGINT)):
         outcome = cli(*options, "--out", tmp_path / "parts")
@@ -173,13 +190,12 @@ def test_a_run_that_is_stopped_and_resumed(text, cli, tmp_path, run):
     assert cli("train", "--resume", "--out", tmp_path / "parts").code == 0
     whole = final_state(tmp_path / "whole")
     assert_same(final_state(tmp_path / "parts"), whole)
-    names = [word for word in RUNS[run] if word in OPTIMIZERS]
     assert set(whole) == {"metrics", *(f"{name}.checkpoint.safetensors" for name in names)}
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
     assert [row["optimizer"] for row in summary["runs"]] == names
     assert all(row["ratio"] < 0.9 for row in summary["runs"] if row["optimizer"] != "adamw")
     searched = {line["run"] for line in whole["metrics"] if line["event"] == "refresh"}
-    assert searched == set(names) - {"apollo", "adamw"}  # a random projection measures no energy
+    assert searched == set(names) - {"apollo", "adamw", "scale", "sinkgd"}  # a random projection measures no energy
     page = (tmp_path / "whole" / "report.html").read_text()
     assert ("a random projection measures none" in page) == (names == ["apollo"])
 
@@ -188,10 +204,11 @@ def test_methods_learn(text, cli, tmp_path):
     """And differ: no name stands for another's class."""
     losses: dict[str, list[float]] = {}
     for name in METHODS:
-        options = flags(lr=0.01, rank=4, update_proj_gap=5, optimizer=name)
+        own = {key: value for key, value in {"rank": 4, "update_proj_gap": 5}.items() if name in takers(key)}
+        options = flags(lr=0.01, optimizer=name, **own)
         assert cli("train", "--text", text, *TINY, *options, "--out", tmp_path / name).code == 0
         losses[name] = [line["val_loss"] for line in read(tmp_path / name / "metrics.jsonl") if line["event"] == "eval"]
-        assert losses[name][-1] < losses[name][0] - 0.1
+        assert losses[name][-1] < losses[name][0] - 0.1, name
     assert len({values[-1] for values in losses.values()}) == len(METHODS)
 
 

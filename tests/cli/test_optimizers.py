@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lowrank_core.cli.config import TrainConfig, resolve
-from lowrank_core.cli.defaults import OPTIMIZERS, OWN, TUNED
+from lowrank_core.cli.defaults import OPTIMIZERS, OWN, TUNED, takers
 from lowrank_core.cli.loop import lr_at
 from lowrank_core.cli.metrics import read
 from lowrank_core.cli.model import Decoder, ModelShape
@@ -134,7 +134,7 @@ def test_schedule_rises_in_a_line_and_falls_to_its_floor():
 OTHER = {
     "update_proj_gap": 7, "scale": 0.5, "proj_type": "reverse_std", "projector": "svd", "moments": "rotate",
     "moment_dtype": "int8", "plain_moment_dtype": "bfloat16", "rounding": "stochastic", "limiter": 2.0,
-    "residual": "code", "scale_type": "tensor", "scale_cap": 3.0, "rule": "lion",
+    "residual": "code", "scale_type": "tensor", "scale_cap": 3.0, "rule": "lion", "iterations": 3,
 }  # fmt: skip
 SHARED = {"betas": (0.5, 0.75), "eps": 0.125}
 
@@ -143,7 +143,7 @@ SHARED = {"betas": (0.5, 0.75), "eps": 0.125}
 def test_every_option_reaches_its_optimizer(name):
     own = {key: OTHER[key] for key in OWN[name]}
     assert all(value != OWN[name][key] for key, value in own.items())
-    rank = {} if name == "adamw" else {"rank": 3}
+    rank = {"rank": 3} if name in takers("rank") else {}
     options = {**SHARED, **own, **rank, "seed": 5, "weight_decay": 0.0625, "precision": "bf16"}
     config = resolve(replace(SMALL, optimizer=name, compare=None, **options))
     model, optimizer = built(name, config)
@@ -153,7 +153,7 @@ def test_every_option_reaches_its_optimizer(name):
     assert decays == {key: 0.0625 if p.ndim == 2 else 0.0 for key, p in model.named_parameters()}
     if rank:
         assert by_name(model, optimizer, "rank") == {key: None if key in OTHERS else 3 for key in decays}
-    else:
+    elif name == "adamw":
         assert type(optimizer) is torch.optim.AdamW and set(by_name(model, optimizer, "fused").values()) == {True}
 
 
@@ -167,7 +167,7 @@ def test_defaults():
         "weight_decay": 0.0, "compare_weight_decay": 0.1, "rank": 64,
         "update_proj_gap": 100, "scale": 0.125, "proj_type": "std", "projector": "rsvd", "moments": "keep",
         "compare_scale": None, "compare_projector": None,
-        "limiter": None, "residual": None, "scale_type": None, "scale_cap": None, "rule": "adam",
+        "limiter": None, "residual": None, "scale_type": None, "scale_cap": None, "rule": "adam", "iterations": None,
         "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest",
         "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
         "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "seed": 0, "eval_every": 50, "eval_batches": 16,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer, fused
+from lowrank_core.optim import SCALE, ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer, SinkGD, fused
 from torch import Tensor, nn
 
 VOCABULARY, WIDTH, HIDDEN, LENGTH, BATCH = 16, 12, 20, 10, 8
@@ -32,14 +33,29 @@ class Case:
         return self.name.partition("-")[0]
 
     @property
+    def plain(self) -> dict[str, Any]:
+        """Keys with which nothing is projected: a rank above all sides; or none, where a method then projects all the
+        same."""
+        return {"rank": 10_000 if self.optimizer.full_rank == "plain" else None}
+
+    @property
+    def searches(self) -> bool:
+        """False where there is no subspace, or another one in each step."""
+        weight = torch.ones(6, 8)
+        optimizer = self.make([nn.Parameter(weight)])
+        return not optimizer.parts(optimizer.param_groups[0], weight).projector.each_step
+
+    @property
     def rank(self) -> int:
         """Of each projected matrix of the model."""
         rank: int = self.keys.get("rank", RANK)
         return rank
 
     def make(self, params: Any, **overrides: Any) -> LowRankOptimizer:
-        keys = {"lr": self.lr, "rank": RANK, "update_proj_gap": 3, "scale": 1.0, **self.keys, **overrides}
-        return self.optimizer(params, **keys)
+        shared = {"lr": self.lr, "rank": RANK, "update_proj_gap": 3, "scale": 1.0}
+        known = inspect.signature(self.optimizer).parameters
+        keys = {**shared, **self.keys, **overrides}
+        return self.optimizer(params, **{key: keys[key] for key in keys if key in known or key not in shared})
 
 
 CASES = [
@@ -61,6 +77,9 @@ CASES = [
     Case("apollo-svd", ApolloAdamW, {"projector": "svd", "scale_cap": 3.0}),
     Case("apollo-int8", ApolloAdamW, {"moment_dtype": "int8", "proj_type": "reverse_std"}),
     Case("apollo-mini", ApolloAdamW, {"rank": 1, "scale_type": "tensor", "scale": 12.0}),
+    Case("scale", SCALE),
+    Case("scale-int8", SCALE, {"moment_dtype": "int8", "last": True}),
+    Case("sinkgd", SinkGD, {"iterations": 2}),
 ]
 
 # For tests that ask for a rank which no weight is above.

@@ -49,7 +49,7 @@ def test_every_weight_with_a_gradient_moves(case: Case) -> None:  # trap T3
 @pytest.mark.parametrize("keys", [{}, {"weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 1e-5}, {"maximize": True}])
 def test_full_rank_is_torch_adamw_to_the_bit(case: Case, dtype: torch.dtype, keys: dict) -> None:
     ours, theirs = Zoo(dtype), Zoo(dtype)
-    optimizer = case.make(ours.parameters(), rank=10_000, plain_moment_dtype="float32", **keys)
+    optimizer = case.make(ours.parameters(), plain_moment_dtype="float32", **case.plain, **keys)
     reference = torch.optim.AdamW(theirs.parameters(), lr=case.lr, **{"weight_decay": 0.0, **keys})
     train(ours, optimizer, range(10))
     train(theirs, reference, range(10))
@@ -61,7 +61,7 @@ def test_full_rank_is_torch_adamw_to_the_bit(case: Case, dtype: torch.dtype, key
 @plain_on_purpose
 def test_full_rank_in_half_precision_rounds_once(case: Case) -> None:
     model, exact = Zoo(torch.bfloat16), Zoo(torch.bfloat16).float()
-    optimizer = case.make(model.parameters(), rank=10_000, weight_decay=0.1, rounding="nearest")
+    optimizer = case.make(model.parameters(), weight_decay=0.1, rounding="nearest", **case.plain)
     reference = torch.optim.AdamW(exact.parameters(), lr=case.lr, weight_decay=0.1)
     backward(model, 0)
     for ours, theirs in zip(model.parameters(), exact.parameters(), strict=True):
@@ -77,7 +77,7 @@ def test_groups_have_their_own_lr(case: Case) -> None:
     lrs = {"up.weight": 0.0, "down.weight": case.lr / 1000}
     named = list(model.named_parameters())
     train(model, case.make([{"params": [pair], "lr": lrs.get(pair[0], case.lr)} for pair in named]), [0])
-    train(twin, case.make(twin.parameters()), [0])
+    train(twin, case.make(twin.named_parameters()), [0])
     for (name, one), other, old in zip(named, twin.parameters(), start.parameters(), strict=True):
         if name in lrs:
             assert (one - old).norm() < 0.01 * (other - old).norm()

@@ -28,6 +28,9 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "niter": (2, {}),
     "moments": ("rotate", {}),
     "limiter": (None, {}),
+    "momentum": (0.5, {}),
+    "last": (True, {}),
+    "iterations": (1, {}),
     "residual": ("code", {}),
     "scale_type": ("tensor", {}),
     "scale_cap": (1.0, {}),
@@ -39,6 +42,11 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "maximize": (True, {}),
     "stagger": (True, {"update_proj_gap": 4}),
 }
+# Of one method alone.
+OWN: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
+for _whole in ("scale", "sinkgd"):  # where the rank only marks matrices, and nothing is drawn but roundings
+    OWN[_whole, "rank"] = (None, {})
+    OWN[_whole, "seed"] = (1, {"dtype": torch.bfloat16, "rounding": "stochastic"})
 ELSEWHERE = {"nonfinite"}  # tests/optim/test_contract.py
 
 
@@ -65,7 +73,7 @@ def ends(name: str, dtype: torch.dtype = torch.float32, **keys: Any) -> list[Any
     ("name", "key"), [(name, key) for name in METHODS for key in keys_of(name) if key not in ELSEWHERE]
 )
 def test_another_value_shows(name: str, key: str) -> None:
-    value, besides = OTHER[key]
+    value, besides = OWN.get((name, key)) or OTHER[key]
     usual = {**keys_of(name), **BASE, **besides}[key]
     assert usual != value
     assert not same(ends(name, **besides), ends(name, **{**besides, key: value}))

@@ -9,21 +9,26 @@ import pytest
 import torch
 from lowrank_core.memory import estimate as memory
 from lowrank_core.optim import (
+    SCALE,
     ApolloAdamW,
     FiraAdamW,
     GaLoreAdamW,
+    SinkGD,
     estimate_state_bytes,
     formula_state_bytes,
     param_groups,
 )
 from lowrank_core.optim.parts.projectors.orthonormal import RandomizedSVD
+from lowrank_core.optim.parts.projectors.whole import Whole
 from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.residuals.limited import ScaledGradient, ScaledRest
 from lowrank_core.optim.parts.rules.adabelief import AdaBelief
 from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
+from lowrank_core.optim.parts.rules.lines import Lines, MomentumLines, Sinkhorn
 from lowrank_core.optim.parts.rules.lion import Lion
 from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
+from lowrank_core.optim.parts.schedules.never import Never
 from optim_cases import draw, same
 from torch import Tensor, nn
 
@@ -61,6 +66,17 @@ APOLLO = {
     "limiter": 1.01,
     "scale_cap": None,
 }
+_NO_SUBSPACE = {
+    key: value
+    for key, value in SHARED.items()
+    if key
+    not in (
+        "update_proj_gap", "scale", "proj_type", "projector", "oversample", "niter", "moments", "force_projection",
+        "stagger",
+    )
+}  # fmt: skip
+SCALE_ = {**_NO_SUBSPACE, "rank": "full", "momentum": 0.9, "last": None}
+SINKGD = {**_NO_SUBSPACE, "rank": "full", "iterations": 5, "scale": 0.05}
 # Of those, what decides the bytes of the state; it stands once more where torch is not needed.
 DECIDING = {
     **{key: GALORE[key] for key in ("rank", "proj_type", "force_projection", "moment_dtype", "plain_moment_dtype")},
@@ -95,6 +111,11 @@ OTHERS: list[tuple[Any, dict[str, Any]]] = [
     (Drop, {"scale": 1.0}),
     (ScaledRest, {"scale": 1.0, "limiter": 1.01, "resolution": 0.0, "kappa": 1.0}),
     (ScaledGradient, {"scale": 1.0, "limiter": 1.01, "resolution": 0.0, "whole": False, "cap": None}),
+    (Whole, {}),
+    (Lines, {"rows": True}),
+    (MomentumLines, {"rows": True, "momentum": 0.9}),
+    (Sinkhorn, {"iterations": 5}),
+    (Never, {}),
     (Adam, {"betas": (0.9, 0.999), "eps": 1e-8}),
     (AdaBelief, {"betas": (0.9, 0.999), "eps": 1e-8}),
     (Adafactor, {"beta2": 0.999, "eps": 1e-15}),
@@ -151,6 +172,8 @@ def test_signatures() -> None:
     assert defaults_of(GaLoreAdamW) == GALORE
     assert defaults_of(FiraAdamW) == FIRA
     assert defaults_of(ApolloAdamW) == APOLLO
+    assert defaults_of(SCALE) == SCALE_
+    assert defaults_of(SinkGD) == SINKGD
     found = {key: value for key, value in defaults_of(RandomizedSVD).items() if key != "codec"}
     assert found == {"oversample": 10, "niter": 2, "warm_niter": 1}
     for called, published in OTHERS:
@@ -224,8 +247,8 @@ def test_the_default_targets() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "keys"),
-    [(GaLoreAdamW, GALORE), (FiraAdamW, FIRA), (ApolloAdamW, APOLLO)],
-    ids=["galore", "fira", "apollo"],
+    [(GaLoreAdamW, GALORE), (FiraAdamW, FIRA), (ApolloAdamW, APOLLO), (SCALE, SCALE_), (SinkGD, SINKGD)],
+    ids=["galore", "fira", "apollo", "scale", "sinkgd"],
 )
 def test_an_optimizer_and_its_groups_have_these_keys_and_no_others(kind: Any, keys: dict[str, Any]) -> None:
     optimizer = kind([nn.Parameter(draw(6, 8))], rank=2)

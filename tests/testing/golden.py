@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lowrank_core import _core
+from lowrank_core.memory.geometry import WHOLE
 from lowrank_core.optim import METHODS, LowRankOptimizer
 from torch import Tensor, nn
 
@@ -77,6 +78,7 @@ def alike(golden: Golden) -> bool:
 def by_kernel(golden: Golden, number: int) -> bool:
     """True for a weight that a kernel alone steps: a projected one, with a basis on one side, by a rule that it has."""
     ruled = golden["keys"].get("rule") in ("adabelief", "adafactor")
+    ruled |= METHODS[golden.get("method", "galore")].full_rank == WHOLE
     return _projected(golden, number) and golden["keys"].get("proj_type") != "full" and not ruled
 
 

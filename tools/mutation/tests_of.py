@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 # Prefix of a source file, tests to run first. The first row that fits decides; folders stand for what is in them.
 _FIRST = (
+    ("optim/methods/s", ("optim/test_whole.py", "optim/test_optim_defaults.py")),
     ("optim/methods/", ("optim/test_optim_defaults.py", "optim/test_fira.py", "optim/test_apollo.py")),
     (
         "optim/parts/codecs",
@@ -20,6 +21,12 @@ _FIRST = (
         "optim/parts/residuals",
         ("optim/test_limiter.py", "optim/test_fira.py", "optim/test_apollo.py", "optim/test_fused.py"),
     ),
+    (
+        "optim/parts/projectors/whole",
+        ("optim/test_whole.py", "optim/test_contract.py", "optim/test_contract_state.py"),
+    ),
+    ("optim/parts/lines", ("optim/test_whole.py",)),
+    ("optim/parts/rules/lines", ("optim/test_whole.py",)),
     ("optim/parts/projectors", ("optim/test_searches.py", "optim/test_refresh.py", "optim/test_apollo_projection.py")),
     ("optim/parts/products", ("optim/test_without_kernels.py", "optim/test_searches.py")),
     (

@@ -103,6 +103,8 @@ class TrainConfig:
                                      choices=("channel", "tensor"))
     scale_cap: float | None = _method("scale_cap", "largest factor of a channel, as a multiple of their median",
                                       type=real(1))
+    iterations: int | None = _method("iterations", "times that rows and columns are normalized", type=whole(1),
+                                     metavar="N")
     moment_dtype: str | None = _method("moment_dtype", "storage of moments", choices=MOMENT_DTYPES)
     plain_moment_dtype: str | None = _method("plain_moment_dtype", "of those of embedding, head and norms",
                                              shown="as --moment-dtype", choices=MOMENT_DTYPES)
@@ -202,7 +204,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
         return filled
     for run in methods:
         check_choices(run, {config._field(run, name): value for name, value in config.own(run).items()})
-    filled = replace(filled, rank=config.rank or max(1, config.dim // 4), **config.filled_own())
+    filled = replace(filled, **config.filled_own())
+    if set(methods) & set(takers("rank")):
+        filled = replace(filled, rank=config.rank or max(1, config.dim // 4))
     _check_rank(filled)
     return filled
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import flag
+from lowrank_core.memory.geometry import WHOLE
 from lowrank_core.memory.methods import METHODS
 
 OPTIMIZERS = (*METHODS, "adamw")
@@ -28,9 +29,15 @@ _GALORE: dict[str, Any] = {
     "plain_moment_dtype": None,
     "rounding": "nearest",
 }
+# Keys that would act on nothing here: SCALE's last layer is the head, which has AdamW's moments.
+IDLE = {"scale": ("momentum", "last")}
 # The options that belong to a method, `rank` aside, which every method has: those that its constructor takes.
 OWN: dict[str, dict[str, Any]] = {
-    name: {key: value for key, value in {**_GALORE, **method.own}.items() if key not in method.lacks}
+    name: {
+        key: value
+        for key, value in {**_GALORE, **method.own}.items()
+        if key not in method.lacks and key not in IDLE.get(name, ())
+    }
     for name, method in METHODS.items()
 } | {"adamw": {}}
 # Those whose defaults differ from method to method; a compared method has its own, `compare_...`.
@@ -38,8 +45,10 @@ PAIRED = ("scale", "projector")
 
 
 def takers(name: str) -> tuple[str, ...]:
-    """The optimizers that take the option of the field `name`."""
-    return tuple(METHODS) if name == "rank" else tuple(run for run in OPTIMIZERS if name in OWN[run])
+    """The optimizers that take the option of the field `name`; a rank decides nothing where matrices are whole."""
+    if name == "rank":
+        return tuple(run for run, method in METHODS.items() if method.full_rank != WHOLE)
+    return tuple(run for run in OPTIMIZERS if name in OWN[run])
 
 
 def listed(names: tuple[str, ...], last: str = "and") -> str:

@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from lowrank_core.cli.config import TrainConfig, resolve
+from lowrank_core.cli.defaults import takers
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import flag
 from lowrank_core.cli.presets import DTYPES, PRESETS, Parts, Sizes
@@ -37,8 +38,7 @@ def estimate(parts: Parts, optimizer: str, dtype: str, keys: dict[str, Any]) -> 
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(("adamw", optimizer)):
         own = {} if name == "adamw" else keys
-        # The state is a sum over parameters, so that a thousand layers cost what one does.
-        state = sum(count * estimate_state_bytes(shapes, name, dtype=kind, **own) for shapes, count in parts)
+        state = _state(parts, name, kind, own)
         rows.append(
             {
                 "optimizer": name,
@@ -50,6 +50,17 @@ def estimate(parts: Parts, optimizer: str, dtype: str, keys: dict[str, Any]) -> 
         )
     said = {name: keys.get(name) for name in ("rank", *STORED)}
     return {"parameters": parameters, "dtype": dtype, **said, "bytes": rows}
+
+
+def _state(parts: Parts, name: str, kind: str, own: dict[str, Any]) -> int:
+    """Bytes of state: a sum over parameters, so that a thousand layers cost what one does, and SCALE's last layer."""
+    counted = {**own, "last": False} if name in METHODS and "last" in METHODS[name].deciding else own
+    total = sum(count * estimate_state_bytes(shapes, name, dtype=kind, **counted) for shapes, count in parts)
+    if counted is not own:
+        once = {f"{i}.{key}": shape for i, (shapes, _) in enumerate(parts) for key, shape in shapes.items()}
+        with_last, without = (estimate_state_bytes(once, name, dtype=kind, **keys) for keys in (own, counted))
+        total += with_last - without
+    return total
 
 
 def decoder(dim: int, ffn: int, layers: int) -> Parts:
@@ -84,6 +95,12 @@ def _keys(options: argparse.Namespace, parts: Parts, width: int) -> dict[str, An
         if name in given and given[name] not in known:
             rule = f"be one of {', '.join(known)}" if known else "be left out"
             raise CliError(f"`{flag(name)}` must {rule} for {options.optimizer}, got {given[name]}")
+    if options.optimizer not in takers("rank"):
+        if "rank" in given:
+            raise CliError(
+                f"`--rank` must be left out for {options.optimizer}, which takes matrices whole, got {given['rank']}"
+            )
+        return given
     rank: int = given.get("rank", max(1, width // 4))
     largest = max(min(shape) for shapes, _ in parts for shape in shapes.values() if len(shape) == 2)
     if rank >= largest:

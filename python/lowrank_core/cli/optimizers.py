@@ -51,7 +51,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 def subspaces(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """Of all projected matrices: number of refreshes, mean rank, captured energy.
 
-    Empty where no energy is measured: for AdamW and random projections.
+    Empty where no energy is measured: for AdamW, random projections and matrices that are taken whole.
     """
     rows = optimizer.projections() if isinstance(optimizer, LowRankOptimizer) else []
     captured = [row.captured for row in rows if row.captured is not None]

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from lowrank_core.cli.defaults import takers
 from lowrank_core.cli.metrics import Line
 
 COLORS = {"first": "#0b6e99", "second": "#d9730d"}  # of the optimizers of a run, in its order
@@ -112,8 +113,8 @@ def _subspace(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
     if not refreshes:
         axes.set_title("Energy outside the subspaces")
         axes.set_axis_off()
-        methods = any(row["optimizer"] != "adamw" for row in rows)
-        why = "a random projection measures none" if methods else "no projected matrices in this run"
+        projected = any(row["optimizer"] in takers("rank") for row in rows)
+        why = "a random projection measures none" if projected else "no projected matrices in this run"
         axes.text(0.5, 0.5, why, ha="center", va="center", color=_FAINT)
         return
     low_rank, high_rank = (choice(line["rank"] for line in refreshes) for choice in (min, max))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from typing import Any, NamedTuple
 
 from lowrank_core.checks import is_count, require, require_choice, words_of
-from lowrank_core.memory.geometry import PROJ_TYPES, RANKS, Rank, is_rank, place, shorter_side
-from lowrank_core.memory.methods import METHODS, TO_COME
+from lowrank_core.memory.geometry import PROJ_TYPES, RANKS, Geometry, Rank, is_rank, place, place_by
+from lowrank_core.memory.methods import METHODS, TO_COME, Method
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.memory.storage import (
     ITEM_SIZES,
@@ -105,7 +105,7 @@ def estimate_state_bytes(
     Args:
       shapes: by name, where a name with a word of `exclude` means plain AdamW; or shapes alone, of which none is
         excluded.
-      optimizer: "adamw", "galore", "fira" or "apollo".
+      optimizer: "adamw", "galore", "fira", "apollo", "scale" or "sinkgd".
       rank: of the projection, for optimizers that have one; None means their own default.
       dtype: name of the weights' dtype, such as "bfloat16".
       exclude: a word or several; None: "embed" and "lm_head".
@@ -143,8 +143,8 @@ def estimate_state_bytes(
         **own,
     )
     plain = keys.plain(None)
-    by_name = {name: plain if any(word in name for word in words) else keys for name, _ in weights}
-    return sum(projecting_bytes(optimizer, weight, by_name[name]) for name, weight in weights)
+    given = [plain if any(word in name for word in words) else keys for name, _ in weights]
+    return all_bytes(optimizer, weights, given)
 
 
 def require_optimizer(optimizer: str) -> None:
@@ -185,14 +185,22 @@ def adamw_bytes(weight: Weight) -> int:
     return 2 * prod(weight.shape) * ITEM_SIZES[weight.dtype] + _STEP_BYTES
 
 
+def all_bytes(optimizer: str, weights: Sequence[tuple[str, Weight]], keys: Sequence[Keys]) -> int:
+    """Bytes that `optimizer`, one of `METHODS`, holds for all of its `weights`, by name, with the `keys` of each."""
+    if settle := METHODS[optimizer].settle:
+        matrices = [
+            _where(METHODS[optimizer], weight, own) is not None for (_, weight), own in zip(weights, keys, strict=True)
+        ]
+        settled = settle([name for name, _ in weights], [own.all() for own in keys], matrices)
+        keys = [replace(own, own={**(own.own or {}), **more}) for own, more in zip(keys, settled, strict=True)]
+    return sum(projecting_bytes(optimizer, weight, own) for (_, weight), own in zip(weights, keys, strict=True))
+
+
 def projecting_bytes(optimizer: str, weight: Weight, keys: Keys) -> int:
     """Bytes that `optimizer`, one of `METHODS`, holds."""
     shape, dtype = real_view(weight.shape, weight.dtype)
-    complex_ = dtype != weight.dtype  # takes the plain path
     method, asked = METHODS[optimizer], keys.all()
-    rank = method.rank_of(asked, shorter_side(shape))
-    force = keys.force_projection or method.full_rank == "project"
-    where = None if complex_ else place(shape, rank, keys.proj_type, force)[0]
+    where = _where(method, weight, keys)
     key = keys.moment_dtype if where else keys.plain_moment_dtype or keys.moment_dtype
     moment, basis = STORAGES[moment_storage(key, dtype, weight.host)], STORAGES[basis_storage(dtype)]
     if where is None:
@@ -200,6 +208,13 @@ def projecting_bytes(optimizer: str, weight: Weight, keys: Keys) -> int:
     kept = method.kept(where, asked)
     moments, bases = stored(kept.moments, moment, dtype), stored(kept.bases, basis, dtype)
     return layout_bytes(state_layout(subspace_fields(where), refresh_fields(), bases, moments))
+
+
+def _where(method: Method, weight: Weight, keys: Keys) -> Geometry | None:
+    """Where a weight is projected; complex ones take the plain path."""
+    if weight.dtype.startswith("complex"):
+        return None
+    return place_by(weight.shape, keys.all(), method.rank_of, method.full_rank)[0]
 
 
 def formula_state_bytes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
@@ -13,6 +13,7 @@ from lowrank_core.checks import is_count
 
 ONE_SIDED = ("std", "reverse_std", "left", "right")  # values of `proj_type`, those with one basis
 PROJ_TYPES = (*ONE_SIDED, "full")
+WHOLE = "whole"  # stands for a value of `proj_type` where a method takes matrices whole
 FULL = "full"  # the rank that stands for min(m, n)
 RANKS = f'be an int >= 1, a share of min(m, n) in (0, 1], "{FULL}" or None'  # the values of `rank`, for refusals
 
@@ -25,6 +26,7 @@ class Side(IntEnum):
     LEFT = 0  # basis [m, r], R = P^T G
     RIGHT = 1  # basis [n, r], R = G P
     BOTH = 2  # bases [m, r] and [n, r], R = U^T G V
+    WHOLE = 3  # no basis, R = G
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Geometry:
     @property
     def low_shape(self) -> tuple[int, int]:
         """The shape of the projected gradient, and so of its moments."""
-        left, right = self.side != Side.RIGHT, self.side != Side.LEFT
+        left, right = self.side in (Side.LEFT, Side.BOTH), self.side in (Side.RIGHT, Side.BOTH)
         return (self.rank if left else self.rows, self.rank if right else self.cols)
 
     @property
@@ -50,8 +52,9 @@ class Geometry:
     @property
     def basis_shapes(self) -> dict[str, tuple[int, int]]:
         """The shape of an orthonormal basis by its side, "left" or "right"."""
-        left = {} if self.side == Side.RIGHT else {"left": (self.rows, self.rank)}
-        return left if self.side == Side.LEFT else left | {"right": (self.cols, self.rank)}
+        left, right = self.side in (Side.LEFT, Side.BOTH), self.side in (Side.RIGHT, Side.BOTH)
+        bases = {"left": (self.rows, self.rank)} if left else {}
+        return bases | {"right": (self.cols, self.rank)} if right else bases
 
     def at(self, rank: int) -> Geometry:
         """The same weight with a subspace of `rank` dimensions."""
@@ -98,7 +101,7 @@ def place(
     Args:
       shape: of the weight.
       rank: >= 1, or None if its group asks for none.
-      proj_type: one of `PROJ_TYPES`.
+      proj_type: one of `PROJ_TYPES`; or `WHOLE`, for which any rank will do.
       force: project even if `rank` >= min(m, n), at rank min(m, n).
 
     Returns:
@@ -117,6 +120,8 @@ def place(
         return None, f"{rows} x {cols}: a vector"
     if rank is None:
         return None, "its group has no rank: give it one"
+    if proj_type == WHOLE:
+        return Geometry(rows, cols, Side.WHOLE, shorter), ", ".join(["whole: `rank` only marks it", *_seen_as(shape)])
     if rank >= shorter and not force:
         return None, f"rank {rank} >= min(m, n) = {shorter}: lower `rank`, or force_projection=True"
     wide = rows < cols
@@ -127,12 +132,35 @@ def place(
         "right": Side.RIGHT,
         "full": Side.BOTH,
     }[proj_type]
-    notes = []
-    if len(shape) > 2:
-        notes.append(f"seen as {rows} x {cols}")
+    notes = _seen_as(shape)
     if rank > shorter:
         notes.append(f"rank {rank} lowered to min(m, n)")
     where = Geometry(rows, cols, side, min(rank, shorter))
     if where.elements > 2 * rows * cols:
         notes.append("saves no memory at this rank")
     return where, ", ".join(notes)
+
+
+def place_by(
+    shape: tuple[int, ...],
+    keys: Mapping[str, Any],
+    ranked: Callable[[Mapping[str, Any], int], int | None] = rank_of,
+    full_rank: str = "plain",
+) -> tuple[Geometry | None, str]:
+    """`place` for a weight in a group of `keys`.
+
+    Args:
+      shape: of the weight.
+      keys: of its group; where a method has no `proj_type` or `force_projection` they are not there.
+      ranked: gives the rank that the group asks for in a matrix with a given min(m, n).
+      full_rank: what becomes of a matrix whose rank is not below min(m, n): "plain" or "project"; or "whole": every
+        matrix is taken whole. A vector is no matrix.
+    """
+    shorter = shorter_side(shape)
+    force = keys.get("force_projection", False) or (full_rank == "project" and shorter > 1)
+    proj_type = WHOLE if full_rank == WHOLE else keys.get("proj_type", "std")
+    return place(shape, ranked(keys, shorter), proj_type, force)
+
+
+def _seen_as(shape: tuple[int, ...]) -> list[str]:
+    return [f"seen as {shape[0]} x {prod(shape[1:])}"] if len(shape) > 2 else []

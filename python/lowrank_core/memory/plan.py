@@ -17,7 +17,7 @@ class PlanRow(NamedTuple):
     name: str
     shape: tuple[int, ...]
     projected: bool  # False: plain AdamW
-    side: str | None  # "left", "right" or "both"; None if not projected
+    side: str | None  # "left", "right", "both" or "whole"; None if not projected
     rank: int | None  # the effective rank; None if not projected, or if the optimizer's own rank is not known yet
     reason: str  # why it is not projected and what would change that, or a remark
 
@@ -40,7 +40,7 @@ def format_plan(rows: Iterable[PlanRow]) -> str:
         cells = (
             numberless(entry.name),
             "x".join(map(str, entry.shape)) or "scalar",
-            "projected" if entry.projected else "AdamW",
+            ("whole" if entry.side == "whole" else "projected") if entry.projected else "AdamW",
             entry.side or "-",
             str(entry.rank or ("default" if entry.projected else "-")),
             entry.reason,

@@ -13,16 +13,20 @@ from lowrank_core.optim.methods import METHODS
 from lowrank_core.optim.methods.apollo import ApolloAdamW
 from lowrank_core.optim.methods.fira import FiraAdamW
 from lowrank_core.optim.methods.galore import GaLoreAdamW
+from lowrank_core.optim.methods.scale import SCALE
+from lowrank_core.optim.methods.sinkgd import SinkGD
 from lowrank_core.optim.monitor import Monitor
 from lowrank_core.optim.state_file import load_state, save_state
 
 __all__ = [
     "METHODS",
+    "SCALE",
     "ApolloAdamW",
     "FiraAdamW",
     "GaLoreAdamW",
     "LowRankOptimizer",
     "Monitor",
+    "SinkGD",
     "estimate_state_bytes",
     "formula_state_bytes",
     "load_state",

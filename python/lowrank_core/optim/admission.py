@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from lowrank_core.memory.geometry import FULL
 from lowrank_core.memory.plan import PlanRow
 from lowrank_core.ops.arrays import overlaps_itself
 from lowrank_core.optim.bucket import Bucket
@@ -73,11 +74,12 @@ def _check_trainable(op: str, name: str, param: Any) -> None:
 def warn_if_plain(op: str, groups: Iterable[dict[str, Any]], plan: Iterable[PlanRow]) -> None:
     """Warns if a group asks for a rank but every parameter takes the plain path."""
     asked, rows = [group["rank"] for group in groups if group["rank"] is not None], list(plan)
+    numbers = [rank for rank in asked if not isinstance(rank, str)]
     if asked and not any(row.projected for row in rows):
         reasons = ", ".join(sorted({row.reason for row in rows if row.reason})[:3])
         warnings.warn(
-            f"{op}: nothing is projected at rank {min(asked)} ({reasons}): this is plain AdamW and saves no memory; "
-            "lower `rank`, or pass `rank=None` if that is meant",
+            f"{op}: nothing is projected at rank {min(numbers, default=FULL)} ({reasons}): "
+            "this is plain AdamW and saves no memory; lower `rank`, or pass `rank=None` if that is meant",
             stacklevel=4,
         )
 

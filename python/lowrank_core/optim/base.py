@@ -36,7 +36,7 @@ class StateOptimizer(torch.optim.Optimizer):
 
     FORMAT: ClassVar[int] = FORMAT  # of the states it writes
     ADDED: ClassVar[Mapping[str, Any]] = {"stagger": False}  # keys that older checkpoints lack: how they acted
-    full_rank: ClassVar[str] = "plain"  # or "project": a matrix whose rank is not below min(m, n)
+    full_rank: ClassVar[str] = "plain"  # a matrix whose rank is not below min(m, n), as in `place_by`
     deciding: ClassVar[tuple[str, ...]] = ()  # the keys of its own that decide what its states look like
 
     def __init__(self, params: Params, defaults: dict[str, Any], torch_keys: dict[str, Any] | None = None) -> None:
@@ -64,9 +64,13 @@ class StateOptimizer(torch.optim.Optimizer):
         raise NotImplementedError(f"{cls.__name__}: an optimizer must name its `parts`")
 
     @classmethod
-    def rank_of(cls, group: dict[str, Any], shorter: int) -> int | None:
+    def rank_of(cls, group: Mapping[str, Any], shorter: int) -> int | None:
         """The rank that `group` asks for in a matrix with `shorter` = min(m, n); None if it asks for none."""
         return rank_of(group, shorter)
+
+    def varied(self, group: dict[str, Any], slot: Slot) -> dict[str, Any]:
+        """What `parts` is told of `slot` besides the keys of its `group`: where the weights of one group differ."""
+        return {}
 
     @classmethod
     def migrate(cls, state: State, fresh: State, group: dict[str, Any]) -> State:
@@ -170,8 +174,9 @@ class StateOptimizer(torch.optim.Optimizer):
         fitting: dict[int, State] = {}
 
         def take(_: torch.optim.Optimizer, seen: dict[str, Any]) -> dict[str, Any]:
+            added = {key: value for key, value in self.ADDED.items() if key in self.defaults}
             if isinstance(seen, dict) and "param_groups" in seen:
-                seen = {**seen, "param_groups": [{**self.ADDED, **group} for group in seen["param_groups"]]}
+                seen = {**seen, "param_groups": [{**added, **group} for group in seen["param_groups"]]}
             places = [(index, slot) for index, _, slot in self._slots()]
             fitting.update(vet(self._reader(), places, self.param_groups, seen))
             return {**seen, "state": {}}  # torch would cast all of it to the parameters' dtypes
@@ -204,10 +209,13 @@ class StateOptimizer(torch.optim.Optimizer):
         with called(type(self).__name__):
             return self.parts(group, weight)
 
+    def _parts_of(self, group: dict[str, Any], slot: Slot) -> Parts:
+        return self._parts({**group, **self.varied(group, slot)}, slot.weight)
+
     def _layout(self, group: dict[str, Any], slot: Slot, rank: int | None = None) -> Layout:
         """Every entry of the state of `slot`, at the largest rank or at another one."""
         where = slot.geometry if rank is None or slot.geometry is None else slot.geometry.at(rank)
-        return self._parts(group, slot.weight).layout(where, tuple(slot.weight.shape), name_of(slot.weight.dtype))
+        return self._parts_of(group, slot).layout(where, tuple(slot.weight.shape), name_of(slot.weight.dtype))
 
     def _layout_keys(self) -> dict[int, tuple[Any, ...]]:
         """By group: the keys that decide what its states look like."""

@@ -73,7 +73,7 @@ def _vet_groups(reader: Reader, ours: Sequence[Group], theirs: Sequence[Group]) 
                 "a state of another optimizer cannot be taken over"
             )
         for key in GEOMETRY_KEYS:
-            if saved[key] != own[key]:
+            if saved.get(key) != own.get(key):
                 raise ValueError(
                     f"{_OP}: `{key}` of group {number} must be {saved[key]!r} as saved, got {own[key]!r}; "
                     f"build the optimizer with {key}={saved[key]!r}, or start without the saved state"

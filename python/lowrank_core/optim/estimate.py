@@ -41,7 +41,7 @@ def estimate_state_bytes(
       model_or_shapes: a module, on the meta device too, whose trainable parameters are split as by `param_groups`; or
         shapes by name, where a name with a word of `exclude` means plain AdamW; or shapes alone, of which none is
         excluded.
-      optimizer: "adamw", or one of `METHODS`: "galore", "fira", "apollo".
+      optimizer: "adamw", or one of `METHODS`: "galore", "fira", "apollo", "scale", "sinkgd".
       rank: of the projection, for optimizers that have one; None means their own default.
       dtype: of the weights; None means the module's own, or float32 for shapes.
       target_modules, exclude: as in `param_groups`; the former for a module only, the latter not for shapes
@@ -104,11 +104,11 @@ def _projecting_bytes(
 ) -> int:
     sides = {"proj_type": keys.proj_type, "force_projection": keys.force_projection}
     groups, _ = split(OP, model, targets, exclude, keys.rank, others, sides)
-    total = 0
+    weights, held_by = [], []
     for group in groups:
-        held_by = keys.plain(others) if group["rank"] is None else keys
-        total += sum(memory.projecting_bytes(optimizer, _weight(param, dtype), held_by) for _, param in group["params"])
-    return total
+        weights += [(name, _weight(param, dtype)) for name, param in group["params"]]
+        held_by += [keys.plain(others) if group["rank"] is None else keys] * len(group["params"])
+    return memory.all_bytes(optimizer, weights, held_by)
 
 
 def _weight(param: Tensor, dtype: str | None) -> Weight:

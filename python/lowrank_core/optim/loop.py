@@ -118,14 +118,15 @@ class LowRankOptimizer(StateOptimizer):
             if grad is None:
                 continue
             check_ready(slot, grad)
-            kind = (number, slot.weight.device, slot.weight.dtype)
+            varied = self.varied(group, slot)
+            kind = (number, slot.weight.device, slot.weight.dtype, *varied.values())
             if kind not in parts:
                 check_rates(type(self).__name__, group, waiting=False)
-                parts[kind] = self._parts_held(kind, group, slot.weight)
+                parts[kind] = self._parts_held(kind, {**group, **varied}, slot.weight)
             if self._asked.get(number, asked[number]) != asked[number]:
                 self._check_edit(group, slot)
             alike = self._alike(slot, parts[kind])
-            key = (number, *alike.values())
+            key = (number, *varied.values(), *alike.values())
             if key not in drafts:
                 bucket = Bucket.of(group, parts[kind], watches=self.watches, **alike)
                 check_device(bucket)
@@ -185,7 +186,7 @@ class LowRankOptimizer(StateOptimizer):
             fresh = open_state(self._layout(group, slot), slot.param.device)
             self.state[slot.param] = {**fresh, "step": state["step"]}
             return
-        rank = state.get("proj.rank") if self._parts(group, slot.weight).projector.ranks_vary else None
+        rank = state.get("proj.rank") if self._parts_of(group, slot).projector.ranks_vary else None
         check_state("step", slot, state, self._layout(group, slot, rank), rank is not None)
 
     def _draft(self, bucket: Bucket, draft: Draft) -> None:

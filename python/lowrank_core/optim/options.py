@@ -90,8 +90,8 @@ def check_values(op: str, group: dict[str, Any]) -> None:
     rank = group["rank"]
     require(rank is None or is_rank(rank), op, "rank", RANKS, rank)
     require(is_count(group["seed"], -(2**63)), op, "seed", "be an int >= -2**63", group["seed"])
-    require_choice(op, "proj_type", group["proj_type"], PROJ_TYPES)
+    require_choice(op, "proj_type", group.get("proj_type", "std"), PROJ_TYPES)
     require_choice(op, "nonfinite", group["nonfinite"], ("skip", "raise"))
     require_choice(op, "rounding", group["rounding"], ROUNDINGS)
     for key in ("maximize", "force_projection", "stagger"):
-        require(isinstance(group[key], bool), op, key, "be True or False", group[key])
+        require(isinstance(group.get(key, False), bool), op, key, "be True or False", group.get(key))

@@ -71,10 +71,12 @@ def select(bucket: Bucket, slot: Slot, signal: Tensor, state: State, step: float
 
     It waits for no device. After the first step it changes no plain number, so that a gate can undo it.
     """
-    (found,) = bucket.parts.projector.find([_query(bucket, slot, signal, state, step)])
-    _carry(bucket, slot, state, found.subspace, step)
-    _hold(bucket, slot, state, found.subspace)
-    state["proj.refreshes"] = 1
+    query = _query(bucket, slot, signal, state, step)
+    (found,) = bucket.parts.projector.find([query])
+    if found.subspace is not query.held:
+        _carry(bucket, slot, state, found.subspace, step)
+        _hold(bucket, slot, state, found.subspace)
+        state["proj.refreshes"] = 1
     return found.subspace, found.subspace.down(signal) if found.low is None else found.low
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from lowrank_core.memory.geometry import Geometry, place, rank_of, shorter_side
+from lowrank_core.memory.geometry import Geometry, place_by, rank_of
 from lowrank_core.optim.dtypes import work_dtype
 from lowrank_core.optim.seeds import mix_seed
 
@@ -87,20 +87,15 @@ SLOT_KEYS = ("param_names", "seed", "force_projection", "rank", "proj_type")  # 
 def slots(
     group: dict[str, Any],
     start: int,
-    ranked: Callable[[dict[str, Any], int], int | None] = rank_of,
+    ranked: Callable[[Mapping[str, Any], int], int | None] = rank_of,
     full_rank: str = "plain",
 ) -> Iterator[Slot]:
     """The parameters of one group, the first being number `start`.
 
-    `ranked` gives the rank that the group asks for in a matrix with a given min(m, n).
-    `full_rank` says how a matrix is treated whose rank is not below min(m, n): "plain" or "project".
+    `ranked` and `full_rank` are those of `place_by`.
     """
     names, seed = group.get("param_names"), group["seed"]
-    force = group["force_projection"] or full_rank == "project"
-    places = [
-        _place(param, ranked(group, shorter_side(tuple(param.shape))), group["proj_type"], force)
-        for param in group["params"]
-    ]
+    places = [_place(param, group, ranked, full_rank) for param in group["params"]]
     count, turn = sum(where is not None for where, _ in places), 0
     for offset, (param, (where, note)) in enumerate(zip(group["params"], places, strict=True)):
         name = names[offset] if names else number_name(start + offset)
@@ -114,12 +109,14 @@ def fits(slot: Slot, param: Tensor) -> bool:
     return slot.weight is param and slot.made_for == (param.shape, param.dtype)
 
 
-def _place(param: Tensor, rank: int | None, proj_type: str, force: bool) -> tuple[Geometry | None, str]:
+def _place(
+    param: Tensor, group: dict[str, Any], ranked: Callable[[Mapping[str, Any], int], int | None], full_rank: str
+) -> tuple[Geometry | None, str]:
     if param.is_complex():  # on the plain path, as torch's AdamW does
         return None, "complex"
     if not steppable(param.dtype):
         return None, f"{param.dtype}: never stepped"
-    return place(tuple(param.shape), rank, proj_type, force)
+    return place_by(tuple(param.shape), group, ranked, full_rank)
 
 
 def steppable(dtype: torch.dtype) -> bool:

@@ -14,7 +14,9 @@ from lowrank_core.memory.storage import MOMENT_DTYPES, Layout, state_layout, sto
 from lowrank_core.optim.parts.codecs import Codec, basis_codec, moment_codec
 from lowrank_core.optim.parts.projectors import Projector
 from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomizedSVD
+from lowrank_core.optim.parts.projectors.whole import Whole
 from lowrank_core.optim.parts.residuals import Residual
+from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.rules import Rule, check_keys
 from lowrank_core.optim.parts.rules.adabelief import AdaBelief
 from lowrank_core.optim.parts.rules.adafactor import Adafactor
@@ -22,7 +24,8 @@ from lowrank_core.optim.parts.rules.adam import Adam
 from lowrank_core.optim.parts.rules.lion import Lion
 from lowrank_core.optim.parts.schedules import Schedule
 from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
-from lowrank_core.optim.parts.transports import TRANSPORTS, Transport
+from lowrank_core.optim.parts.schedules.never import Never
+from lowrank_core.optim.parts.transports import TRANSPORTS, Keep, Transport
 
 T = TypeVar("T")
 
@@ -61,10 +64,11 @@ class Parts:
         parts = {
             "rule": adam,
             "plain": adam,
-            "schedule": FixedGap(group["update_proj_gap"], group["stagger"]),
             "moment_codec": moment_codec(moments, weight),
             "plain_codec": moment_codec(plain or moments, weight),
         }
+        if "schedule" not in chosen:
+            parts["schedule"] = FixedGap(group["update_proj_gap"], group["stagger"])
         return cls(**{**parts, **chosen})
 
     def layout(self, where: Geometry | None, shape: tuple[int, ...], weight: str) -> Layout:
@@ -101,6 +105,12 @@ def rule(op: str, group: dict[str, Any]) -> Rule:
     """The rule that the key `rule` names: "adam", "adafactor", "lion" or "adabelief"."""
     check_keys(op, group["betas"], group["eps"])
     return choose(op, group, "rule", RULES)(group["betas"], group["eps"])
+
+
+def taken_whole(op: str, group: dict[str, Any], weight: Tensor, *, rule: Rule, scale: float = 1.0) -> Parts:
+    """The parts of a method that takes matrices whole and steps them by `scale` times what `rule` says."""
+    fixed = {"projector": Whole(), "residual": Drop(scale), "schedule": Never(), "transport": Keep()}
+    return Parts.of(op, group, weight, rule=rule, **fixed)
 
 
 def transport(op: str, group: dict[str, Any]) -> Transport:
