@@ -34,7 +34,7 @@ BELOW: dict[str, set[str]] = {
     "memory": {"checks", "ops"},
     "optim": {"checks", "extras", "memory", "ops", "telemetry", "tree_file", "atomic"},
     "adapters": {"checks", "extras", "ops", "optim", "telemetry"},
-    "integrations": {"checks", "extras", "ops", "optim", "adapters", "telemetry"},
+    "integrations": {"checks", "extras", "memory", "ops", "optim", "adapters", "telemetry"},
     "cli": {
         *("__version__", "_core", "extras", "atomic", "tree_file", "telemetry"),
         *("memory", "ops", "optim", "adapters", "integrations"),

@@ -1,0 +1,1 @@
+"""Interfaces to other packages; each module needs the package that it is named after."""

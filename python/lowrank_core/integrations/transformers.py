@@ -1,0 +1,121 @@
+"""transformers: optimizers of this package in a Trainer (needs transformers)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lowrank_core.checks import require
+from lowrank_core.memory.geometry import Rank, is_matrix
+from lowrank_core.memory.plan import EXCLUDED
+from lowrank_core.optim import METHODS, LowRankOptimizer, Monitor
+from lowrank_core.optim.groups import param_groups
+from lowrank_core.optim.targets import ALL_LINEAR
+
+
+def trainer_optimizer(
+    model: nn.Module,
+    cls: type[LowRankOptimizer] | str,
+    *,
+    target_modules: str | Iterable[str] = ALL_LINEAR,
+    exclude: str | Iterable[str] = EXCLUDED,
+    rank: Rank | None = None,
+    others: Mapping[str, Any] | None = None,
+    weight_decay: float = 0.0,
+    verbose: bool = True,
+    **keys: Any,
+) -> tuple[type[LowRankOptimizer], dict[str, Any]]:
+    """What `Trainer(optimizer_cls_and_kwargs=...)` takes: an optimizer whose groups are split by the model.
+
+    The matrices of linear layers are projected; embeddings, head, norms and biases are plain AdamW. Every parameter
+    has its name, in the plan and in a saved state. Vectors are not decayed, as in Trainer. The learning rate is `lr`
+    here, for Trainer's `learning_rate` reaches optimizers that it makes itself alone; its schedule acts on it.
+
+    The answer is for one Trainer, which takes the groups out of it.
+
+    Args:
+      model: the one that the Trainer gets.
+      cls: a class of `lowrank_core.optim`, or its name in `METHODS`, such as "galore".
+      target_modules, exclude, others, verbose: as in `param_groups`.
+      rank: as there; None: the default of `cls`.
+      weight_decay: >= 0, of matrices.
+      keys: of `cls`, such as `lr` or `update_proj_gap`.
+
+    Raises:
+      TypeError: a key that `cls` does not have.
+      ValueError: no such name, a value out of its range, or nothing would be projected.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.integrations.transformers import trainer_optimizer
+      >>> model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(50, 16), "up": torch.nn.Linear(16, 24)})
+      >>> cls, kwargs = trainer_optimizer(model, "galore", rank=4, lr=1e-3, weight_decay=0.1, verbose=False)
+      >>> [([name for name, _ in group["params"]], group["weight_decay"]) for group in kwargs["params"]]
+      [(['embed.weight'], 0.1), (['up.bias'], 0.0), (['up.weight'], 0.1)]
+    """
+    if isinstance(cls, str):
+        require(cls in METHODS, "trainer_optimizer", "cls", f"be a class or one of {', '.join(METHODS)}", cls)
+        cls = METHODS[cls]
+    groups = []
+    for group in param_groups(model, target_modules, exclude, rank, others=others, verbose=verbose):
+        for matrices in (True, False):
+            params = [(name, p) for name, p in group["params"] if is_matrix(tuple(p.shape)) is matrices]
+            if params:
+                decay = group.get("weight_decay", weight_decay) if matrices else 0.0
+                groups.append({**group, "params": params, "weight_decay": decay})
+    cls([{**group, "params": list(group["params"])} for group in groups], **keys)  # what it refuses, it refuses here
+    return cls, {"params": groups, **keys}
+
+
+class MonitorCallback(TrainerCallback):
+    """A callback that attaches a `Monitor` while a Trainer trains, and adds means over the matrices to Trainer's logs.
+
+    They are `subspace/captured`, `subspace/overlap`, `subspace/rank`, `subspace/refresh_seconds` (a sum) and
+    `subspace/update_ratio`, in the log's history and for callbacks that come after this one.
+
+    Args:
+      every, path, writer: as in `Monitor`, whose `rows` stay in `monitor`.
+
+    Example:
+      >>> from lowrank_core.integrations.transformers import MonitorCallback
+      >>> MonitorCallback(every=10).monitor is None  # before a training
+      True
+    """
+
+    def __init__(self, *, every: int = 1, path: str | os.PathLike[str] | None = None, writer: Any = None) -> None:
+        self._options = {"every": every, "path": path, "writer": writer}
+        self._logged = 0
+        self.monitor: Monitor | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Trainer's: attaches the monitor."""
+        optimizer = given["optimizer"]
+        self._logged = 0
+        self.monitor = Monitor(getattr(optimizer, "optimizer", optimizer), **self._options)  # accelerate wraps it
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        """Trainer's: adds the means since the last log."""
+        if self.monitor is None:
+            return
+        rows = [row for row in self.monitor.rows[self._logged :] if row["rank"] is not None]
+        self._logged = len(self.monitor.rows)
+        found = {}
+        for key in ("captured", "overlap", "rank", "update_ratio", "refresh_seconds"):
+            values = [row[key] for row in rows if row[key] is not None]
+            if values:
+                found[f"subspace/{key}"] = sum(values) if key == "refresh_seconds" else fmean(values)
+        for logs in (given.get("logs"), state.log_history[-1] if state.log_history else None):
+            if logs is not None:
+                logs.update(found)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        """Trainer's: detaches the monitor."""
+        if self.monitor is not None:
+            self.monitor.close()
