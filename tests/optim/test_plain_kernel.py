@@ -17,7 +17,7 @@ from testing import machine
 from torch import Tensor, nn
 
 # No element, one, parts of a block of codes and of a vector, more than a run that stays in a cache, more than a task.
-SHAPES = ((), (0,), (1,), (7,), (255,), (256,), (5, 3, 2), (130, 65), (16_385 + 40,))
+SHAPES = ((), (0,), (1,), (7,), (255,), (256,), (5, 3, 2), (130, 65), (65_537 + 40,))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},

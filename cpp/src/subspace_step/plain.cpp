@@ -14,12 +14,15 @@ struct Chunk {
   int64_t begin, end;
 };
 
+// Elements of one task. A processor takes up the streams of memory anew with every task: shorter ones cost a tenth.
+constexpr int64_t kTask = 4 * kChunk;
+
 // All entries of a list, in chunks of one task each.
 std::vector<Chunk> chunks_of(const std::vector<Run>& list) {
   std::vector<Chunk> chunks;
   for (size_t i = 0; i < list.size(); ++i) {
-    for (int64_t begin = 0; begin < list[i].size; begin += kChunk) {
-      chunks.push_back({i, begin, std::min(begin + kChunk, list[i].size)});
+    for (int64_t begin = 0; begin < list[i].size; begin += kTask) {
+      chunks.push_back({i, begin, std::min(begin + kTask, list[i].size)});
     }
   }
   return chunks;

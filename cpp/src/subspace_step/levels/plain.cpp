@@ -9,9 +9,8 @@ namespace {
 
 using namespace subspace_step;
 
-// Elements whose parts stay in L1 between the passes over them. A call of MKL costs as much as the roots of a thousand.
-template <class T>
-constexpr int64_t kRun = 16384 / int64_t(sizeof(T));
+// Elements that wait for their roots. The fewer, the less memory waits for arithmetic; codecs take no part of a block.
+constexpr int64_t kRun = blockwise::kBlock;
 
 template <class T>
 LoopFactors<T> loop_factors(const PlainJob& job, const PlainParams& p) {
@@ -57,7 +56,7 @@ void write(W* w, const LoopFactors<T>& f, const T* first, const T* roots, int64_
 
 void write_stochastic(bfloat16* w, const PlainJob& job, const LoopFactors<float>& f, const float* first,
                       const float* roots, int64_t begin, int64_t count) {
-  uint32_t words[kRun<float>];
+  uint32_t words[kRun];
   draw_words(words, count, job.seed, weight_draw(0, begin, 1, job.w.size, false, job.step));
   for (int64_t i = 0; i < count; ++i) {
     w[i] = to_bfloat16(loop_weight(f, to_float(w[i]), first[i], roots[i]), words[i]);
@@ -77,10 +76,10 @@ void write_run(const PlainJob& job, const PlainParams& p, const LoopFactors<T>& 
   });
 }
 
-// Elements [begin, begin + count), count <= kRun<T>.
+// Elements [begin, begin + count), count <= kRun.
 template <class T>
 void step_run(const PlainJob& job, const PlainParams& p, const LoopFactors<T>& f, int64_t begin, int64_t count) {
-  T roots[kRun<T>];
+  T roots[kRun];
   if (std::is_same_v<T, double> || job.first.storage == Storage::kWork) {
     T* const first = static_cast<T*>(job.first.values) + begin;
     T* const second = static_cast<T*>(job.second.values) + begin;
@@ -90,7 +89,7 @@ void step_run(const PlainJob& job, const PlainParams& p, const LoopFactors<T>& f
   }
   if constexpr (std::is_same_v<T, float>) {
     const MomentLevel& codecs = MomentLevel::LRC_LEVEL;
-    float first[kRun<T>], second[kRun<T>];
+    float first[kRun], second[kRun];
     codecs.decode(first, job.first, begin, begin + count, false);
     codecs.decode(second, job.second, begin, begin + count, true);
     advance_run(job, p, f, first, second, begin, count);
@@ -104,7 +103,7 @@ void step_run(const PlainJob& job, const PlainParams& p, const LoopFactors<T>& f
 template <class T>
 void step_as(const PlainJob& job, const PlainParams& p, int64_t begin, int64_t end) {
   const auto f = loop_factors<T>(job, p);
-  for (int64_t i = begin; i < end; i += kRun<T>) step_run(job, p, f, i, smaller(kRun<T>, end - i));
+  for (int64_t i = begin; i < end; i += kRun) step_run(job, p, f, i, smaller(kRun, end - i));
 }
 
 void step(const PlainJob& job, const PlainParams& p, int64_t begin, int64_t end) {
