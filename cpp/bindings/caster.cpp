@@ -5,6 +5,7 @@
 
 #include "dlpack.h"
 #include "exchange.h"
+#include "lowrank_core/overlap.h"
 
 namespace py = pybind11;
 
@@ -226,6 +227,12 @@ void check_memory(const View& view, py::handle from) {
 }
 
 }  // namespace
+
+bool is_ordinary(py::handle tensor) {
+  View view;
+  if (!read_exchanged(tensor, view) || view.on_cuda || !is_float(view.dtype)) return false;
+  return view.size() == 0 || (view.data && !overlaps_itself(view));
+}
 
 void load_array(py::handle from, bool writable, Array& to) {
   try {

@@ -25,6 +25,10 @@ struct WriteArray : Array {};
 constexpr const char* kNotOnHost =
     "must be in host memory, got a CUDA array; this kernel has no CUDA version yet, move the array to the CPU";
 
+// True for a tensor of torch's own classes that a step can read and change: floats in host memory of its own, of which
+// no two share a place, as they are. False says nothing: a slower look at it decides.
+bool is_ordinary(pybind11::handle tensor);
+
 // Errors that are not the array's, such as those of a producer of capsules, are thrown.
 void load_array(pybind11::handle from, bool writable, Array& to);
 

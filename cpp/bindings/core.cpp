@@ -1,6 +1,9 @@
 // core: what is not a kernel. Build facts, instruction-set levels, threads, random bits.
 #include <omp.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
+
+#include <algorithm>
 
 #include "kernel.h"
 #include "lowrank_core/checks.h"
@@ -66,6 +69,12 @@ void register_core(py::module_& module) {
   module.def(
       "overlaps_itself", [](const ReadArray& array) { return overlaps_itself(array.view); }, py::arg("array"),
       "Whether two elements of `array` share memory.");
+  module.def(
+      "are_ordinary",
+      [](const py::typing::List<py::object>& tensors) {
+        return std::all_of(tensors.begin(), tensors.end(), is_ordinary);
+      },
+      py::arg("tensors"), "Whether all are seen at once to be torch tensors that a step can take. False says nothing.");
   module.def(
       "share_memory",
       [](const std::vector<ReadArray>& arrays) {

@@ -12,4 +12,5 @@ PYBIND11_MODULE(_core, module) {
   lowrank::register_rsvd(module);
   lowrank::register_rsvd_augment(module);
   lowrank::register_subspace_step(module);
+  lowrank::register_subspace_step_plain(module);
 }

@@ -1,4 +1,4 @@
-#include "lowrank_core/subspace_step_plain.h"
+#include "lowrank_core/subspace_step.h"
 
 #include <pybind11/stl.h>
 
@@ -6,6 +6,7 @@
 #include "kernel.h"
 #include "precision.h"
 #include "register.h"
+#include "subspace_step_moments.h"
 
 namespace py = pybind11;
 
@@ -15,17 +16,11 @@ namespace {
 using subspace_step::Job;
 using subspace_step::Moment;
 using subspace_step::Params;
-using subspace_step::PlainJob;
-using subspace_step::PlainParams;
 using subspace_step::Residual;
 using subspace_step::Rule;
-using subspace_step::Run;
 using subspace_step::Storage;
 
-using Reads = std::vector<ReadArray>;
-using Writes = std::vector<WriteArray>;
-
-constexpr Expect expect{"subspace_step_"};
+constexpr Expect expect = expect_step;
 
 Matrix matrix_of(const View& view, bool turned, const char* argument) {
   const Matrix m = expect.matrix(view, argument);
@@ -44,26 +39,6 @@ Job job_of(const View& low, const View& g, const View& basis, bool right) {
   expect(job.basis.rows == job.g.rows, "bases");
   job.transposed = right;
   return job;
-}
-
-// Of `size` elements that are stepped in the dtype `work`.
-Moment moment_of(const View& values, const WriteArray* scales, int64_t size, DType work, bool second,
-                 const char* argument) {
-  expect(values.contiguous() && values.size() == size, argument);
-  Moment moment{Storage::kWork, values.data, nullptr};
-  if (values.dtype == work) return moment;
-  expect(work == DType::kFloat32, argument);
-  if (values.dtype == DType::kBFloat16) {
-    moment.storage = Storage::kBFloat16;
-    return moment;
-  }
-  expect(values.dtype == (second ? DType::kUInt8 : DType::kInt8) && scales, argument);
-  expect(scales->view.contiguous() && scales->view.dtype == DType::kFloat32 &&
-             scales->view.size() == blockwise::blocks(values.size()),
-         argument);
-  moment.storage = Storage::kBlocks;
-  moment.scales = static_cast<float*>(scales->view.data);
-  return moment;
 }
 
 Rule rule_of(const std::string& rule) {
@@ -93,25 +68,6 @@ bool bind_project(const Writes& low, const Reads& grads, const Reads& bases, con
   params.math = math_of(precision);
   return subspace_step::project_cpu(jobs, params);
 }
-
-// Moments by lists: of a rule that has no second one, `second` is empty; scales are empty but for 8-bit codes.
-struct Moments {
-  const Writes &first, &first_scales, &second, &second_scales;
-
-  Moment of_first(size_t i, int64_t size, DType work) const {
-    return moment_of(first[i].view, first_scales.empty() ? nullptr : &first_scales[i], size, work, false, "exp_avg");
-  }
-  Moment of_second(size_t i, int64_t size, DType work) const {
-    if (second.empty()) return {};
-    const WriteArray* scales = second_scales.empty() ? nullptr : &second_scales[i];
-    return moment_of(second[i].view, scales, size, work, true, "exp_avg_sq");
-  }
-  void check(size_t count, Rule rule) const {
-    const auto fits = [&](const Writes& list) { return list.empty() || list.size() == count; };
-    expect(first.size() == count && fits(first_scales), "exp_avg");
-    expect(fits(second) && fits(second_scales) && (rule != Rule::kAdam || second.size() == count), "exp_avg_sq");
-  }
-};
 
 // The arrays of a list of weights and what belongs to each.
 struct Weights {
@@ -188,63 +144,6 @@ void bind_update(const Writes& params, const Reads& grads, const Reads& bases, c
                    .math = math_of(precision)});
 }
 
-Run run_of(const View& view, const char* argument) {
-  expect(view.contiguous() && is_float(view.dtype), argument);
-  return {view.data, view.dtype, view.size()};
-}
-
-PlainJob plain_job(const View& w, const View& g, const Moments& moments, size_t i) {
-  PlainJob job{};
-  job.w = run_of(w, "params");
-  job.g = run_of(g, "grads");
-  expect(job.g.size == job.w.size, "grads");
-  const DType work = job.w.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  job.first = moments.of_first(i, job.w.size, work);
-  job.second = moments.of_second(i, job.w.size, work);
-  expect(job.first.storage == job.second.storage, "exp_avg_sq");
-  return job;
-}
-
-Roots roots_of(const std::string& roots) {
-  if (roots == "rounded") return Roots::kRounded;
-  expect(roots == "mkl" && mkl_roots<float>() && mkl_roots<double>(), "roots");
-  return Roots::kMkl;
-}
-
-void bind_plain(const Writes& params, const Reads& grads, const Writes& first, const Writes& first_scales,
-                const Writes& second, const Writes& second_scales,
-                const std::vector<std::pair<double, double>>& corrections, const std::vector<int64_t>& steps,
-                const std::vector<uint64_t>& seeds, std::pair<double, double> betas, double eps, double lr,
-                double weight_decay, bool maximize, bool stochastic, bool fused, const std::string& roots) {
-  const size_t count = params.size();
-  expect(grads.size() == count && corrections.size() == count && steps.size() == count && seeds.size() == count,
-         "params");
-  const Moments moments{first, first_scales, second, second_scales};
-  moments.check(count, Rule::kAdam);
-  std::vector<PlainJob> jobs;
-  for (size_t i = 0; i < count; ++i) {
-    jobs.push_back(plain_job(params[i].view, grads[i].view, moments, i));
-    std::tie(jobs[i].correction1, jobs[i].root2) = corrections[i];
-    jobs[i].step = steps[i];
-    jobs[i].seed = seeds[i];
-  }
-  subspace_step::plain_cpu(jobs, {.beta1 = betas.first,
-                                  .beta2 = betas.second,
-                                  .eps = eps,
-                                  .lr = lr,
-                                  .weight_decay = weight_decay,
-                                  .maximize = maximize,
-                                  .stochastic = stochastic,
-                                  .fused = fused,
-                                  .roots = roots_of(roots)});
-}
-
-std::vector<int64_t> bind_nonfinite(const Reads& arrays) {
-  std::vector<Run> runs;
-  for (const ReadArray& array : arrays) runs.push_back(run_of(array.view, "arrays"));
-  return subspace_step::nonfinite_cpu(runs);
-}
-
 void bind_round(const WriteArray& to, const ReadArray& from, uint64_t seed, int64_t step) {
   const Matrix target = matrix_of(to.view, false, "to"), source = matrix_of(from.view, false, "from");
   expect(target.rows == source.rows && target.cols == source.cols, "from");
@@ -284,11 +183,6 @@ void register_subspace_step(py::module_& module) {
          py::kw_only(), "rule"_a, "betas"_a, "eps"_a, "lr"_a, "weight_decay"_a, "scale"_a, "residual"_a,
          "residual_scale"_a, "growth"_a, "maximize"_a, "stochastic"_a, "precision"_a = "highest",
          "Moments and weights of a list, from the low-rank gradients, which it overwrites.");
-  kernel(module, "adamw_step", &bind_plain, "params"_a, "grads"_a, "exp_avg"_a, "exp_avg_scales"_a, "exp_avg_sq"_a,
-         "exp_avg_sq_scales"_a, "corrections"_a, "steps"_a, "seeds"_a, py::kw_only(), "betas"_a, "eps"_a, "lr"_a,
-         "weight_decay"_a, "maximize"_a, "stochastic"_a, "fused"_a, "roots"_a,
-         "AdamW with a list of weights that are not projected, rounded as torch's loop rounds.");
-  kernel(module, "nonfinite", &bind_nonfinite, "arrays"_a, "The numbers of the contiguous arrays with inf or nan.");
   kernel(module, "round_stochastic", &bind_round, "to"_a, "from_"_a, py::kw_only(), "seed"_a, "step"_a,
          "Rounds a matrix as a step rounds the weights: bfloat16 stochastically, other dtypes to nearest.");
   kernel(module, "encode_moment", &bind_encode, "codes"_a, "scales"_a, "values"_a, py::kw_only(), "second"_a, "seed"_a,

@@ -15,6 +15,7 @@ __all__: list[str] = [
     "adamw_step",
     "adapter_gradient",
     "adapter_linear",
+    "are_ordinary",
     "array_refusal",
     "attention_chained",
     "attention_exact",
@@ -25,6 +26,7 @@ __all__: list[str] = [
     "build_info",
     "chain_matmul",
     "convert",
+    "count_step",
     "dct_project_back",
     "dct_select",
     "dct_select_feedback",
@@ -127,6 +129,11 @@ def adapter_linear(
     y <- x wᵀ + scale ((x first) middleᵀ) lastᵀ + bias, without what is None.
     """
 
+def are_ordinary(tensors: list[typing.Any]) -> bool:
+    """
+    Whether all are seen at once to be torch tensors that a step can take. False says nothing.
+    """
+
 def array_refusal(array: typing.Any) -> str | None:
     """
     Why a kernel cannot read `array`, "must ..., got ...; ...", or None where it can.
@@ -226,6 +233,11 @@ def chain_matmul(out: numpy.typing.ArrayLike, matrices: collections.abc.Sequence
 def convert(to: numpy.typing.ArrayLike, from_: numpy.typing.ArrayLike) -> None:
     """
     to <- from_, a matrix of another floating dtype, rounded once.
+    """
+
+def count_step(counts: collections.abc.Sequence[numpy.typing.ArrayLike]) -> None:
+    """
+    Adds one to each count of steps, float32 of one element.
     """
 
 def dct_project_back(

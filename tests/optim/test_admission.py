@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_core.ops.arrays import overlaps_itself
+from lowrank_core.ops.arrays import are_ordinary, overlaps_itself
 from lowrank_core.optim import GaLoreAdamW, estimate_state_bytes, param_groups
 from optim_cases import draw, same
 from torch import Tensor, nn
@@ -124,6 +124,24 @@ def test_a_lazily_negated_weight_is_refused() -> None:
     weight.grad = draw(12, 20, seed=1)
     with pytest.raises(RuntimeError, match=r"^step: `w` must be no lazily negated"):
         GaLoreAdamW([("w", weight)], rank=3).step()
+
+
+def test_what_needs_no_closer_look() -> None:
+    class Labelled(Tensor):
+        pass
+
+    usual = [draw(12, 20), nn.Parameter(draw(3)), draw(4, 6).T, draw(2).bfloat16(), torch.empty(0), torch.ones(())]
+    assert are_ordinary(usual)
+    others = [
+        torch._neg_view(draw(3)), draw(3).as_subclass(Labelled), draw(1).expand(3), torch.ones(3, dtype=torch.int64),
+        torch.ones(3, dtype=torch.complex64), torch.empty(3, device="meta"), torch.eye(3).to_sparse(), None,
+    ]  # fmt: skip
+    with FakeTensorMode():
+        others.append(torch.empty(3))
+    freed = draw(3)
+    freed.untyped_storage().resize_(0)
+    for other in [*others, freed]:
+        assert not are_ordinary([*usual, other]), other
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ constexpr int64_t kMode = 0x2 | 0x140000 | 0x100;
 template <class T>
 using MklFunction = void (*)(int64_t n, const T* from, T* to, int64_t mode);
 
-// mkl_set_num_threads_local: of the calling thread, the number before. After torch.set_num_threads MKL starts a team of
-// its own for 128 numbers or more, 0.5 microseconds a call, inside a task of ours, too.
+// mkl_set_num_threads_local: of the calling thread; the number before.
 using MklThreads = int (*)(int count);
 
 // A function of the library that torch has loaded, or of one that it is linked to. Nothing is loaded here.
@@ -46,13 +45,20 @@ MklFunction<double> found() {
 
 template <class T>
 void take(int64_t n, const T* from, T* to) {
-  static const auto threads = find<MklThreads>("MKL_Set_Num_Threads_Local");
-  const int before = threads ? threads(1) : 0;
   found<T>()(n, from, to, kMode);
-  if (threads) threads(before);
+}
+
+MklThreads mkl_threads() {
+  static const auto function = find<MklThreads>("MKL_Set_Num_Threads_Local");
+  return function;
 }
 
 }  // namespace
+
+OneMklThread::OneMklThread() : before_(mkl_threads() ? mkl_threads()(1) : 0) {}
+OneMklThread::~OneMklThread() {
+  if (mkl_threads()) mkl_threads()(before_);
+}
 
 template <>
 RootsOf<float> mkl_roots() {

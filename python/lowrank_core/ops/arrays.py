@@ -161,6 +161,14 @@ def is_symbolic(value: object) -> bool:
     return torch is not None and isinstance(value, torch.SymInt)
 
 
+def are_ordinary(tensors: list[Array]) -> bool:
+    """True if all are float tensors of torch's own classes, in host memory that no two elements of one share.
+
+    None is to be negated when it is read. False says nothing: then each is to be looked at.
+    """
+    return _core.are_ordinary(tensors)
+
+
 def overlaps_itself(a: Array) -> bool:
     """True if two elements of `a` share memory, as in an expanded array."""
     return _core.overlaps_itself(a)

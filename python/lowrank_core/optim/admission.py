@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lowrank_core.memory.geometry import FULL
 from lowrank_core.memory.plan import PlanRow
-from lowrank_core.ops.arrays import overlaps_itself
+from lowrank_core.ops.arrays import are_ordinary, overlaps_itself
 from lowrank_core.optim.bucket import Bucket
 from lowrank_core.optim.devices import has_kernels
 from lowrank_core.optim.slots import Slot, number_name, steppable
@@ -98,6 +98,14 @@ def check_device(bucket: Bucket) -> None:
             raise NotImplementedError(
                 f"step: `{key}` must be {value!r} for weights on {bucket.device} in this version, got another one"
             )
+
+
+def all_ordinary(slots: Iterable[Slot], grads: Iterable[Tensor]) -> bool:
+    """True if `check_ready` would pass all of them and `Slot.gradient` would change none: one look at all of them.
+
+    False says nothing, as for tensors of an accelerator: then each is to be looked at.
+    """
+    return are_ordinary([*(slot.param for slot in slots), *grads])
 
 
 def check_ready(slot: Slot, grad: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,15 +15,26 @@ from lowrank_core.optim.parts.codecs import Codec, Float32
 from lowrank_core.optim.watch import Watch
 
 
-@dataclass(frozen=True, eq=False)
-class Bucket:
-    """What the parameters of one bucket have in common: a group, parts, numbers, device and dtype."""
+class Alike(NamedTuple):
+    """What the parameters of a bucket have in common besides their group."""
 
-    parts: Parts
     projected: bool
     two_sided: bool  # whether their subspaces have a basis on each side
     as_matrix: bool  # whether their memory can be stepped as the matrix that is projected
     due: bool  # whether their subspaces are to be looked for before the step
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """What the parameters of one bucket have in common: the fields of `Alike`, a group, its parts and numbers."""
+
+    parts: Parts
+    projected: bool
+    two_sided: bool
+    as_matrix: bool
+    due: bool
     device: torch.device
     dtype: torch.dtype
     lr: float | Tensor  # a tensor where one was given that lives on an accelerator: it is not read
@@ -44,7 +55,7 @@ class Bucket:
         return self.rounding != "nearest" or not isinstance(self.codec, Float32)
 
     @classmethod
-    def of(cls, group: dict[str, Any], parts: Parts, **alike: Any) -> Bucket:
+    def of(cls, group: dict[str, Any], parts: Parts, alike: Alike, watches: tuple[Watch, ...] = ()) -> Bucket:
         """The bucket of `group` for weights that are `alike` in the fields that it does not decide."""
         return cls(
             parts=parts,
@@ -53,7 +64,8 @@ class Bucket:
             maximize=group["maximize"],
             rounding=group["rounding"],
             nonfinite=group["nonfinite"],
-            **alike,
+            watches=watches,
+            **alike._asdict(),
         )
 
 

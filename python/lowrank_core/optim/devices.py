@@ -58,12 +58,15 @@ def is_finite(grad: Tensor) -> bool:
 
 def nonfinite(grads: list[Tensor]) -> list[int]:
     """The positions of the gradients with inf or nan; read on the host."""
+    wrong = nonfinite_list(grads) if all(map(has_kernels, {grad.device for grad in grads})) else None
+    if wrong is not None:
+        return wrong
     dense = [i for i, grad in enumerate(grads) if has_kernels(grad.device) and is_run(grad)]
-    wrong = [dense[i] for i in nonfinite_list([grads[i] for i in dense])]
-    if len(dense) < len(grads):
-        others = set(range(len(grads))).difference(dense)
-        wrong = sorted([*wrong, *(i for i in others if not is_finite(grads[i]))])
-    return wrong
+    found = nonfinite_list([grads[i] for i in dense])
+    if found is None:
+        dense, found = [], []
+    others = set(range(len(grads))).difference(dense)
+    return sorted([*(dense[i] for i in found), *(i for i in others if not is_finite(grads[i]))])
 
 
 def is_run(tensor: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowrank_core.memory.geometry import Side
 from lowrank_core.ops.arrays import resolve_precision
-from lowrank_core.ops.subspace_step.step import project_list, step_list
+from lowrank_core.ops.subspace_step.step import count_step, project_list, step_list
 from lowrank_core.optim.bucket import Bucket, batches
 from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
@@ -84,7 +84,7 @@ class SubspaceStep:
         )  # fmt: skip
         for limit, norm, factor, low in zip(held, limits, unbias, lows, strict=False):
             hold_limit(limit, norm, factor, parts.residual.floor(low))
-        torch._foreach_add_(counts, 1.0)
+        count_step(counts)
         torch.autograd.graph.increment_version(params)  # a graph made before holds the old weights
 
 

@@ -12,9 +12,9 @@ from torch._compile import _disable_dynamo
 
 from lowrank_core.memory.geometry import Side
 from lowrank_core.optim import devices
-from lowrank_core.optim.admission import check_device, check_ready
+from lowrank_core.optim.admission import all_ordinary, check_device, check_ready
 from lowrank_core.optim.base import StateOptimizer
-from lowrank_core.optim.bucket import Bucket, batches
+from lowrank_core.optim.bucket import Alike, Bucket, batches
 from lowrank_core.optim.checkpoint import check_state
 from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.dtypes import name_of
@@ -110,28 +110,29 @@ class LowRankOptimizer(StateOptimizer):
 
     def _gather(self) -> Drafts:
         """All gradients, in drafts by what their parameters have in common. Nothing else reads `param.grad`."""
-        drafts: dict[tuple[Any, ...], tuple[Bucket, Draft]] = {}
+        drafts: dict[tuple[tuple[Any, ...], Alike], tuple[Bucket, Draft]] = {}
         parts: dict[tuple[Any, ...], Parts] = {}
         asked = self._layout_keys()
-        for number, group, slot in self._slots():
-            grad = slot.param.grad
-            if grad is None:
-                continue
-            check_ready(slot, grad)
+        edited = {number for number in asked if self._asked.get(number, asked[number]) != asked[number]}
+        taking = [(*place, grad) for place in self._slots() if (grad := place[2].param.grad) is not None]
+        ordinary = all_ordinary((slot for _, _, slot, _ in taking), (grad for *_, grad in taking))
+        for number, group, slot, grad in taking:
+            if not ordinary:
+                check_ready(slot, grad)
             varied = self.varied(group, slot)
             kind = (number, slot.weight.device, slot.weight.dtype, *varied.values())
             if kind not in parts:
                 check_rates(type(self).__name__, group, waiting=False)
                 parts[kind] = self._parts_held(kind, {**group, **varied}, slot.weight)
-            if self._asked.get(number, asked[number]) != asked[number]:
+            if number in edited:
                 self._check_edit(group, slot)
             alike = self._alike(slot, parts[kind])
-            key = (number, *varied.values(), *alike.values())
-            if key not in drafts:
-                bucket = Bucket.of(group, parts[kind], watches=self.watches, **alike)
+            found = drafts.get((kind, alike))
+            if found is None:
+                bucket = Bucket.of(group, parts[kind], alike, watches=self.watches)
                 check_device(bucket)
-                drafts[key] = bucket, Draft()
-            drafts[key][1].add(slot, slot.gradient(grad))
+                found = drafts[kind, alike] = bucket, Draft()
+            found[1].add(slot, slot.as_matrix(grad) if ordinary else slot.gradient(grad))
         self._asked = asked
         return dict(drafts.values())
 
@@ -150,17 +151,16 @@ class LowRankOptimizer(StateOptimizer):
             held = self._made[kind] = values, self._parts(group, weight)
         return held[1]
 
-    def _alike(self, slot: Slot, parts: Parts) -> dict[str, Any]:
-        """What the parameters of a bucket have in common besides their group."""
-        where = slot.geometry
-        return {
-            "projected": where is not None,
-            "two_sided": where is not None and where.side == Side.BOTH,
-            "as_matrix": slot.is_stored_as_matrix,
-            "due": where is not None and self._due(slot, parts),
-            "device": slot.weight.device,
-            "dtype": slot.weight.dtype,
-        }
+    def _alike(self, slot: Slot, parts: Parts) -> Alike:
+        where, weight = slot.geometry, slot.weight
+        return Alike(
+            projected=where is not None,
+            two_sided=where is not None and where.side == Side.BOTH,
+            as_matrix=slot.is_stored_as_matrix,
+            due=where is not None and self._due(slot, parts),
+            device=weight.device,
+            dtype=weight.dtype,
+        )
 
     def _due(self, slot: Slot, parts: Parts) -> bool:
         """True if the subspace of `slot` is to be looked for before this step."""
@@ -248,20 +248,21 @@ class LowRankOptimizer(StateOptimizer):
             watch.searched(slots, seconds)
 
     def _step(self, bucket: Bucket, draft: Draft, gate: Tensor | None) -> None:
-        for slot in draft.slots:
-            if slot.param in self._bounds:
-                self._bounds[slot.param] += 1
-        kernel = fused(bucket)
+        if self._bounds:
+            for slot in draft.slots:
+                if slot.param in self._bounds:
+                    self._bounds[slot.param] += 1
+        kernel, states = fused(bucket), self._states(bucket, draft)
         if kernel is None:
-            compose(bucket, draft, self._states(bucket, draft), gate)
+            compose(bucket, draft, states, gate)
             return
         # A gradient of zeros names no subspace, and a weight without one only decays.
-        named = [not bucket.projected or state["proj.refreshes"] != 0 for state in self._states(bucket, draft)]
+        named = [not bucket.projected or state["proj.refreshes"] != 0 for state in states]
         if not all(named):
             draft, waiting = draft.part(named)
             compose(bucket, waiting, self._states(bucket, waiting), gate)
-        if draft.slots:
             states = self._states(bucket, draft)
+        if draft.slots:
             if draft.low is None:
                 kernel.draft(bucket, draft, states)
             kernel.finish(bucket, draft, states, gate)
@@ -270,11 +271,11 @@ class LowRankOptimizer(StateOptimizer):
         return [self._state(bucket, slot) for slot in draft.slots]
 
     def _state(self, bucket: Bucket, slot: Slot) -> State:
-        if not self.state.get(slot.param):
-            self.state[slot.param] = self._opened(bucket, slot)
+        state: State = self.state.get(slot.param) or {}
+        if not state:
+            state = self.state[slot.param] = self._opened(bucket, slot)
             if devices.deferred(bucket.device):
                 self._bounds[slot.param] = 0
-        state: State = self.state[slot.param]
         return state
 
     def _opened(self, bucket: Bucket, slot: Slot) -> State:

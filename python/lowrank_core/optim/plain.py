@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.ops.subspace_step.plain import adamw_list
+from lowrank_core.ops.subspace_step.step import count_step
 from lowrank_core.optim.bucket import Bucket
 from lowrank_core.optim.devices import is_run
 from lowrank_core.optim.parts.rules.adam import Adam
@@ -25,6 +26,8 @@ class PlainStep:
         """Nothing: the moments take gradients as they are."""
 
     def finish(self, bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
+        if _step(bucket, draft, states):
+            return
         fits = [_is_dense(slot, state) for slot, state in zip(draft.slots, states, strict=True)]
         start = 0
         for dense, run in groupby(fits):  # in their order, which counts where weights share memory
@@ -40,7 +43,7 @@ def _is_dense(slot: Slot, state: State) -> bool:
 
 
 def _step(bucket: Bucket, draft: Draft, states: list[State]) -> bool:
-    """True if the kernel has taken the step; False if it did nothing, because memory is shared."""
+    """True if the kernel has taken the step; False if it did nothing, because memory is shared or no run."""
     rule, rounding = cast(Adam, bucket.parts.plain), torchs_rounding()
     if rounding is None:
         return False
@@ -54,6 +57,6 @@ def _step(bucket: Bucket, draft: Draft, states: list[State]) -> bool:
         stochastic=bucket.rounding == "stochastic", **rounding._asdict(),
     )  # fmt: skip
     if taken:
-        torch._foreach_add_(counts, 1.0)
+        count_step(counts)
         torch.autograd.graph.increment_version(params)  # a graph made before holds the old weights
     return taken

@@ -103,6 +103,7 @@ void step_run(const PlainJob& job, const PlainParams& p, const LoopFactors<T>& f
 template <class T>
 void step_as(const PlainJob& job, const PlainParams& p, int64_t begin, int64_t end) {
   const auto f = loop_factors<T>(job, p);
+  const OneMklThread one;
   for (int64_t i = begin; i < end; i += kRun) step_run(job, p, f, i, smaller(kRun, end - i));
 }
 

@@ -20,7 +20,7 @@ def adamw_list(
     seeds: list[int],
     **options: Any,
 ) -> bool:
-    """One step of AdamW in place, with all weights at once. Everything is contiguous.
+    """One step of AdamW in place, with all weights at once.
 
     Args:
       params: any shapes and floating dtypes; what is stepped in float32 or float64, as `low_dtype` says.
@@ -32,7 +32,7 @@ def adamw_list(
         for a fused multiply-add in lerp and addcmul, and roots, one of `known_roots`.
 
     Returns:
-      False if what is to be changed shares memory with another array; nothing was changed then.
+      False if what is to be changed shares memory with another array, or one is not contiguous; nothing was changed.
 
     Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); draws are D0 (same bits on every device),
     those of `subspace_step_`. Source: torch.optim.AdamW's loop over single tensors.
@@ -41,7 +41,7 @@ def adamw_list(
     lists = (params, grads, *moments, corrections, steps, seeds)
     try:
         call_named("step", _core.adamw_step, *lists, arrays={}, **options)
-    except _core.SharingError:
+    except _core.ArrayError:  # raised before anything was changed
         return False
     return True
 
@@ -51,7 +51,13 @@ def known_roots() -> tuple[str, ...]:
     return ("mkl", "rounded") if _core.mkl_roots() else ("rounded",)
 
 
-def nonfinite_list(arrays: list[Array]) -> list[int]:
-    """The positions of those that hold inf or nan. Contiguous, of any shapes and floating dtypes."""
-    found: list[int] = call_named("step", _core.nonfinite, arrays, arrays={})
+def nonfinite_list(arrays: list[Array]) -> list[int] | None:
+    """The positions of those that hold inf or nan, of any shapes and floating dtypes.
+
+    None if the kernel cannot read one: it is not contiguous or has more dimensions than kernels take.
+    """
+    try:
+        found: list[int] = call_named("step", _core.nonfinite, arrays, arrays={})
+    except _core.ArrayError:
+        return None
     return found

@@ -187,6 +187,11 @@ def step_list(
     return True
 
 
+def count_step(counts: list[Array]) -> None:
+    """Adds one to each of `counts`, float32 of one element: the steps that weights have taken."""
+    call_named(OP, _core.count_step, counts, arrays={})
+
+
 def _check(*lists: Any, **options: Any) -> None:
     check_numbers(**options)
     check_lists(*lists, rule=options["rule"], residual=options["residual"])
