@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "kernel.h"
+#include "lowrank_core/buffer.h"
 #include "lowrank_core/checks.h"
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/isa.h"
@@ -39,6 +40,17 @@ void philox_bits(const WriteArray& out, uint64_t seed, uint32_t stream, uint32_t
   for (int64_t i = 0; i < out.view.size(); ++i) bits[i] = philox::bits(seed, {first + uint64_t(i), stream, step});
 }
 
+// Memory that the core keeps from one use to the next, as a buffer of Python's.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) : memory_(bytes) {}
+
+  py::buffer_info bytes() { return {memory_.data(), memory_.size()}; }
+
+ private:
+  Buffer<uint8_t> memory_;
+};
+
 }  // namespace
 
 void register_core(py::module_& module) {
@@ -57,6 +69,9 @@ void register_core(py::module_& module) {
       py::set_error(PyExc_FloatingPointError, error.what());
     }
   });
+  py::class_<Scratch>(module, "Scratch", py::buffer_protocol(), "Uninitialised bytes, which the core uses again.")
+      .def(py::init<int64_t>(), py::arg("bytes"))
+      .def_buffer(&Scratch::bytes);
   module.def(
       "array_refusal",
       [](py::handle array) -> std::optional<std::string> {

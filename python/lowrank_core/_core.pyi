@@ -11,6 +11,7 @@ import numpy.typing
 
 __all__: list[str] = [
     "ArrayError",
+    "Scratch",
     "SharingError",
     "adamw_step",
     "adapter_gradient",
@@ -72,6 +73,12 @@ class ArrayError(ValueError):
 
 class SharingError(ArrayError):
     pass
+
+class Scratch:
+    """
+    Uninitialised bytes, which the core uses again.
+    """
+    def __init__(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> None: ...
 
 def adamw_step(
     params: collections.abc.Sequence[numpy.typing.ArrayLike],

@@ -9,6 +9,7 @@
 //   kPerPacked                 positions along k in one packed element
 //   kRows, kColumns            of a tile; kPaddedRows of a panel of A that is [depth][line]
 //   kStep                      packed elements along k that it takes at a time: panels are filled with zeros up to it
+//   kTurn                      packed elements along k from one call of Prefetcher::lines to the next
 //   kByDepth                   wants every panel of A as [line][depth]
 //   kGroupAcross               panels of A to pack at once where A is stored across k, at most
 //   kRowPanels, kColumnPanels  of a block: its parts of A, B and C share an L2
@@ -27,17 +28,23 @@ namespace {
 // packing and the products: a quarter of the time where A does not come from the cache.
 class Prefetcher {
  public:
-  explicit Prefetcher(const Ahead& ahead, Prefetcher* then = nullptr)
-      : next_(ahead.data), end_(ahead.data + ahead.bytes), ahead_(ahead), left_(ahead.runs), then_(then) {}
+  // `turns`: how often lines() will be called.
+  Prefetcher(const Ahead& ahead, int64_t turns, Prefetcher* beside = nullptr)
+      : next_(ahead.data),
+        end_(ahead.data + ahead.bytes),
+        ahead_(ahead),
+        left_(ahead.runs),
+        pace_(int(ceil_div(ahead.runs * ceil_div(ahead.bytes, 64), larger(1, turns)))),
+        beside_(beside) {}
 
-  // The next `count` lines, or one of what follows when there are none. Into L1 with kLocality 3, into L2 with 2.
+  int pace() const { return pace_; }
+
+  // The next `count` lines, and as many of what is prefetched beside them as its pace asks for. Into L1 with kLocality
+  // 3, into L2 with 2.
   template <int kLocality>
   LRC_INLINE void lines(int count) {
-    if (left_ > 0) {
-      for (; count > 0 && left_ > 0; --count) step<kLocality>();
-    } else if (then_ && then_->left_ > 0) {
-      then_->step<kLocality>();
-    }
+    for (; count > 0 && left_ > 0; --count) step<kLocality>();
+    if (beside_) beside_->lines<kLocality>(beside_->pace_);
   }
 
  private:
@@ -54,7 +61,8 @@ class Prefetcher {
   const char *next_, *end_;
   const Ahead ahead_;
   int64_t left_;
-  Prefetcher* const then_;  // follows when this one has come to its end
+  const int pace_;
+  Prefetcher* const beside_;
 };
 
 template <class K>
@@ -136,7 +144,10 @@ class Nest {
     Packed *a, *b;
     Acc* tiles;
 
+    // One of their own for each tile that is added to in the next block along k.
+    int64_t tiles_held() const { return d.size() > 1 ? i.size() * j.size() : 1; }
     Acc* tile(int64_t row_panel, int64_t column_panel) const {
+      if (d.size() == 1) return tiles;
       return tiles + ((row_panel - i.begin) * j.size() + column_panel - j.begin) * Size::kTile;
     }
   };
@@ -152,7 +163,7 @@ class Nest {
     t.group = product_.a.depth_major ? 1 : smaller(K::kGroupAcross, t.i.size());
     t.a = memory<Packed>(Workspace::kPanelsA, t.group * Size::kSizeA);
     t.b = memory<Packed>(Workspace::kPanelsB, t.j.size() * Size::kSizeB);
-    t.tiles = memory<Acc>(Workspace::kTiles, t.i.size() * t.j.size() * Size::kTile);
+    t.tiles = memory<Acc>(Workspace::kTiles, t.tiles_held() * Size::kTile);
     for (int64_t d = t.d.begin; d < t.d.end; ++d) {
       const Slab b{t.j.begin * K::kColumns, d * partition_.depth, length(d), int(t.j.size()), K::kColumns, K::kColumns};
       product_.b.by_outer(product_.b.load, b, t.b);
@@ -162,14 +173,14 @@ class Nest {
 
   void multiply_group(const Task& t, int64_t slice, const Range& group, int64_t d) const {
     pack_a(slab_a(group, d), t.a);
-    Prefetcher operands(next_group(t, group, d));
     const bool last = d + 1 == t.d.end && !partial_;
-    const int64_t packed = length(d) / K::kPerPacked;
+    const int64_t packed = length(d) / K::kPerPacked, turns = packed / K::kTurn;
+    Prefetcher operands(next_group(t, group, d), turns * group.size() * t.j.size());
     for (int64_t i = group.begin; i < group.end; ++i) {
       for (int64_t j = t.j.begin; j < t.j.end; ++j) {
         if (!wanted(i, j)) continue;
         Acc* const sums = partial_ ? partial(slice, i, j) : t.tile(i, j);
-        Prefetcher prefetcher(last ? next_tile(t, i, j) : Ahead{}, &operands);
+        Prefetcher prefetcher(last ? next_tile(t, i, j) : Ahead{}, turns, &operands);
         const auto kernel = K::choose(rows(i), columns(j), by_depth_);
         kernel(packed, t.a + (i - group.begin) * Size::kSizeA, t.b + (j - t.j.begin) * Size::kSizeB, sums,
                d > t.d.begin, prefetcher);

@@ -69,7 +69,7 @@ void tile_kernel(int64_t length, const uint32_t* a, const uint32_t* b, float* ti
 struct TileKernel {
   using Packed = uint32_t;
   using Acc = float;
-  static constexpr int kPerPacked = 2, kStep = kSide;
+  static constexpr int kPerPacked = 2, kStep = kSide, kTurn = kSide;
   static constexpr int kRows = kTileRows, kPaddedRows = kTileRows, kColumns = kColumnsOfTiles;
   static constexpr bool kByDepth = true;
   static constexpr int64_t kRowPanels = 32, kColumnPanels = 16, kGroupAcross = 4;

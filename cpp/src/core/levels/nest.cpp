@@ -4,7 +4,7 @@
 namespace lowrank::LRC_LEVEL {
 namespace {
 
-constexpr int kLineEvery = 4;  // steps along k from one line that is prefetched to the next: a panel of A takes 224
+constexpr int kPrefetchEvery = 4;  // steps along k
 
 // Of a panel of A that is [depth][line].
 template <class Acc>
@@ -28,7 +28,7 @@ void micro_kernel(int64_t length, const typename P::Packed* a, const typename P:
     }
   }
   for (int64_t p = 0; p < length; ++p) {
-    if (p % kLineEvery == 0) prefetcher.lines<3>(1);
+    if (p % kPrefetchEvery == 0) prefetcher.lines<3>(prefetcher.pace());
     Right right[V];
 #pragma GCC unroll 2
     for (int j = 0; j < V; ++j) right[j] = load_bits<Right>(b + p * columns + j * lane);
@@ -62,7 +62,7 @@ template <class P>
 struct VectorKernel {
   using Packed = typename P::Packed;
   using Acc = typename P::Acc;
-  static constexpr int kPerPacked = P::kPerPacked, kStep = 1;
+  static constexpr int kPerPacked = P::kPerPacked, kStep = 1, kTurn = kPrefetchEvery;
   static constexpr int kRows = LRC_LEVEL::kRows, kPaddedRows = LRC_LEVEL::kPaddedRows<Acc>;
   static constexpr int kColumns = kColumnVectors * kLanes<Acc>;
   static constexpr bool kByDepth = false;

@@ -11,7 +11,6 @@ from lowrank_core.ops.arrays import (
     call_named,
     check_in_place,
     check_memory,
-    empty,
     is_torch,
     plain_ints,
     resolve_precision,
@@ -29,6 +28,7 @@ from lowrank_core.ops.subspace_step.check import (
     parted,
     rights,
 )
+from lowrank_core.ops.subspace_step.scratch import scratch
 
 
 def subspace_step_(
@@ -142,10 +142,8 @@ def project_list(
     params: list[Array], grads: list[Array], bases: list[Array], right: list[bool], *, maximize: bool, precision: str
 ) -> tuple[list[Array], bool]:
     """Low-rank gradients in the dtype that each weight is stepped in, and whether all of them are finite. Unchecked."""
-    low = [
-        empty(g, low_shape(g, p, turned), low_dtype(w))
-        for w, g, p, turned in zip(params, grads, bases, right, strict=True)
-    ]
+    shapes = [low_shape(g, p, turned) for g, p, turned in zip(grads, bases, right, strict=True)]
+    low = scratch(grads, shapes, [low_dtype(w) for w in params])
     options = {"maximize": maximize, "precision": precision}
     return low, call_named(OP, _core.subspace_project, low, grads, bases, right, arrays={}, **options)
 
