@@ -1,8 +1,8 @@
 // nest_loop: the loops around a micro-kernel: Goto and van de Geijn, "Anatomy of high-performance matrix
 // multiplication" (ACM TOMS 34, 2008), section 4, with two changes. Where k is the contiguous direction of A, a panel
-// of A is packed right before its only use and stays in L1; and every task packs the part of B that it needs (about 5 %
-// of its time), so a product is one parallel region without a shared buffer. docs/adr/0002-gemm.md has the reasons and
-// the figures.
+// of A is packed right before its only use and stays in L1; and every thread packs the parts of B that its tasks need
+// (about 5 % of its time), so a product is one parallel region without a shared buffer. docs/adr/0002-gemm.md has the
+// reasons and the figures.
 //
 // A kernel K says what it multiplies and how:
 //   Packed, Acc                types of the panels' elements and of the sums
@@ -18,52 +18,12 @@
 //   choose(rows, columns, by_depth)  the function for a tile of this size
 #pragma once
 
+#include "core/prefetcher.h"
 #include "lowrank_core/integers.h"
 #include "lowrank_core/simd/pack.h"
 
 namespace lowrank::LRC_LEVEL {
 namespace {
-
-// Prefetches a slab line by line during the products before it. Without it the latency of memory stands between the
-// packing and the products: a quarter of the time where A does not come from the cache.
-class Prefetcher {
- public:
-  // `turns`: how often lines() will be called.
-  Prefetcher(const Ahead& ahead, int64_t turns, Prefetcher* beside = nullptr)
-      : next_(ahead.data),
-        end_(ahead.data + ahead.bytes),
-        ahead_(ahead),
-        left_(ahead.runs),
-        pace_(int(ceil_div(ahead.runs * ceil_div(ahead.bytes, 64), larger(1, turns)))),
-        beside_(beside) {}
-
-  int pace() const { return pace_; }
-
-  // The next `count` lines, and as many of what is prefetched beside them as its pace asks for. Into L1 with kLocality
-  // 3, into L2 with 2.
-  template <int kLocality>
-  LRC_INLINE void lines(int count) {
-    for (; count > 0 && left_ > 0; --count) step<kLocality>();
-    if (beside_) beside_->lines<kLocality>(beside_->pace_);
-  }
-
- private:
-  template <int kLocality>
-  LRC_INLINE void step() {
-    __builtin_prefetch(next_, 0, kLocality);
-    next_ += 64;
-    if (next_ < end_) return;
-    next_ = end_ - ahead_.bytes + ahead_.stride;
-    end_ = next_ + ahead_.bytes;
-    --left_;
-  }
-
-  const char *next_, *end_;
-  const Ahead ahead_;
-  int64_t left_;
-  const int pace_;
-  Prefetcher* const beside_;
-};
 
 template <class K>
 struct Panels {
@@ -118,11 +78,24 @@ struct Partition {
   int64_t tasks() const { return row_blocks * column_blocks * slices; }
 };
 
+constexpr int64_t kMostOfB = int64_t(512) << 10;  // bytes of panels that stay in an L2 beside those of A
+
+// The part of B whose panels a thread holds.
+struct HeldB {
+  uint64_t nest = 0;  // the number of its product, from 1
+  int64_t column_panel = 0, depth_block = 0;
+};
+thread_local HeldB held_b;
+uint64_t products_begun = 0;
+
 template <class K>
 class Nest {
  public:
   explicit Nest(const Product& product)
-      : product_(product), partition_(product, K()), by_depth_(K::kByDepth || product.a.depth_major) {}
+      : product_(product),
+        partition_(product, K()),
+        by_depth_(K::kByDepth || product.a.depth_major),
+        number_(__atomic_add_fetch(&products_begun, 1, __ATOMIC_RELAXED)) {}
 
   void run() {
     const bool sliced = partition_.slices > 1;
@@ -140,15 +113,19 @@ class Nest {
   // What a task computes: row panels i, column panels j and blocks d along k, and the memory that it does so in.
   struct Task {
     Range i, j, d;
-    int64_t group;  // panels of A that are packed at a time
+    int64_t group;    // panels of A that are packed at a time
+    bool all_of_b;    // every block along k of its part of B is packed
+    bool rows_first;  // all blocks along k of a panel of A before the next panel, so that only its sums are held
     Packed *a, *b;
     Acc* tiles;
 
-    // One of their own for each tile that is added to in the next block along k.
-    int64_t tiles_held() const { return d.size() > 1 ? i.size() * j.size() : 1; }
+    int64_t blocks_of_b() const { return all_of_b ? d.size() : 1; }
+    int64_t tiles_held() const { return d.size() == 1 ? 1 : (rows_first ? 1 : i.size()) * j.size(); }
+    Packed* panels_of_b(int64_t block) const { return all_of_b ? b + (block - d.begin) * j.size() * Size::kSizeB : b; }
     Acc* tile(int64_t row_panel, int64_t column_panel) const {
       if (d.size() == 1) return tiles;
-      return tiles + ((row_panel - i.begin) * j.size() + column_panel - j.begin) * Size::kTile;
+      const int64_t row = rows_first ? 0 : row_panel - i.begin;
+      return tiles + (row * j.size() + column_panel - j.begin) * Size::kTile;
     }
   };
 
@@ -161,20 +138,41 @@ class Nest {
     t.d = part(partition_.depth_blocks, slice, partition_.slices);
     // Across k many panels of the block are packed at once, so that memory is read in long runs.
     t.group = product_.a.depth_major ? 1 : smaller(K::kGroupAcross, t.i.size());
+    t.all_of_b = t.d.size() * t.j.size() * Size::kSizeB * int64_t(sizeof(Packed)) <= kMostOfB;
+    t.rows_first = t.all_of_b && t.group == 1;
     t.a = memory<Packed>(Workspace::kPanelsA, t.group * Size::kSizeA);
-    t.b = memory<Packed>(Workspace::kPanelsB, t.j.size() * Size::kSizeB);
+    t.b = memory<Packed>(Workspace::kPanelsB, t.blocks_of_b() * t.j.size() * Size::kSizeB);
     t.tiles = memory<Acc>(Workspace::kTiles, t.tiles_held() * Size::kTile);
+    if (t.all_of_b) pack_all_of_b(t);
+    if (t.rows_first) {
+      for (int64_t i = t.i.begin; i < t.i.end; i += t.group) {
+        for (int64_t d = t.d.begin; d < t.d.end; ++d) multiply_group(t, slice, group(t, i), d);
+      }
+      return;
+    }
     for (int64_t d = t.d.begin; d < t.d.end; ++d) {
-      const Slab b{t.j.begin * K::kColumns, d * partition_.depth, length(d), int(t.j.size()), K::kColumns, K::kColumns};
-      product_.b.by_outer(product_.b.load, b, t.b);
+      if (!t.all_of_b) pack_b(t, d);
       for (int64_t i = t.i.begin; i < t.i.end; i += t.group) multiply_group(t, slice, group(t, i), d);
     }
+  }
+
+  void pack_b(const Task& t, int64_t d) const {
+    const Slab b{t.j.begin * K::kColumns, d * partition_.depth, length(d), int(t.j.size()), K::kColumns, K::kColumns};
+    product_.b.by_outer(product_.b.load, b, t.panels_of_b(d));
+  }
+
+  // Unless this thread's last task was of this product and had the same part: tasks of one product follow each other.
+  void pack_all_of_b(const Task& t) const {
+    if (held_b.nest == number_ && held_b.column_panel == t.j.begin && held_b.depth_block == t.d.begin) return;
+    for (int64_t d = t.d.begin; d < t.d.end; ++d) pack_b(t, d);
+    held_b = {number_, t.j.begin, t.d.begin};
   }
 
   void multiply_group(const Task& t, int64_t slice, const Range& group, int64_t d) const {
     pack_a(slab_a(group, d), t.a);
     const bool last = d + 1 == t.d.end && !partial_;
     const int64_t packed = length(d) / K::kPerPacked, turns = packed / K::kTurn;
+    const Packed* const b = t.panels_of_b(d);
     Prefetcher operands(next_group(t, group, d), turns * group.size() * t.j.size());
     for (int64_t i = group.begin; i < group.end; ++i) {
       for (int64_t j = t.j.begin; j < t.j.end; ++j) {
@@ -182,8 +180,8 @@ class Nest {
         Acc* const sums = partial_ ? partial(slice, i, j) : t.tile(i, j);
         Prefetcher prefetcher(last ? next_tile(t, i, j) : Ahead{}, turns, &operands);
         const auto kernel = K::choose(rows(i), columns(j), by_depth_);
-        kernel(packed, t.a + (i - group.begin) * Size::kSizeA, t.b + (j - t.j.begin) * Size::kSizeB, sums,
-               d > t.d.begin, prefetcher);
+        kernel(packed, t.a + (i - group.begin) * Size::kSizeA, b + (j - t.j.begin) * Size::kSizeB, sums, d > t.d.begin,
+               prefetcher);
         if (last) finish(i, j, sums);
       }
     }
@@ -223,10 +221,13 @@ class Nest {
   Range group(const Task& t, int64_t first) const { return {first, smaller(first + t.group, t.i.end)}; }
 
   Ahead next_group(const Task& t, const Range& now, int64_t d) const {
-    if (now.end < t.i.end) return product_.a.ahead(product_.a.load, slab_a(group(t, now.end), d));
-    if (d + 1 < t.d.end) return product_.a.ahead(product_.a.load, slab_a(group(t, t.i.begin), d + 1));
-    return {};
+    const bool last_rows = now.end >= t.i.end, last_depth = d + 1 >= t.d.end;
+    if (last_rows && last_depth) return {};
+    if (t.rows_first) return last_depth ? ahead_of_a(group(t, now.end), t.d.begin) : ahead_of_a(now, d + 1);
+    return last_rows ? ahead_of_a(group(t, t.i.begin), d + 1) : ahead_of_a(group(t, now.end), d);
   }
+
+  Ahead ahead_of_a(const Range& group, int64_t d) const { return product_.a.ahead(product_.a.load, slab_a(group, d)); }
 
   Ahead next_tile(const Task& t, int64_t i, int64_t j) const {
     const Epilogue& epilogue = product_.epilogue;
@@ -257,6 +258,7 @@ class Nest {
   const Product& product_;
   const Partition partition_;
   const bool by_depth_;     // panels of A are [line][depth]
+  const uint64_t number_;   // no other product in this process has it
   Acc* partial_ = nullptr;  // [slices][row_panels][column_panels] tiles where k is sliced, else null
 };
 
