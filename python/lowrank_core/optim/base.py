@@ -21,6 +21,7 @@ from lowrank_core.optim.options import check_values, own_keys, plain_numbers
 from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.slots import SLOT_KEYS, Slot, State, fits, slots
 from lowrank_core.optim.states import open_state, resized
+from lowrank_core.optim.takeover import Carried, carry, states_of
 from lowrank_core.optim.watch import Watch
 from lowrank_core.telemetry import Projection
 
@@ -194,6 +195,38 @@ class StateOptimizer(torch.optim.Optimizer):
             self.register_load_state_dict_post_hook(put, prepend=True),
         ):
             super().load_state_dict(state_dict)
+
+    def from_state(self, saved: torch.optim.Optimizer | Mapping[str, Any]) -> list[Carried]:
+        """Takes over what fits of the state of torch's AdamW or of galore_torch, in the middle of a run.
+
+        Plain weights get moments and step of AdamW; projected ones those of galore_torch with their basis, where rank
+        and side are the same. What does not fit starts anew, its bias correction too. Groups stay as they are: a rate
+        or a schedule is yours to carry.
+
+        Args:
+          saved: the optimizer, whose parameters are recognized as themselves; or its `state_dict()`, by names where
+            both sides have names, else by position.
+
+        Returns:
+          One row for each parameter: its name, whether something was carried, and what, or why not.
+
+        Raises:
+          ValueError: the parameters cannot be told. Nothing is changed then.
+        """
+        places = [(group, slot) for _, group, slot in self._slots()]
+        sizes = [len(group["params"]) for group in self.param_groups]
+        states = states_of(saved, [slot for _, slot in places], sizes)
+        rows, found = [], {}
+        for group, slot in places:
+            state, reason = None, "it has no state there: it starts anew"
+            if slot in states:
+                parts, fresh = self._parts(group, slot.weight), open_state(self._layout(group, slot), slot.param.device)
+                state, reason = carry(slot, parts, states[slot], fresh, group.get("update_proj_gap", 1))
+            rows.append(Carried(slot.name, state is not None, reason))
+            found[slot.param] = state
+        self.state.clear()
+        self.state.update({param: state for param, state in found.items() if state is not None})
+        return rows
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_skipped": self._skipped}
