@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_core.optim import GaLoreAdamW, param_groups
+from lowrank_core.optim import ApolloAdamW, GaLoreAdamW, param_groups
 from optim_cases import Zoo, draw, every_optimizer, plain_on_purpose, same, snapshot, train
 from torch import Tensor, nn
 
@@ -107,6 +107,36 @@ def test_projected_weights_go_on_as_under_galore_torch(shape: tuple[int, int], m
         ours.step()
         refreshes.append(state["proj.refreshes"])
     assert refreshes == [1, 1, 2, 2, 2, 2, 2, 3]  # before steps 10 and 15, counted from the start of the run
+
+
+@pytest.mark.parametrize(("step", "refreshes"), [(4, [1, 2]), (5, [2, 2]), (6, [1, 1]), (10, [2, 2])])
+def test_a_search_comes_when_it_would_have_come(step: int, refreshes: list[int]) -> None:
+    weight = nn.Parameter(draw(20, 12))
+    ours = GaLoreAdamW([weight], rank=4, update_proj_gap=5)
+    ours.from_state({"state": {0: galore_state(weight, 4, step)}, "param_groups": [{"params": [0]}]})
+    found = []
+    for number in range(2):
+        weight.grad = draw(20, 12, seed=number)
+        ours.step()
+        found.append(ours.state[weight]["proj.refreshes"])
+    assert found == refreshes
+
+
+@pytest.mark.parametrize("make", [lambda w: GaLoreAdamW(w, rank=4, rule="lion"), lambda w: ApolloAdamW(w, rank=4)])
+def test_other_moments_and_other_projections_start_anew(make: Any) -> None:
+    weight = nn.Parameter(draw(20, 12))
+    ours = make([weight])
+    (row,) = ours.from_state({"state": {0: galore_state(weight, 4, 7)}, "param_groups": [{"params": [0]}]})
+    assert not row.carried and "starts anew" in row.reason and not ours.state
+
+
+def test_what_was_held_before_is_gone() -> None:
+    weight = nn.Parameter(draw(20, 12))
+    ours = GaLoreAdamW([weight], rank=4)
+    weight.grad = draw(20, 12)
+    ours.step()
+    assert not ours.from_state({"state": {}, "param_groups": [{"params": [0]}]})[0].carried
+    assert not ours.state
 
 
 @pytest.mark.parametrize(
