@@ -33,4 +33,4 @@ def test_every_number_arrives(tmp_path: Path) -> None:
         for key, value in row.items()
         if key not in ("step", "name") and value is not None
     }
-    assert found == pytest.approx(expected, rel=1e-6) and len(expected) == 3 * 5 + 1
+    assert found == pytest.approx(expected, rel=torch.finfo(torch.float32).eps) and len(expected) == 3 * 5 + 1
