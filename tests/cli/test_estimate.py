@@ -138,7 +138,7 @@ def test_table(cli):
     ("options", "sentence"),
     [
         (["--rank", "256"], "`--rank` must be < 256"),
-        (["--optimizer", "adamw", "--rank", "4"], "`--rank` must come with one of galore, fira, apollo.*, got adamw"),
+        (["--optimizer", "adamw", "--rank", "4"], "`--rank` must come with one of galore, .*, got adamw"),
         (["--optimizer", "adamw", "--proj-type", "left"], "`--proj-type` must come with one of galore"),
         (["--optimizer", "adamw", "--projector", "svd"], "`--projector` must come with one of galore"),
         (

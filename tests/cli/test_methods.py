@@ -36,6 +36,9 @@ NEW_FIELDS = (
     "scale_cap",
     "rule",
     "iterations",
+    "compare_update_proj_gap",
+    "reproject_factor",
+    "eq5",
 )
 # Of several optimizers in one run, with what the second has for itself.
 RUNS = {
@@ -44,6 +47,7 @@ RUNS = {
     "apollo": ["--optimizer", "apollo"],
     "apollo-mini": ["--optimizer", "apollo", *flags(rank=1, scale_type="tensor", scale=128, scale_cap=4)],
     "apollo beside galore": ["--optimizer", "apollo", "--compare", "galore", "--compare-scale", 0.25],
+    "coap": ["--optimizer", "coap", "--eq5", "normalized", "--reproject-factor", 2],
     "galore by lion": ["--optimizer", "galore", "--rule", "lion", "--lr", 0.001],
     "sinkgd beside scale": ["--optimizer", "sinkgd", "--iterations", 2, "--compare", "scale"],
     "adamw beside fira": ["--optimizer", "adamw", "--compare", "fira", "--scale", 0.5],
@@ -103,6 +107,7 @@ def test_scale_belongs_to_one_of_two_methods(given, galore, apollo):
     config = replace(SMALL, optimizer="galore", compare="apollo", **given)
     for found in (config, resolve(config), TrainConfig.from_json(resolve(config).to_json())):
         assert found.own("galore")["scale"] == galore and found.own("apollo")["scale"] == apollo
+    assert resolve(config).compare_update_proj_gap == 100
     assert resolve(config).scale == galore and resolve(config).compare_scale == apollo
     assert (resolve(config).projector, resolve(config).compare_projector) == ("rsvd", "random")
 
@@ -118,10 +123,12 @@ def test_scale_is_that_of_the_only_method():
     [
         ("fira --scale-type tensor", "`--scale-type` must come with the optimizer apollo, got fira; leave it out"),
         ("fira --scale-cap 2", "`--scale-cap` must come with the optimizer apollo, got fira"),
+        ("galore --eq5 normalized", "`--eq5` must come with the optimizer coap, got galore"),
+        ("coap --projector svd", "`--projector` must come with the optimizer galore, .* got coap"),
         ("galore --limiter 2", "`--limiter` must come with the optimizer fira or apollo, got galore"),
         ("galore --limiter 2 --compare adamw", "the optimizer fira or apollo, got galore and adamw"),
         ("apollo --residual code", "`--residual` must come with the optimizer fira, got apollo"),
-        ("apollo --moments rotate", "`--moments` must come with the optimizer galore or fira, got apollo"),
+        ("apollo --moments rotate", "`--moments` must come with the optimizer galore, .* got apollo"),
         ("fira --projector random", "`--projector` must be rsvd or svd with the optimizer fira, got random"),
         ("apollo --projector rsvd", "`--projector` must be random or svd with the optimizer apollo, got rsvd"),
         (
@@ -137,7 +144,7 @@ def test_scale_is_that_of_the_only_method():
         ),
         ("adamw --compare fira --compare-scale 2", "must come with two optimizers that have `--scale`"),
         ("fira --limiter 0.5", "--limiter: must be a number >= 1, got '0.5'"),
-        ("scale --rank 4", "`--rank` must come with the optimizer .* or apollo, got scale; leave it out"),
+        ("scale --rank 4", "`--rank` must come with the optimizer galore, .*, got scale; leave it out"),
         ("scale --scale 4", "`--scale` must come with the optimizer .*, got scale; leave it out"),
         ("sinkgd --iterations 0", "--iterations: must be a whole number >= 1, got '0'"),
         ("qgalore", "--optimizer: invalid choice: 'qgalore'"),

@@ -135,6 +135,7 @@ OTHER = {
     "update_proj_gap": 7, "scale": 0.5, "proj_type": "reverse_std", "projector": "svd", "moments": "rotate",
     "moment_dtype": "int8", "plain_moment_dtype": "bfloat16", "rounding": "stochastic", "limiter": 2.0,
     "residual": "code", "scale_type": "tensor", "scale_cap": 3.0, "rule": "lion", "iterations": 3,
+    "reproject_factor": 2, "eq5": "normalized",
 }  # fmt: skip
 SHARED = {"betas": (0.5, 0.75), "eps": 0.125}
 
@@ -168,6 +169,7 @@ def test_defaults():
         "update_proj_gap": 100, "scale": 0.125, "proj_type": "std", "projector": "rsvd", "moments": "keep",
         "compare_scale": None, "compare_projector": None,
         "limiter": None, "residual": None, "scale_type": None, "scale_cap": None, "rule": "adam", "iterations": None,
+        "reproject_factor": None, "eq5": None, "compare_update_proj_gap": None,
         "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest",
         "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
         "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "seed": 0, "eval_every": 50, "eval_batches": 16,

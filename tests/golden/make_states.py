@@ -110,6 +110,8 @@ CASES = [
     Case("sinkgd-format2-float32", (LEFT, RIGHT, CONV, VECTOR), method="sinkgd"),
     Case("sinkgd-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"iterations": 3}, method="sinkgd"),
     Case("apollo-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"limiter": None}, method="apollo"),
+    Case("coap-format2-float32", (LEFT, RIGHT, CONV, VECTOR), keys={"reproject_factor": 2}, method="coap"),
+    Case("coap-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"eq5": "normalized"}, method="coap"),
 ]
 
 

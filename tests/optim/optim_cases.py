@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_core.optim import SCALE, ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer, SinkGD, fused
+from lowrank_core.optim import (
+    SCALE,
+    ApolloAdamW,
+    CoapAdamW,
+    FiraAdamW,
+    GaLoreAdamW,
+    LowRankOptimizer,
+    SinkGD,
+    fused,
+)
 from torch import Tensor, nn
 
 VOCABULARY, WIDTH, HIDDEN, LENGTH, BATCH = 16, 12, 20, 10, 8
@@ -80,6 +89,9 @@ CASES = [
     Case("scale", SCALE),
     Case("scale-int8", SCALE, {"moment_dtype": "int8", "last": True}),
     Case("sinkgd", SinkGD, {"iterations": 2}),
+    Case("coap", CoapAdamW, {"reproject_factor": 2}),
+    Case("coap-normalized", CoapAdamW, {"reproject_factor": 2, "eq5": "normalized", "moments": "rotate"}),
+    Case("coap-int8", CoapAdamW, {"reproject_factor": 2, "moment_dtype": "int8", "proj_type": "reverse_std"}),
 ]
 
 # For tests that ask for a rank which no weight is above.

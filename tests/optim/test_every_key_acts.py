@@ -27,6 +27,8 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "oversample": (6, {}),
     "niter": (2, {}),
     "moments": ("rotate", {}),
+    "reproject_factor": (1, {}),
+    "eq5": ("normalized", {}),
     "limiter": (None, {}),
     "momentum": (0.5, {}),
     "last": (True, {}),

@@ -9,8 +9,10 @@ import pytest
 import torch
 from lowrank_core.memory import estimate as memory
 from lowrank_core.optim import (
+    METHODS,
     SCALE,
     ApolloAdamW,
+    CoapAdamW,
     FiraAdamW,
     GaLoreAdamW,
     SinkGD,
@@ -77,6 +79,15 @@ _NO_SUBSPACE = {
 }  # fmt: skip
 SCALE_ = {**_NO_SUBSPACE, "rank": "full", "momentum": 0.9, "last": None}
 SINKGD = {**_NO_SUBSPACE, "rank": "full", "iterations": 5, "scale": 0.05}
+COAP = {
+    **{key: value for key, value in SHARED.items() if key != "projector"},
+    "rank": 0.25,
+    "update_proj_gap": 32,
+    "scale": 1.0,
+    "reproject_factor": 5,
+    "eq5": "reference",
+}
+EVERY = {GaLoreAdamW: GALORE, FiraAdamW: FIRA, ApolloAdamW: APOLLO, CoapAdamW: COAP, SCALE: SCALE_, SinkGD: SINKGD}
 # Of those, what decides the bytes of the state; it stands once more where torch is not needed.
 DECIDING = {
     **{key: GALORE[key] for key in ("rank", "proj_type", "force_projection", "moment_dtype", "plain_moment_dtype")},
@@ -169,11 +180,9 @@ def ends(steps: int, dtype: torch.dtype = torch.float32, **keys: Any) -> tuple[T
 
 
 def test_signatures() -> None:
-    assert defaults_of(GaLoreAdamW) == GALORE
-    assert defaults_of(FiraAdamW) == FIRA
-    assert defaults_of(ApolloAdamW) == APOLLO
-    assert defaults_of(SCALE) == SCALE_
-    assert defaults_of(SinkGD) == SINKGD
+    assert set(EVERY) == set(METHODS.values())
+    for kind, keys in EVERY.items():
+        assert defaults_of(kind) == keys, kind
     found = {key: value for key, value in defaults_of(RandomizedSVD).items() if key != "codec"}
     assert found == {"oversample": 10, "niter": 2, "warm_niter": 1}
     for called, published in OTHERS:
@@ -245,11 +254,7 @@ def test_the_default_targets() -> None:
         assert estimate_state_bytes(what) == said
 
 
-@pytest.mark.parametrize(
-    ("kind", "keys"),
-    [(GaLoreAdamW, GALORE), (FiraAdamW, FIRA), (ApolloAdamW, APOLLO), (SCALE, SCALE_), (SinkGD, SINKGD)],
-    ids=["galore", "fira", "apollo", "scale", "sinkgd"],
-)
+@pytest.mark.parametrize(("kind", "keys"), EVERY.items(), ids=lambda value: getattr(value, "__name__", ""))
 def test_an_optimizer_and_its_groups_have_these_keys_and_no_others(kind: Any, keys: dict[str, Any]) -> None:
     optimizer = kind([nn.Parameter(draw(6, 8))], rank=2)
     assert optimizer.defaults == {**keys, "rank": 2}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lowrank_core.optim import GaLoreAdamW
-from lowrank_core.optim.refresh import _near_one
+from lowrank_core.optim.parts.products import near_one
 from optim_cases import draw
 from testing import tolerance
 from torch import Tensor, nn
@@ -66,7 +66,8 @@ def test_near_one_is_exact(dtype: torch.dtype, exponent: int) -> None:
     matrix = torch.tensor([[1.0, -0.5], [0.25, 0.0]], dtype=torch.float64) * 2.0**exponent
     matrix = matrix.to(dtype)
     if bool(matrix.any()) and bool(matrix.isfinite().all()):
-        scaled = _near_one(matrix)
+        scaled, taken = near_one(matrix)
+        assert taken == 0 or abs(taken) > 32
         largest = float(scaled.abs().max())
         assert 2.0**-34 < largest < 2.0**34
         assert torch.equal(scaled / scaled[0, 0], matrix / matrix[0, 0])

@@ -27,6 +27,7 @@ _FIRST = (
     ),
     ("optim/parts/lines", ("optim/test_whole.py",)),
     ("optim/parts/rules/lines", ("optim/test_whole.py",)),
+    ("optim/parts/projectors/correlated", ("optim/test_coap.py",)),
     ("optim/parts/projectors", ("optim/test_searches.py", "optim/test_refresh.py", "optim/test_apollo_projection.py")),
     ("optim/parts/products", ("optim/test_without_kernels.py", "optim/test_searches.py")),
     (

@@ -87,6 +87,7 @@ class TrainConfig:
     rank: int | None = _method("rank", "rank of the projection", shown="dim // 4", type=whole(1), metavar="N")
     update_proj_gap: int | None = _method("update_proj_gap", "steps from one refresh to the next", type=whole(1),
                                           metavar="N")
+    compare_update_proj_gap: int | None = _of_compare("update_proj_gap", type=whole(1), metavar="N")
     scale: float | None = _method("scale", "factor on the projected update; apollo takes its root",
                                   type=real(0, ends="(]"))
     compare_scale: float | None = _of_compare("scale", type=real(0, ends="(]"))
@@ -94,6 +95,10 @@ class TrainConfig:
     rule: str | None = _method("rule", "what is done with a projected gradient", choices=tuple(RULES))
     projector: str | None = _method("projector", "how a subspace is found", choices=PROJECTORS)
     compare_projector: str | None = _of_compare("projector", choices=PROJECTORS)
+    reproject_factor: int | None = _method("reproject_factor", "changes of the basis from one search to the next",
+                                           type=whole(1), metavar="N")
+    eq5: str | None = _method("eq5", "gradient step on the basis: the published one, or one of a fixed length",
+                              choices=("reference", "normalized"))
     moments: str | None = _method("moments", "what a refresh does to the moments", choices=("keep", "rotate"))
     limiter: float | None = _method("limiter", "largest growth of the scaled part's norm in one step, a factor",
                                     type=real(1))

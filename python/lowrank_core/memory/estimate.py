@@ -105,7 +105,7 @@ def estimate_state_bytes(
     Args:
       shapes: by name, where a name with a word of `exclude` means plain AdamW; or shapes alone, of which none is
         excluded.
-      optimizer: "adamw", "galore", "fira", "apollo", "scale" or "sinkgd".
+      optimizer: "adamw", or one of `lowrank_core.memory.methods.METHODS`.
       rank: of the projection, for optimizers that have one; None means their own default.
       dtype: name of the weights' dtype, such as "bfloat16".
       exclude: a word or several; None: "embed" and "lm_head".

@@ -40,6 +40,10 @@ def _galore(where: Geometry, keys: Keys) -> Kept:
     return Kept(RULES[keys["rule"]](where.low_shape), basis_fields(where))
 
 
+def _adam(where: Geometry, keys: Keys) -> Kept:
+    return Kept(adam_fields(where.low_shape), basis_fields(where))
+
+
 def _fira(where: Geometry, keys: Keys) -> Kept:
     return Kept(adam_fields(where.low_shape), basis_fields(where) | limit_fields())
 
@@ -97,6 +101,15 @@ METHODS: dict[str, Method] = {
         projectors=("random", "svd"),
         proj_types=ONE_SIDED,
     ),
+    "coap": Method(
+        "coap:CoapAdamW",
+        _adam,
+        rank=0.25,
+        own={"update_proj_gap": 32, "scale": 1.0, "reproject_factor": 5, "eq5": "reference"},
+        lacks=("projector",),
+        projectors=(),
+        proj_types=ONE_SIDED,
+    ),
 }
 METHODS |= {
     "scale": Method(
@@ -123,4 +136,4 @@ METHODS |= {
     ),
 }
 PROJECTORS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.projectors))
-TO_COME = ("qgalore", "adarankgrad", "dct", "trion", "dion2", "frugal", "flora", "coap", "ldadam", "lisa")
+TO_COME = ("qgalore", "adarankgrad", "dct", "trion", "dion2", "frugal", "flora", "ldadam", "lisa")

@@ -11,6 +11,7 @@ from lowrank_core.optim.groups import param_groups
 from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.methods import METHODS
 from lowrank_core.optim.methods.apollo import ApolloAdamW
+from lowrank_core.optim.methods.coap import CoapAdamW
 from lowrank_core.optim.methods.fira import FiraAdamW
 from lowrank_core.optim.methods.galore import GaLoreAdamW
 from lowrank_core.optim.methods.scale import SCALE
@@ -22,6 +23,7 @@ __all__ = [
     "METHODS",
     "SCALE",
     "ApolloAdamW",
+    "CoapAdamW",
     "FiraAdamW",
     "GaLoreAdamW",
     "LowRankOptimizer",

@@ -41,7 +41,7 @@ def estimate_state_bytes(
       model_or_shapes: a module, on the meta device too, whose trainable parameters are split as by `param_groups`; or
         shapes by name, where a name with a word of `exclude` means plain AdamW; or shapes alone, of which none is
         excluded.
-      optimizer: "adamw", or one of `METHODS`: "galore", "fira", "apollo", "scale", "sinkgd".
+      optimizer: "adamw", or one of `METHODS`.
       rank: of the projection, for optimizers that have one; None means their own default.
       dtype: of the weights; None means the module's own, or float32 for shapes.
       target_modules, exclude: as in `param_groups`; the former for a module only, the latter not for shapes

@@ -18,6 +18,7 @@ from lowrank_core.ops.subspace_step.step import count_step, project_list, step_l
 from lowrank_core.optim.bucket import Bucket, batches
 from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
+from lowrank_core.optim.parts.projectors.correlated import Correlated
 from lowrank_core.optim.parts.projectors.gaussian import Gaussian
 from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomizedSVD
 from lowrank_core.optim.parts.residuals.drop import Drop
@@ -139,7 +140,7 @@ _CODECS = (Float32, StochasticBFloat16, Blocks8)
 FUSED: dict[Key, FusedStep] = {
     ("cpu", projector, residual, Adam, moments): SubspaceStep()
     for projector, residual, moments in product(
-        (RandomizedSVD, ExactSVD, Gaussian), (Drop, ScaledRest, ScaledGradient), _CODECS
+        (RandomizedSVD, ExactSVD, Gaussian, Correlated), (Drop, ScaledRest, ScaledGradient), _CODECS
     )
 }
 FUSED |= {

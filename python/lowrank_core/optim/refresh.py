@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from math import frexp, inf
 from typing import cast
 
 import torch
@@ -15,6 +14,7 @@ from lowrank_core.memory.storage import stored
 from lowrank_core.optim.bucket import Bucket
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.parts.codecs import decoded, encode
+from lowrank_core.optim.parts.products import near_one
 from lowrank_core.optim.parts.projectors import Found, Query
 from lowrank_core.optim.parts.rules import Moments, Turn
 from lowrank_core.optim.parts.subspaces import Subspace
@@ -85,7 +85,7 @@ def _query(bucket: Bucket, slot: Slot, signal: Tensor, state: State, step: float
     held = bucket.parts.projector.held(slot, state) if refreshes else None
     place = cast(Geometry, slot.geometry)
     moments = partial(_moments, bucket, slot, state) if refreshes else dict
-    return Query(signal, place, held, slot.search_seed(refreshes), moments, step)
+    return Query(signal, place, held, slot.search_seed(refreshes), moments, step, refreshes)
 
 
 def _moments(bucket: Bucket, slot: Slot, state: State) -> Moments:
@@ -122,21 +122,9 @@ def _hold(bucket: Bucket, slot: Slot, state: State, subspace: Subspace) -> None:
 
 def captured(subspace: Subspace, grad: Tensor) -> Tensor:
     """|R|_F^2 / |G|_F^2 of a gradient in the working dtype: 0-d float32 in [0, 1]."""
-    grad = _near_one(grad)
+    grad, _ = near_one(grad)
     share = _frobenius(subspace.down(grad)) / _frobenius(grad)
     return share.square().clamp(max=1).float()  # rounding may put a whole share above 1
-
-
-def _near_one(matrix: Tensor) -> Tensor:
-    """`matrix` times the power of two that keeps its products from overflow and underflow; itself if none is needed.
-
-    Reads its largest entry: a step that refreshes waits for an accelerator anyway.
-    """
-    exponent = frexp(float(torch.linalg.vector_norm(matrix, inf)))[1]
-    if abs(exponent) <= 32:
-        return matrix
-    half = exponent // 2  # in two factors, each of which the dtype has
-    return matrix * 2.0**-half * 2.0 ** (half - exponent)
 
 
 def _frobenius(matrix: Tensor) -> Tensor:

@@ -1,18 +1,21 @@
 """The products into and out of a subspace, and the search for one: by kernels, or by torch operations on other devices.
 
 The search by torch operations is the textbook's: its subspaces differ from those of the kernels and are as good.
-Nothing here waits for a device. Determinism without kernels: D2 (within a stated bound; docs/numerics.md).
+Nothing here but `near_one` waits for a device. Determinism without kernels: D2 (within a stated bound;
+docs/numerics.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import frexp, inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lowrank_core.ops.normal import fill_normal
+from lowrank_core.ops.rsvd.factor import orthonormalize
 from lowrank_core.ops.rsvd.fixed_rank import rsvd_unrecorded
 from lowrank_core.ops.rsvd.lists import find_into
 from lowrank_core.ops.rsvd.projection import project_back_unrecorded, project_unrecorded
@@ -115,6 +118,27 @@ def _scaled(matrix: Tensor) -> Tensor:
     wide = matrix.to(work_dtype(matrix.dtype))
     exponent = torch.frexp(wide.abs().amax()).exponent
     return torch.ldexp(torch.ldexp(wide, -exponent // 2), -exponent - (-exponent // 2))
+
+
+def near_one(matrix: Tensor) -> tuple[Tensor, int]:
+    """`matrix` times the power of two that keeps its products from overflow and underflow, and minus its exponent;
+    itself and 0 if none is needed.
+
+    Reads its largest entry: a step that refreshes waits for an accelerator anyway.
+    """
+    exponent = frexp(float(torch.linalg.vector_norm(matrix, inf)))[1]
+    if abs(exponent) <= 32:
+        return matrix, 0
+    half = exponent // 2  # in two factors, each of which the dtype has
+    return matrix * 2.0**-half * 2.0 ** (half - exponent), exponent
+
+
+def orthonormal(columns: Tensor) -> Tensor:
+    """An orthonormal basis of `columns` [m, r], in their order; where they are dependent, with arbitrary directions."""
+    if has_kernels(columns.device):
+        q: Tensor = orthonormalize(columns)
+        return q
+    return _orthonormal(columns)
 
 
 def leading_sign(basis: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ class Query(NamedTuple):
     seed: int
     moments: Callable[[], Moments] = dict  # those in the subspace held, decoded when they are asked for; none at first
     step: float | Tensor = 0  # how many are finished; a tensor behind a gate
+    refreshes: int = 0  # how many subspaces were found before; of projectors of each step, whether there was one
 
 
 class Found(NamedTuple):
