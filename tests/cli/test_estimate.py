@@ -111,6 +111,18 @@ def test_apollo_mini(cli):
     assert small["rank"] == 64 and ours["bytes"][1]["state"] < small["bytes"][1]["state"] < ours["bytes"][0]["state"]
 
 
+def test_frugal(cli):
+    """Of blocks the largest ones count that may be at work together: a quarter of eight, or 0.5 of eight."""
+    shapes = ["estimate", "--shape", "64x32*6", "--shape", "16x16*2", "--optimizer", "frugal", "--json"]
+    lines = numbers(cli(*shapes, "--rank", 8))["bytes"][1]["state"]
+    assert lines == 6 * (2 * 4 * 64 * 8) + 2 * (2 * 4 * 16 * 8) + 8 * (4 + 4 + 8 * 8)  # and indices, share, count
+    for density, active in ((0.25, 2), (0.5, 4)):
+        held = numbers(cli(*shapes, "--subspace", "block", "--density", density))["bytes"][1]["state"]
+        assert held == active * 2 * 4 * 64 * 32 + 8 * 4
+    many = ["estimate", "--shape", f"64x32*{2**62}", "--optimizer", "frugal", "--json", "--subspace", "block"]
+    assert numbers(cli(*many, "--density", 0.5))["bytes"][1]["state"] == 2**61 * 2 * 4 * 64 * 32 + 4 * 2**62
+
+
 def test_scale_counts_one_last_matrix(cli):
     """With --shape the last one; the decoder's head has AdamW's moments, as in a run."""
     shapes = ["--shape", f"8x6*{2**62}", "--shape", "4x5*3"]
@@ -150,6 +162,7 @@ def test_table(cli):
         (["--projector", "random"], "`--projector` must be one of rsvd, svd for galore, got random"),
         (["--optimizer", "sgd"], "invalid choice: 'sgd' .choose from '?galore'?, '?fira'?, '?apollo'?"),
         (["--optimizer", "apollo", "--rank", "256"], "`--rank` must be < 256"),
+        (["--density", "0.5"], "`--density` must come with frugal, got galore; leave it out"),
         (["--optimizer", "scale", "--rank", "4"], "`--rank` must be left out for scale, which takes matrices whole"),
         (["--preset", "1b", "--dim", "64"], "`--dim` must not come with `--preset`"),
         (["--shape", "3x4x5"], "must be MxN or MxN\\*COUNT, .* got '3x4x5'"),

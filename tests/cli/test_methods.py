@@ -39,6 +39,9 @@ NEW_FIELDS = (
     "compare_update_proj_gap",
     "reproject_factor",
     "eq5",
+    "subspace",
+    "density",
+    "sign_scale",
 )
 # Of several optimizers in one run, with what the second has for itself.
 RUNS = {
@@ -49,6 +52,8 @@ RUNS = {
     "apollo beside galore": ["--optimizer", "apollo", "--compare", "galore", "--compare-scale", 0.25],
     "coap": ["--optimizer", "coap", "--eq5", "normalized", "--reproject-factor", 2],
     "galore by lion": ["--optimizer", "galore", "--rule", "lion", "--lr", 0.001],
+    "frugal": ["--optimizer", "frugal", "--sign-scale", 0.1],
+    "frugal by blocks": ["--optimizer", "frugal", *flags(subspace="block", density=0.2, sign_scale=0.1)],
     "sinkgd beside scale": ["--optimizer", "sinkgd", "--iterations", 2, "--compare", "scale"],
     "adamw beside fira": ["--optimizer", "adamw", "--compare", "fira", "--scale", 0.5],
 }

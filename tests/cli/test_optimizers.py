@@ -136,6 +136,7 @@ OTHER = {
     "moment_dtype": "int8", "plain_moment_dtype": "bfloat16", "rounding": "stochastic", "limiter": 2.0,
     "residual": "code", "scale_type": "tensor", "scale_cap": 3.0, "rule": "lion", "iterations": 3,
     "reproject_factor": 2, "eq5": "normalized",
+    "subspace": "svd", "density": 0.5, "sign_scale": 0.125,
 }  # fmt: skip
 SHARED = {"betas": (0.5, 0.75), "eps": 0.125}
 
@@ -170,6 +171,7 @@ def test_defaults():
         "compare_scale": None, "compare_projector": None,
         "limiter": None, "residual": None, "scale_type": None, "scale_cap": None, "rule": "adam", "iterations": None,
         "reproject_factor": None, "eq5": None, "compare_update_proj_gap": None,
+        "subspace": None, "density": None, "sign_scale": None,
         "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest",
         "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
         "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "seed": 0, "eval_every": 50, "eval_batches": 16,

@@ -16,6 +16,7 @@ from lowrank_core.optim import (
     ApolloAdamW,
     CoapAdamW,
     FiraAdamW,
+    FrugalAdamW,
     GaLoreAdamW,
     LowRankOptimizer,
     SinkGD,
@@ -35,6 +36,9 @@ class Case:
     optimizer: type[LowRankOptimizer]
     keys: dict[str, Any] = field(default_factory=dict)
     lr: float = 0.02
+    # Its rank, where "rank" among `keys` does not say it; None where it differs from matrix to matrix, and moves.
+    rank_held: int | None = RANK
+    by_group: bool = False  # whether what else is in its group shows in a weight
 
     @property
     def method(self) -> str:
@@ -45,7 +49,8 @@ class Case:
     def plain(self) -> dict[str, Any]:
         """Keys with which nothing is projected: a rank above all sides; or none, where a method then projects all the
         same."""
-        return {"rank": 10_000 if self.optimizer.full_rank == "plain" else None}
+        marked = self.optimizer.full_rank != "plain" or "density" in self.keys
+        return {"rank": None if marked else 10_000}
 
     @property
     def searches(self) -> bool:
@@ -60,6 +65,11 @@ class Case:
         rank: int = self.keys.get("rank", RANK)
         return rank
 
+    @property
+    def moves(self) -> bool:
+        """True if the state is smaller at times than what is planned."""
+        return self.rank_held is None
+
     def make(self, params: Any, **overrides: Any) -> LowRankOptimizer:
         shared = {"lr": self.lr, "rank": RANK, "update_proj_gap": 3, "scale": 1.0}
         known = inspect.signature(self.optimizer).parameters
@@ -67,6 +77,7 @@ class Case:
         return self.optimizer(params, **{key: keys[key] for key in keys if key in known or key not in shared})
 
 
+BLOCKS = {"subspace": "block", "density": 0.5, "sign_scale": 0.25}
 CASES = [
     Case("galore", GaLoreAdamW),
     Case("galore-svd", GaLoreAdamW, {"projector": "svd"}),
@@ -86,6 +97,14 @@ CASES = [
     Case("apollo-svd", ApolloAdamW, {"projector": "svd", "scale_cap": 3.0}),
     Case("apollo-int8", ApolloAdamW, {"moment_dtype": "int8", "proj_type": "reverse_std"}),
     Case("apollo-mini", ApolloAdamW, {"rank": 1, "scale_type": "tensor", "scale": 12.0}),
+    Case("frugal", FrugalAdamW, {"sign_scale": 0.25}),
+    Case("frugal-rows", FrugalAdamW, {"subspace": "rows", "sign_scale": 0.25}),
+    Case("frugal-random", FrugalAdamW, {"subspace": "random", "sign_scale": 0.25}),
+    Case("frugal-svd", FrugalAdamW, {"subspace": "svd", "sign_scale": 0.25}),
+    Case("frugal-int8", FrugalAdamW, {"subspace": "svd", "sign_scale": 0.25, "moment_dtype": "int8"}),
+    Case("frugal-sign", FrugalAdamW, {"density": 0.0, "sign_scale": 0.25}, rank_held=0),
+    Case("frugal-block", FrugalAdamW, {**BLOCKS}, rank_held=None, by_group=True),
+    Case("frugal-block-int8", FrugalAdamW, {**BLOCKS, "moment_dtype": "int8"}, rank_held=None, by_group=True),
     Case("scale", SCALE),
     Case("scale-int8", SCALE, {"moment_dtype": "int8", "last": True}),
     Case("sinkgd", SinkGD, {"iterations": 2}),

@@ -73,6 +73,8 @@ def test_full_rank_in_half_precision_rounds_once(case: Case) -> None:
 
 @every_optimizer
 def test_groups_have_their_own_lr(case: Case) -> None:
+    if case.by_group:
+        pytest.skip("which matrices are at work is drawn among those of a group")
     model, twin, start = Zoo(), Zoo(), Zoo()
     lrs = {"up.weight": 0.0, "down.weight": case.lr / 1000}
     named = list(model.named_parameters())

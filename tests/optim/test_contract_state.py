@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from lowrank_core.optim import METHODS, estimate_state_bytes, methods
-from optim_cases import CASES, Case, Zoo, backward, every_dtype, every_optimizer, same, snapshot, train
+from optim_cases import CASES, RANK, Case, Zoo, backward, every_dtype, every_optimizer, same, snapshot, train
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -95,8 +95,10 @@ def test_state_bytes_equal_the_estimate(case: Case, dtype: torch.dtype) -> None:
     train(model, optimizer, range(4))
     keys = {key: value for key, value in case.keys.items() if key != "rank"}
     shapes = [p.shape for p in model.parameters()]
-    assert optimizer.state_bytes() == optimizer.planned_state_bytes()
-    assert optimizer.state_bytes() == estimate_state_bytes(shapes, case.method, rank=case.rank, dtype=dtype, **keys)
+    planned = optimizer.planned_state_bytes()
+    assert optimizer.state_bytes() <= planned if case.moves else optimizer.state_bytes() == planned
+    keys = {key: value for key, value in keys.items() if key not in ("sign_scale", "stagger")}
+    assert planned == estimate_state_bytes(shapes, case.method, rank=case.rank, dtype=dtype, **keys)
 
 
 @every_optimizer
@@ -142,11 +144,14 @@ def test_projections_report_every_subspace(case: Case) -> None:
     assert found.keys() == {"embed.weight", "conv.weight", "up.weight", "down.weight", "square.weight"}
     measured = any("proj.captured" in state for state in optimizer.state.values())
     for projection in found.values():
-        assert 0.0 < projection.captured <= 1.0 if measured else projection.captured is None
+        assert projection.captured is not None if measured else projection.captured is None
+        assert not measured or ((projection.rank == 0) == (projection.captured == 0) and projection.captured <= 1.0)
         looked = (projection.refreshes, projection.last_refresh_step)
         assert looked == ((3, 6) if case.searches else (1, 0))
         whole = min(projection.shape[0], prod(projection.shape[1:]))
-        assert projection.rank == (whole if projection.side == "whole" else case.rank)
+        rank = case.rank if case.rank_held == RANK else case.rank_held
+        ranks = {0, whole} if case.moves else {whole if projection.side == "whole" else rank}
+        assert projection.rank in ranks
 
 
 def test_every_method_keeps_the_contract() -> None:

@@ -14,6 +14,7 @@ from lowrank_core.optim import (
     ApolloAdamW,
     CoapAdamW,
     FiraAdamW,
+    FrugalAdamW,
     GaLoreAdamW,
     SinkGD,
     estimate_state_bytes,
@@ -21,9 +22,10 @@ from lowrank_core.optim import (
     param_groups,
 )
 from lowrank_core.optim.parts.projectors.orthonormal import RandomizedSVD
-from lowrank_core.optim.parts.projectors.whole import Whole
+from lowrank_core.optim.parts.projectors.selected import Blocks, DrawnLines, Whole
 from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.residuals.limited import ScaledGradient, ScaledRest
+from lowrank_core.optim.parts.residuals.sign import SignRest
 from lowrank_core.optim.parts.rules.adabelief import AdaBelief
 from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
@@ -31,6 +33,7 @@ from lowrank_core.optim.parts.rules.lines import Lines, MomentumLines, Sinkhorn
 from lowrank_core.optim.parts.rules.lion import Lion
 from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
 from lowrank_core.optim.parts.schedules.never import Never
+from lowrank_core.optim.parts.transports import Reset
 from optim_cases import draw, same
 from torch import Tensor, nn
 
@@ -77,6 +80,15 @@ _NO_SUBSPACE = {
         "stagger",
     )
 }  # fmt: skip
+FRUGAL = {
+    **_NO_SUBSPACE,
+    "rank": 0.25,
+    "density": None,
+    "subspace": "columns",
+    "sign_scale": 1.0,
+    "update_proj_gap": 200,
+    "stagger": False,
+}
 SCALE_ = {**_NO_SUBSPACE, "rank": "full", "momentum": 0.9, "last": None}
 SINKGD = {**_NO_SUBSPACE, "rank": "full", "iterations": 5, "scale": 0.05}
 COAP = {
@@ -87,7 +99,15 @@ COAP = {
     "reproject_factor": 5,
     "eq5": "reference",
 }
-EVERY = {GaLoreAdamW: GALORE, FiraAdamW: FIRA, ApolloAdamW: APOLLO, CoapAdamW: COAP, SCALE: SCALE_, SinkGD: SINKGD}
+EVERY = {
+    GaLoreAdamW: GALORE,
+    FiraAdamW: FIRA,
+    ApolloAdamW: APOLLO,
+    CoapAdamW: COAP,
+    FrugalAdamW: FRUGAL,
+    SCALE: SCALE_,
+    SinkGD: SINKGD,
+}
 # Of those, what decides the bytes of the state; it stands once more where torch is not needed.
 DECIDING = {
     **{key: GALORE[key] for key in ("rank", "proj_type", "force_projection", "moment_dtype", "plain_moment_dtype")},
@@ -117,12 +137,19 @@ OTHERS: list[tuple[Any, dict[str, Any]]] = [
         },
     ),
     (memory.Keys, {**DECIDING, "own": None}),
-    (memory.estimate_state_bytes, {"optimizer": "galore", "dtype": "float32", "exclude": None, **DECIDING}),
+    (
+        memory.estimate_state_bytes,
+        {"optimizer": "galore", "dtype": "float32", "exclude": None, **DECIDING, "counts": None},
+    ),
     (formula_state_bytes, {"proj_type": "std", "basis_bytes": 2, "moment_bytes": 2, "other_bytes": 2}),
     (Drop, {"scale": 1.0}),
     (ScaledRest, {"scale": 1.0, "limiter": 1.01, "resolution": 0.0, "kappa": 1.0}),
     (ScaledGradient, {"scale": 1.0, "limiter": 1.01, "resolution": 0.0, "whole": False, "cap": None}),
     (Whole, {}),
+    (DrawnLines, {}),
+    (Blocks, {"share": 0.25, "gap": 200}),
+    (SignRest, {"scale": 1.0, "sign_scale": 1.0}),
+    (Reset, {}),
     (Lines, {"rows": True}),
     (MomentumLines, {"rows": True, "momentum": 0.9}),
     (Sinkhorn, {"iterations": 5}),

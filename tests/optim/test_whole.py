@@ -11,9 +11,9 @@ from lowrank_core.memory.geometry import Geometry, Side
 from lowrank_core.memory.plan import format_plan
 from lowrank_core.optim import SCALE, GaLoreAdamW, SinkGD, param_groups
 from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD
-from lowrank_core.optim.parts.projectors.whole import Whole
+from lowrank_core.optim.parts.projectors.selected import Whole
 from lowrank_core.optim.parts.subspaces.dense import Dense
-from lowrank_core.optim.parts.subspaces.whole import All
+from lowrank_core.optim.parts.subspaces.selection import All
 from numpy import ndarray
 from optim_cases import draw, same
 from plain_steps import UNIT, Adam, of, path
@@ -209,16 +209,22 @@ def test_the_last_layer_is_settled_by_the_first_step() -> None:
         optimizer.step()
 
 
-def test_a_matrix_without_shape_changes_is_a_subspace_of_itself() -> None:
-    grad, whole = draw(6, 8), All(6)
+def test_a_whole_matrix_is_a_subspace_of_itself() -> None:
+    grad, where = draw(6, 8), Geometry(6, 8, Side.WHOLE, 6)
+    whole, nothing = All(where), All(where.at(0))
     assert whole.down(grad) is grad and whole.up(grad) is grad
-    turn = whole.turn_from(All(6))
-    assert turn.linear(grad) is grad and turn.squared(grad) is grad and float(turn.overlap()) == 1
-    with pytest.raises(TypeError, match="`old` must be whole, got Dense"):
+    assert nothing.down(grad).shape == where.at(0).low_shape == (0, 0) and same(
+        nothing.up(grad[:0, :0]), torch.zeros(6, 8)
+    )
+    for new, old, overlap in ((whole, whole, 1), (nothing, nothing, 1), (whole, nothing, 0), (nothing, whole, 0)):
+        turn, moment = new.turn_from(old), old.down(grad)
+        assert float(turn.overlap()) == overlap
+        assert same(turn.linear(moment), grad if new is old is whole else new.down(torch.zeros(6, 8)))
+        assert same(turn.squared(moment), turn.linear(moment))
+    with pytest.raises(TypeError, match="`old` must be a selection of the same kind, got Dense"):
         whole.turn_from(Dense({"left": torch.eye(6, 2)}))
     with pytest.raises(TypeError, match="`old` must be a dense subspace, got All"):
         Dense({"left": torch.eye(6, 2)}).turn_from(whole)
-    where = Geometry(6, 8, Side.WHOLE, 6)
     assert (where.low_shape, where.basis_shapes, Whole().layout(where, "float32")) == ((6, 8), {}, {})
     assert ExactSVD().layout(where, "float32").keys() == {"proj.captured"}
 

@@ -18,6 +18,7 @@ from lowrank_core.cli.defaults import (
 )
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import flag, option, path, real, whole
+from lowrank_core.memory.frugal import SUBSPACES
 from lowrank_core.memory.geometry import PROJ_TYPES
 from lowrank_core.memory.methods import METHODS, PROJECTORS
 from lowrank_core.memory.storage import MOMENT_DTYPES, RULES
@@ -108,6 +109,10 @@ class TrainConfig:
                                      choices=("channel", "tensor"))
     scale_cap: float | None = _method("scale_cap", "largest factor of a channel, as a multiple of their median",
                                       type=real(1))
+    subspace: str | None = _method("subspace", "what is projected, a part that is drawn anew at each refresh",
+                                   choices=SUBSPACES)
+    density: float | None = _method("density", "share that is at work, in place of --rank", type=real(0, 1))
+    sign_scale: float | None = _method("sign_scale", "factor on the sign of the rest", type=real(0))
     iterations: int | None = _method("iterations", "times that rows and columns are normalized", type=whole(1),
                                      metavar="N")
     moment_dtype: str | None = _method("moment_dtype", "storage of moments", choices=MOMENT_DTYPES)

@@ -20,6 +20,7 @@ from lowrank_core.memory.storage import ITEM_SIZES
 
 BYTE_VALUES = 256
 STORED = ("proj_type", "projector", "moment_dtype", "plain_moment_dtype")  # keys of the optimizer that decide its bytes
+OF_FRUGAL = ("density", "subspace")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,10 +36,14 @@ def estimate(parts: Parts, optimizer: str, dtype: str, keys: dict[str, Any]) -> 
     kind = DTYPES[dtype]
     parameters = sum(count * sum(map(prod, shapes.values())) for shapes, count in parts)
     weights = parameters * ITEM_SIZES[kind]
+    named = {f"{i}.{key}": (shape, count) for i, (shapes, count) in enumerate(parts) for key, shape in shapes.items()}
+    shapes = {key: shape for key, (shape, _) in named.items()}
+    counts = {key: count for key, (_, count) in named.items()}
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(("adamw", optimizer)):
         own = {} if name == "adamw" else keys
-        state = _state(parts, name, kind, own)
+        # By counts, so that a thousand layers cost what one does.
+        state = estimate_state_bytes(shapes, name, dtype=kind, counts=counts, **own)
         rows.append(
             {
                 "optimizer": name,
@@ -50,17 +55,6 @@ def estimate(parts: Parts, optimizer: str, dtype: str, keys: dict[str, Any]) -> 
         )
     said = {name: keys.get(name) for name in ("rank", *STORED)}
     return {"parameters": parameters, "dtype": dtype, **said, "bytes": rows}
-
-
-def _state(parts: Parts, name: str, kind: str, own: dict[str, Any]) -> int:
-    """Bytes of state: a sum over parameters, so that a thousand layers cost what one does, and SCALE's last layer."""
-    counted = {**own, "last": False} if name in METHODS and "last" in METHODS[name].deciding else own
-    total = sum(count * estimate_state_bytes(shapes, name, dtype=kind, **counted) for shapes, count in parts)
-    if counted is not own:
-        once = {f"{i}.{key}": shape for i, (shapes, _) in enumerate(parts) for key, shape in shapes.items()}
-        with_last, without = (estimate_state_bytes(once, name, dtype=kind, **keys) for keys in (own, counted))
-        total += with_last - without
-    return total
 
 
 def decoder(dim: int, ffn: int, layers: int) -> Parts:
@@ -85,12 +79,17 @@ def _parts(options: argparse.Namespace) -> tuple[Parts, int]:
 
 def _keys(options: argparse.Namespace, parts: Parts, width: int) -> dict[str, Any]:
     """The keys of the optimizer that decide its bytes; those that are not given stay out."""
-    given = {name: getattr(options, name) for name in ("rank", *STORED) if getattr(options, name) is not None}
+    given = {
+        name: getattr(options, name) for name in ("rank", *STORED, *OF_FRUGAL) if getattr(options, name) is not None
+    }
     if options.optimizer == "adamw":
         for name in given:
             raise CliError(f"`{flag(name)}` must come with one of {', '.join(METHODS)}, got adamw; leave it out")
         return {}
     method = METHODS[options.optimizer]
+    for name in OF_FRUGAL:
+        if name in given and name not in method.deciding:
+            raise CliError(f"`{flag(name)}` must come with frugal, got {options.optimizer}; leave it out")
     for name, known in (("proj_type", method.proj_types), ("projector", method.projectors)):
         if name in given and given[name] not in known:
             rule = f"be one of {', '.join(known)}" if known else "be left out"

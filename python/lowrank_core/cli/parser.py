@@ -8,8 +8,9 @@ from typing import NoReturn
 
 from lowrank_core import __version__
 from lowrank_core.cli.config import TrainConfig
-from lowrank_core.cli.options import LARGEST, add_options, flag, path, quoted, whole
+from lowrank_core.cli.options import LARGEST, add_options, flag, path, quoted, real, whole
 from lowrank_core.cli.presets import DTYPES, PRESETS
+from lowrank_core.memory.frugal import SUBSPACES
 from lowrank_core.memory.geometry import PROJ_TYPES
 from lowrank_core.memory.methods import METHODS, PROJECTORS
 from lowrank_core.memory.storage import MOMENT_DTYPES
@@ -93,6 +94,8 @@ def _add_estimate(commands: _Commands[Parser]) -> None:
     estimate.add_argument("--proj-type", choices=PROJ_TYPES, help="side that is projected (default: std)")
     estimate.add_argument("--projector", choices=PROJECTORS,
                           help="what finds the basis (default: that of the optimizer); apollo stores it for svd alone")
+    estimate.add_argument("--subspace", choices=SUBSPACES, help="of frugal (default: columns)")
+    estimate.add_argument("--density", type=real(0, 1), help="share that is at work, of frugal, in place of --rank")
     estimate.add_argument("--moment-dtype", choices=MOMENT_DTYPES, help="storage of moments (default: auto)")
     estimate.add_argument("--plain-moment-dtype", choices=MOMENT_DTYPES,
                           help="of those of what is not projected (default: as --moment-dtype)")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lowrank_core.checks import is_count, require, require_choice, words_of
 from lowrank_core.memory.geometry import PROJ_TYPES, RANKS, Geometry, Rank, is_rank, place, place_by
-from lowrank_core.memory.methods import METHODS, TO_COME, Method
+from lowrank_core.memory.methods import METHODS, TO_COME, Entry, Method
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.memory.storage import (
     ITEM_SIZES,
@@ -95,6 +95,7 @@ def estimate_state_bytes(
     moment_dtype: str = Keys.moment_dtype,
     plain_moment_dtype: str | None = Keys.plain_moment_dtype,
     projector: str | None = Keys.projector,
+    counts: Mapping[str, int] | None = None,
     **own: Any,
 ) -> int:
     """Bytes of state that `optimizer` holds once every parameter has taken a step, exact to the byte.
@@ -110,6 +111,7 @@ def estimate_state_bytes(
       dtype: name of the weights' dtype, such as "bfloat16".
       exclude: a word or several; None: "embed" and "lm_head".
       proj_type, force_projection, moment_dtype, plain_moment_dtype, projector: as given to the optimizer.
+      counts: how many weights there are of a name; one of those that it leaves out.
       own: the keys of `optimizer` alone that decide bytes.
 
     Raises:
@@ -129,9 +131,9 @@ def estimate_state_bytes(
     named = isinstance(shapes, Mapping)
     require(named or exclude is None, OP, "exclude", "be left out where shapes have no names", exclude)
     words = words_of(OP, "exclude", EXCLUDED if exclude is None else exclude) if named else ()
-    weights = [(name, Weight(shape, dtype)) for name, shape in _shapes(shapes)]
+    weights = [(name, Weight(shape, dtype), (counts or {}).get(name, 1)) for name, shape in _shapes(shapes)]
     if optimizer == "adamw":
-        return sum(adamw_bytes(weight) for _, weight in weights)
+        return sum(n * adamw_bytes(weight) for _, weight, n in weights)
     keys = keys_of(
         optimizer,
         rank,
@@ -143,7 +145,7 @@ def estimate_state_bytes(
         **own,
     )
     plain = keys.plain(None)
-    given = [plain if any(word in name for word in words) else keys for name, _ in weights]
+    given = [plain if any(word in name for word in words) else keys for name, _, _ in weights]
     return all_bytes(optimizer, weights, given)
 
 
@@ -185,15 +187,25 @@ def adamw_bytes(weight: Weight) -> int:
     return 2 * prod(weight.shape) * ITEM_SIZES[weight.dtype] + _STEP_BYTES
 
 
-def all_bytes(optimizer: str, weights: Sequence[tuple[str, Weight]], keys: Sequence[Keys]) -> int:
-    """Bytes that `optimizer`, one of `METHODS`, holds for all of its `weights`, by name, with the `keys` of each."""
-    if settle := METHODS[optimizer].settle:
-        matrices = [
-            _where(METHODS[optimizer], weight, own) is not None for (_, weight), own in zip(weights, keys, strict=True)
-        ]
-        settled = settle([name for name, _ in weights], [own.all() for own in keys], matrices)
-        keys = [replace(own, own={**(own.own or {}), **more}) for own, more in zip(keys, settled, strict=True)]
-    return sum(projecting_bytes(optimizer, weight, own) for (_, weight), own in zip(weights, keys, strict=True))
+def all_bytes(optimizer: str, weights: Sequence[tuple[str, Weight, int]], keys: Sequence[Keys]) -> int:
+    """Bytes that `optimizer`, one of `METHODS`, holds for all of its `weights`: name, weight, how many there are.
+
+    `keys` are those of each.
+    """
+    method = METHODS[optimizer]
+    if method.settle is None:
+        return sum(
+            n * projecting_bytes(optimizer, weight, own) for (_, weight, n), own in zip(weights, keys, strict=True)
+        )
+    entries = [
+        Entry(name, weight.shape, n, own.all(), _where(method, weight, own) is not None)
+        for (name, weight, n), own in zip(weights, keys, strict=True)
+    ]
+    total = 0
+    for (_, weight, _), own, settled in zip(weights, keys, method.settle(entries), strict=True):
+        for more, n in settled:
+            total += n * projecting_bytes(optimizer, weight, replace(own, own={**(own.own or {}), **more}))
+    return total
 
 
 def projecting_bytes(optimizer: str, weight: Weight, keys: Keys) -> int:
@@ -214,6 +226,8 @@ def _where(method: Method, weight: Weight, keys: Keys) -> Geometry | None:
     """Where a weight is projected; complex ones take the plain path."""
     if weight.dtype.startswith("complex"):
         return None
+    if method.place is not None:
+        return method.place(weight.shape, keys.all())[0]
     return place_by(weight.shape, keys.all(), method.rank_of, method.full_rank)[0]
 
 

@@ -26,7 +26,7 @@ class Side(IntEnum):
     LEFT = 0  # basis [m, r], R = P^T G
     RIGHT = 1  # basis [n, r], R = G P
     BOTH = 2  # bases [m, r] and [n, r], R = U^T G V
-    WHOLE = 3  # no basis, R = G
+    WHOLE = 3  # no basis, R = G; at rank 0 nothing of it
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Geometry:
     @property
     def low_shape(self) -> tuple[int, int]:
         """The shape of the projected gradient, and so of its moments."""
+        if self.side == Side.WHOLE:
+            return (self.rows, self.cols) if self.rank else (0, 0)
         left, right = self.side in (Side.LEFT, Side.BOTH), self.side in (Side.RIGHT, Side.BOTH)
         return (self.rank if left else self.rows, self.rank if right else self.cols)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
+from lowrank_core.memory.frugal import DENSITY, active_of, kept_fields, place_frugal, share_of
 from lowrank_core.memory.geometry import FULL, ONE_SIDED, PROJ_TYPES, WHOLE, Geometry, Rank, rank_of
 from lowrank_core.memory.storage import RULES, Layout, adam_fields, basis_fields, limit_fields, lion_fields
 
 Keys = Mapping[str, Any]  # of a group: those that decide what its states look like
-# Names of all parameters, the keys of each, whether each is a matrix that the method takes -> keys of each alone.
-Settle = Callable[[Sequence[str], Sequence[Keys], Sequence[bool]], list[Keys]]
 
 
 class Kept(NamedTuple):
@@ -18,6 +18,20 @@ class Kept(NamedTuple):
 
     moments: Layout  # as the key `moment_dtype` says
     bases: Layout  # in the dtype of a basis
+
+
+class Entry(NamedTuple):
+    """One weight, or several that are alike, as the estimate sees them."""
+
+    name: str
+    shape: tuple[int, ...]
+    number: int  # of weights
+    keys: Keys
+    taken: bool  # whether the method projects it, or takes it whole
+
+
+# Further keys of each entry, and how many of its weights have them.
+Settle = Callable[[Sequence[Entry]], list[list[tuple[Keys, int]]]]
 
 
 class Method(NamedTuple):
@@ -28,6 +42,7 @@ class Method(NamedTuple):
     rank: Rank | None = 128  # what its class has by default
     own: Mapping[str, Any] = {}  # keys that GaLore does not have, or has with another default
     deciding: tuple[str, ...] = ()  # those of `own` that decide bytes
+    place: Callable[[tuple[int, ...], Keys], tuple[Geometry | None, str]] | None = None  # None: `place_by` these two:
     rank_of: Callable[[Keys, int], int | None] = rank_of  # of a matrix with that min(m, n)
     full_rank: str = "plain"  # as in its class: a matrix whose rank is not below min(m, n)
     lacks: tuple[str, ...] = ()  # keys of GaLore's that it does not have
@@ -79,10 +94,33 @@ def last_matrices(names: Sequence[str], asked: Sequence[bool | None], matrices: 
     return [i == final for i in range(len(names))]
 
 
-def _settle_last(names: Sequence[str], keys: Sequence[Keys], matrices: Sequence[bool]) -> list[Keys]:
-    asked = [own["last"] for own in keys]
-    chosen = last_matrices(names, asked, matrices)
-    return [{"last": bool(last) or hit} for last, hit in zip(asked, chosen, strict=True)]
+def _settle_last(entries: Sequence[Entry]) -> list[list[tuple[Keys, int]]]:
+    names, asked = [entry.name for entry in entries], [entry.keys["last"] for entry in entries]
+    chosen = last_matrices(names, asked, [entry.taken for entry in entries])
+    return [_last_of(entry, hit) for entry, hit in zip(entries, chosen, strict=True)]
+
+
+def _last_of(entry: Entry, hit: bool) -> list[tuple[Keys, int]]:
+    if entry.keys["last"] or (hit and "lm_head" in entry.name):
+        return [({"last": True}, entry.number)]
+    return [({"last": True}, int(hit)), ({"last": False}, entry.number - int(hit))]
+
+
+def _frugal(where: Geometry, keys: Keys) -> Kept:
+    return Kept(*kept_fields(where if keys.get("active", True) else where.at(0), keys["subspace"]))
+
+
+def _settle_blocks(entries: Sequence[Entry]) -> list[list[tuple[Keys, int]]]:
+    """`active`: whether a matrix is at work. The largest ones are, where FRUGAL has only some at work at a time."""
+    share = max((share_of(entry.keys) or 0.0 for entry in entries if entry.taken), default=0.0)
+    left = active_of(share, sum(entry.number for entry in entries if entry.taken))
+    found: dict[int, list[tuple[Keys, int]]] = {}
+    for i in sorted(range(len(entries)), key=lambda i: -prod(entries[i].shape)):
+        entry, blocks = entries[i], entries[i].taken and entries[i].keys["subspace"] == "block"
+        active = min(left, entry.number) if blocks else entry.number
+        left -= active if blocks else 0
+        found[i] = [({"active": True}, active), ({"active": False}, entry.number - active)]
+    return [found[i] for i in range(len(entries))]
 
 
 # Keys of GaLore's that say something of subspaces.
@@ -112,6 +150,18 @@ METHODS: dict[str, Method] = {
     ),
 }
 METHODS |= {
+    "frugal": Method(
+        "frugal:FrugalAdamW",
+        _frugal,
+        rank=DENSITY,
+        own={"density": None, "subspace": "columns", "sign_scale": 1.0},
+        deciding=("density", "subspace"),
+        place=place_frugal,
+        lacks=("scale", *(key for key in _OF_SUBSPACES if key not in ("update_proj_gap", "stagger"))),
+        settle=_settle_blocks,
+        projectors=(),
+        proj_types=("std",),
+    ),
     "scale": Method(
         "scale:SCALE",
         _scale,
@@ -136,4 +186,4 @@ METHODS |= {
     ),
 }
 PROJECTORS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.projectors))
-TO_COME = ("qgalore", "adarankgrad", "dct", "trion", "dion2", "frugal", "flora", "ldadam", "lisa")
+TO_COME = ("qgalore", "adarankgrad", "dct", "trion", "dion2", "flora", "ldadam", "lisa")

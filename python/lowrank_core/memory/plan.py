@@ -42,7 +42,7 @@ def format_plan(rows: Iterable[PlanRow]) -> str:
             "x".join(map(str, entry.shape)) or "scalar",
             ("whole" if entry.side == "whole" else "projected") if entry.projected else "AdamW",
             entry.side or "-",
-            str(entry.rank or ("default" if entry.projected else "-")),
+            ("default" if entry.projected else "-") if entry.rank is None else str(entry.rank),
             entry.reason,
         )
         counts[cells] = counts.get(cells, 0) + 1

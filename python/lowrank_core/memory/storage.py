@@ -18,7 +18,7 @@ WORK = "work"  # the dtype of a field that a codec will store
 
 ITEM_SIZES = {
     "complex128": 16, "complex64": 8, "complex32": 4, "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
-    "int8": 1, "uint8": 1,
+    "int8": 1, "uint8": 1, "int64": 8,
 }  # fmt: skip
 _COMPLEX = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
 
@@ -156,6 +156,14 @@ def basis_fields(where: Geometry) -> Layout:
     keys = basis_keys(where)
     bases = {keys[side]: Field(shape, WORK, Role.BASIS) for side, shape in where.basis_shapes.items()}
     return {"proj.captured": Field((), "float32", Role.SHARE), **bases}
+
+
+def index_fields(where: Geometry) -> Layout:
+    """The numbers of the rows or columns that are selected, and the share of the gradient that they held."""
+    return {
+        "proj.captured": Field((), "float32", Role.SHARE),
+        "proj.indices": Field((where.rank,), "int64", Role.BASIS),
+    }
 
 
 def basis_keys(where: Geometry) -> dict[str, str]:

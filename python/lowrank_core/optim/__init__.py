@@ -13,6 +13,7 @@ from lowrank_core.optim.methods import METHODS
 from lowrank_core.optim.methods.apollo import ApolloAdamW
 from lowrank_core.optim.methods.coap import CoapAdamW
 from lowrank_core.optim.methods.fira import FiraAdamW
+from lowrank_core.optim.methods.frugal import FrugalAdamW
 from lowrank_core.optim.methods.galore import GaLoreAdamW
 from lowrank_core.optim.methods.scale import SCALE
 from lowrank_core.optim.methods.sinkgd import SinkGD
@@ -25,6 +26,7 @@ __all__ = [
     "ApolloAdamW",
     "CoapAdamW",
     "FiraAdamW",
+    "FrugalAdamW",
     "GaLoreAdamW",
     "LowRankOptimizer",
     "Monitor",

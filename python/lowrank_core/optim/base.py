@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowrank_core.checks import called
 from lowrank_core.memory.estimate import DECIDING
-from lowrank_core.memory.geometry import rank_of
+from lowrank_core.memory.geometry import Geometry, place_by, rank_of
 from lowrank_core.memory.plan import PlanRow, format_plan, plan_row
 from lowrank_core.memory.storage import FORMAT, Layout, layout_bytes
 from lowrank_core.optim.admission import admit, warn_if_plain
@@ -68,6 +68,11 @@ class StateOptimizer(torch.optim.Optimizer):
     def rank_of(cls, group: Mapping[str, Any], shorter: int) -> int | None:
         """The rank that `group` asks for in a matrix with `shorter` = min(m, n); None if it asks for none."""
         return rank_of(group, shorter)
+
+    @classmethod
+    def place_of(cls, shape: tuple[int, ...], group: Mapping[str, Any]) -> tuple[Geometry | None, str]:
+        """Where a weight of `shape` in `group` is projected, as `place` says it."""
+        return place_by(shape, group, cls.rank_of, cls.full_rank)
 
     def varied(self, group: dict[str, Any], slot: Slot) -> dict[str, Any]:
         """What `parts` is told of `slot` besides the keys of its `group`: where the weights of one group differ."""
@@ -282,5 +287,5 @@ class StateOptimizer(torch.optim.Optimizer):
         if held is None or held[0] != values or len(held[1]) != len(params) or not all(map(fits, held[1], params)):
             names = group.get("param_names")
             values = [list(names) if value is names and names else value for value in values]
-            held = self._held[number] = values, list(slots(group, start, self.rank_of, self.full_rank))
+            held = self._held[number] = values, list(slots(group, start, self.place_of))
         return held[1]

@@ -12,6 +12,7 @@ from torch import Tensor
 from lowrank_core.optim.devices import stays_on_device
 from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.parts.codecs import Codec, Float32
+from lowrank_core.optim.slots import Draw, Slot, State
 from lowrank_core.optim.watch import Watch
 
 
@@ -53,6 +54,15 @@ class Bucket:
     def draws(self) -> bool:
         """True if a step takes random words."""
         return self.rounding != "nearest" or not isinstance(self.codec, Float32)
+
+    def clock(self, slot: Slot, state: State, step: float | Tensor) -> Draw:
+        """What the rule takes for the number of step number `step`, and the seed of the words that are drawn by it.
+
+        Both start again with the moments, where a refresh resets them.
+        """
+        if not self.projected or not self.parts.transport.restarts:
+            return slot.draw(step)
+        return Draw(slot.period_seed(state["proj.refreshes"]), step - state["proj.last_refresh"])
 
     @classmethod
     def of(cls, group: dict[str, Any], parts: Parts, alike: Alike, watches: tuple[Watch, ...] = ()) -> Bucket:

@@ -121,7 +121,7 @@ def check_geometry(op: str, slot: Slot, state: State, varies: bool = False) -> N
     where, held = slot.geometry, (state.get("proj.side"), state.get("proj.rank"))
     fits = held == ((None, None) if where is None else (int(where.side), where.rank))
     if where is not None and varies and isinstance(held[1], int):
-        fits = held[0] == int(where.side) and 1 <= held[1] <= where.rank
+        fits = held[0] == int(where.side) and 0 <= held[1] <= where.rank
     if not fits:
         asked = None if where is None else (int(where.side), where.rank)
         raise ValueError(

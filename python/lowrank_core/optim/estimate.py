@@ -106,7 +106,7 @@ def _projecting_bytes(
     groups, _ = split(OP, model, targets, exclude, keys.rank, others, sides)
     weights, held_by = [], []
     for group in groups:
-        weights += [(name, _weight(param, dtype)) for name, param in group["params"]]
+        weights += [(name, _weight(param, dtype), 1) for name, param in group["params"]]
         held_by += [keys.plain(others) if group["rank"] is None else keys] * len(group["params"])
     return memory.all_bytes(optimizer, weights, held_by)
 

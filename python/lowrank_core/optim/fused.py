@@ -20,9 +20,10 @@ from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
 from lowrank_core.optim.parts.projectors.correlated import Correlated
 from lowrank_core.optim.parts.projectors.gaussian import Gaussian
-from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomizedSVD
+from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomFrame, RandomizedSVD
 from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.residuals.limited import ScaledGradient, ScaledRest, hold_limit, with_bias_correction
+from lowrank_core.optim.parts.residuals.sign import SignRest
 from lowrank_core.optim.parts.rules.adabelief import AdaBelief
 from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
@@ -69,7 +70,8 @@ class SubspaceStep:
     def finish(self, bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
         parts, lows = bucket.parts, draft.low or []
         params, counts = [_matrix(slot) for slot in draft.slots], [state["step"] for state in states]
-        steps, bases = [int(count) + 1 for count in counts], _bases(bucket, draft, states)
+        bases = _bases(bucket, draft, states)
+        steps, seeds = _clocks(bucket, draft, states)
         for state, low in zip(states, lows, strict=True):
             parts.schedule.observe(state, low)
         # The kernel compares norms that are corrected for the bias, the state holds those that are not.
@@ -79,7 +81,7 @@ class SubspaceStep:
         options = {**parts.rule.kernel(), **(parts.residual.kernel() or {})}
         step_list(
             params, draft.grads, bases, *stored(states, "exp_avg"), *stored(states, "exp_avg_sq"), limits,
-            _right(draft.slots), steps, draft.seeds(bucket.draws), low=lows, lr=bucket.lr,
+            _right(draft.slots), steps, seeds, low=lows, lr=bucket.lr,
             weight_decay=bucket.weight_decay, maximize=bucket.maximize, stochastic=bucket.rounding == "stochastic",
             precision=resolve_precision("step", None), **options,
         )  # fmt: skip
@@ -99,9 +101,21 @@ class RuledStep(SubspaceStep):
             for slot, state, low in zip(slots, states[some], lows[some], strict=True):
                 state["step"] += 1
                 bucket.parts.schedule.observe(state, low)
-                directions.append(ruled(bucket.parts.rule, codec, low, slot, state, state["step"].item()).dense())
+                directions.append(
+                    ruled(bucket.parts.rule, codec, low, slot, state, slot.draw(state["step"].item())).dense()
+                )
             part = Draft(slots, draft.grads[some], directions)
             lift(bucket, part, _bases(bucket, part, states[some]), [int(state["step"]) for state in states[some]])
+
+
+def _clocks(bucket: Bucket, draft: Draft, states: list[State]) -> tuple[list[int], list[int]]:
+    """The numbers of the step of each weight, and the seeds of what is drawn in it: `Bucket.clock`."""
+    steps = [int(state["step"]) + 1 for state in states]
+    if not bucket.parts.transport.restarts:
+        return steps, draft.seeds(bucket.draws)
+    places = zip(draft.slots, states, steps, strict=True)
+    clocks = [bucket.clock(slot, state, step) for slot, state, step in places]
+    return [clock.number() for clock in clocks], [clock.seed for clock in clocks]
 
 
 def lift(bucket: Bucket, draft: Draft, bases: list[Tensor], steps: list[int]) -> None:
@@ -142,6 +156,10 @@ FUSED: dict[Key, FusedStep] = {
     for projector, residual, moments in product(
         (RandomizedSVD, ExactSVD, Gaussian, Correlated), (Drop, ScaledRest, ScaledGradient), _CODECS
     )
+}
+FUSED |= {
+    ("cpu", projector, SignRest, Adam, moments): SubspaceStep()
+    for projector, moments in product((RandomizedSVD, RandomFrame), _CODECS)
 }
 FUSED |= {
     ("cpu", projector, Drop, rule, moments): step

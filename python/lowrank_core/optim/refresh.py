@@ -85,7 +85,7 @@ def _query(bucket: Bucket, slot: Slot, signal: Tensor, state: State, step: float
     held = bucket.parts.projector.held(slot, state) if refreshes else None
     place = cast(Geometry, slot.geometry)
     moments = partial(_moments, bucket, slot, state) if refreshes else dict
-    return Query(signal, place, held, slot.search_seed(refreshes), moments, step, refreshes)
+    return Query(signal, place, held, slot.search_seed(refreshes), moments, step, refreshes, slot.seed, slot.turn)
 
 
 def _moments(bucket: Bucket, slot: Slot, state: State) -> Moments:
@@ -98,17 +98,18 @@ def _carry(bucket: Bucket, slot: Slot, state: State, subspace: Subspace, step: f
 
     Returns the turn from the subspace held, if there is one.
     """
-    parts = bucket.parts
-    if state["proj.refreshes"] == 0:
-        if subspace.rank != state["proj.rank"]:
+    parts, turn = bucket.parts, None
+    if state["proj.refreshes"] != 0:
+        turn = subspace.turn_from(parts.projector.held(slot, state))
+        for watch in bucket.watches:
+            watch.turned(slot, turn.overlap())
+    if turn is None or parts.transport.restarts:
+        if turn is not None or subspace.rank != state["proj.rank"]:
             where = slot.where(state).at(subspace.rank)
             fields = stored(parts.rule.layout(where.low_shape), parts.moment_codec, name_of(slot.weight.dtype))
             state.update(open_state(fields, slot.weight.device))
-        return None
+        return turn
     fields, kept = parts.rule.layout(slot.where(state).low_shape), _moments(bucket, slot, state)
-    turn = subspace.turn_from(parts.projector.held(slot, state))
-    for watch in bucket.watches:
-        watch.turned(slot, turn.overlap())
     moments = parts.transport.carry(kept, turn, parts.rule, step)
     if moments is not kept:
         encode(parts.moment_codec, fields, state, moments, slot.draw(step))

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from lowrank_core.memory.geometry import Geometry, place_by, rank_of
+from lowrank_core.memory.geometry import Geometry, place_by
 from lowrank_core.optim.dtypes import work_dtype
 from lowrank_core.optim.seeds import mix_seed
 
+Placed = Callable[[tuple[int, ...], Mapping[str, Any]], tuple[Geometry | None, str]]
 State = dict[str, Any]  # of one parameter: flat keys, tensors and plain numbers
 
 
@@ -80,6 +81,10 @@ class Slot:
         """The seed of the search number `refresh` for a subspace."""
         return mix_seed(self.seed, self.index, refresh)
 
+    def period_seed(self, refresh: int) -> int:
+        """Keys the random words of the steps after refresh number `refresh`, where their count starts again with it."""
+        return mix_seed(self.seed, self.index, refresh, 1)
+
 
 SLOT_KEYS = ("param_names", "seed", "force_projection", "rank", "proj_type")  # of a group, that its slots depend on
 
@@ -87,15 +92,14 @@ SLOT_KEYS = ("param_names", "seed", "force_projection", "rank", "proj_type")  # 
 def slots(
     group: dict[str, Any],
     start: int,
-    ranked: Callable[[Mapping[str, Any], int], int | None] = rank_of,
-    full_rank: str = "plain",
+    placed: Placed = place_by,
 ) -> Iterator[Slot]:
     """The parameters of one group, the first being number `start`.
 
-    `ranked` and `full_rank` are those of `place_by`.
+    `placed` says where a weight of a shape is projected.
     """
     names, seed = group.get("param_names"), group["seed"]
-    places = [_place(param, group, ranked, full_rank) for param in group["params"]]
+    places = [_place(param, group, placed) for param in group["params"]]
     count, turn = sum(where is not None for where, _ in places), 0
     for offset, (param, (where, note)) in enumerate(zip(group["params"], places, strict=True)):
         name = names[offset] if names else number_name(start + offset)
@@ -109,14 +113,12 @@ def fits(slot: Slot, param: Tensor) -> bool:
     return slot.weight is param and slot.made_for == (param.shape, param.dtype)
 
 
-def _place(
-    param: Tensor, group: dict[str, Any], ranked: Callable[[Mapping[str, Any], int], int | None], full_rank: str
-) -> tuple[Geometry | None, str]:
+def _place(param: Tensor, group: dict[str, Any], placed: Placed) -> tuple[Geometry | None, str]:
     if param.is_complex():  # on the plain path, as torch's AdamW does
         return None, "complex"
     if not steppable(param.dtype):
         return None, f"{param.dtype}: never stepped"
-    return place_by(tuple(param.shape), group, ranked, full_rank)
+    return placed(tuple(param.shape), group)
 
 
 def steppable(dtype: torch.dtype) -> bool:

@@ -12,7 +12,7 @@ from lowrank_core.optim.parts.codecs import Codec, decoded, encode
 from lowrank_core.optim.parts.residuals import Seen
 from lowrank_core.optim.parts.rules import Direction, Rule
 from lowrank_core.optim.refresh import select, signal_of
-from lowrank_core.optim.slots import Draft, Slot, State
+from lowrank_core.optim.slots import Draft, Draw, Slot, State
 
 
 def compose(bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
@@ -29,7 +29,8 @@ def compose(bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | No
             state["step"] += 1
             # On the host the count is a number; behind a gate it stays where it is, in double for the powers.
             step = state["step"].item() if gate is None else state["step"].double()
-            _write(slot, bucket, _direction(slot, grad, state, bucket, step), step)
+            direction = _direction(slot, grad, state, bucket, step)
+            _write(slot, bucket, direction, bucket.clock(slot, state, step))
 
 
 def _direction(slot: Slot, grad: Tensor, state: State, bucket: Bucket, step: float | Tensor) -> Direction | None:
@@ -37,7 +38,7 @@ def _direction(slot: Slot, grad: Tensor, state: State, bucket: Bucket, step: flo
     parts, work = bucket.parts, slot.work
     grad = grad.to(work)
     if not bucket.projected:
-        return ruled(parts.plain, parts.plain_codec, -grad if bucket.maximize else grad, slot, state, step)
+        return ruled(parts.plain, parts.plain_codec, -grad if bucket.maximize else grad, slot, state, slot.draw(step))
     signal = signal_of(bucket, grad, state)
     if parts.projector.each_step:
         subspace, low = select(bucket, slot, signal, state, step - 1)
@@ -47,20 +48,20 @@ def _direction(slot: Slot, grad: Tensor, state: State, bucket: Bucket, step: flo
         subspace = parts.projector.held(slot, state)
         low = subspace.down(signal)
     parts.schedule.observe(state, low)
-    direction = ruled(parts.rule, parts.moment_codec, low, slot, state, step)
+    direction = ruled(parts.rule, parts.moment_codec, low, slot, state, bucket.clock(slot, state, step))
     return parts.residual.complete(Seen(signal, low, direction, subspace, slot.where(state)), state)
 
 
-def ruled(rule: Rule, codec: Codec, grad: Tensor, slot: Slot, state: State, step: float | Tensor) -> Direction:
+def ruled(rule: Rule, codec: Codec, grad: Tensor, slot: Slot, state: State, draw: Draw) -> Direction:
     """The direction that `rule` makes of a gradient, whole or in its subspace; its moments advance."""
     fields = rule.layout(tuple(grad.shape))
     moments = decoded(codec, fields, state, slot.work)
-    direction = rule.update(grad, moments, step)
-    encode(codec, fields, state, moments, slot.draw(step))
+    direction = rule.update(grad, moments, draw.step)
+    encode(codec, fields, state, moments, draw)
     return direction
 
 
-def _write(slot: Slot, bucket: Bucket, direction: Direction | None, step: float | Tensor) -> None:
+def _write(slot: Slot, bucket: Bucket, direction: Direction | None, draw: Draw) -> None:
     """W <- (1 - lr weight_decay) W - lr direction, in the working precision and rounded once.
 
     The only place where a weight changes or decays.
@@ -74,13 +75,13 @@ def _write(slot: Slot, bucket: Bucket, direction: Direction | None, step: float 
             direction = direction.reshaped(param.shape)
         direction.subtract_from_(weight, bucket.lr)
     if weight is not param:
-        param.copy_(_rounded(weight, slot, bucket, step))
+        param.copy_(_rounded(weight, slot, bucket, draw))
 
 
-def _rounded(weight: Tensor, slot: Slot, bucket: Bucket, step: float | Tensor) -> Tensor:
+def _rounded(weight: Tensor, slot: Slot, bucket: Bucket, draw: Draw) -> Tensor:
     """The values that a half-precision parameter takes: `weight`, to be rounded to nearest, or rounded without bias."""
     if bucket.rounding == "nearest" or slot.weight.dtype != torch.bfloat16:
         return weight
-    draw, rounded = slot.draw(step), torch.empty(weight.shape, dtype=torch.bfloat16, device=weight.device)
+    rounded = torch.empty(weight.shape, dtype=torch.bfloat16, device=weight.device)
     round_stochastic(rounded.view(1, -1), weight.reshape(1, -1), seed=draw.seed, step=draw.number())
     return rounded

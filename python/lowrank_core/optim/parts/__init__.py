@@ -14,7 +14,7 @@ from lowrank_core.memory.storage import MOMENT_DTYPES, Layout, state_layout, sto
 from lowrank_core.optim.parts.codecs import Codec, basis_codec, moment_codec
 from lowrank_core.optim.parts.projectors import Projector
 from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomizedSVD
-from lowrank_core.optim.parts.projectors.whole import Whole
+from lowrank_core.optim.parts.projectors.selected import Whole
 from lowrank_core.optim.parts.residuals import Residual
 from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.rules import Rule, check_keys

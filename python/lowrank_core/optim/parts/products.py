@@ -89,9 +89,9 @@ def _left_vectors(search: Search, oversample: int, niter: int) -> Tensor:
     a = _scaled(search.matrix)
     width = min(search.rank + oversample, *a.shape)
     if search.basis is None:
-        q = _orthonormal(a @ _normal(a.shape[1], width, search.seed, a))
+        q = _orthonormal(a @ normal(a.shape[1], width, search.seed, a))
     else:
-        fresh = _normal(a.shape[0], width - search.rank, search.seed, a)
+        fresh = normal(a.shape[0], width - search.rank, search.seed, a)
         q = torch.cat([search.basis.to(a.dtype), fresh], dim=1)
     for _ in range(niter):
         q = _orthonormal(a @ _orthonormal(a.mT @ q))
@@ -106,9 +106,9 @@ def _orthonormal(columns: Tensor) -> Tensor:
     return q
 
 
-def _normal(rows: int, cols: int, seed: int, like: Tensor) -> Tensor:
-    """[rows, cols], the same numbers on every device."""
-    drawn = torch.empty(rows, cols, dtype=like.dtype, device="cpu")
+def normal(rows: int, cols: int, seed: int, like: Tensor) -> Tensor:
+    """[rows, cols] in the working dtype of `like`, on its device; the same numbers on every device."""
+    drawn = torch.empty(rows, cols, dtype=work_dtype(like.dtype), device="cpu")
     fill_normal(drawn, seed)
     return drawn.to(like.device)
 

@@ -14,7 +14,7 @@ from lowrank_core.memory.geometry import Geometry, Side
 from lowrank_core.memory.storage import Layout, Role, basis_fields, basis_keys, stored
 from lowrank_core.optim.dtypes import work_dtype
 from lowrank_core.optim.parts.codecs import Codec, Float32
-from lowrank_core.optim.parts.products import Search, both_vectors, leading_sign, left_vectors
+from lowrank_core.optim.parts.products import Search, both_vectors, leading_sign, left_vectors, normal
 from lowrank_core.optim.parts.projectors import Found, Query
 from lowrank_core.optim.parts.subspaces import Bases, Subspace
 from lowrank_core.optim.parts.subspaces.dense import Dense
@@ -125,6 +125,23 @@ class RandomizedSVD(Orthonormal):
 
     def _niter(self, warm: bool) -> int:
         return self.warm_niter if warm else self.niter
+
+
+@dataclass(frozen=True)
+class RandomFrame(Orthonormal):
+    """An orthonormal basis drawn at random, on one side: of the columns of a normal matrix, which may point anywhere.
+
+    Determinism: as `range_finder`, which it calls.
+    """
+
+    def search(self, queries: Sequence[Query]) -> list[Bases]:
+        sides = [next(iter(query.where.basis_shapes.items())) for query in queries]
+        searches = [
+            Search(normal(*shape, query.seed, query.grad), shape[1], None, query.seed)
+            for query, (_, shape) in zip(queries, sides, strict=True)
+        ]
+        bases = left_vectors(searches, oversample=0, niter=0)
+        return [{side: basis} for (side, _), basis in zip(sides, bases, strict=True)]
 
 
 def bases_of(subspace: Subspace | None) -> Bases:
