@@ -189,7 +189,9 @@ def conditions(made: golden.Golden) -> dict[str, float]:
             grad = stack[step].double()
             if not grad.any() or "rule" in made["keys"]:  # of whose errors there is no bound
                 continue
-            if not any(key.startswith("exp_avg_sq") for key in state):  # nothing is divided by v
+            if not any(
+                key.startswith("exp_avg_sq") and value.numel() for key, value in state.items()
+            ):  # nothing is divided by v
                 continue
             if "proj.rank" not in state:
                 spread = max(spread, float(grad.abs().max() / roots(state).min()))

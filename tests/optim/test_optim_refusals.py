@@ -11,7 +11,8 @@ from torch import nn
 
 KNOWN = (
     "betas, eps, force_projection, lr, maximize, moment_dtype, moments, niter, nonfinite, oversample, "
-    "plain_moment_dtype, proj_type, projector, rank, rounding, rule, scale, seed, stagger, update_proj_gap, weight_decay"
+    "plain_moment_dtype, proj_type, projector, rank, rounding, rule, scale, seed, stagger, update_proj_gap, "
+    "weight_decay"
 )
 
 

@@ -98,22 +98,29 @@ def _carry(bucket: Bucket, slot: Slot, state: State, subspace: Subspace, step: f
 
     Returns the turn from the subspace held, if there is one.
     """
-    parts, turn = bucket.parts, None
-    if state["proj.refreshes"] != 0:
-        turn = subspace.turn_from(parts.projector.held(slot, state))
-        for watch in bucket.watches:
-            watch.turned(slot, turn.overlap())
-    if turn is None or parts.transport.restarts:
-        if turn is not None or subspace.rank != state["proj.rank"]:
-            where = slot.where(state).at(subspace.rank)
-            fields = stored(parts.rule.layout(where.low_shape), parts.moment_codec, name_of(slot.weight.dtype))
-            state.update(open_state(fields, slot.weight.device))
-        return turn
+    parts = bucket.parts
+    if state["proj.refreshes"] == 0:
+        if subspace.rank != state["proj.rank"]:
+            _restart(bucket, slot, state, subspace)
+        return None
     fields, kept = parts.rule.layout(slot.where(state).low_shape), _moments(bucket, slot, state)
+    turn = subspace.turn_from(parts.projector.held(slot, state))
+    for watch in bucket.watches:
+        watch.turned(slot, turn.overlap())
+    if parts.transport.restarts:
+        _restart(bucket, slot, state, subspace)
+        return turn
     moments = parts.transport.carry(kept, turn, parts.rule, step)
     if moments is not kept:
         encode(parts.moment_codec, fields, state, moments, slot.draw(step))
     return turn
+
+
+def _restart(bucket: Bucket, slot: Slot, state: State, subspace: Subspace) -> None:
+    """Opens the moments anew, in the shapes that they have in `subspace`."""
+    where = slot.where(state).at(subspace.rank)
+    fields = stored(bucket.parts.rule.layout(where.low_shape), bucket.parts.moment_codec, name_of(slot.weight.dtype))
+    state.update(open_state(fields, slot.weight.device))
 
 
 def _hold(bucket: Bucket, slot: Slot, state: State, subspace: Subspace) -> None:
