@@ -160,7 +160,7 @@ def test_table(cli):
         (["--optimizer", "apollo", "--proj-type", "full"], "`--proj-type` must be one of .* for apollo, got full"),
         (["--optimizer", "apollo", "--projector", "rsvd"], "`--projector` must be one of random, svd for apollo, got"),
         (["--projector", "random"], "`--projector` must be one of rsvd, svd for galore, got random"),
-        (["--optimizer", "sgd"], "invalid choice: 'sgd' .choose from '?galore'?, '?fira'?, '?apollo'?"),
+        (["--optimizer", "sgd"], "invalid choice: 'sgd' .choose from '?galore'?, '?qgalore'?, '?fira'?, '?apollo'?"),
         (["--optimizer", "apollo", "--rank", "256"], "`--rank` must be < 256"),
         (["--density", "0.5"], "`--density` must come with frugal, got galore; leave it out"),
         (["--optimizer", "scale", "--rank", "4"], "`--rank` must be left out for scale, which takes matrices whole"),

@@ -42,9 +42,16 @@ NEW_FIELDS = (
     "subspace",
     "density",
     "sign_scale",
+    "cos_threshold",
+    "queue_size",
+    "gamma",
+    "group_size",
+    "compare_moment_dtype",
 )
 # Of several optimizers in one run, with what the second has for itself.
 RUNS = {
+    "qgalore": ["--optimizer", "qgalore", *flags(queue_size=1, cos_threshold=0, gamma=1.5, group_size=32)],
+    "qgalore beside galore": ["--optimizer", "qgalore", "--compare", "galore", "--compare-moment-dtype", "float32"],
     "fira": ["--optimizer", "fira"],
     "fira of the code": ["--optimizer", "fira", "--residual", "code", "--limiter", 1.5, "--projector", "svd"],
     "apollo": ["--optimizer", "apollo"],
@@ -90,6 +97,10 @@ def test_defaults_of_what_nobody_tuned():
     }  # fmt: skip
     assert TUNED["fira"] == TUNED["apollo"] == TUNED["galore"]
     assert set(UNTUNED) == METHODS.keys() - {"galore"}
+    assert resolve(TrainConfig(optimizer="qgalore")).own("qgalore") == {
+        **{key: value for key, value in OWN["galore"].items() if key != "rule"},
+        "moment_dtype": "int8", "cos_threshold": 0.4, "queue_size": 5, "gamma": 2, "group_size": 128,
+    }  # fmt: skip
     fira, apollo = (resolve(TrainConfig(optimizer=name)) for name in ("fira", "apollo"))
     assert fira.own("fira") == {**shared, "scale": 0.125, "projector": "rsvd", "moments": "keep", "residual": "paper"}
     assert apollo.own("apollo") == {
@@ -134,6 +145,10 @@ def test_scale_is_that_of_the_only_method():
         ("galore --limiter 2 --compare adamw", "the optimizer fira or apollo, got galore and adamw"),
         ("apollo --residual code", "`--residual` must come with the optimizer fira, got apollo"),
         ("apollo --moments rotate", "`--moments` must come with the optimizer galore, .* got apollo"),
+        ("galore --gamma 3", "`--gamma` must come with the optimizer qgalore, got galore"),
+        ("qgalore --gamma 0.5", "--gamma: must be a number >= 1, got '0.5'"),
+        ("qgalore --group-size 100", "--group-size: invalid choice: 100"),
+        ("qgalore --queue-size 0", "--queue-size: must be a whole number >= 1, got '0'"),
         ("fira --projector random", "`--projector` must be rsvd or svd with the optimizer fira, got random"),
         ("apollo --projector rsvd", "`--projector` must be random or svd with the optimizer apollo, got rsvd"),
         (
@@ -152,7 +167,6 @@ def test_scale_is_that_of_the_only_method():
         ("scale --rank 4", "`--rank` must come with the optimizer galore, .*, got scale; leave it out"),
         ("scale --scale 4", "`--scale` must come with the optimizer .*, got scale; leave it out"),
         ("sinkgd --iterations 0", "--iterations: must be a whole number >= 1, got '0'"),
-        ("qgalore", "--optimizer: invalid choice: 'qgalore'"),
     ],
 )
 def test_an_option_that_the_method_does_not_have(text, cli, tmp_path, options, pattern):

@@ -133,8 +133,9 @@ def test_schedule_rises_in_a_line_and_falls_to_its_floor():
 
 OTHER = {
     "update_proj_gap": 7, "scale": 0.5, "proj_type": "reverse_std", "projector": "svd", "moments": "rotate",
-    "moment_dtype": "int8", "plain_moment_dtype": "bfloat16", "rounding": "stochastic", "limiter": 2.0,
-    "residual": "code", "scale_type": "tensor", "scale_cap": 3.0, "rule": "lion", "iterations": 3,
+    "moment_dtype": "float32", "plain_moment_dtype": "bfloat16", "rounding": "stochastic", "limiter": 2.0,
+    "residual": "code", "scale_type": "tensor", "scale_cap": 3.0, "cos_threshold": 0.75, "queue_size": 3,
+    "gamma": 1.5, "rule": "lion", "iterations": 3, "group_size": 64,
     "reproject_factor": 2, "eq5": "normalized",
     "subspace": "svd", "density": 0.5, "sign_scale": 0.125,
 }  # fmt: skip
@@ -172,6 +173,7 @@ def test_defaults():
         "limiter": None, "residual": None, "scale_type": None, "scale_cap": None, "rule": "adam", "iterations": None,
         "reproject_factor": None, "eq5": None, "compare_update_proj_gap": None,
         "subspace": None, "density": None, "sign_scale": None,
+        "cos_threshold": None, "queue_size": None, "gamma": None, "group_size": None, "compare_moment_dtype": None,
         "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest",
         "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
         "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "seed": 0, "eval_every": 50, "eval_batches": 16,

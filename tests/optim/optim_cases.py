@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from lowrank_core.memory.methods import METHODS
 from lowrank_core.optim import (
     SCALE,
     ApolloAdamW,
@@ -19,6 +20,7 @@ from lowrank_core.optim import (
     FrugalAdamW,
     GaLoreAdamW,
     LowRankOptimizer,
+    QGaLoreAdamW,
     SinkGD,
     fused,
 )
@@ -70,6 +72,11 @@ class Case:
         """True if the state is smaller at times than what is planned."""
         return self.rank_held is None
 
+    @property
+    def moment_dtype(self) -> str:
+        """How it stores its moments."""
+        return str(self.keys.get("moment_dtype", METHODS[self.method].moment_dtype))
+
     def make(self, params: Any, **overrides: Any) -> LowRankOptimizer:
         shared = {"lr": self.lr, "rank": RANK, "update_proj_gap": 3, "scale": 1.0}
         known = inspect.signature(self.optimizer).parameters
@@ -90,6 +97,10 @@ CASES = [
     Case("galore-adabelief", GaLoreAdamW, {"rule": "adabelief", "moments": "rotate"}),
     Case("galore-adafactor", GaLoreAdamW, {"rule": "adafactor"}),
     Case("galore-adafactor-int8", GaLoreAdamW, {"rule": "adafactor", "moment_dtype": "int8", "moments": "rotate"}),
+    Case("qgalore", QGaLoreAdamW),
+    Case("qgalore-auto", QGaLoreAdamW, {"moment_dtype": "auto", "group_size": 32, "proj_type": "reverse_std"}),
+    Case("qgalore-svd", QGaLoreAdamW, {"projector": "svd", "moment_dtype": "auto", "moments": "rotate"}),
+    Case("qgalore-full", QGaLoreAdamW, {"proj_type": "full", "moment_dtype": "float32"}),
     Case("fira", FiraAdamW),
     Case("fira-code", FiraAdamW, {"residual": "code", "scale": 0.25, "limiter": None}),
     Case("fira-int8", FiraAdamW, {"moment_dtype": "int8", "proj_type": "reverse_std"}),
@@ -118,7 +129,7 @@ plain_on_purpose = pytest.mark.filterwarnings("ignore:.* nothing is projected at
 
 every_optimizer = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 # What draws in a step is for the host alone in this version.
-ON_DEVICES = [case for case in CASES if case.keys.get("moment_dtype", "auto") == "auto"]
+ON_DEVICES = [case for case in CASES if case.moment_dtype == "auto"]
 every_optimizer_on_devices = pytest.mark.parametrize("case", ON_DEVICES, ids=lambda case: case.name)
 every_dtype = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:]

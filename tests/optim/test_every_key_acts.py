@@ -12,6 +12,7 @@ from optim_cases import draw, same
 from torch import nn
 
 BASE: dict[str, Any] = {"lr": 0.05, "rank": 3, "update_proj_gap": 2, "niter": 0, "oversample": 1}
+SHAPES: tuple[tuple[int, ...], ...] = ((20, 14), (14, 20), (9,))
 # Another value of each key, and what else it takes to be seen.
 OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "lr": (0.1, {}),
@@ -39,8 +40,12 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "residual": ("code", {}),
     "scale_type": ("tensor", {}),
     "scale_cap": (1.0, {}),
-    "moment_dtype": ("int8", {}),
-    "plain_moment_dtype": ("int8", {}),
+    "cos_threshold": (2.0, {"update_proj_gap": 1, "queue_size": 1, "cos_threshold": 0.0}),
+    "queue_size": (2, {"update_proj_gap": 1, "cos_threshold": 0.0, "queue_size": 1}),
+    "gamma": (1.0, {"update_proj_gap": 1, "cos_threshold": 0.0, "queue_size": 1}),
+    "group_size": (32, {"shapes": ((70, 40), (40, 70))}),
+    "moment_dtype": ("float32", {"moment_dtype": "int8"}),
+    "plain_moment_dtype": ("bfloat16", {}),
     "rounding": ("stochastic", {"dtype": torch.bfloat16}),
     "seed": (1, {}),
     "force_projection": (True, {"rank": 30}),
@@ -61,9 +66,11 @@ def keys_of(name: str) -> dict[str, Any]:
     return {key: p.default for key, p in parameters.items() if key not in ("params", "torch_keys")}
 
 
-def ends(name: str, dtype: torch.dtype = torch.float32, **keys: Any) -> list[Any]:
+def ends(
+    name: str, dtype: torch.dtype = torch.float32, shapes: tuple[tuple[int, ...], ...] = SHAPES, **keys: Any
+) -> list[Any]:
     """Weights and states after six steps of two matrices and a vector."""
-    weights = [nn.Parameter(draw(*shape, seed=i).to(dtype)) for i, shape in enumerate([(20, 14), (14, 20), (9,)])]
+    weights = [nn.Parameter(draw(*shape, seed=i).to(dtype)) for i, shape in enumerate(shapes)]
     kind: Any = METHODS[name]
     optimizer = kind(weights, **{key: value for key, value in {**BASE, **keys}.items() if key in keys_of(name)})
     for step in range(6):

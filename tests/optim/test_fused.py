@@ -49,7 +49,7 @@ def step_error(dtype: torch.dtype, lr: float) -> float:
 def test_it_equals_the_composition(case: Case, dtype: torch.dtype) -> None:
     model, twin, optimizer, reference = both(case, dtype, range(STEPS), weight_decay=0.1)
     # A weight on the edge between two half-precision numbers, or a code between two, may fall to either side.
-    coded = {"int8": 1 / 127, "bfloat16": 2.0**-8}.get(case.keys.get("moment_dtype", ""), 0.0)
+    coded = {"int8": 1 / 127, "bfloat16": 2.0**-8}.get(case.moment_dtype, 0.0)
     edge = 2 * STEPS * tolerance.UNIT[dtype] if dtype.itemsize == 2 else 0.0
     for param, other in zip(model.parameters(), twin.parameters(), strict=True):
         apart = (param.double() - other.double()).abs()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer, devices
+from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer, QGaLoreAdamW, devices
 from optim_cases import draw, same
 from testing import machine
 from torch import Tensor, nn
@@ -103,6 +103,20 @@ def test_other_rules_and_residuals(
 def test_what_a_rule_without_a_kernel_gives_is_lifted_by_one(update: Spy, rule: str, moment_dtype: str) -> None:
     trained([*SHAPES, (9, 30)], torch.float32, rule=rule, moment_dtype=moment_dtype)
     assert update.counts == [4, 1] * 3  # four directions are held at a time
+
+
+@pytest.mark.parametrize("projector", PROJECTORS)
+@pytest.mark.parametrize("moment_dtype", MOMENTS)
+def test_qgalore_decodes_few_bases_at_a_time(update: Spy, projector: str, moment_dtype: str) -> None:
+    """Dense, they take one hundredth of the weights' bytes together, or are one."""
+    trained(SHAPES, torch.float32, kind=QGaLoreAdamW, projector=projector, moment_dtype=moment_dtype)
+    assert update.counts == [1, 1, 1, 1] * 3
+    update.counts.clear()
+    trained([(400, 600)] * 7, torch.float32, kind=QGaLoreAdamW, projector=projector, moment_dtype=moment_dtype, rank=2)
+    assert update.counts == [7] * 3
+    update.counts.clear()
+    trained([(400, 600)] * 7, torch.float32, kind=QGaLoreAdamW, projector=projector, moment_dtype=moment_dtype, rank=16)
+    assert update.counts == [2, 2, 2, 1] * 3  # 7 * 400 * 16 are 2.7 hundredths of 7 * 400 * 600
 
 
 def test_a_group_is_one_call(update: Spy) -> None:

@@ -10,18 +10,13 @@ import torch
 from lowrank_core.memory import estimate as memory
 from lowrank_core.optim import (
     METHODS,
-    SCALE,
-    ApolloAdamW,
-    CoapAdamW,
-    FiraAdamW,
-    FrugalAdamW,
     GaLoreAdamW,
-    SinkGD,
     estimate_state_bytes,
     formula_state_bytes,
     param_groups,
 )
 from lowrank_core.optim.parts.projectors.orthonormal import RandomizedSVD
+from lowrank_core.optim.parts.projectors.packed import PackedBasis
 from lowrank_core.optim.parts.projectors.selected import Blocks, DrawnLines, Whole
 from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.residuals.limited import ScaledGradient, ScaledRest
@@ -32,82 +27,13 @@ from lowrank_core.optim.parts.rules.adam import Adam
 from lowrank_core.optim.parts.rules.lines import Lines, MomentumLines, Sinkhorn
 from lowrank_core.optim.parts.rules.lion import Lion
 from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
+from lowrank_core.optim.parts.schedules.lazy import LazyGap
 from lowrank_core.optim.parts.schedules.never import Never
 from lowrank_core.optim.parts.transports import Reset
 from optim_cases import draw, same
+from published import EVERY, GALORE
 from torch import Tensor, nn
 
-GALORE: dict[str, Any] = {
-    "lr": 1e-3,
-    "betas": (0.9, 0.999),
-    "eps": 1e-8,
-    "weight_decay": 0.0,
-    "rank": 128,
-    "update_proj_gap": 200,
-    "scale": 0.25,
-    "proj_type": "std",
-    "rule": "adam",
-    "projector": "rsvd",
-    "oversample": 10,
-    "niter": 2,
-    "moments": "keep",
-    "moment_dtype": "auto",
-    "plain_moment_dtype": None,
-    "rounding": "nearest",
-    "seed": 0,
-    "nonfinite": "skip",
-    "force_projection": False,
-    "maximize": False,
-    "stagger": False,
-}
-SHARED = {key: value for key, value in GALORE.items() if key != "rule"}  # with the methods that come from it
-FIRA = {**SHARED, "limiter": 1.01, "residual": "paper"}
-APOLLO = {
-    **{key: value for key, value in SHARED.items() if key not in ("moments", "oversample", "niter")},
-    "rank": 256,
-    "scale": 1.0,
-    "projector": "random",
-    "scale_type": "channel",
-    "limiter": 1.01,
-    "scale_cap": None,
-}
-_NO_SUBSPACE = {
-    key: value
-    for key, value in SHARED.items()
-    if key
-    not in (
-        "update_proj_gap", "scale", "proj_type", "projector", "oversample", "niter", "moments", "force_projection",
-        "stagger",
-    )
-}  # fmt: skip
-FRUGAL = {
-    **_NO_SUBSPACE,
-    "rank": 0.25,
-    "density": None,
-    "subspace": "columns",
-    "sign_scale": 1.0,
-    "update_proj_gap": 200,
-    "stagger": False,
-}
-SCALE_ = {**_NO_SUBSPACE, "rank": "full", "momentum": 0.9, "last": None}
-SINKGD = {**_NO_SUBSPACE, "rank": "full", "iterations": 5, "scale": 0.05}
-COAP = {
-    **{key: value for key, value in SHARED.items() if key != "projector"},
-    "rank": 0.25,
-    "update_proj_gap": 32,
-    "scale": 1.0,
-    "reproject_factor": 5,
-    "eq5": "reference",
-}
-EVERY = {
-    GaLoreAdamW: GALORE,
-    FiraAdamW: FIRA,
-    ApolloAdamW: APOLLO,
-    CoapAdamW: COAP,
-    FrugalAdamW: FRUGAL,
-    SCALE: SCALE_,
-    SinkGD: SINKGD,
-}
 # Of those, what decides the bytes of the state; it stands once more where torch is not needed.
 DECIDING = {
     **{key: GALORE[key] for key in ("rank", "proj_type", "force_projection", "moment_dtype", "plain_moment_dtype")},
@@ -139,7 +65,14 @@ OTHERS: list[tuple[Any, dict[str, Any]]] = [
     (memory.Keys, {**DECIDING, "own": None}),
     (
         memory.estimate_state_bytes,
-        {"optimizer": "galore", "dtype": "float32", "exclude": None, **DECIDING, "counts": None},
+        {
+            "optimizer": "galore",
+            "dtype": "float32",
+            "exclude": None,
+            **DECIDING,
+            "moment_dtype": None,
+            "counts": None,
+        },
     ),
     (formula_state_bytes, {"proj_type": "std", "basis_bytes": 2, "moment_bytes": 2, "other_bytes": 2}),
     (Drop, {"scale": 1.0}),
@@ -159,6 +92,8 @@ OTHERS: list[tuple[Any, dict[str, Any]]] = [
     (Adafactor, {"beta2": 0.999, "eps": 1e-15}),
     (Lion, {"betas": (0.9, 0.99)}),
     (FixedGap, {"gap": 200, "stagger": False}),
+    (LazyGap, {"gap": 200, "stagger": False, "cos_threshold": 0.4, "queue_size": 5, "gamma": 2}),
+    (PackedBasis, {"group_size": 128}),
 ]
 PLAIN = "ignore:GaLoreAdamW"  # that nothing is projected is meant so
 # Another value of each, and what it takes to be seen: keys that both have, and how many steps.

@@ -158,9 +158,11 @@ def test_the_estimate_has_the_defaults_of_the_optimizer() -> None:
         assert method.rank == signature["rank"].default, name
         named = (signature["projector"].default,) if "projector" in signature else ()
         assert method.projectors[:1] == named, name
+        assert method.moment_dtype == signature["moment_dtype"].default, name
     for function in (estimate_state_bytes, memory.estimate_state_bytes):
         own = inspect.signature(function).parameters
-        assert all(own[key].default == value for key, value in ours.items() if key in own)
+        theirs = {**ours, "moment_dtype": None}
+        assert all(own[key].default == value for key, value in theirs.items() if key in own)
 
 
 def test_the_registry_says_how_a_method_differs_from_galore() -> None:

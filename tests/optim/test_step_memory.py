@@ -16,7 +16,7 @@ WIDTH = {"float32": 4, "bfloat16": 2}
 # imports needed is not taken for the step's.
 PROGRAM = """
 import torch
-from lowrank_core.optim import GaLoreAdamW
+from lowrank_core.optim import METHODS
 
 def status(name):
     with open("/proc/self/status") as lines:
@@ -29,22 +29,23 @@ def risen(optimizer):
     optimizer.step()
     return status("VmHWM") - before
 
-def steps(size, rank, dtype, keys):
+def steps(size, rank, dtype, keys, method="galore"):
     weight = torch.nn.Parameter(torch.full((size, size), 0.5, dtype=getattr(torch, dtype)))
     weight.grad = torch.ones_like(weight)
     weight.grad[::7] = 0.25
-    optimizer = GaLoreAdamW([weight], rank=rank, update_proj_gap=3, **keys)
+    optimizer = METHODS[method]([weight], rank=rank, update_proj_gap=3, **keys)
     return [risen(optimizer) for _ in range(4)]
 
 for case in {cases!r}:
     steps(64, 4, *case)
     print(*steps({size}, {rank}, *case))
 """
-CASES: list[tuple[str, dict[str, Any]]] = [
+CASES: list[tuple[Any, ...]] = [
     ("float32", {}),
     ("float32", {"moments": "rotate", "weight_decay": 0.1}),
     ("float32", {"moment_dtype": "int8"}),
     ("bfloat16", {"rounding": "stochastic", "moment_dtype": "bfloat16"}),
+    ("float32", {}, "qgalore"),
 ]
 
 
@@ -55,7 +56,7 @@ def test_a_step_takes_no_copy_of_a_weight() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     low, single = SIZE * RANK * 4, SIZE * SIZE * 4
-    for (dtype, keys), line in zip(CASES, done.stdout.splitlines(), strict=True):
+    for (dtype, *keys), line in zip(CASES, done.stdout.splitlines(), strict=True):
         first, *between, refresh = (int(number) for number in line.split())
         # The low-rank gradient, what a thread keeps, 2 % of the weight.
         allowed = 2 * low + step_bounds.workspaces(1) + SIZE * SIZE * WIDTH[dtype] // 50

@@ -12,6 +12,16 @@ from typing import NamedTuple
 # Prefix of a source file, tests to run first. The first row that fits decides; folders stand for what is in them.
 _FIRST = (
     ("optim/methods/s", ("optim/test_whole.py", "optim/test_optim_defaults.py")),
+    *(
+        (f"optim/{file}", ("optim/test_qgalore.py", "optim/test_optim_defaults.py", "optim/test_contract_state.py"))
+        for file in (
+            "methods/qgalore",
+            "parts/packing",
+            "parts/projectors/packed",
+            "parts/subspaces/packed",
+            "parts/schedules/lazy",
+        )
+    ),
     ("optim/methods/", ("optim/test_optim_defaults.py", "optim/test_fira.py", "optim/test_apollo.py")),
     (
         "optim/parts/codecs",

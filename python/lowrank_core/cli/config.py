@@ -21,7 +21,7 @@ from lowrank_core.cli.options import flag, option, path, real, whole
 from lowrank_core.memory.frugal import SUBSPACES
 from lowrank_core.memory.geometry import PROJ_TYPES
 from lowrank_core.memory.methods import METHODS, PROJECTORS
-from lowrank_core.memory.storage import MOMENT_DTYPES, RULES
+from lowrank_core.memory.storage import GROUP_SIZES, MOMENT_DTYPES, RULES
 
 PRECISIONS = ("fp32", "bf16", "amp-bf16", "amp-fp16")
 _TUNED = "tuned for galore and adamw; of the others galore's"
@@ -115,7 +115,15 @@ class TrainConfig:
     sign_scale: float | None = _method("sign_scale", "factor on the sign of the rest", type=real(0))
     iterations: int | None = _method("iterations", "times that rows and columns are normalized", type=whole(1),
                                      metavar="N")
+    cos_threshold: float | None = _method("cos_threshold", "mean cosine between subspaces from which on the gap grows",
+                                          type=real(0))
+    queue_size: int | None = _method("queue_size", "refreshes whose cosines are looked at together", type=whole(1),
+                                     metavar="N")
+    gamma: float | None = _method("gamma", "what the gap grows by, a factor", type=real(1))
+    group_size: int | None = _method("group_size", "rows of a basis that share a scale", type=int, choices=GROUP_SIZES,
+                                     metavar="N")
     moment_dtype: str | None = _method("moment_dtype", "storage of moments", choices=MOMENT_DTYPES)
+    compare_moment_dtype: str | None = _of_compare("moment_dtype", choices=MOMENT_DTYPES)
     plain_moment_dtype: str | None = _method("plain_moment_dtype", "of those of embedding, head and norms",
                                              shown="as --moment-dtype", choices=MOMENT_DTYPES)
     rounding: str | None = _method("rounding", "of bfloat16 weights", choices=("nearest", "stochastic"))

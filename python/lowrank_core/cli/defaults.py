@@ -41,7 +41,7 @@ OWN: dict[str, dict[str, Any]] = {
     for name, method in METHODS.items()
 } | {"adamw": {}}
 # Those whose defaults differ from method to method; a compared method has its own, `compare_...`.
-PAIRED = ("update_proj_gap", "scale", "projector")
+PAIRED = ("update_proj_gap", "scale", "projector", "moment_dtype")
 
 
 def takers(name: str) -> tuple[str, ...]:

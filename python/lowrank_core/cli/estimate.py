@@ -123,7 +123,7 @@ def _text(result: dict[str, Any]) -> str:
     size = f"{result['parameters']:,} parameters, {result['dtype']}{rank}"
     notes = ["Activations are not counted."]
     if len(rows) > 1:
-        moment = result["moment_dtype"] or "auto"
+        moment = result["moment_dtype"] or METHODS[rows[1]["optimizer"]].moment_dtype
         plain = result["plain_moment_dtype"] or moment
         kept = moment if plain == moment else f"{moment}, {plain} where nothing is projected"
         notes.append(f"Moments of {rows[1]['optimizer']}: {kept}.")

@@ -96,7 +96,8 @@ def _add_estimate(commands: _Commands[Parser]) -> None:
                           help="what finds the basis (default: that of the optimizer); apollo stores it for svd alone")
     estimate.add_argument("--subspace", choices=SUBSPACES, help="of frugal (default: columns)")
     estimate.add_argument("--density", type=real(0, 1), help="share that is at work, of frugal, in place of --rank")
-    estimate.add_argument("--moment-dtype", choices=MOMENT_DTYPES, help="storage of moments (default: auto)")
+    estimate.add_argument("--moment-dtype", choices=MOMENT_DTYPES,
+                          help="storage of moments (default: that of the optimizer)")
     estimate.add_argument("--plain-moment-dtype", choices=MOMENT_DTYPES,
                           help="of those of what is not projected (default: as --moment-dtype)")
     estimate.add_argument("--dtype", default="fp32", choices=tuple(DTYPES),

@@ -92,7 +92,7 @@ def estimate_state_bytes(
     exclude: str | Iterable[str] | None = None,
     proj_type: str = Keys.proj_type,
     force_projection: bool = Keys.force_projection,
-    moment_dtype: str = Keys.moment_dtype,
+    moment_dtype: str | None = None,
     plain_moment_dtype: str | None = Keys.plain_moment_dtype,
     projector: str | None = Keys.projector,
     counts: Mapping[str, int] | None = None,
@@ -110,7 +110,8 @@ def estimate_state_bytes(
       rank: of the projection, for optimizers that have one; None means their own default.
       dtype: name of the weights' dtype, such as "bfloat16".
       exclude: a word or several; None: "embed" and "lm_head".
-      proj_type, force_projection, moment_dtype, plain_moment_dtype, projector: as given to the optimizer.
+      proj_type, force_projection, moment_dtype, plain_moment_dtype, projector: as given to the optimizer; None of
+        the third and the last means its own default.
       counts: how many weights there are of a name; one of those that it leaves out.
       own: the keys of `optimizer` alone that decide bytes.
 
@@ -176,6 +177,8 @@ def keys_of(optimizer: str, rank: Rank | None, **keys: Any) -> Keys:
     own = {key: keys.pop(key, method.own[key]) for key in method.deciding}
     if "rule" in own:
         require_choice(OP, "rule", own["rule"], RULES)
+    if keys.get("moment_dtype") is None:
+        keys["moment_dtype"] = method.moment_dtype
     found = Keys(method.rank if rank is None else rank, own=own, **keys)
     require_choice(OP, "projector", found.projector, (None, *method.projectors))
     require_choice(OP, "proj_type", found.proj_type, method.proj_types)

@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 
 from lowrank_core.memory.frugal import DENSITY, active_of, kept_fields, place_frugal, share_of
 from lowrank_core.memory.geometry import FULL, ONE_SIDED, PROJ_TYPES, WHOLE, Geometry, Rank, rank_of
-from lowrank_core.memory.storage import RULES, Layout, adam_fields, basis_fields, limit_fields, lion_fields
+from lowrank_core.memory.storage import (
+    RULES,
+    Layout,
+    adam_fields,
+    basis_fields,
+    lazy_fields,
+    limit_fields,
+    lion_fields,
+    packed_fields,
+)
 
 Keys = Mapping[str, Any]  # of a group: those that decide what its states look like
 
@@ -50,6 +59,11 @@ class Method(NamedTuple):
     projectors: tuple[str, ...] = ("rsvd", "svd")  # the default first; () if it has no such key
     proj_types: tuple[str, ...] = PROJ_TYPES
 
+    @property
+    def moment_dtype(self) -> str:
+        """What the key of that name is where it is not given."""
+        return str(self.own.get("moment_dtype", "auto"))
+
 
 def _galore(where: Geometry, keys: Keys) -> Kept:
     return Kept(RULES[keys["rule"]](where.low_shape), basis_fields(where))
@@ -57,6 +71,11 @@ def _galore(where: Geometry, keys: Keys) -> Kept:
 
 def _adam(where: Geometry, keys: Keys) -> Kept:
     return Kept(adam_fields(where.low_shape), basis_fields(where))
+
+
+def _qgalore(where: Geometry, keys: Keys) -> Kept:
+    kept = packed_fields(where, keys["group_size"]) | lazy_fields(keys["queue_size"])
+    return Kept(adam_fields(where.low_shape), kept)
 
 
 def _fira(where: Geometry, keys: Keys) -> Kept:
@@ -129,6 +148,12 @@ _OF_SUBSPACES = (
 )  # fmt: skip
 METHODS: dict[str, Method] = {
     "galore": Method("galore:GaLoreAdamW", _galore, own={"rule": "adam"}, deciding=("rule",)),
+    "qgalore": Method(
+        "qgalore:QGaLoreAdamW",
+        _qgalore,
+        own={"cos_threshold": 0.4, "queue_size": 5, "gamma": 2, "group_size": 128, "moment_dtype": "int8"},
+        deciding=("queue_size", "group_size"),
+    ),
     "fira": Method("fira:FiraAdamW", _fira, own={"limiter": 1.01, "residual": "paper"}, proj_types=ONE_SIDED),
     "apollo": Method(
         "apollo:ApolloAdamW",
@@ -186,4 +211,4 @@ METHODS |= {
     ),
 }
 PROJECTORS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.projectors))
-TO_COME = ("qgalore", "adarankgrad", "dct", "trion", "dion2", "flora", "ldadam", "lisa")
+TO_COME = ("adarankgrad", "dct", "trion", "dion2", "flora", "ldadam", "lisa")

@@ -11,6 +11,7 @@ from math import prod
 from typing import NamedTuple, Protocol
 
 from lowrank_core.memory.geometry import Geometry
+from lowrank_core.ops.int4_project.matrix import GROUP_MULTIPLE, LARGEST_GROUP
 from lowrank_core.ops.subspace_step.check import BLOCK
 
 FORMAT = 2  # of a state; goes up when a key or its meaning changes
@@ -85,6 +86,7 @@ class AsBlocks8:
 
 STORAGES: dict[str, Storage] = {"float32": AsWork(), "bfloat16": AsBFloat16(), "int8": AsBlocks8()}
 MOMENT_DTYPES = ("auto", *STORAGES)
+GROUP_SIZES = range(GROUP_MULTIPLE, LARGEST_GROUP + 1, GROUP_MULTIPLE)  # rows of a packed basis that share a scale
 
 
 def moment_storage(moment_dtype: str, weight: str, host: bool) -> str:
@@ -172,10 +174,35 @@ def basis_keys(where: Geometry) -> dict[str, str]:
     return {side: f"proj.basis_{side}" if len(sides) == 2 else "proj.basis" for side in sides}
 
 
+def packed_fields(where: Geometry, group_size: int) -> Layout:
+    """As `basis_fields`, with bases in 4-bit codes, two a byte, and a scale and an offset for each group of rows."""
+    entries: Layout = {"proj.captured": Field((), "float32", Role.SHARE)}
+    for side, key in basis_keys(where).items():
+        rows, rank = where.basis_shapes[side]
+        group = packed_group(rows, group_size)
+        groups = -(-rows // group)
+        entries[f"{key}.codes"] = Field((groups * group // 2, rank), "uint8", Role.BASIS)
+        for part in ("scales", "offsets"):
+            entries[f"{key}.{part}"] = Field((groups, rank), "bfloat16", Role.BASIS)
+    return entries
+
+
+def packed_group(rows: int, group_size: int) -> int:
+    """Rows that share a scale: `group_size`, or fewer where the basis has fewer, in a multiple that kernels take."""
+    return min(group_size, -(-rows // GROUP_MULTIPLE) * GROUP_MULTIPLE)
+
+
 def refresh_fields() -> Layout:
     """What a schedule keeps: how many times a subspace was found, and the counts of steps at the last find and at the
     last search."""
     return {"proj.refreshes": number(), "proj.last_refresh": number(), "proj.last_look": number()}
+
+
+def lazy_fields(queue_size: int) -> Layout:
+    """What a schedule keeps besides that grows its gap: the last cosines, newest first, how many of them
+    are there, and how many times the gap has grown."""
+    cosines = Field((queue_size,), "float32", Role.SHARE)
+    return {"schedule.cosines": cosines, "schedule.count": number(), "schedule.grown": number()}
 
 
 def limit_fields() -> Layout:

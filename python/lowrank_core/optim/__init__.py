@@ -15,6 +15,7 @@ from lowrank_core.optim.methods.coap import CoapAdamW
 from lowrank_core.optim.methods.fira import FiraAdamW
 from lowrank_core.optim.methods.frugal import FrugalAdamW
 from lowrank_core.optim.methods.galore import GaLoreAdamW
+from lowrank_core.optim.methods.qgalore import QGaLoreAdamW
 from lowrank_core.optim.methods.scale import SCALE
 from lowrank_core.optim.methods.sinkgd import SinkGD
 from lowrank_core.optim.monitor import Monitor
@@ -30,6 +31,7 @@ __all__ = [
     "GaLoreAdamW",
     "LowRankOptimizer",
     "Monitor",
+    "QGaLoreAdamW",
     "SinkGD",
     "estimate_state_bytes",
     "formula_state_bytes",

@@ -7,6 +7,7 @@ the gradients and says whether they are finite, `finish` changes moments and wei
 from __future__ import annotations
 
 from itertools import product
+from math import prod
 from typing import Protocol
 
 import torch
@@ -21,6 +22,7 @@ from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
 from lowrank_core.optim.parts.projectors.correlated import Correlated
 from lowrank_core.optim.parts.projectors.gaussian import Gaussian
 from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomFrame, RandomizedSVD
+from lowrank_core.optim.parts.projectors.packed import PackedBasis
 from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.residuals.limited import ScaledGradient, ScaledRest, hold_limit, with_bias_correction
 from lowrank_core.optim.parts.residuals.sign import SignRest
@@ -37,6 +39,7 @@ Key = tuple[str, type | None, type | None, type, type]  # device, projector, res
 
 _DRAWN_TOGETHER = 4  # bases that are not stored and are held at the same time
 _LIFTED_TOGETHER = 4  # directions that are held at the same time
+_DECODED_SHARE = 0.01  # of the weights' bytes: what decoded bases may take at the same time; one is always decoded
 
 
 class FusedStep(Protocol):
@@ -57,7 +60,7 @@ class SubspaceStep:
     def draft(self, bucket: Bucket, draft: Draft, states: list[State]) -> None:
         projector, count = bucket.parts.projector, len(draft.slots)
         draft.low, draft.finite = [], True
-        for some in batches(_DRAWN_TOGETHER if isinstance(projector, Gaussian) else count, count):
+        for some in batches(_together(bucket, draft), count):
             slots = draft.slots[some]
             bases = [projector.stored_basis(slot, state) for slot, state in zip(slots, states[some], strict=True)]
             low, finite = project_list(
@@ -68,6 +71,11 @@ class SubspaceStep:
             draft.finite &= finite
 
     def finish(self, bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
+        lows, count = draft.low or [], len(states)
+        for some in batches(count if _by_shape(bucket) else _together(bucket, draft), count):
+            self._finish(bucket, Draft(draft.slots[some], draft.grads[some], lows[some]), states[some])
+
+    def _finish(self, bucket: Bucket, draft: Draft, states: list[State]) -> None:
         parts, lows = bucket.parts, draft.low or []
         params, counts = [_matrix(slot) for slot in draft.slots], [state["step"] for state in states]
         bases = _bases(bucket, draft, states)
@@ -142,12 +150,29 @@ def _right(slots: list[Slot]) -> list[bool]:
 
 
 def _bases(bucket: Bucket, draft: Draft, states: list[State]) -> list[Tensor]:
-    """The bases for the way back. A drawn basis that no channel's scale reads is given by its shape alone."""
+    """The bases for the way back."""
     projector, slots = bucket.parts.projector, zip(draft.slots, states, strict=True)
-    if isinstance(projector, Gaussian) and isinstance(bucket.parts.residual, ScaledGradient):
+    if _by_shape(bucket):
         shapes = [next(iter(slot.where(state).basis_shapes.values())) for slot, state in slots]
         return [low.new_zeros(()).expand(shape) for low, shape in zip(draft.low or (), shapes, strict=True)]
     return [projector.stored_basis(slot, state) for slot, state in slots]
+
+
+def _together(bucket: Bucket, draft: Draft) -> int:
+    """How many weights a call takes: all of them, unless their bases are made for it and are dense only then."""
+    projector, count = bucket.parts.projector, len(draft.slots)
+    if isinstance(projector, Gaussian):
+        return _DRAWN_TOGETHER
+    if not isinstance(projector, PackedBasis):
+        return count
+    places = [slot.geometry for slot in draft.slots if slot.geometry is not None]
+    dense = sum(prod(shape) for where in places for shape in where.basis_shapes.values())
+    return max(1, int(_DECODED_SHARE * count * sum(where.rows * where.cols for where in places) / max(dense, 1)))
+
+
+def _by_shape(bucket: Bucket) -> bool:
+    """True if the way back reads no basis but its shape: a drawn one, beside which channels of G are scaled."""
+    return isinstance(bucket.parts.projector, Gaussian) and isinstance(bucket.parts.residual, ScaledGradient)
 
 
 _CODECS = (Float32, StochasticBFloat16, Blocks8)
@@ -169,6 +194,7 @@ FUSED |= {
         _CODECS,
     )
 }
+FUSED |= {("cpu", PackedBasis, Drop, Adam, moments): SubspaceStep() for moments in _CODECS}
 FUSED |= {("cpu", None, None, Adam, moments): PlainStep() for moments in _CODECS}
 
 

@@ -114,6 +114,14 @@ def dequantize_int4(q: Int4Matrix, dtype: Any = None) -> Array:
     return call(_DEQUANTIZE, q.packed, q.scales, q.offsets, q.shape, **settings, dtype=given)
 
 
+def dequantize_unrecorded(q: Int4Matrix, like: Array, dtype: str) -> Array:
+    """`dequantize_int4` of checked codes without torch's dispatcher, beside `like`."""
+    out = empty(like, q.shape, dtype)
+    arrays = (out, q.packed, q.scales, q.offsets)
+    _core.dequantize_int4(*arrays, dim=q.dim, group_size=q.group_size, scheme=q.scheme)
+    return out
+
+
 # ---- the contract --------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from lowrank_core.memory.geometry import ONE_SIDED, Geometry
 from lowrank_core.memory.storage import MOMENT_DTYPES, Layout, state_layout, stored, subspace_fields
 from lowrank_core.optim.parts.codecs import Codec, basis_codec, moment_codec
 from lowrank_core.optim.parts.projectors import Projector
-from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomizedSVD
+from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, Orthonormal, RandomizedSVD
 from lowrank_core.optim.parts.projectors.selected import Whole
 from lowrank_core.optim.parts.residuals import Residual
 from lowrank_core.optim.parts.residuals.drop import Drop
@@ -94,7 +94,7 @@ def choose(op: str, group: dict[str, Any], key: str, values: Mapping[str, T]) ->
     return values[group[key]]
 
 
-def svd_projector(op: str, group: dict[str, Any], weight: Tensor) -> Projector:
+def svd_projector(op: str, group: dict[str, Any], weight: Tensor) -> Orthonormal:
     """The leading singular subspace, found as the key `projector` says: "rsvd" or "svd"."""
     codec = basis_codec(weight.dtype)
     randomized = RandomizedSVD(codec, group["oversample"], group["niter"])

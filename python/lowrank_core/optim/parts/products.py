@@ -81,6 +81,18 @@ def both_vectors(search: Search, *, oversample: int, niter: int) -> tuple[Tensor
     return left * sign, vh.mT * sign
 
 
+def principal_cosines(one: Tensor, other: Tensor) -> Tensor:
+    """[k], descending, in [0, 1]: of the angles between the spans of two bases [m, r], whose columns need not be
+    orthonormal; k is the smaller number of columns."""
+    cosines: Tensor
+    if not has_kernels(one.device):
+        cosines = torch.linalg.svdvals(_orthonormal(one).mT @ _orthonormal(other))
+    else:
+        change = project_unrecorded(orthonormalize(one), orthonormalize(other), "left")
+        _, cosines, _ = rsvd_unrecorded(change, min(change.shape), None, oversample=0, niter=0, seed=0)
+    return cosines.clamp(max=1)
+
+
 def _left_vectors(search: Search, oversample: int, niter: int) -> Tensor:
     """Subspace iteration from a Gaussian sketch, or from the basis held beside one; then the best cut to the rank.
 

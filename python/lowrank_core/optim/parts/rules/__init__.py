@@ -28,6 +28,10 @@ class Turn(Protocol):
         """0-d, in [0, 1]: the mean squared cosine between the subspaces."""
         ...
 
+    def cosine(self) -> Tensor:
+        """0-d, in [0, 1]: the mean cosine of the principal angles between the subspaces."""
+        ...
+
 
 class Direction(NamedTuple):
     """numerator / (denominator * correction), which is subtracted from a weight once per unit of lr.

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lowrank_core.optim.parts.products import project, project_back
+from lowrank_core.optim.parts.products import principal_cosines, project, project_back
 from lowrank_core.optim.parts.rules import Turn
 from lowrank_core.optim.parts.subspaces import Bases, Subspace
 
@@ -58,6 +58,10 @@ class DenseTurn:
     def overlap(self) -> Tensor:
         shares = [change.square().sum() / min(change.shape) for change in self.change.values()]
         return torch.stack(shares).mean().clamp(max=1)
+
+    def cosine(self) -> Tensor:
+        cosines = [principal_cosines(basis, self.old.bases[side]).mean() for side, basis in self.new.bases.items()]
+        return torch.stack(cosines).mean()
 
 
 def _multiplied(x: Tensor, factors: Bases) -> Tensor:

@@ -57,6 +57,9 @@ class Moved:
     def overlap(self) -> Tensor:
         return torch.tensor(self.new.share_of(self.old), device="cpu")
 
+    def cosine(self) -> Tensor:
+        return self.overlap()  # each angle is 0 or a right one
+
 
 @dataclass(frozen=True)
 class All(Selection):
