@@ -57,6 +57,8 @@ _FIRST = (
         "optim/refresh",
         ("optim/test_scales.py", "optim/test_refresh.py", "optim/test_searches.py", "optim/test_draws.py"),
     ),
+    ("optim/lisa", ("optim/test_lisa.py",)),
+    ("optim/stacks", ("optim/test_lisa.py",)),
     ("optim/targets", ("optim/test_targets.py", "optim/test_param_groups.py")),
     ("optim/groups", ("optim/test_param_groups.py", "optim/test_targets.py")),
     ("optim/estimate", ("optim/test_state_bytes.py",)),

@@ -8,6 +8,7 @@ require_torch(__name__)
 from lowrank_core.memory import formula_state_bytes
 from lowrank_core.optim.estimate import estimate_state_bytes
 from lowrank_core.optim.groups import param_groups
+from lowrank_core.optim.lisa import LISA
 from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.methods import METHODS
 from lowrank_core.optim.methods.apollo import ApolloAdamW
@@ -22,6 +23,7 @@ from lowrank_core.optim.monitor import Monitor
 from lowrank_core.optim.state_file import load_state, save_state
 
 __all__ = [
+    "LISA",
     "METHODS",
     "SCALE",
     "ApolloAdamW",
