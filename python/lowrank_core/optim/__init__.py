@@ -8,6 +8,8 @@ require_torch(__name__)
 from lowrank_core.memory import formula_state_bytes
 from lowrank_core.optim.estimate import estimate_state_bytes
 from lowrank_core.optim.groups import param_groups
+from lowrank_core.optim.layerwise import FusedBackward, fused_backward
+from lowrank_core.optim.layerwise.held import GradientBytes
 from lowrank_core.optim.lisa import LISA
 from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.methods import METHODS
@@ -30,13 +32,16 @@ __all__ = [
     "CoapAdamW",
     "FiraAdamW",
     "FrugalAdamW",
+    "FusedBackward",
     "GaLoreAdamW",
+    "GradientBytes",
     "LowRankOptimizer",
     "Monitor",
     "QGaLoreAdamW",
     "SinkGD",
     "estimate_state_bytes",
     "formula_state_bytes",
+    "fused_backward",
     "load_state",
     "param_groups",
     "save_state",

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from lowrank_core.memory.geometry import Side
 from lowrank_core.optim import devices
-from lowrank_core.optim.admission import all_ordinary, check_device, check_ready
-from lowrank_core.optim.base import StateOptimizer
-from lowrank_core.optim.bucket import Alike, Bucket, batches
-from lowrank_core.optim.checkpoint import check_state
-from lowrank_core.optim.devices import can_draw
+from lowrank_core.optim.bucket import Bucket, batches
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.fused import fused
-from lowrank_core.optim.options import check_rates
-from lowrank_core.optim.parts import Parts
+from lowrank_core.optim.gathering import Drafts, GatheringOptimizer
 from lowrank_core.optim.parts.projectors import Found
 from lowrank_core.optim.refresh import adopt, find
 from lowrank_core.optim.slots import Draft, Slot, State
@@ -29,10 +23,8 @@ from lowrank_core.optim.step import compose
 
 _REFRESHED_TOGETHER = 16  # matrices whose old and new subspaces are held at the same time
 
-Drafts = dict[Bucket, Draft]
 
-
-class LowRankOptimizer(StateOptimizer):
+class LowRankOptimizer(GatheringOptimizer):
     """The one `step()` that every optimizer of the package is; a subclass names its parts.
 
     One step, for each parameter W with a gradient G:
@@ -76,10 +68,16 @@ class LowRankOptimizer(StateOptimizer):
 
         Raises:
           RuntimeError: a gradient is sparse; a gradient is not finite and its group says `nonfinite="raise"`;
-            an exact SVD does not converge. Nothing is changed then.
+            an exact SVD does not converge; `closure` is given although `fused_backward` takes the gradients. Nothing is
+            changed then.
           ValueError: a group's `rank` or `proj_type` is no longer what its state was made with.
         """
         loss = None
+        if closure is not None and self._source is not None:
+            raise RuntimeError(
+                "step: `closure` must be None while `fused_backward` takes the gradients, got one; "
+                "call backward before step(), or handle.remove()"
+            )
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -91,7 +89,13 @@ class LowRankOptimizer(StateOptimizer):
     @_disable_dynamo
     def _take(self) -> None:
         """One step with the gradients as they are."""
-        drafts = self._gather()
+        if self._source is None or self._source.ready():
+            self._apply(self._gather())
+        else:
+            self._skipped = self._skipped + 1
+
+    def _apply(self, drafts: Drafts) -> None:
+        """One step with the gradients of `drafts`."""
         due = [bucket for bucket in drafts if bucket.due]
         for bucket, draft in drafts.items():
             if not bucket.due:
@@ -99,100 +103,22 @@ class LowRankOptimizer(StateOptimizer):
         go, gate = self._judge(drafts)
         if gate is not None and due:
             # The searches wait for the verdict; other buckets are enqueued before, unless a search may fail.
-            early = {} if any(bucket.parts.projector.may_fail for bucket in due) else dict(drafts)
+            late = self._source is not None and self._source.clips_late
+            early = {} if late or any(bucket.parts.projector.may_fail for bucket in due) else dict(drafts)
             for bucket in [bucket for bucket in early if not bucket.due]:
                 self._step(bucket, drafts.pop(bucket), gate)
             go, gate = bool(gate), None
         if go:
             self._refresh({bucket: drafts[bucket] for bucket in due})
+            if self._source is not None and self._source.clips_late:
+                self._source.clip(drafts)
             for bucket, draft in drafts.items():
                 self._step(bucket, draft, gate)
-
-    def _gather(self) -> Drafts:
-        """All gradients, in drafts by what their parameters have in common. Nothing else reads `param.grad`."""
-        drafts: dict[tuple[tuple[Any, ...], Alike], tuple[Bucket, Draft]] = {}
-        parts: dict[tuple[Any, ...], Parts] = {}
-        asked = self._layout_keys()
-        edited = {number for number in asked if self._asked.get(number, asked[number]) != asked[number]}
-        taking = [(*place, grad) for place in self._slots() if (grad := place[2].param.grad) is not None]
-        ordinary = all_ordinary((slot for _, _, slot, _ in taking), (grad for *_, grad in taking))
-        for number, group, slot, grad in taking:
-            if not ordinary:
-                check_ready(slot, grad)
-            varied = self.varied(group, slot)
-            kind = (number, slot.weight.device, slot.weight.dtype, *varied.values())
-            if kind not in parts:
-                check_rates(type(self).__name__, group, waiting=False)
-                parts[kind] = self._parts_held(kind, {**group, **varied}, slot.weight)
-            if number in edited:
-                self._check_edit(group, slot)
-            alike = self._alike(slot, parts[kind])
-            found = drafts.get((kind, alike))
-            if found is None:
-                bucket = Bucket.of(group, parts[kind], alike, watches=self.watches)
-                check_device(bucket)
-                found = drafts[kind, alike] = bucket, Draft()
-            found[1].add(slot, slot.as_matrix(grad) if ordinary else slot.gradient(grad))
-        self._asked = asked
-        return dict(drafts.values())
-
-    def _parts_held(self, kind: tuple[Any, ...], group: dict[str, Any], weight: Tensor) -> Parts:
-        """The parts of one `kind` of weights, made anew if a key of their group has changed since the last step.
-
-        They do not depend on the rates, which the loop reads itself.
-        """
-        values: list[Any] = [can_draw(weight.device)]
-        for key in self.defaults:
-            if key not in ("lr", "weight_decay"):
-                value = group[key]
-                values.append(tuple(value) if isinstance(value, list) else value)
-        held = self._made.get(kind)
-        if held is None or held[0] != values:
-            held = self._made[kind] = values, self._parts(group, weight)
-        return held[1]
-
-    def _alike(self, slot: Slot, parts: Parts) -> Alike:
-        where, weight = slot.geometry, slot.weight
-        return Alike(
-            projected=where is not None,
-            two_sided=where is not None and where.side == Side.BOTH,
-            as_matrix=slot.is_stored_as_matrix,
-            due=where is not None and self._due(slot, parts),
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-
-    def _due(self, slot: Slot, parts: Parts) -> bool:
-        """True if the subspace of `slot` is to be looked for before this step."""
-        state = self.state.get(slot.param)
-        if parts.projector.each_step:
-            return False
-        if not state:
-            return True
-        bound = self._bounds.get(slot.param)
-        if bound is not None and not parts.schedule.due(slot, bound, state):
-            return False
-        steps = int(state["step"])  # waits for an accelerator, where a refresh seems due
-        if devices.deferred(slot.param.device):
-            self._bounds[slot.param] = steps
-        return parts.schedule.due(slot, steps, state)
-
-    def _check_edit(self, group: dict[str, Any], slot: Slot) -> None:
-        """Raises ValueError if the state of `slot` is not what its group, which was edited, asks for now."""
-        state = self.state.get(slot.param)
-        if not state:
-            return
-        if slot.geometry is not None and state.get("proj.refreshes") == 0:  # no subspace yet: still free to choose
-            fresh = open_state(self._layout(group, slot), slot.param.device)
-            self.state[slot.param] = {**fresh, "step": state["step"]}
-            return
-        rank = state.get("proj.rank") if self._parts_of(group, slot).projector.ranks_vary else None
-        check_state("step", slot, state, self._layout(group, slot, rank), rank is not None)
 
     def _draft(self, bucket: Bucket, draft: Draft) -> None:
         """Lets the kernel of `bucket`, if there is one, read what it needs before anything is changed."""
         states = [self.state.get(slot.param) for slot in draft.slots]
-        if (kernel := fused(bucket)) and all(states):
+        if draft.low is None and (kernel := fused(bucket)) and all(states):
             kernel.draft(bucket, draft, [state for state in states if state])
 
     def _judge(self, drafts: Drafts) -> tuple[bool, Tensor | None]:
@@ -202,7 +128,7 @@ class LowRankOptimizer(StateOptimizer):
         If all gradients are on one accelerator, the host does not wait for it, unless a group with nonfinite="raise"
         needs the verdict: the answer is then to go on behind a 0-d bool that stays there.
         """
-        grads = [grad for draft in drafts.values() for grad in draft.grads]
+        grads = [grad for draft in drafts.values() for grad in draft.evidence]
         places = {grad.device for grad in grads}
         raising = any(bucket.nonfinite == "raise" for bucket in drafts)
         if len(places) == 1 and devices.deferred(grads[0].device):
@@ -214,7 +140,7 @@ class LowRankOptimizer(StateOptimizer):
                 return True, None
         judged = [(bucket, draft) for bucket, draft in drafts.items() if not draft.finite]
         owners = [(bucket, slot) for bucket, draft in judged for slot in draft.slots]
-        wrong = devices.nonfinite([grad for _, draft in judged for grad in draft.grads]) if owners else []
+        wrong = devices.nonfinite([grad for _, draft in judged for grad in draft.evidence]) if owners else []
         for bucket, slot in (owners[i] for i in wrong):
             if bucket.nonfinite == "raise":
                 raise RuntimeError(

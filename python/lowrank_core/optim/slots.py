@@ -136,12 +136,14 @@ class Draft:
     """The part of a step that is known before anything is changed: gradients, whole or already in their subspaces.
 
     Everything before the rule is linear in the gradient, so drafts of several backward passes may be added up.
+    What changes a draft in place overwrites its tensors: only who owns them may call it.
     """
 
     slots: list[Slot] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)  # matrices of projected weights; untouched, not yet negated
     low: list[Tensor] | None = None  # the same in the subspaces held, in the working dtype; negated to maximize
     finite: bool = False  # True: all of `grads` are known to be
+    freed: bool = False  # True: `grads` have shapes only, and `low` is all that is left of them
 
     def add(self, slot: Slot, grad: Tensor) -> None:
         """Takes up one more parameter."""
@@ -152,6 +154,24 @@ class Draft:
         """The seeds of the draws of each weight; zeros if nothing is `drawn`."""
         return [slot.draw(0).seed for slot in self.slots] if drawn else [0] * len(self.slots)
 
+    def extend(self, other: Draft) -> None:
+        """Takes up the parameters of another draft, which must be in its subspaces as this one is."""
+        self.finite = other.finite and (self.finite or not self.slots)
+        self.freed = other.freed
+        self.low = other.low if not self.slots else None if other.low is None else [*(self.low or []), *other.low]
+        self.slots += other.slots
+        self.grads += other.grads
+
+    def free_(self) -> None:
+        """Lets go of the gradients. Whoever reads one all the same finds that no entry is a number."""
+        self.grads = [torch.full((), torch.nan, dtype=g.dtype, device=g.device).expand(g.shape) for g in self.grads]
+        self.freed = True
+
+    @property
+    def evidence(self) -> list[Tensor]:
+        """What is left of each gradient, and not finite if the gradient was not."""
+        return self.low if self.freed and self.low is not None else self.grads
+
     def add_(self, other: Draft) -> None:
         """Adds the draft of another backward pass, of the same slots, to this one.
 
@@ -160,18 +180,18 @@ class Draft:
         """
         if [slot.param for slot in self.slots] != [slot.param for slot in other.slots]:
             raise ValueError("Draft: `other` must be of the same parameters, got others")
-        if (self.low is None) != (other.low is None):
+        if (self.low is None, self.freed) != (other.low is None, other.freed):
             raise ValueError("Draft: `other` must be in its subspaces as this one is, got only one that is")
         if self.low is not None and other.low is not None:
-            self.low = [mine + theirs for mine, theirs in zip(self.low, other.low, strict=True)]
-        self.grads = [mine + theirs for mine, theirs in zip(self.grads, other.grads, strict=True)]
+            torch._foreach_add_(self.low, other.low)
+        if not self.freed:
+            torch._foreach_add_(self.grads, other.grads)
         self.finite = False  # a sum may overflow
 
-    def scale_(self, factor: float) -> None:
-        """Multiplies the draft, as the mean over backward passes does."""
-        if self.low is not None:
-            self.low = [low * factor for low in self.low]
-        self.grads = [grad * factor for grad in self.grads]
+    def scale_(self, factor: float | Tensor) -> None:
+        """Multiplies the draft, as the mean over backward passes does. A 0-d tensor is not read."""
+        for tensor in (*(self.low or ()), *(() if self.freed else self.grads)):
+            tensor.mul_(factor.to(tensor.device) if isinstance(factor, Tensor) else factor)
         self.finite = False
 
     def squared_norm(self) -> Tensor:
@@ -185,5 +205,6 @@ class Draft:
         for wanted in (True, False):
             at = [i for i, choice in enumerate(chosen) if choice is wanted]
             low = None if self.low is None else [self.low[i] for i in at]
-            parts.append(Draft([self.slots[i] for i in at], [self.grads[i] for i in at], low, self.finite))
+            some = [self.slots[i] for i in at], [self.grads[i] for i in at]
+            parts.append(Draft(*some, low, self.finite, self.freed))
         return parts[0], parts[1]

@@ -11,6 +11,7 @@ from lowrank_core.optim.devices import only_if
 from lowrank_core.optim.parts.codecs import Codec, decoded, encode
 from lowrank_core.optim.parts.residuals import Seen
 from lowrank_core.optim.parts.rules import Direction, Rule
+from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.refresh import select, signal_of
 from lowrank_core.optim.slots import Draft, Draw, Slot, State
 
@@ -24,19 +25,35 @@ def compose(bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | No
       states: their states, subspaces up to date.
       gate: None, or a 0-d bool on the bucket's device: if it is false, nothing changes.
     """
-    for slot, grad, state in zip(draft.slots, draft.grads, states, strict=True):
+    lows = draft.low if draft.freed and draft.low is not None else [None for _ in draft.slots]
+    for slot, grad, low, state in zip(draft.slots, draft.grads, lows, states, strict=True):
         with only_if(gate, [slot.weight, *(value for value in state.values() if isinstance(value, Tensor))]):
             state["step"] += 1
             # On the host the count is a number; behind a gate it stays where it is, in double for the powers.
             step = state["step"].item() if gate is None else state["step"].double()
-            direction = _direction(slot, grad, state, bucket, step)
+            direction = _direction(slot, grad, low, state, bucket, step)
             _write(slot, bucket, direction, bucket.clock(slot, state, step))
 
 
-def _direction(slot: Slot, grad: Tensor, state: State, bucket: Bucket, step: float | Tensor) -> Direction | None:
-    """The direction that the parts make of the gradient; None if it was zero so far and names no subspace yet."""
-    parts, work = bucket.parts, slot.work
-    grad = grad.to(work)
+def lower(bucket: Bucket, draft: Draft, states: list[State]) -> None:
+    """Puts the gradients of `draft` in the subspaces that are held, as a kernel's `draft` does."""
+    draft.low = []
+    for slot, grad, state in zip(draft.slots, draft.grads, states, strict=True):
+        signal = signal_of(bucket, grad.to(slot.work), state)
+        draft.low.append(bucket.parts.projector.held(slot, state).down(signal))
+
+
+def _direction(
+    slot: Slot, grad: Tensor, low: Tensor | None, state: State, bucket: Bucket, step: float | Tensor
+) -> Direction | None:
+    """The direction that the parts make of the gradient; None if it was zero so far and names no subspace yet.
+
+    `low` is all that is left of a gradient which was let go of; None: it is whole.
+    """
+    parts = bucket.parts
+    if low is not None:
+        return _completed(bucket, slot, grad, low, parts.projector.held(slot, state), state, step)
+    grad = grad.to(slot.work)
     if not bucket.projected:
         return ruled(parts.plain, parts.plain_codec, -grad if bucket.maximize else grad, slot, state, slot.draw(step))
     signal = signal_of(bucket, grad, state)
@@ -47,6 +64,14 @@ def _direction(slot: Slot, grad: Tensor, state: State, bucket: Bucket, step: flo
     else:
         subspace = parts.projector.held(slot, state)
         low = subspace.down(signal)
+    return _completed(bucket, slot, signal, low, subspace, state, step)
+
+
+def _completed(
+    bucket: Bucket, slot: Slot, signal: Tensor, low: Tensor, subspace: Subspace, state: State, step: float | Tensor
+) -> Direction:
+    """The direction that rule and residual make of a gradient in its subspace."""
+    parts = bucket.parts
     parts.schedule.observe(state, low)
     direction = ruled(parts.rule, parts.moment_codec, low, slot, state, bucket.clock(slot, state, step))
     return parts.residual.complete(Seen(signal, low, direction, subspace, slot.where(state)), state)

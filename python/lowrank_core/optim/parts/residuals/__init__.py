@@ -26,6 +26,16 @@ class Seen(NamedTuple):
 class Residual(Protocol):
     """Acts at both ends of the subspace."""
 
+    @property
+    def needs_whole(self) -> bool:
+        """True if `complete` reads the gradient itself, not only what the subspace holds of it."""
+        ...
+
+    @property
+    def feeds_back(self) -> bool:
+        """True if `enter` makes something else of the gradient, so that gradients do not add up behind it."""
+        ...
+
     def layout(self, where: Geometry) -> Layout:
         """What it keeps in the state: `residual.<field>`."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,12 +20,17 @@ class Scaled:
     """What residuals share that take the gradient as it is; `scale` multiplies the update."""
 
     scale: float = 1.0
+    needs_whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(is_number(self.scale), type(self).__name__, "scale", "be a finite number", self.scale)
 
     def layout(self, where: Geometry) -> Layout:
         return {}
+
+    @property
+    def feeds_back(self) -> bool:
+        return type(self).enter is not Scaled.enter
 
     def enter(self, grad: Tensor, state: State) -> Tensor:
         return grad
@@ -40,6 +45,8 @@ class Scaled:
 @dataclass(frozen=True)
 class Drop(Scaled):
     """The rest is dropped: scale P N (GaLore)."""
+
+    needs_whole: ClassVar[bool] = False
 
     def complete(self, seen: Seen, state: State) -> Direction:
         return Direction(seen.subspace.up(seen.direction.dense(self.scale)))

@@ -1,0 +1,116 @@
+"""The bytes that `fused_backward` plans, and the peak of a process that trains with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from layerwise_runs import backward, every_accumulating, keys
+from lowrank_core.optim import GaLoreAdamW, fused_backward
+from optim_cases import Case, Zoo, every_optimizer
+from testing import step_bounds
+
+LAYERS, SIZE, RANK = 12, 1024, 16
+PROGRAM = """
+import math
+import torch
+from lowrank_core.optim import {optimizer}, fused_backward
+
+def status(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+def risen(call):
+    with open("/proc/self/clear_refs", "w") as peak:
+        peak.write("5")
+    before = status("VmRSS")
+    call()
+    return status("VmHWM") - before
+
+def rises(fusing):
+    layers = [torch.nn.Linear({size}, {size}, bias=False) for _ in range({layers})]
+    model = torch.nn.Sequential(*layers, torch.nn.LayerNorm({size}))
+    optimizer = {optimizer}(model.parameters(), rank={rank}, update_proj_gap=100, nonfinite="raise")
+    handle = fused_backward(model, optimizer, **{keys}) if fusing else None
+    found = []
+    for _ in range(4):
+        losses = [model(torch.ones(2, {size})).square().mean() for _ in range({passes})]
+        found.append(risen(lambda: [loss.backward() for loss in losses]))
+        del losses
+        optimizer.step()
+        optimizer.zero_grad()
+    return found, handle.plan() if fusing else None
+
+torch.manual_seed(0)
+print(*rises(False)[0])
+found, plan = rises(True)
+print(*found)
+print(*plan)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs the peak that Linux keeps")
+@pytest.mark.parametrize(
+    ("optimizer", "keys", "passes"),
+    [("GaLoreAdamW", {}, 1), ("GaLoreAdamW", {"max_norm": 1.0}, 3), ("FiraAdamW", {}, 1)],
+)
+def test_the_peak_falls_to_the_planned_share(optimizer: str, keys: dict, passes: int) -> None:
+    code = PROGRAM.format(optimizer=optimizer, keys=keys, passes=passes, size=SIZE, layers=LAYERS, rank=RANK)
+    # Each tensor gets pages of its own, which go back when it does.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    ordinary, fused, plan = ([int(number) for number in line.split()] for line in done.stdout.splitlines())
+    whole, held, due, passing = plan
+    gradient, low = SIZE * SIZE * 4, RANK * SIZE * 4
+    assert (whole, passing) == (LAYERS * gradient + 2 * SIZE * 4, gradient)
+    sketches = LAYERS * 16 * SIZE * 4 if "max_norm" in keys else 0
+    inside = optimizer == "FiraAdamW"
+    assert held == 2 * SIZE * 4 + (0 if inside else LAYERS * low + sketches)
+    assert due == (2 * SIZE * 4 if inside else whole)
+    assert min(ordinary[1:]) >= whole - passing  # one may find pages that are there
+    # The gradient that passes, one more that a second backward adds, and the workspace of a thread.
+    assert max(fused[1:]) <= held + 2 * passing + step_bounds.workspaces(1)
+    assert max(fused[1:]) < 0.5 * min(ordinary[1:])
+
+
+@every_optimizer
+def test_the_plan_counts_what_is_held(case: Case) -> None:
+    model = Zoo()
+    del model.unused
+    optimizer = case.make(model.parameters(), **keys(case))
+    handle = fused_backward(model, optimizer)
+    plan = handle.plan()
+    assert plan.ordinary == sum(param.numel() * 4 for param in model.parameters())
+    assert plan.passing == max(param.numel() * 4 for param in model.parameters())
+    for step, planned in enumerate((plan.due, plan.held, plan.held, plan.due)):
+        backward(model, step, 1)
+        assert bytes_held(optimizer) == planned
+        optimizer.step()
+    assert bytes_held(optimizer) == 0
+    assert 0 < plan.share <= 1
+
+
+@every_accumulating
+def test_the_plan_counts_sketches(case: Case) -> None:
+    model = Zoo()
+    del model.unused
+    optimizer = case.make(model.parameters())
+    handle = fused_backward(model, optimizer, max_norm=1.0)
+    for step in range(2):
+        backward(model, step, 2)
+        found = bytes_held(optimizer)
+        optimizer.step()
+    assert found == handle.plan().held
+
+
+def bytes_held(optimizer: GaLoreAdamW) -> int:
+    total = 0
+    for held in optimizer._source.held.values():
+        tensors = [*(held.draft.low or ()), *(() if held.draft.freed else held.draft.grads)]
+        tensors += [] if held.sketch is None else [held.sketch]
+        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, torch.Tensor))
+    return total
