@@ -81,7 +81,7 @@ def test_the_norm_of_a_sum_is_estimated_within_its_error(side: str, passes: int)
     send(model, gradients(model, 0, 12))
     optimizer.step()
     assert handle.norm_error == 0
-    count, scores, errors = 60, [], []
+    count, scores, errors = 200, [], []
     for step in range(1, count + 1):
         passing = [gradients(model, 10 * step + number, 12) for number in range(passes)]
         for grads in passing:

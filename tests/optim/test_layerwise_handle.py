@@ -183,3 +183,19 @@ def test_parameters_elsewhere_frozen_and_late() -> None:
             optimizer.step()
     assert same(snapshot(*pairs[0][:2]), snapshot(*pairs[1][:2]))
     assert same(pairs[0][2], pairs[1][2])
+
+
+def test_a_search_that_becomes_due_after_backward_comes_in_the_next_step() -> None:
+    """Of the gradient only its part in the subspace is left, in which there is nothing to look for."""
+    model = Zoo()
+    optimizer = GaLoreAdamW(model.parameters(), rank=4, update_proj_gap=100)
+    fused_backward(model, optimizer)
+    train(model, optimizer, 2)
+    refreshes = []
+    for step in (2, 3):
+        backward(model, step, 1)
+        optimizer.param_groups[0]["update_proj_gap"] = 1
+        optimizer.step()
+        refreshes.append(optimizer.state[model.up.weight]["proj.refreshes"])
+        assert all(bool(param.isfinite().all()) for param in model.parameters())
+    assert refreshes == [1, 2]
