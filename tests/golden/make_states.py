@@ -99,6 +99,7 @@ CASES = [
     Case("galore_adamw-format1-longer-zeros", (LEFT, RIGHT, RIGHT), zeros=(BEFORE + 2, BEFORE + 2, 0)),
     Case("galore-format2-float32", (LEFT, RIGHT, CONV, VECTOR, PLAIN)),
     Case("galore-format2-stagger", (LEFT, RIGHT, LEFT), keys={"stagger": True}),
+    Case("galore-format2-eight", (LEFT, RIGHT) * 4, keys={"update_proj_gap": 8}),  # which take turns by default
     Case("galore-format2-lion", (LEFT, RIGHT), keys={"rule": "lion", "moment_dtype": "int8"}),
     Case("galore-format2-adabelief", (LEFT, RIGHT), torch.bfloat16, {"rule": "adabelief"}),
     Case("galore-format2-adafactor", (LEFT, RIGHT, CONV), keys={"rule": "adafactor"}),

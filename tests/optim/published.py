@@ -36,7 +36,7 @@ GALORE: dict[str, Any] = {
     "nonfinite": "skip",
     "force_projection": False,
     "maximize": False,
-    "stagger": False,
+    "stagger": "auto",
 }
 SHARED = {key: value for key, value in GALORE.items() if key != "rule"}  # with the methods that come from it
 QGALORE = {
@@ -73,7 +73,7 @@ FRUGAL = {
     "subspace": "columns",
     "sign_scale": 1.0,
     "update_proj_gap": 200,
-    "stagger": False,
+    "stagger": "auto",
 }
 SCALE_ = {**_NO_SUBSPACE, "rank": "full", "momentum": 0.9, "last": None}
 SINKGD = {**_NO_SUBSPACE, "rank": "full", "iterations": 5, "scale": 0.05}

@@ -91,8 +91,8 @@ OTHERS: list[tuple[Any, dict[str, Any]]] = [
     (AdaBelief, {"betas": (0.9, 0.999), "eps": 1e-8}),
     (Adafactor, {"beta2": 0.999, "eps": 1e-15}),
     (Lion, {"betas": (0.9, 0.99)}),
-    (FixedGap, {"gap": 200, "stagger": False}),
-    (LazyGap, {"gap": 200, "stagger": False, "cos_threshold": 0.4, "queue_size": 5, "gamma": 2}),
+    (FixedGap, {"gap": 200, "stagger": "auto"}),
+    (LazyGap, {"gap": 200, "stagger": "auto", "cos_threshold": 0.4, "queue_size": 5, "gamma": 2}),
     (PackedBasis, {"group_size": 128}),
 ]
 PLAIN = "ignore:GaLoreAdamW"  # that nothing is projected is meant so

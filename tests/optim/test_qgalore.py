@@ -251,7 +251,7 @@ def test_on_codes_that_say_all_it_is_galore(moment_dtype: str) -> None:
         ("group_size", 512, "be a multiple of 32 from 32 to 256, got 512"),
         ("group_size", 64.0, "be a multiple of 32 from 32 to 256, got 64.0"),
         ("update_proj_gap", 0, "be an int >= 1, got 0"),
-        ("stagger", 1, "be True or False, got 1"),
+        ("stagger", 1, "be True, False or .auto., got 1"),
     ],
 )
 def test_refusals(key: str, value: Any, rule: str) -> None:

@@ -92,7 +92,22 @@ def test_it_may_be_turned_on_on_the_way() -> None:
     assert [len(turn) for turn in refreshed(params, optimizer, range(4, 10))] == [1] * 6
 
 
+@pytest.mark.parametrize(("count", "gap", "turns"), [(8, 8, True), (7, 8, False), (8, 7, False), (20, 40, True)])
+def test_by_default_large_groups_with_long_gaps_take_turns(count: int, gap: int, turns: bool) -> None:
+    params, twins = weights(count), weights(count)
+    found = refreshed(params, GaLoreAdamW(params, rank=2, update_proj_gap=gap), range(2 * gap + 1))
+    told = GaLoreAdamW(twins, rank=2, update_proj_gap=gap, stagger=turns)
+    assert found == refreshed(twins, told, range(2 * gap + 1))
+    assert max(map(len, found[1:])) == (-(-count // gap) if turns else count)
+
+
+def test_the_weights_that_are_not_projected_do_not_count() -> None:
+    params, vectors = weights(7), [nn.Parameter(draw(1, 12)[0]) for _ in range(5)]
+    optimizer = GaLoreAdamW([*params, *vectors], rank=2, update_proj_gap=8)
+    assert [len(turn) for turn in refreshed(params, optimizer, range(9))] == [7, 0, 0, 0, 0, 0, 0, 0, 7]
+
+
 @pytest.mark.parametrize("value", [1, None, "yes"])
-def test_it_is_true_or_false(value: object) -> None:
-    with pytest.raises(ValueError, match="GaLoreAdamW: `stagger` must be True or False, got"):
+def test_it_is_true_false_or_auto(value: object) -> None:
+    with pytest.raises(ValueError, match='GaLoreAdamW: `stagger` must be True, False or "auto", got'):
         GaLoreAdamW(weights(1), rank=2, stagger=value)  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ class LowRankOptimizer(GatheringOptimizer):
       ...         return dataclasses.replace(super().parts(group, weight), schedule=FixedGap(1))
       >>> optimizer = EveryStep([torch.zeros(64, 32)], rank=8)
       >>> optimizer.parts(optimizer.param_groups[0], torch.zeros(1)).schedule
-      FixedGap(gap=1, stagger=False)
+      FixedGap(gap=1, stagger='auto')
     """
 
     @overload

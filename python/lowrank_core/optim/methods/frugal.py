@@ -85,7 +85,7 @@ class FrugalAdamW(LowRankOptimizer):
         seed: int = 0,
         nonfinite: str = "skip",
         maximize: bool = False,
-        stagger: bool = False,
+        stagger: bool | str = "auto",
         **torch_keys: object,
     ) -> None:
         super().__init__(params, keys_of(locals()), torch_keys)

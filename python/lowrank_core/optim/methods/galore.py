@@ -62,8 +62,8 @@ class GaLoreAdamW(LowRankOptimizer):
         on an accelerator "raise" waits for the device at every step.
       force_projection: project at rank min(m, n) if `rank` is not below it.
       maximize: climb instead of descend.
-      stagger: after step 0 the weights of a group are refreshed in turns, each every `update_proj_gap` steps, so that
-        no step pays for all of them.
+      stagger: True: after step 0 the weights of a group are refreshed in turns, each every `update_proj_gap` steps, so that
+        no step pays for all of them. "auto": so in groups of 8 or more with a gap of 8 or more. False: all at once.
       torch_keys: keys of torch's AdamW that change nothing here are taken: `foreach`, `fused`, `capturable=False`,
         `amsgrad=False`, `differentiable=False`, `no_deprecation_warning`.
 
@@ -119,7 +119,7 @@ class GaLoreAdamW(LowRankOptimizer):
         nonfinite: str = "skip",
         force_projection: bool = False,
         maximize: bool = False,
-        stagger: bool = False,
+        stagger: bool | str = "auto",
         **torch_keys: object,
     ) -> None:
         super().__init__(params, keys_of(locals()), torch_keys)

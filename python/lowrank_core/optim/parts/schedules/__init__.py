@@ -6,9 +6,13 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lowrank_core.checks import require
 from lowrank_core.memory.storage import Layout
 from lowrank_core.optim.parts.rules import Turn
 from lowrank_core.optim.slots import Slot, State
+
+Stagger = bool | str  # True, False or "auto"
+_MANY = 8  # matrices, and steps of a gap, from which on "auto" lets the matrices take turns
 
 
 class Schedule(Protocol):
@@ -37,3 +41,13 @@ class Schedule(Protocol):
         no subspace was found.
         """
         ...
+
+
+def check_stagger(op: str, stagger: Stagger) -> None:
+    """Raises ValueError unless `stagger` is True, False or "auto"."""
+    require(isinstance(stagger, bool) or stagger == "auto", op, "stagger", 'be True, False or "auto"', stagger)
+
+
+def takes_turns(stagger: Stagger, slot: Slot, gap: int) -> bool:
+    """Whether the weight of `slot` is refreshed at a time of its own; "auto": in large groups, with long gaps."""
+    return slot.turn[1] >= _MANY and gap >= _MANY if stagger == "auto" else bool(stagger)

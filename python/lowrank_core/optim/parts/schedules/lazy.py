@@ -9,6 +9,7 @@ from torch import Tensor
 from lowrank_core.checks import is_count, is_number, require
 from lowrank_core.memory.storage import Layout, lazy_fields, refresh_fields
 from lowrank_core.optim.parts.rules import Turn
+from lowrank_core.optim.parts.schedules import Stagger, check_stagger, takes_turns
 from lowrank_core.optim.slots import Slot, State
 
 MAX_GAP = 10_000  # a gap grows no further: a run of that length should look again
@@ -29,7 +30,7 @@ class LazyGap:
     """
 
     gap: int = 200
-    stagger: bool = False
+    stagger: Stagger = "auto"
     cos_threshold: float = 0.4
     queue_size: int = 5
     gamma: float = 2
@@ -37,7 +38,7 @@ class LazyGap:
     def __post_init__(self) -> None:
         name = type(self).__name__
         require(is_count(self.gap, 1), name, "update_proj_gap", "be an int >= 1", self.gap)
-        require(isinstance(self.stagger, bool), name, "stagger", "be True or False", self.stagger)
+        check_stagger(name, self.stagger)
         require(is_number(self.cos_threshold, 0.0), name, "cos_threshold", "be a number >= 0", self.cos_threshold)
         require(is_count(self.queue_size, 1), name, "queue_size", "be an int >= 1", self.queue_size)
         require(is_number(self.gamma, 1.0), name, "gamma", "be a number >= 1", self.gamma)
@@ -49,7 +50,7 @@ class LazyGap:
         if state["proj.refreshes"] == 0:
             return True
         number, count = slot.turn
-        first = self.stagger and state["proj.refreshes"] == 1
+        first = takes_turns(self.stagger, slot, self.gap) and state["proj.refreshes"] == 1
         wait = max(1, (number + 1) * self.gap // count) if first else self.interval(state["schedule.grown"])
         return bool(step >= int(state["proj.last_look"]) + wait)
 
