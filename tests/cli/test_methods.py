@@ -39,6 +39,10 @@ NEW_FIELDS = (
     "compare_update_proj_gap",
     "reproject_factor",
     "eq5",
+    "energy",
+    "min_rank",
+    "convergence",
+    "rho",
     "subspace",
     "density",
     "sign_scale",
@@ -57,6 +61,8 @@ RUNS = {
     "apollo": ["--optimizer", "apollo"],
     "apollo-mini": ["--optimizer", "apollo", *flags(rank=1, scale_type="tensor", scale=128, scale_cap=4)],
     "apollo beside galore": ["--optimizer", "apollo", "--compare", "galore", "--compare-scale", 0.25],
+    "adarankgrad": ["--optimizer", "adarankgrad", "--energy", 0.5, "--min-rank", 2, "--convergence", 0.9],
+    "ldadam": ["--optimizer", "ldadam", "--rho", 0.5],
     "coap": ["--optimizer", "coap", "--eq5", "normalized", "--reproject-factor", 2],
     "galore by lion": ["--optimizer", "galore", "--rule", "lion", "--lr", 0.001],
     "frugal": ["--optimizer", "frugal", "--sign-scale", 0.1],
@@ -95,7 +101,8 @@ def test_defaults_of_what_nobody_tuned():
         "update_proj_gap": 100, "proj_type": "std", "limiter": 1.01, "moment_dtype": "auto",
         "plain_moment_dtype": None, "rounding": "nearest",
     }  # fmt: skip
-    assert TUNED["fira"] == TUNED["apollo"] == TUNED["galore"]
+    assert all(TUNED[name] == TUNED["galore"] for name in METHODS if name != "ldadam")
+    assert TUNED["ldadam"] == {**TUNED["galore"], "betas": (0.908, 0.99)}
     assert set(UNTUNED) == METHODS.keys() - {"galore"}
     assert resolve(TrainConfig(optimizer="qgalore")).own("qgalore") == {
         **{key: value for key, value in OWN["galore"].items() if key != "rule"},
@@ -139,6 +146,10 @@ def test_scale_is_that_of_the_only_method():
     [
         ("fira --scale-type tensor", "`--scale-type` must come with the optimizer apollo, got fira; leave it out"),
         ("fira --scale-cap 2", "`--scale-cap` must come with the optimizer apollo, got fira"),
+        ("galore --energy 0.9", "`--energy` must come with the optimizer adarankgrad, got galore"),
+        ("ldadam --update-proj-gap 9", "`--update-proj-gap` must come with the optimizer galore, .* got ldadam"),
+        ("adarankgrad --energy 0", "--energy: must be a number > 0 and <= 1, got '0'"),
+        ("ldadam --rho 2", "--rho: must be a number >= 0 and <= 1, got '2'"),
         ("galore --eq5 normalized", "`--eq5` must come with the optimizer coap, got galore"),
         ("coap --projector svd", "`--projector` must come with the optimizer galore, .* got coap"),
         ("galore --limiter 2", "`--limiter` must come with the optimizer fira or apollo, got galore"),
@@ -207,8 +218,8 @@ def test_what_a_run_is_said_to_hold(name, own):
 def test_a_run_that_is_stopped_and_resumed(text, cli, tmp_path, run):
     """Equals one that nothing stops, to the bit; either has everything that a run leaves."""
     names = [word for word in RUNS[run] if word in OPTIMIZERS]
-    ranked = RANKED if set(names) & set(takers("rank")) else TINY
-    options = ["train", "--text", text, *ranked, *RUNS[run]]
+    own = {key: value for key, value in {"rank": 4, "update_proj_gap": 5}.items() if set(names) & set(takers(key))}
+    options = ["train", "--text", text, *TINY, *flags(**own), *RUNS[run]]
     assert cli(*options, "--out", tmp_path / "whole").code == 0
     with at_step(8, lambda: os.kill(os.getpid(), signal.SIGINT)):
         outcome = cli(*options, "--out", tmp_path / "parts")
@@ -219,12 +230,16 @@ def test_a_run_that_is_stopped_and_resumed(text, cli, tmp_path, run):
     assert set(whole) == {"metrics", *(f"{name}.checkpoint.safetensors" for name in names)}
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
     assert [row["optimizer"] for row in summary["runs"]] == names
-    assert all(row["ratio"] < 0.9 for row in summary["runs"] if row["optimizer"] != "adamw")
+    assert all(
+        row["ratio"] < (1.0 if row["optimizer"] == "ldadam" else 0.9)
+        for row in summary["runs"]
+        if row["optimizer"] != "adamw"
+    )
     searched = {line["run"] for line in whole["metrics"] if line["event"] == "refresh"}
     blocks = "block" in RUNS[run]  # which measure no energy, as random projections
-    assert searched == set(names) - {"apollo", "adamw", "scale", "sinkgd"} - ({"frugal"} if blocks else set())
+    assert searched == set(names) - {"apollo", "adamw", "scale", "sinkgd", "ldadam"} - ({"frugal"} if blocks else set())
     page = (tmp_path / "whole" / "report.html").read_text()
-    assert ("a random subspace measures none" in page) == (names == ["apollo"] or blocks)
+    assert ("at each step measures none" in page) == (names in (["apollo"], ["ldadam"]) or blocks)
 
 
 def test_methods_learn(text, cli, tmp_path):

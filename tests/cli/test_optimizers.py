@@ -136,7 +136,7 @@ OTHER = {
     "moment_dtype": "float32", "plain_moment_dtype": "bfloat16", "rounding": "stochastic", "limiter": 2.0,
     "residual": "code", "scale_type": "tensor", "scale_cap": 3.0, "cos_threshold": 0.75, "queue_size": 3,
     "gamma": 1.5, "rule": "lion", "iterations": 3, "group_size": 64,
-    "reproject_factor": 2, "eq5": "normalized",
+    "reproject_factor": 2, "eq5": "normalized", "energy": 0.5, "min_rank": 2, "convergence": 0.5, "rho": 0.5,
     "subspace": "svd", "density": 0.5, "sign_scale": 0.125,
 }  # fmt: skip
 SHARED = {"betas": (0.5, 0.75), "eps": 0.125}
@@ -171,7 +171,8 @@ def test_defaults():
         "update_proj_gap": 100, "scale": 0.125, "proj_type": "std", "projector": "rsvd", "moments": "keep",
         "compare_scale": None, "compare_projector": None,
         "limiter": None, "residual": None, "scale_type": None, "scale_cap": None, "rule": "adam", "iterations": None,
-        "reproject_factor": None, "eq5": None, "compare_update_proj_gap": None,
+        "reproject_factor": None, "energy": None, "min_rank": None, "convergence": None, "rho": None, "eq5": None,
+        "compare_update_proj_gap": None,
         "subspace": None, "density": None, "sign_scale": None,
         "cos_threshold": None, "queue_size": None, "gamma": None, "group_size": None, "compare_moment_dtype": None,
         "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest",

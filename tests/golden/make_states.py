@@ -122,6 +122,10 @@ CASES = [
     Case("sinkgd-format2-float32", (LEFT, RIGHT, CONV, VECTOR), method="sinkgd"),
     Case("sinkgd-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"iterations": 3}, method="sinkgd"),
     Case("apollo-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"limiter": None}, method="apollo"),
+    Case("adarankgrad-format2-float32", (LEFT, RIGHT, CONV, VECTOR), method="adarankgrad"),
+    Case("adarankgrad-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"energy": 0.5}, method="adarankgrad"),
+    Case("ldadam-format2-float32", (LEFT, RIGHT, CONV, VECTOR), method="ldadam"),
+    Case("ldadam-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"rho": 0.5}, method="ldadam"),
     Case("coap-format2-float32", (LEFT, RIGHT, CONV, VECTOR), keys={"reproject_factor": 2}, method="coap"),
     Case("coap-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"eq5": "normalized"}, method="coap"),
 ]

@@ -6,11 +6,13 @@ from typing import Any
 
 from lowrank_core.optim import (
     SCALE,
+    AdaRankGradAdamW,
     ApolloAdamW,
     CoapAdamW,
     FiraAdamW,
     FrugalAdamW,
     GaLoreAdamW,
+    LDAdamW,
     QGaLoreAdamW,
     SinkGD,
 )
@@ -85,7 +87,25 @@ COAP = {
     "reproject_factor": 5,
     "eq5": "reference",
 }
+ADARANKGRAD = {
+    **{key: value for key, value in SHARED.items() if key not in ("projector", "oversample", "moments")},
+    "niter": 1,
+    "energy": 0.95,
+    "min_rank": 1,
+    "max_rank": None,
+    "convergence": 0.3,
+}
+LDADAM = {
+    **_NO_SUBSPACE,
+    "betas": (0.908, 0.99),
+    "rank": 16,
+    "proj_type": "std",
+    "force_projection": False,
+    "rho": 0.908,
+}
 EVERY = {
+    AdaRankGradAdamW: ADARANKGRAD,
+    LDAdamW: LDADAM,
     GaLoreAdamW: GALORE,
     QGaLoreAdamW: QGALORE,
     FiraAdamW: FIRA,

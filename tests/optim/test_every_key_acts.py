@@ -28,6 +28,10 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "oversample": (6, {}),
     "niter": (2, {}),
     "moments": ("rotate", {}),
+    "energy": (0.1, {"rank": 12}),
+    "min_rank": (9, {"rank": 12, "energy": 0.1}),
+    "max_rank": (2, {}),
+    "rho": (0.5, {}),
     "reproject_factor": (1, {}),
     "eq5": ("normalized", {}),
     "limiter": (None, {}),
@@ -57,7 +61,7 @@ OWN: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
 for _whole in ("scale", "sinkgd"):  # where the rank only marks matrices, and nothing is drawn but roundings
     OWN[_whole, "rank"] = (None, {})
     OWN[_whole, "seed"] = (1, {"dtype": torch.bfloat16, "rounding": "stochastic"})
-ELSEWHERE = {"nonfinite"}  # tests/optim/test_contract.py
+ELSEWHERE = {"nonfinite", "convergence"}  # tests/optim/test_contract.py, tests/optim/test_adarankgrad.py
 
 
 def keys_of(name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ each step with what it misses fed back, a schedule that looks at gradients."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +20,9 @@ from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.parts.projectors import Found, Query
 from lowrank_core.optim.parts.projectors.orthonormal import Orthonormal, bases_of
 from lowrank_core.optim.parts.residuals import Seen
-from lowrank_core.optim.parts.rules import Direction, Turn
+from lowrank_core.optim.parts.rules import Direction, Moments, Turn
 from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
+from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.parts.subspaces.dense import Dense
 from lowrank_core.optim.parts.transports import Rotate
 from lowrank_core.optim.slots import Slot, State
@@ -148,6 +149,9 @@ class FedBack:
 
     def enter(self, grad: Tensor, state: State) -> Tensor:
         return grad + state["residual.error"]
+
+    def leave(self, old: Subspace, moments: Callable[[], Moments]) -> None:
+        return None
 
     def complete(self, seen: Seen, state: State) -> Direction:
         state["residual.error"].copy_(seen.grad - seen.subspace.up(seen.low))

@@ -11,6 +11,12 @@ from typing import NamedTuple
 
 # Prefix of a source file, tests to run first. The first row that fits decides; folders stand for what is in them.
 _FIRST = (
+    ("optim/parts/projectors/by_energy", ("optim/test_adarankgrad.py",)),
+    ("optim/parts/schedules/convergence", ("optim/test_adarankgrad.py",)),
+    ("optim/parts/projectors/following", ("optim/test_ldadam.py",)),
+    ("optim/parts/residuals/fed_back", ("optim/test_ldadam.py",)),
+    ("optim/following", ("optim/test_ldadam.py",)),
+    ("optim/lifts", ("optim/test_ldadam.py", "optim/test_rules.py")),
     ("optim/methods/s", ("optim/test_whole.py", "optim/test_optim_defaults.py")),
     *(
         (f"optim/{file}", ("optim/test_qgalore.py", "optim/test_optim_defaults.py", "optim/test_contract_state.py"))

@@ -98,6 +98,12 @@ class TrainConfig:
     compare_projector: str | None = _of_compare("projector", choices=PROJECTORS)
     reproject_factor: int | None = _method("reproject_factor", "changes of the basis from one search to the next",
                                            type=whole(1), metavar="N")
+    energy: float | None = _method("energy", "share of the gradient that a subspace is to hold",
+                                   type=real(0, 1, ends="(]"))
+    min_rank: int | None = _method("min_rank", "smallest rank", type=whole(1), metavar="N")
+    convergence: float | None = _method("convergence", "share of its first norm at which a gradient has faded",
+                                        type=real(0, 1, ends="[)"))
+    rho: float | None = _method("rho", "weight of the momentum in what the subspace follows", type=real(0, 1))
     eq5: str | None = _method("eq5", "gradient step on the basis: the published one, or one of a fixed length",
                               choices=("reference", "normalized"))
     moments: str | None = _method("moments", "what a refresh does to the moments", choices=("keep", "rotate"))

@@ -17,6 +17,7 @@ _FOUND: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 0.001, "lr_others": 0.03, "betas": (0.9, 0.99), "weight_decay": 0.1},
 }
 TUNED = {name: _FOUND.get(name, _FOUND["galore"]) for name in OPTIMIZERS}
+TUNED["ldadam"] = {**TUNED["ldadam"], "betas": METHODS["ldadam"].own["betas"]}  # which its step was published with
 UNTUNED = tuple(name for name in OPTIMIZERS if name not in _FOUND)
 
 _GALORE: dict[str, Any] = {
@@ -29,8 +30,9 @@ _GALORE: dict[str, Any] = {
     "plain_moment_dtype": None,
     "rounding": "nearest",
 }
-# Keys that would act on nothing here: SCALE's last layer is the head, which has AdamW's moments.
-IDLE = {"scale": ("momentum", "last")}
+# Keys that are no options: those that would act on nothing (SCALE's last layer is the head, which has AdamW's moments),
+# of searches, and what other options say.
+IDLE = {"scale": ("momentum", "last"), "adarankgrad": ("niter", "max_rank"), "ldadam": ("betas",)}
 # The options that belong to a method, `rank` aside, which every method has: those that its constructor takes.
 OWN: dict[str, dict[str, Any]] = {
     name: {

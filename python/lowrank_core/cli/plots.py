@@ -114,7 +114,11 @@ def _subspace(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
         axes.set_title("Energy outside the subspaces")
         axes.set_axis_off()
         projected = any(row["optimizer"] in takers("rank") for row in rows)
-        why = "a random subspace measures none" if projected else "no projected matrices in this run"
+        why = (
+            "a subspace that is drawn or that moves at each step measures none"
+            if projected
+            else "no projected matrices in this run"
+        )
         axes.text(0.5, 0.5, why, ha="center", va="center", color=_FAINT)
         return
     low_rank, high_rank = (choice(line["rank"] for line in refreshes) for choice in (min, max))

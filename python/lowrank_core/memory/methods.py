@@ -12,7 +12,10 @@ from lowrank_core.memory.storage import (
     RULES,
     Layout,
     adam_fields,
+    bare_fields,
     basis_fields,
+    convergence_fields,
+    error_fields,
     lazy_fields,
     limit_fields,
     lion_fields,
@@ -86,6 +89,20 @@ def _apollo(where: Geometry, keys: Keys) -> Kept:
     """A random projection is drawn again from its seed, so the state does not keep it."""
     bases = basis_fields(where) if keys["projector"] == "svd" else {}
     return Kept(adam_fields(where.low_shape), bases | limit_fields())
+
+
+def _adarankgrad(where: Geometry, keys: Keys) -> Kept:
+    return Kept(adam_fields(where.low_shape), basis_fields(where) | convergence_fields())
+
+
+def rank_at_most(keys: Keys, shorter: int) -> int | None:
+    """The largest rank: `max_rank` where a group gives it, else `rank`."""
+    given = keys["rank"] is not None and keys["max_rank"] is not None
+    return rank_of({"rank": keys["max_rank"]} if given else keys, shorter)
+
+
+def _ldadam(where: Geometry, keys: Keys) -> Kept:
+    return Kept(adam_fields(where.low_shape), bare_fields(where) | error_fields(where))
 
 
 def _scale(where: Geometry, keys: Keys) -> Kept:
@@ -187,6 +204,25 @@ METHODS |= {
         projectors=(),
         proj_types=("std",),
     ),
+    "adarankgrad": Method(
+        "adarankgrad:AdaRankGradAdamW",
+        _adarankgrad,
+        own={"niter": 1, "energy": 0.95, "min_rank": 1, "max_rank": None, "convergence": 0.3},
+        deciding=("max_rank",),
+        rank_of=rank_at_most,
+        lacks=("projector", "oversample", "moments"),
+        projectors=(),
+        proj_types=ONE_SIDED,
+    ),
+    "ldadam": Method(
+        "ldadam:LDAdamW",
+        _ldadam,
+        rank=16,
+        own={"betas": (0.908, 0.99), "rho": 0.908},
+        lacks=("update_proj_gap", "scale", "projector", "oversample", "niter", "moments", "stagger"),
+        projectors=(),
+        proj_types=ONE_SIDED,
+    ),
     "scale": Method(
         "scale:SCALE",
         _scale,
@@ -211,4 +247,4 @@ METHODS |= {
     ),
 }
 PROJECTORS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.projectors))
-TO_COME = ("adarankgrad", "dct", "trion", "dion2", "flora", "ldadam", "lisa")
+TO_COME = ("dct", "trion", "dion2", "flora", "lisa")

@@ -155,9 +155,13 @@ def subspace_fields(where: Geometry) -> Layout:
 
 def basis_fields(where: Geometry) -> Layout:
     """The orthonormal bases of a subspace, and the share of the gradient that it held when it was found."""
+    return {"proj.captured": Field((), "float32", Role.SHARE), **bare_fields(where)}
+
+
+def bare_fields(where: Geometry) -> Layout:
+    """The orthonormal bases of a subspace alone."""
     keys = basis_keys(where)
-    bases = {keys[side]: Field(shape, WORK, Role.BASIS) for side, shape in where.basis_shapes.items()}
-    return {"proj.captured": Field((), "float32", Role.SHARE), **bases}
+    return {keys[side]: Field(shape, WORK, Role.BASIS) for side, shape in where.basis_shapes.items()}
 
 
 def index_fields(where: Geometry) -> Layout:
@@ -203,6 +207,16 @@ def lazy_fields(queue_size: int) -> Layout:
     are there, and how many times the gap has grown."""
     cosines = Field((queue_size,), "float32", Role.SHARE)
     return {"schedule.cosines": cosines, "schedule.count": number(), "schedule.grown": number()}
+
+
+def convergence_fields() -> Layout:
+    """What a schedule keeps that waits for gradients to fade: the norm of the first one in a subspace, and a mean."""
+    return {f"convergence.{key}": Field((), "float32", Role.SHARE) for key in ("first", "mean")}
+
+
+def error_fields(where: Geometry) -> Layout:
+    """What a residual keeps that feeds back what a subspace missed."""
+    return {"residual.error": Field((where.rows, where.cols), WORK, Role.RESIDUAL)}
 
 
 def limit_fields() -> Layout:

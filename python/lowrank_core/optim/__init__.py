@@ -13,11 +13,13 @@ from lowrank_core.optim.layerwise.held import GradientBytes
 from lowrank_core.optim.lisa import LISA
 from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.methods import METHODS
+from lowrank_core.optim.methods.adarankgrad import AdaRankGradAdamW
 from lowrank_core.optim.methods.apollo import ApolloAdamW
 from lowrank_core.optim.methods.coap import CoapAdamW
 from lowrank_core.optim.methods.fira import FiraAdamW
 from lowrank_core.optim.methods.frugal import FrugalAdamW
 from lowrank_core.optim.methods.galore import GaLoreAdamW
+from lowrank_core.optim.methods.ldadam import LDAdamW
 from lowrank_core.optim.methods.qgalore import QGaLoreAdamW
 from lowrank_core.optim.methods.scale import SCALE
 from lowrank_core.optim.methods.sinkgd import SinkGD
@@ -28,6 +30,7 @@ __all__ = [
     "LISA",
     "METHODS",
     "SCALE",
+    "AdaRankGradAdamW",
     "ApolloAdamW",
     "CoapAdamW",
     "FiraAdamW",
@@ -35,6 +38,7 @@ __all__ = [
     "FusedBackward",
     "GaLoreAdamW",
     "GradientBytes",
+    "LDAdamW",
     "LowRankOptimizer",
     "Monitor",
     "QGaLoreAdamW",

@@ -13,17 +13,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lowrank_core.memory.geometry import Side
 from lowrank_core.ops.arrays import resolve_precision
 from lowrank_core.ops.subspace_step.step import count_step, project_list, step_list
 from lowrank_core.optim.bucket import Bucket, batches
 from lowrank_core.optim.devices import can_draw
+from lowrank_core.optim.following import FollowingStep
+from lowrank_core.optim.lifts import lift_steps, matrix_of, rights_of
 from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
+from lowrank_core.optim.parts.projectors.by_energy import ByEnergy
 from lowrank_core.optim.parts.projectors.correlated import Correlated
+from lowrank_core.optim.parts.projectors.following import Following
 from lowrank_core.optim.parts.projectors.gaussian import Gaussian
 from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomFrame, RandomizedSVD
 from lowrank_core.optim.parts.projectors.packed import PackedBasis
 from lowrank_core.optim.parts.residuals.drop import Drop
+from lowrank_core.optim.parts.residuals.fed_back import FedBack
 from lowrank_core.optim.parts.residuals.limited import ScaledGradient, ScaledRest, hold_limit, with_bias_correction
 from lowrank_core.optim.parts.residuals.sign import SignRest
 from lowrank_core.optim.parts.rules.adabelief import AdaBelief
@@ -31,7 +35,7 @@ from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
 from lowrank_core.optim.parts.rules.lion import Lion
 from lowrank_core.optim.plain import PlainStep
-from lowrank_core.optim.slots import Draft, Slot, State
+from lowrank_core.optim.slots import Draft, State
 from lowrank_core.optim.states import stored
 from lowrank_core.optim.step import ruled
 
@@ -64,7 +68,7 @@ class SubspaceStep:
             slots = draft.slots[some]
             bases = [projector.stored_basis(slot, state) for slot, state in zip(slots, states[some], strict=True)]
             low, finite = project_list(
-                [_matrix(slot) for slot in slots], draft.grads[some], bases, _right(slots),
+                [matrix_of(slot) for slot in slots], draft.grads[some], bases, rights_of(slots),
                 maximize=bucket.maximize, precision=resolve_precision("step", None),
             )  # fmt: skip
             draft.low += low
@@ -77,7 +81,7 @@ class SubspaceStep:
 
     def _finish(self, bucket: Bucket, draft: Draft, states: list[State]) -> None:
         parts, lows = bucket.parts, draft.low or []
-        params, counts = [_matrix(slot) for slot in draft.slots], [state["step"] for state in states]
+        params, counts = [matrix_of(slot) for slot in draft.slots], [state["step"] for state in states]
         bases = _bases(bucket, draft, states)
         steps, seeds = _clocks(bucket, draft, states)
         for state, low in zip(states, lows, strict=True):
@@ -89,7 +93,7 @@ class SubspaceStep:
         options = {**parts.rule.kernel(), **(parts.residual.kernel() or {})}
         step_list(
             params, draft.grads, bases, *stored(states, "exp_avg"), *stored(states, "exp_avg_sq"), limits,
-            _right(draft.slots), steps, seeds, low=lows, lr=bucket.lr,
+            rights_of(draft.slots), steps, seeds, low=lows, lr=bucket.lr,
             weight_decay=bucket.weight_decay, maximize=bucket.maximize, stochastic=bucket.rounding == "stochastic",
             precision=resolve_precision("step", None), **options,
         )  # fmt: skip
@@ -113,7 +117,7 @@ class RuledStep(SubspaceStep):
                     ruled(bucket.parts.rule, codec, low, slot, state, slot.draw(state["step"].item())).dense()
                 )
             part = Draft(slots, draft.grads[some], directions)
-            lift(bucket, part, _bases(bucket, part, states[some]), [int(state["step"]) for state in states[some]])
+            lift_steps(bucket, part, _bases(bucket, part, states[some]), [int(state["step"]) for state in states[some]])
 
 
 def _clocks(bucket: Bucket, draft: Draft, states: list[State]) -> tuple[list[int], list[int]]:
@@ -124,29 +128,6 @@ def _clocks(bucket: Bucket, draft: Draft, states: list[State]) -> tuple[list[int
     places = zip(draft.slots, states, steps, strict=True)
     clocks = [bucket.clock(slot, state, step) for slot, state, step in places]
     return [clock.number() for clock in clocks], [clock.seed for clock in clocks]
-
-
-def lift(bucket: Bucket, draft: Draft, bases: list[Tensor], steps: list[int]) -> None:
-    """W <- (1 - lr weight_decay) W - lr scale P N for the directions N in `draft.low`, which it overwrites."""
-    params, lows = [_matrix(slot) for slot in draft.slots], draft.low or []
-    held = [torch.zeros_like(low) for low in lows]  # a momentum of no memory: what the kernel lifts is N itself
-    step_list(
-        params, draft.grads, bases, held, [], [], [], [], _right(draft.slots), steps, draft.seeds(bucket.draws),
-        low=lows, lr=bucket.lr, weight_decay=bucket.weight_decay, maximize=False, rule="momentum", betas=(0.0, 0.0),
-        eps=0.0, stochastic=bucket.rounding == "stochastic", precision=resolve_precision("step", None),
-        **(bucket.parts.residual.kernel() or {}),
-    )  # fmt: skip
-    torch.autograd.graph.increment_version(params)
-
-
-def _matrix(slot: Slot) -> Tensor:
-    """The weight as the matrix that is stepped, in its own memory."""
-    where, weight = slot.geometry, slot.weight
-    return weight if where is None or weight.ndim == 2 else weight.view(where.rows, where.cols)
-
-
-def _right(slots: list[Slot]) -> list[bool]:
-    return [slot.geometry is not None and slot.geometry.side == Side.RIGHT for slot in slots]
 
 
 def _bases(bucket: Bucket, draft: Draft, states: list[State]) -> list[Tensor]:
@@ -179,7 +160,7 @@ _CODECS = (Float32, StochasticBFloat16, Blocks8)
 FUSED: dict[Key, FusedStep] = {
     ("cpu", projector, residual, Adam, moments): SubspaceStep()
     for projector, residual, moments in product(
-        (RandomizedSVD, ExactSVD, Gaussian, Correlated), (Drop, ScaledRest, ScaledGradient), _CODECS
+        (RandomizedSVD, ExactSVD, Gaussian, Correlated, ByEnergy), (Drop, ScaledRest, ScaledGradient), _CODECS
     )
 }
 FUSED |= {
@@ -195,6 +176,7 @@ FUSED |= {
     )
 }
 FUSED |= {("cpu", PackedBasis, Drop, Adam, moments): SubspaceStep() for moments in _CODECS}
+FUSED |= {("cpu", Following, FedBack, Adam, moments): FollowingStep() for moments in _CODECS}
 FUSED |= {("cpu", None, None, Adam, moments): PlainStep() for moments in _CODECS}
 
 

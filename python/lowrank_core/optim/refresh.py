@@ -37,7 +37,7 @@ def find(bucket: Bucket, slots: Sequence[Slot], grads: Sequence[Tensor], states:
     live = [i for i, signal in enumerate(signals) if bool(signal.any())]
     try:
         subspaces = bucket.parts.projector.find(
-            [_query(bucket, slots[i], signals[i], states[i], int(states[i]["step"])) for i in live]
+            [query_of(bucket, slots[i], signals[i], states[i], int(states[i]["step"])) for i in live]
         )
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         names = ", ".join(f"`{slots[i].name}` {tuple(slots[i].param.shape)}" for i in live)
@@ -57,30 +57,37 @@ def adopt(bucket: Bucket, slot: Slot, grad: Tensor, state: State, found: Found |
     if found is None:
         parts.schedule.looked(state, step, None)
         return
-    turn = _carry(bucket, slot, state, found.subspace, step)
+    turn = carry(bucket, slot, state, found.subspace, step)
     state["proj.refreshes"], state["proj.last_refresh"] = state["proj.refreshes"] + 1, step
     parts.schedule.looked(state, step, turn)
-    _hold(bucket, slot, state, found.subspace)  # last: the turn reads the one before
+    hold(bucket, slot, state, found.subspace)  # last: the turn reads the one before
     if "proj.captured" in state:
         as_stored = parts.projector.held(slot, state)
         state["proj.captured"].copy_(captured(as_stored, signal_of(bucket, grad, state).to(slot.work)))
 
 
-def select(bucket: Bucket, slot: Slot, signal: Tensor, state: State, step: float | Tensor) -> tuple[Subspace, Tensor]:
-    """Chooses a subspace for a step, after `step` finished ones, and adopts it; returns it, and `signal` in it.
+def select(
+    bucket: Bucket, slot: Slot, signal: Tensor, state: State, step: float | Tensor
+) -> tuple[Subspace, Tensor, Tensor | None]:
+    """Chooses a subspace for a step, after `step` finished ones, and adopts it.
+
+    Returns it, `signal` in it, and what the residual wants to know of the one that was left.
 
     It waits for no device. After the first step it changes no plain number, so that a gate can undo it.
     """
-    query = _query(bucket, slot, signal, state, step)
+    query, left = query_of(bucket, slot, signal, state, step), None
     (found,) = bucket.parts.projector.find([query])
     if found.subspace is not query.held:
-        _carry(bucket, slot, state, found.subspace, step)
-        _hold(bucket, slot, state, found.subspace)
+        if query.held is not None:
+            left = bucket.parts.residual.leave(query.held, query.moments)
+        carry(bucket, slot, state, found.subspace, step)
+        hold(bucket, slot, state, found.subspace)
         state["proj.refreshes"] = 1
-    return found.subspace, found.subspace.down(signal) if found.low is None else found.low
+    return found.subspace, found.subspace.down(signal) if found.low is None else found.low, left
 
 
-def _query(bucket: Bucket, slot: Slot, signal: Tensor, state: State, step: float | Tensor) -> Query:
+def query_of(bucket: Bucket, slot: Slot, signal: Tensor, state: State, step: float | Tensor) -> Query:
+    """What a projector is asked with, after `step` finished steps."""
     refreshes = state["proj.refreshes"]
     held = bucket.parts.projector.held(slot, state) if refreshes else None
     place = cast(Geometry, slot.geometry)
@@ -93,7 +100,7 @@ def _moments(bucket: Bucket, slot: Slot, state: State) -> Moments:
     return decoded(bucket.parts.moment_codec, fields, state, slot.work)
 
 
-def _carry(bucket: Bucket, slot: Slot, state: State, subspace: Subspace, step: float | Tensor) -> Turn | None:
+def carry(bucket: Bucket, slot: Slot, state: State, subspace: Subspace, step: float | Tensor) -> Turn | None:
     """Carries the moments after `step` finished steps into `subspace`.
 
     Returns the turn from the subspace held, if there is one.
@@ -123,7 +130,8 @@ def _restart(bucket: Bucket, slot: Slot, state: State, subspace: Subspace) -> No
     state.update(open_state(fields, slot.weight.device))
 
 
-def _hold(bucket: Bucket, slot: Slot, state: State, subspace: Subspace) -> None:
+def hold(bucket: Bucket, slot: Slot, state: State, subspace: Subspace) -> None:
+    """Replaces the subspace in `state`."""
     state["proj.rank"] = subspace.rank
     bucket.parts.projector.hold(slot, state, subspace)
 

@@ -58,23 +58,30 @@ def _direction(
         return ruled(parts.plain, parts.plain_codec, -grad if bucket.maximize else grad, slot, state, slot.draw(step))
     signal = signal_of(bucket, grad, state)
     if parts.projector.each_step:
-        subspace, low = select(bucket, slot, signal, state, step - 1)
+        subspace, low, left = select(bucket, slot, signal, state, step - 1)
     elif state["proj.refreshes"] == 0:
         return None
     else:
         subspace = parts.projector.held(slot, state)
-        low = subspace.down(signal)
-    return _completed(bucket, slot, signal, low, subspace, state, step)
+        low, left = subspace.down(signal), None
+    return _completed(bucket, slot, signal, low, subspace, state, step, left)
 
 
 def _completed(
-    bucket: Bucket, slot: Slot, signal: Tensor, low: Tensor, subspace: Subspace, state: State, step: float | Tensor
+    bucket: Bucket,
+    slot: Slot,
+    signal: Tensor,
+    low: Tensor,
+    subspace: Subspace,
+    state: State,
+    step: float | Tensor,
+    left: Tensor | None = None,
 ) -> Direction:
     """The direction that rule and residual make of a gradient in its subspace."""
     parts = bucket.parts
     parts.schedule.observe(state, low)
     direction = ruled(parts.rule, parts.moment_codec, low, slot, state, bucket.clock(slot, state, step))
-    return parts.residual.complete(Seen(signal, low, direction, subspace, slot.where(state)), state)
+    return parts.residual.complete(Seen(signal, low, direction, subspace, slot.where(state), left), state)
 
 
 def ruled(rule: Rule, codec: Codec, grad: Tensor, slot: Slot, state: State, draw: Draw) -> Direction:

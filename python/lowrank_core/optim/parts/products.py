@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from lowrank_core.ops.normal import fill_normal
-from lowrank_core.ops.rsvd.factor import orthonormalize
+from lowrank_core.ops.rsvd.factor import RESOLUTION, orthonormalize
 from lowrank_core.ops.rsvd.fixed_rank import rsvd_unrecorded
-from lowrank_core.ops.rsvd.lists import find_into
+from lowrank_core.ops.rsvd.lists import find_into, qb_list
 from lowrank_core.ops.rsvd.projection import project_back_unrecorded, project_unrecorded
 from lowrank_core.optim.devices import has_kernels
-from lowrank_core.optim.dtypes import work_dtype
+from lowrank_core.optim.dtypes import name_of, work_dtype
+
+_SPARE = 10  # columns beside the rank, where vectors are counted without kernels
 
 
 class Search(NamedTuple):
@@ -66,6 +68,39 @@ def left_vectors(searches: Sequence[Search], *, oversample: int, niter: int) -> 
         seeds=[search.seed for search in searches],
     )
     return found
+
+
+def growing_vectors(searches: Sequence[Search], *, niter: int) -> list[tuple[Tensor, Tensor]]:
+    """For each of `searches` its leading left singular vectors [m, k], and the share of |matrix|_F^2 that the first 1,
+    2, ..., k of them hold, float64 [k]; k is `rank`, or fewer where what is left is nothing but rounding.
+    """
+    if not searches or not has_kernels(searches[0].matrix.device):
+        return [_growing_vectors(search, niter) for search in searches]
+    found = qb_list(
+        [search.matrix for search in searches],
+        tol=RESOLUTION[name_of(work_dtype(searches[0].matrix.dtype))],
+        max_ranks=[search.rank for search in searches],
+        niter=niter,
+        seeds=[search.seed for search in searches],
+    )
+    return [(q, _shares(b, captured)) for q, b, captured in found]
+
+
+def _growing_vectors(search: Search, niter: int) -> tuple[Tensor, Tensor]:
+    q, a = _left_vectors(search._replace(basis=None), _SPARE, niter), _scaled(search.matrix)
+    b = q.mT @ a
+    whole = torch.linalg.vector_norm(a, dtype=torch.float64).square()
+    shares = _shares(b, torch.linalg.vector_norm(b, dtype=torch.float64).square() / whole)
+    left, tol = 1 - torch.cat([shares.new_zeros(1), shares[:-1]]), RESOLUTION[name_of(a.dtype)]
+    count = int((left >= tol**2).sum())
+    return q[:, :count], shares[:count]
+
+
+def _shares(b: Tensor, captured: float | Tensor) -> Tensor:
+    """Of the whole, by the first rows of `b`, which hold `captured` of it together."""
+    squares = torch.linalg.vector_norm(b, dim=1, dtype=torch.float64).square()
+    shares: Tensor = squares.cumsum(0) / squares.sum().clamp(min=torch.finfo(torch.float64).tiny) * captured
+    return shares
 
 
 def both_vectors(search: Search, *, oversample: int, niter: int) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from lowrank_core.memory.geometry import Geometry
 from lowrank_core.memory.storage import Layout
-from lowrank_core.optim.parts.rules import Direction
+from lowrank_core.optim.parts.rules import Direction, Moments
 from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.slots import State
 
@@ -21,6 +22,7 @@ class Seen(NamedTuple):
     direction: Direction  # what the rule made of R
     subspace: Subspace
     where: Geometry
+    left: Tensor | None = None  # what `leave` gave
 
 
 class Residual(Protocol):
@@ -42,6 +44,10 @@ class Residual(Protocol):
 
     def enter(self, grad: Tensor, state: State) -> Tensor:
         """What is projected of the gradient [m, n], in its dtype, and searched for a subspace. Changes no `state`."""
+        ...
+
+    def leave(self, old: Subspace, moments: Callable[[], Moments]) -> Tensor | None:
+        """What it wants to know of a subspace that is left in this step, with the moments in it before they travel."""
         ...
 
     def complete(self, seen: Seen, state: State) -> Direction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +12,8 @@ from lowrank_core.checks import is_number, require
 from lowrank_core.memory.geometry import Geometry
 from lowrank_core.memory.storage import Layout
 from lowrank_core.optim.parts.residuals import Seen
-from lowrank_core.optim.parts.rules import Direction
+from lowrank_core.optim.parts.rules import Direction, Moments
+from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.slots import State
 
 
@@ -34,6 +36,9 @@ class Scaled:
 
     def enter(self, grad: Tensor, state: State) -> Tensor:
         return grad
+
+    def leave(self, old: Subspace, moments: Callable[[], Moments]) -> Tensor | None:
+        return None
 
     def limits(self, states: list[State]) -> list[Tensor]:
         return []

@@ -1,0 +1,61 @@
+"""Out of subspaces with a basis on one side, into matrices in place: the way back of the steps that kernels take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_core.memory.geometry import Side
+from lowrank_core.ops.arrays import resolve_precision
+from lowrank_core.ops.subspace_step.step import step_list
+from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.slots import Draft, Slot
+
+
+def lift_steps(bucket: Bucket, draft: Draft, bases: list[Tensor], steps: list[int]) -> None:
+    """W <- (1 - lr weight_decay) W - lr scale P N for the directions N in `draft.low`."""
+    params = [matrix_of(slot) for slot in draft.slots]
+    lift(
+        params, draft.low or [], bases, rights_of(draft.slots), steps=steps, seeds=draft.seeds(bucket.draws),
+        lr=bucket.lr, weight_decay=bucket.weight_decay, stochastic=bucket.rounding == "stochastic",
+        **(bucket.parts.residual.kernel() or {}),
+    )  # fmt: skip
+    torch.autograd.graph.increment_version(params)
+
+
+def subtract_lifted(target: Tensor, low: Tensor, basis: Tensor, right: bool, factor: float) -> None:
+    """target <- target - factor P X, or X P^T on the right, for `low` X. Nothing of its size is made."""
+    options: dict[str, Any] = {"residual": "drop", "residual_scale": 0.0, "growth": 1.0, "weight_decay": 0.0}
+    lift([target], [low], [basis], [right], steps=[1], seeds=[0], lr=1.0, scale=factor, stochastic=False, **options)
+
+
+def lift(
+    params: list[Tensor],
+    lows: list[Tensor],
+    bases: list[Tensor],
+    right: list[bool],
+    *,
+    steps: list[int],
+    seeds: list[int],
+    **options: Any,
+) -> None:
+    """`step_list` with the directions `lows`."""
+    held = [torch.zeros_like(low) for low in lows]  # a momentum of no memory: what the kernel lifts is N itself
+    unread = [low.new_zeros(()).expand(param.shape) for low, param in zip(lows, params, strict=True)]  # gradients
+    step_list(
+        params, unread, bases, held, [], [], [], [], right, steps, seeds, low=lows, maximize=False, rule="momentum",
+        betas=(0.0, 0.0), eps=0.0, precision=resolve_precision("step", None), **options,
+    )  # fmt: skip
+
+
+def matrix_of(slot: Slot) -> Tensor:
+    """The weight as the matrix that is stepped, in its own memory."""
+    where, weight = slot.geometry, slot.weight
+    return weight if where is None or weight.ndim == 2 else weight.view(where.rows, where.cols)
+
+
+def rights_of(slots: list[Slot]) -> list[bool]:
+    """Whether the basis of each is on the right."""
+    return [slot.geometry is not None and slot.geometry.side == Side.RIGHT for slot in slots]
