@@ -28,30 +28,10 @@ from test_resume import assert_same, final_state
 SMALL = TrainConfig(dim=16, layers=1, heads=2, ffn=24, seq_len=16)
 RANKED = [*TINY, *flags(rank=4, update_proj_gap=5)]
 NEW_FIELDS = (
-    "compare_scale",
-    "compare_projector",
-    "limiter",
-    "residual",
-    "scale_type",
-    "scale_cap",
-    "rule",
-    "iterations",
-    "compare_update_proj_gap",
-    "reproject_factor",
-    "eq5",
-    "energy",
-    "min_rank",
-    "convergence",
-    "rho",
-    "subspace",
-    "density",
-    "sign_scale",
-    "cos_threshold",
-    "queue_size",
-    "gamma",
-    "group_size",
-    "compare_moment_dtype",
-)
+    "compare_scale", "compare_projector", "limiter", "residual", "scale_type", "scale_cap", "rule", "iterations",
+    "compare_update_proj_gap", "reproject_factor", "eq5", "energy", "min_rank", "convergence", "rho", "subspace",
+    "density", "sign_scale", "cos_threshold", "queue_size", "gamma", "group_size", "compare_moment_dtype",
+)  # fmt: skip
 # Of several optimizers in one run, with what the second has for itself.
 RUNS = {
     "qgalore": ["--optimizer", "qgalore", *flags(queue_size=1, cos_threshold=0, gamma=1.5, group_size=32)],

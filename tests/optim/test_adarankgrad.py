@@ -16,6 +16,7 @@ from lowrank_core.optim.parts.rules.adam import Adam
 from numpy import ndarray
 from optim_cases import composed, draw, same
 from plain_steps import path
+from test_rules import Turned
 from torch import Tensor, nn
 
 __all__ = ["path"]  # a fixture
@@ -204,19 +205,6 @@ def test_the_norms_are_part_of_the_state() -> None:
         other.step()
     assert same(optimizer.state_dict(), other.state_dict()) and same(weight.detach(), twin.detach())
     assert optimizer.projections()[0].refreshes > 1
-
-
-class Turned:
-    """T of a basis on the left."""
-
-    def __init__(self, change: Tensor) -> None:
-        self.change = change
-
-    def linear(self, low: Tensor) -> Tensor:
-        return self.change @ low
-
-    def squared(self, low: Tensor) -> Tensor:
-        return self.change.square() @ low
 
 
 def test_g17_moments_travel_and_none_is_negative() -> None:
