@@ -59,11 +59,18 @@ def test_several_backward_passes_are_one_step_with_their_sum(case: Case, dtype: 
 
 @every_accumulating
 def test_bfloat16_and_random_rounding_train_alike(case: Case) -> None:
-    model, plain = Zoo(torch.bfloat16), Zoo(torch.bfloat16)
-    optimizer, reference = case.make(model.parameters()), case.make(plain.parameters())
+    """Within what other random words do to the losses at the end, or a rounding of all losses."""
+    model = Zoo(torch.bfloat16)
+    optimizer = case.make(model.parameters())
     fused_backward(model, optimizer)
-    losses, expected = train(model, optimizer, 30, 2), train(plain, reference, 30, 2)
-    assert abs(sum(losses[-10:]) - sum(expected[-10:])) <= torch.finfo(torch.bfloat16).eps * sum(expected)
+    ends, sums = [], []
+    for seed in range(4):
+        plain = Zoo(torch.bfloat16)
+        losses = train(plain, case.make(plain.parameters(), seed=seed), 30, 2)
+        ends.append(sum(losses[-10:]))
+        sums.append(sum(losses))
+    apart = max(max(ends) - min(ends), torch.finfo(torch.bfloat16).eps * max(sums))
+    assert min(ends) - apart <= sum(train(model, optimizer, 30, 2)[-10:]) <= max(ends) + apart
 
 
 def test_a_sum_is_held_in_the_subspace_within_rounding() -> None:
