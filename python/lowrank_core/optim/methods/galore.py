@@ -62,8 +62,8 @@ class GaLoreAdamW(LowRankOptimizer):
         on an accelerator "raise" waits for the device at every step.
       force_projection: project at rank min(m, n) if `rank` is not below it.
       maximize: climb instead of descend.
-      stagger: True: after step 0 the weights of a group are refreshed in turns, each every `update_proj_gap` steps, so that
-        no step pays for all of them. "auto": so in groups of 8 or more with a gap of 8 or more. False: all at once.
+      stagger: True: after step 0 the weights of a group are refreshed in turns, each every `update_proj_gap` steps, so
+        that no step pays for all. "auto": so in groups of 8 or more with a gap of 8 or more. False: all at once.
       torch_keys: keys of torch's AdamW that change nothing here are taken: `foreach`, `fused`, `capturable=False`,
         `amsgrad=False`, `differentiable=False`, `no_deprecation_warning`.
 
