@@ -8,6 +8,7 @@ require_torch(__name__)
 from lowrank_core.memory import formula_state_bytes
 from lowrank_core.optim.estimate import estimate_state_bytes
 from lowrank_core.optim.groups import param_groups
+from lowrank_core.optim.int8 import Int8Linear
 from lowrank_core.optim.layerwise import FusedBackward, fused_backward
 from lowrank_core.optim.layerwise.held import GradientBytes
 from lowrank_core.optim.lisa import LISA
@@ -38,6 +39,7 @@ __all__ = [
     "FusedBackward",
     "GaLoreAdamW",
     "GradientBytes",
+    "Int8Linear",
     "LDAdamW",
     "LowRankOptimizer",
     "Monitor",

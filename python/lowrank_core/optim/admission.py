@@ -21,6 +21,7 @@ from lowrank_core.memory.plan import PlanRow
 from lowrank_core.ops.arrays import are_ordinary, overlaps_itself
 from lowrank_core.optim.bucket import Bucket
 from lowrank_core.optim.devices import has_kernels
+from lowrank_core.optim.int8 import Int8Weight
 from lowrank_core.optim.slots import Slot, number_name, steppable
 
 
@@ -117,6 +118,10 @@ def check_ready(slot: Slot, grad: Tensor) -> None:
       NotImplementedError: one of them holds no memory of its own.
     """
     param = slot.param
+    if isinstance(param, Int8Weight) and not has_kernels(param.device):
+        raise NotImplementedError(
+            f"step: `{slot.name}` must be on the CPU to be trained in 8 bits in this version, got {param.device}"
+        )
     if grad.layout != torch.strided:
         raise RuntimeError(
             f"step: the gradient of `{slot.name}` must be dense, got {grad.layout}; "

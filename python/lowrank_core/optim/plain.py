@@ -12,6 +12,7 @@ from lowrank_core.ops.subspace_step.plain import adamw_list
 from lowrank_core.ops.subspace_step.step import count_step
 from lowrank_core.optim.bucket import Bucket
 from lowrank_core.optim.devices import is_run
+from lowrank_core.optim.int8 import Int8Weight
 from lowrank_core.optim.parts.rules.adam import Adam
 from lowrank_core.optim.slots import Draft, Slot, State
 from lowrank_core.optim.states import stored
@@ -39,7 +40,8 @@ class PlainStep:
 
 def _is_dense(slot: Slot, state: State) -> bool:
     """True if the weight and its moments are runs of memory in one order."""
-    return is_run(slot.weight) and all(value.is_contiguous() for value in state.values() if isinstance(value, Tensor))
+    dense = is_run(slot.weight) and not isinstance(slot.weight, Int8Weight)
+    return dense and all(value.is_contiguous() for value in state.values() if isinstance(value, Tensor))
 
 
 def _step(bucket: Bucket, draft: Draft, states: list[State]) -> bool:

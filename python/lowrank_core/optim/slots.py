@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lowrank_core.memory.geometry import Geometry, place_by
 from lowrank_core.optim.dtypes import work_dtype
+from lowrank_core.optim.int8 import Int8Weight
 from lowrank_core.optim.seeds import mix_seed
 
 Placed = Callable[[tuple[int, ...], Mapping[str, Any]], tuple[Geometry | None, str]]
@@ -58,7 +59,8 @@ class Slot:
     @property
     def is_stored_as_matrix(self) -> bool:
         """True if the weight's memory can be stepped as the matrix that is projected."""
-        return self.weight.ndim == 2 or self.weight.is_contiguous()
+        dense = not isinstance(self.weight, Int8Weight)
+        return dense and (self.weight.ndim == 2 or self.weight.is_contiguous())
 
     def as_matrix(self, tensor: Tensor) -> Tensor:
         """A tensor of the weight's shape as the matrix that is projected; as it is on the plain path."""
@@ -118,7 +120,8 @@ def _place(param: Tensor, group: dict[str, Any], placed: Placed) -> tuple[Geomet
         return None, "complex"
     if not steppable(param.dtype):
         return None, f"{param.dtype}: never stepped"
-    return placed(tuple(param.shape), group)
+    where, note = placed(tuple(param.shape), group)
+    return where, ", ".join(filter(None, (note, "stored in 8 bits" if isinstance(param, Int8Weight) else "")))
 
 
 def steppable(dtype: torch.dtype) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 from lowrank_core.ops.subspace_step.codecs import round_stochastic
 from lowrank_core.optim.bucket import Bucket
 from lowrank_core.optim.devices import only_if
+from lowrank_core.optim.int8 import Int8Weight
 from lowrank_core.optim.parts.codecs import Codec, decoded, encode
 from lowrank_core.optim.parts.residuals import Seen
 from lowrank_core.optim.parts.rules import Direction, Rule
@@ -99,14 +100,17 @@ def _write(slot: Slot, bucket: Bucket, direction: Direction | None, draw: Draw) 
     The only place where a weight changes or decays.
     """
     param = slot.weight
-    weight = param.to(slot.work)  # the same tensor unless it is half precision
+    # The same tensor unless it is half precision, or stored in codes.
+    weight = param.decoded(slot.work) if isinstance(param, Int8Weight) else param.to(slot.work)
     if bucket.weight_decay != 0:
         weight.mul_(1 - bucket.lr * bucket.weight_decay)
     if direction is not None:
         if direction.numerator.shape != param.shape:  # a matrix, of a weight with more dimensions
             direction = direction.reshaped(param.shape)
         direction.subtract_from_(weight, bucket.lr)
-    if weight is not param:
+    if isinstance(param, Int8Weight):
+        param.write(weight, draw.seed, draw.number())
+    elif weight is not param:
         param.copy_(_rounded(weight, slot, bucket, draw))
 
 
