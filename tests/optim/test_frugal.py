@@ -198,7 +198,25 @@ def test_g9_nothing_of_it_is_the_sign(subspace: str) -> None:
         optimizer.step()
         expected = expected * (1 - 2.0**-7) - 2.0**-8 * grad.sign()
         assert same(weight.detach(), expected)
-    assert optimizer.state_bytes() <= 8
+    assert optimizer.state_bytes() <= 8 and "proj.basis" not in optimizer.state[weight]
+
+
+@pytest.mark.parametrize(("subspace", "shape"), [("columns", (6, 1)), ("rows", (1, 8)), ("svd", (1, 8))])
+def test_a_small_density_takes_one_line(subspace: str, shape: tuple[int, int]) -> None:
+    weight = zeros(6, 8)
+    optimizer = FrugalAdamW([weight], density=1e-3, subspace=subspace)
+    of(optimizer, [draw(6, 8).double()])
+    assert optimizer.state[weight]["exp_avg"].shape == shape
+
+
+def test_a_small_density_takes_one_block() -> None:
+    weights = [zeros(6, 8) for _ in range(3)]
+    optimizer = FrugalAdamW(weights, density=1e-3, subspace="block")
+    for weight in weights:
+        weight.grad = draw(6, 8).double()
+    optimizer.step()
+    assert sorted(optimizer.state[weight]["proj.rank"] for weight in weights) == [0, 0, 6]
+    assert optimizer.state_bytes() == optimizer.planned_state_bytes()
 
 
 @with_both_paths

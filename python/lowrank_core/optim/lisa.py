@@ -140,16 +140,16 @@ class LISA(torch.optim.Optimizer):
         self.optimizer.load_state_dict({key: value for key, value in state_dict.items() if key != "lisa"})
         for key in (*_SETTINGS, "steps"):
             setattr(self, key, own[key])
-        self._freeze(drop=False)
+        self._freeze()
 
-    def _freeze(self, drop: bool = True) -> None:
+    def _freeze(self) -> None:
         """Trains the layers of this period and no others."""
         chosen = {param for number in self.trained for param in self._layers[number]}
         for param in self._every():
             param.requires_grad_(param in chosen)
             if param not in chosen:
                 param.grad = None
-                if drop and self.policy == "drop":
+                if self.policy == "drop":
                     self.optimizer.state.pop(param, None)
 
     def _every(self) -> list[Tensor]:

@@ -102,7 +102,7 @@ class FrugalAdamW(LowRankOptimizer):
         lines, block = DrawnLines(), Blocks(share_of(group) or 0.0, group["update_proj_gap"])
         kinds = dict(zip(SUBSPACES, (lines, lines, RandomFrame(codec), block, RandomizedSVD(codec)), strict=True))
         chosen = choose(op, group, "subspace", kinds)
-        if density == 0 and chosen is not block:  # no line: a basis has at least one
+        if density == 0 and chosen is not block:  # nothing is looked for then
             chosen = lines
         residual = SignRest(1.0, group["sign_scale"])
         return Parts.of(op, group, weight, projector=chosen, residual=residual, transport=Reset())
