@@ -123,6 +123,18 @@ def test_frugal(cli):
     assert numbers(cli(*many, "--density", 0.5))["bytes"][1]["state"] == 2**61 * 2 * 4 * 64 * 32 + 4 * 2**62
 
 
+def test_lisa(cli):
+    """Two layers at a time, or `--active`, of the decoder or of matrices; and what is outside of the stack."""
+    options = ["estimate", "--optimizer", "lisa", "--json"]
+    states = [numbers(cli(*options, "--layers", n))["bytes"] for n in (2, 3, 2**62)]
+    assert [rows[1]["state"] for rows in states] == [states[0][0]["state"]] * 3
+    layer = numbers(cli(*options, "--layers", 3))["bytes"][0]["state"] - states[0][0]["state"]
+    one = numbers(cli(*options, "--layers", 9, "--active", 1))["bytes"][1]["state"]
+    assert one == states[0][0]["state"] - layer
+    matrices = numbers(cli(*options, "--shape", "8x6*5", "--shape", "4x4"))["bytes"][1]["state"]
+    assert matrices == 2 * (2 * 4 * 48 + 4) + 2 * 4 * 16 + 4
+
+
 def test_scale_counts_one_last_matrix(cli):
     """With --shape the last one; the decoder's head has AdamW's moments, as in a run."""
     shapes = ["--shape", f"8x6*{2**62}", "--shape", "4x5*3"]
@@ -162,6 +174,7 @@ def test_table(cli):
         (["--projector", "random"], "`--projector` must be one of rsvd, svd for galore, got random"),
         (["--optimizer", "sgd"], "invalid choice: 'sgd' .choose from '?galore'?, '?qgalore'?, '?fira'?, '?apollo'?"),
         (["--optimizer", "apollo", "--rank", "256"], "`--rank` must be < 256"),
+        (["--optimizer", "lisa", "--rank", "4"], "`--rank` must be left out for lisa, which has AdamW inside"),
         (["--density", "0.5"], "`--density` must come with frugal, got galore; leave it out"),
         (["--optimizer", "scale", "--rank", "4"], "`--rank` must be left out for scale, which takes matrices whole"),
         (["--preset", "1b", "--dim", "64"], "`--dim` must not come with `--preset`"),

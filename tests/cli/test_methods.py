@@ -30,6 +30,7 @@ RANKED = [*TINY, *flags(rank=4, update_proj_gap=5)]
 NEW_FIELDS = (
     "compare_scale", "compare_projector", "limiter", "residual", "scale_type", "scale_cap", "rule", "iterations",
     "compare_update_proj_gap", "reproject_factor", "eq5", "energy", "min_rank", "convergence", "rho", "subspace",
+    "active", "period",
     "density", "sign_scale", "cos_threshold", "queue_size", "gamma", "group_size", "compare_moment_dtype",
 )  # fmt: skip
 # Of several optimizers in one run, with what the second has for itself.
@@ -47,6 +48,7 @@ RUNS = {
     "galore by lion": ["--optimizer", "galore", "--rule", "lion", "--lr", 0.001],
     "frugal": ["--optimizer", "frugal", "--sign-scale", 0.1],
     "frugal by blocks": ["--optimizer", "frugal", *flags(subspace="block", density=0.2, sign_scale=0.1)],
+    "lisa": ["--optimizer", "lisa", *flags(active=1, period=5, layers=3)],
     "sinkgd beside scale": ["--optimizer", "sinkgd", "--iterations", 2, "--compare", "scale"],
     "adamw beside fira": ["--optimizer", "adamw", "--compare", "fira", "--scale", 0.5],
 }
@@ -56,7 +58,7 @@ RUNS = {
 
 
 def test_the_registry_decides_what_there_is():
-    assert OPTIMIZERS == (*METHODS, "adamw") == tuple(TUNED)
+    assert OPTIMIZERS == (*METHODS, "lisa", "adamw") == tuple(TUNED)
     assert set(OWN) == set(OPTIMIZERS) and OWN["adamw"] == {}
 
 
@@ -83,7 +85,7 @@ def test_defaults_of_what_nobody_tuned():
     }  # fmt: skip
     assert all(TUNED[name] == TUNED["galore"] for name in METHODS if name != "ldadam")
     assert TUNED["ldadam"] == {**TUNED["galore"], "betas": (0.908, 0.99)}
-    assert set(UNTUNED) == METHODS.keys() - {"galore"}
+    assert set(UNTUNED) == {*METHODS, "lisa"} - {"galore"} and TUNED["lisa"] == TUNED["adamw"]
     assert resolve(TrainConfig(optimizer="qgalore")).own("qgalore") == {
         **{key: value for key, value in OWN["galore"].items() if key != "rule"},
         "moment_dtype": "int8", "cos_threshold": 0.4, "queue_size": 5, "gamma": 2, "group_size": 128,
@@ -157,6 +159,8 @@ def test_scale_is_that_of_the_only_method():
         ("fira --limiter 0.5", "--limiter: must be a number >= 1, got '0.5'"),
         ("scale --rank 4", "`--rank` must come with the optimizer galore, .*, got scale; leave it out"),
         ("scale --scale 4", "`--scale` must come with the optimizer .*, got scale; leave it out"),
+        ("lisa --active 5", "`--active` must be at most `--layers`, 1, got 5; lower it"),
+        ("galore --active 1", "`--active` must come with the optimizer lisa, got galore"),
         ("sinkgd --iterations 0", "--iterations: must be a whole number >= 1, got '0'"),
     ],
 )
@@ -217,7 +221,8 @@ def test_a_run_that_is_stopped_and_resumed(text, cli, tmp_path, run):
     )
     searched = {line["run"] for line in whole["metrics"] if line["event"] == "refresh"}
     blocks = "block" in RUNS[run]  # which measure no energy, as random projections
-    assert searched == set(names) - {"apollo", "adamw", "scale", "sinkgd", "ldadam"} - ({"frugal"} if blocks else set())
+    silent = {"apollo", "adamw", "scale", "sinkgd", "ldadam", "lisa"} | ({"frugal"} if blocks else set())
+    assert searched == set(names) - silent
     page = (tmp_path / "whole" / "report.html").read_text()
     assert ("at each step measures none" in page) == (names in (["apollo"], ["ldadam"]) or blocks)
 

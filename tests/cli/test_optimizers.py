@@ -137,7 +137,7 @@ OTHER = {
     "residual": "code", "scale_type": "tensor", "scale_cap": 3.0, "cos_threshold": 0.75, "queue_size": 3,
     "gamma": 1.5, "rule": "lion", "iterations": 3, "group_size": 64,
     "reproject_factor": 2, "eq5": "normalized", "energy": 0.5, "min_rank": 2, "convergence": 0.5, "rho": 0.5,
-    "subspace": "svd", "density": 0.5, "sign_scale": 0.125,
+    "subspace": "svd", "active": 1, "period": 7, "density": 0.5, "sign_scale": 0.125,
 }  # fmt: skip
 SHARED = {"betas": (0.5, 0.75), "eps": 0.125}
 
@@ -150,6 +150,9 @@ def test_every_option_reaches_its_optimizer(name):
     options = {**SHARED, **own, **rank, "seed": 5, "weight_decay": 0.0625, "precision": "bf16"}
     config = resolve(replace(SMALL, optimizer=name, compare=None, **options))
     model, optimizer = built(name, config)
+    if name == "lisa":
+        assert (optimizer.active, optimizer.period, optimizer.seed) == (own["active"], own["period"], 5)
+        own = {}
     for key, value in {**SHARED, **({**own, "seed": 5} if own else {})}.items():
         assert set(by_name(model, optimizer, key).values()) == {value}, key
     decays = by_name(model, optimizer, "weight_decay")
@@ -173,7 +176,7 @@ def test_defaults():
         "limiter": None, "residual": None, "scale_type": None, "scale_cap": None, "rule": "adam", "iterations": None,
         "reproject_factor": None, "energy": None, "min_rank": None, "convergence": None, "rho": None, "eq5": None,
         "compare_update_proj_gap": None,
-        "subspace": None, "density": None, "sign_scale": None,
+        "subspace": None, "active": None, "period": None, "density": None, "sign_scale": None,
         "cos_threshold": None, "queue_size": None, "gamma": None, "group_size": None, "compare_moment_dtype": None,
         "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest",
         "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,

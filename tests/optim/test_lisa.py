@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_core.optim import LISA, FrugalAdamW, GaLoreAdamW
+from lowrank_core.optim import LISA, FrugalAdamW, GaLoreAdamW, estimate_state_bytes
 from lowrank_core.optim.seeds import mix_seed
 from optim_cases import draw, same
 from torch import Tensor, nn
@@ -207,6 +207,40 @@ def test_stacks() -> None:
         optimizer = LISA(adamw, model, layers=layers, active=1)
         assert optimizer.state_dict()["lisa"]["layers"] == count
         optimizer.unfreeze()
+
+
+@pytest.mark.parametrize("active", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_estimate_is_what_it_holds(active: int, dtype: torch.dtype) -> None:
+    model = Model().to(dtype)
+    model.layers[3] = nn.Linear(WIDTH, 3 * WIDTH)  # the largest one counts as often as it may
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    sizes = sorted(sum(2 * p.numel() * dtype.itemsize + 4 for p in layer.parameters()) for layer in model.layers[:2])
+    estimated = estimate_state_bytes(model.to(dtype), "lisa", active=active)
+    assert estimated == estimate_state_bytes(shapes, "lisa", dtype=dtype, active=active)
+    held = set()
+    optimizer = LISA(torch.optim.AdamW(model.parameters()), model, active=active, period=1)
+    for _ in range(30):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p) if p.requires_grad else None
+        chosen = optimizer.trained
+        optimizer.optimizer.step()
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        held.add((3 in chosen, sum(value.nbytes for value in states)))
+        optimizer.steps += 1
+        optimizer._freeze()
+    assert max(size for largest, size in held if largest) == estimated
+    assert sizes and all(size < estimated for largest, size in held if not largest)
+
+
+def test_what_no_estimate_says() -> None:
+    for shapes in ([(8, 9)], {"up.weight": (8, 9)}):
+        with pytest.raises(ValueError, match="`shapes` must have numbers of layers in their names, got 'none'"):
+            estimate_state_bytes(shapes, "lisa")
+    with pytest.raises(ValueError, match="`active` must be an int >= 1, got 0"):
+        estimate_state_bytes(Model(), "lisa", active=0)
+    with pytest.raises(TypeError, match="`period` must be a key that decides bytes of lisa: active"):
+        estimate_state_bytes(Model(), "lisa", period=3)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowrank_core import memory, optim
 from lowrank_core.memory.estimate import Keys
-from lowrank_core.memory.methods import METHODS, TO_COME
+from lowrank_core.memory.methods import FACADES, METHODS, TO_COME
 from lowrank_core.optim import GaLoreAdamW, devices, estimate_state_bytes, formula_state_bytes, param_groups
 from torch import nn
 
-KNOWN = ", ".join(("adamw", *METHODS))
+KNOWN = ", ".join(("adamw", *METHODS, *FACADES))
 
 
 class Model(nn.Module):

@@ -64,6 +64,8 @@ _FIRST = (
         "optim/refresh",
         ("optim/test_scales.py", "optim/test_refresh.py", "optim/test_searches.py", "optim/test_draws.py"),
     ),
+    ("memory/lisa", ("optim/test_lisa.py",)),
+    ("optim/parts/selectors", ("optim/test_selections.py", "optim/test_lisa.py")),
     ("optim/lisa", ("optim/test_lisa.py",)),
     ("optim/stacks", ("optim/test_lisa.py",)),
     ("optim/targets", ("optim/test_targets.py", "optim/test_param_groups.py")),

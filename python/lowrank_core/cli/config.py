@@ -119,6 +119,8 @@ class TrainConfig:
                                    choices=SUBSPACES)
     density: float | None = _method("density", "share that is at work, in place of --rank", type=real(0, 1))
     sign_scale: float | None = _method("sign_scale", "factor on the sign of the rest", type=real(0))
+    active: int | None = _method("active", "layers that are trained at a time", type=whole(1), metavar="N")
+    period: int | None = _method("period", "steps from one draw of layers to the next", type=whole(1), metavar="N")
     iterations: int | None = _method("iterations", "times that rows and columns are normalized", type=whole(1),
                                      metavar="N")
     cos_threshold: float | None = _method("cos_threshold", "mean cosine between subspaces from which on the gap grows",
@@ -223,7 +225,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     )
     if warmup > filled.steps:
         raise CliError(f"`--warmup` must be at most `--steps`, {filled.steps}, got {warmup}; lower it")
-    methods = [run for run in config.runs if run in METHODS]
+    methods = [run for run in config.runs if OWN[run]]
     if not methods:
         return filled
     for run in methods:
@@ -231,6 +233,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
     filled = replace(filled, **config.filled_own())
     if set(methods) & set(takers("rank")):
         filled = replace(filled, rank=config.rank or max(1, config.dim // 4))
+    if config.active is None and filled.active is not None:
+        filled = replace(filled, active=min(filled.active, filled.layers))
+    if filled.active is not None and filled.active > filled.layers:
+        raise CliError(f"`--active` must be at most `--layers`, {filled.layers}, got {filled.active}; lower it")
     _check_rank(filled)
     return filled
 

@@ -7,16 +7,16 @@ from typing import Any
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import flag
 from lowrank_core.memory.geometry import WHOLE
-from lowrank_core.memory.methods import METHODS
+from lowrank_core.memory.methods import FACADES, METHODS
 
-OPTIMIZERS = (*METHODS, "adamw")
+OPTIMIZERS = (*METHODS, *FACADES, "adamw")
 # For galore and adamw the best found by bench/train_sweep.py; `lr` is that of the matrices of attention and
-# feed-forward. Nobody has tuned the others here: they take galore's.
+# feed-forward. Nobody has tuned the others here: they take galore's, and lisa, which has AdamW inside, adamw's.
 _FOUND: dict[str, dict[str, Any]] = {
     "galore": {"lr": 0.01, "lr_others": 0.01, "betas": (0.9, 0.999), "weight_decay": 0.0},
     "adamw": {"lr": 0.001, "lr_others": 0.03, "betas": (0.9, 0.99), "weight_decay": 0.1},
 }
-TUNED = {name: _FOUND.get(name, _FOUND["galore"]) for name in OPTIMIZERS}
+TUNED = {name: _FOUND.get(name, _FOUND["adamw" if name in FACADES else "galore"]) for name in OPTIMIZERS}
 TUNED["ldadam"] = {**TUNED["ldadam"], "betas": METHODS["ldadam"].own["betas"]}  # which its step was published with
 UNTUNED = tuple(name for name in OPTIMIZERS if name not in _FOUND)
 
@@ -41,7 +41,7 @@ OWN: dict[str, dict[str, Any]] = {
         if key not in method.lacks and key not in IDLE.get(name, ())
     }
     for name, method in METHODS.items()
-} | {"adamw": {}}
+} | {"lisa": {"active": 2, "period": 20}, "adamw": {}}
 # Those whose defaults differ from method to method; a compared method has its own, `compare_...`.
 PAIRED = ("update_proj_gap", "scale", "projector", "moment_dtype")
 
@@ -72,6 +72,8 @@ def check_choices(run: str, own: dict[str, Any]) -> None:
     Raises:
       CliError: naming it.
     """
+    if run in FACADES:
+        return
     allowed = {"projector": METHODS[run].projectors, "proj_type": METHODS[run].proj_types}
     for field, value in own.items():
         choices = allowed.get(field.removeprefix("compare_"))

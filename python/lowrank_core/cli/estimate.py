@@ -15,12 +15,12 @@ from lowrank_core.cli.options import flag
 from lowrank_core.cli.presets import DTYPES, PRESETS, Parts, Sizes
 from lowrank_core.cli.table import megabytes, table
 from lowrank_core.memory import estimate_state_bytes
-from lowrank_core.memory.methods import METHODS
+from lowrank_core.memory.methods import FACADES, METHODS
 from lowrank_core.memory.storage import ITEM_SIZES
 
 BYTE_VALUES = 256
 STORED = ("proj_type", "projector", "moment_dtype", "plain_moment_dtype")  # keys of the optimizer that decide its bytes
-OF_FRUGAL = ("density", "subspace")
+OWNED = {"density": "frugal", "subspace": "frugal", "active": "lisa"}  # keys of one optimizer that decide its bytes
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,7 +36,7 @@ def estimate(parts: Parts, optimizer: str, dtype: str, keys: dict[str, Any]) -> 
     kind = DTYPES[dtype]
     parameters = sum(count * sum(map(prod, shapes.values())) for shapes, count in parts)
     weights = parameters * ITEM_SIZES[kind]
-    named = {f"{i}.{key}": (shape, count) for i, (shapes, count) in enumerate(parts) for key, shape in shapes.items()}
+    named = {_name(i, key): (shape, n) for i, (shapes, n) in enumerate(parts) for key, shape in shapes.items()}
     shapes = {key: shape for key, (shape, _) in named.items()}
     counts = {key: count for key, (_, count) in named.items()}
     rows: list[dict[str, Any]] = []
@@ -55,6 +55,11 @@ def estimate(parts: Parts, optimizer: str, dtype: str, keys: dict[str, Any]) -> 
         )
     said = {name: keys.get(name) for name in ("rank", *STORED)}
     return {"parameters": parameters, "dtype": dtype, **said, "bytes": rows}
+
+
+def _name(part: int, key: str) -> str:
+    """The name of a parameter: the first part of a decoder is what is outside of its layers, all others are stacks."""
+    return f"part{part}.{key}" if part == 0 and key != "shape" else f"part{part}.0.{key}"
 
 
 def decoder(dim: int, ffn: int, layers: int) -> Parts:
@@ -79,17 +84,19 @@ def _parts(options: argparse.Namespace) -> tuple[Parts, int]:
 
 def _keys(options: argparse.Namespace, parts: Parts, width: int) -> dict[str, Any]:
     """The keys of the optimizer that decide its bytes; those that are not given stay out."""
-    given = {
-        name: getattr(options, name) for name in ("rank", *STORED, *OF_FRUGAL) if getattr(options, name) is not None
-    }
+    given = {name: getattr(options, name) for name in ("rank", *STORED, *OWNED) if getattr(options, name) is not None}
     if options.optimizer == "adamw":
         for name in given:
             raise CliError(f"`{flag(name)}` must come with one of {', '.join(METHODS)}, got adamw; leave it out")
         return {}
+    for name, owner in OWNED.items():
+        if name in given and options.optimizer != owner:
+            raise CliError(f"`{flag(name)}` must come with {owner}, got {options.optimizer}; leave it out")
+    if options.optimizer in FACADES:
+        if wrong := [name for name in given if name not in OWNED]:
+            raise CliError(f"`{flag(wrong[0])}` must be left out for {options.optimizer}, which has AdamW inside")
+        return given
     method = METHODS[options.optimizer]
-    for name in OF_FRUGAL:
-        if name in given and name not in method.deciding:
-            raise CliError(f"`{flag(name)}` must come with frugal, got {options.optimizer}; leave it out")
     for name, known in (("proj_type", method.proj_types), ("projector", method.projectors)):
         if name in given and given[name] not in known:
             rule = f"be one of {', '.join(known)}" if known else "be left out"

@@ -46,6 +46,7 @@ class Run:
         self.model = Decoder(shape, seed=config.seed)
         if config.precision == "bf16":
             self.model.bfloat16()
+        self._adamw = estimate_state_bytes(self.model, optimizer="adamw")  # before anything is frozen
         self.optimizer = build_optimizer(name, self.model, config)
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         # Only float16 needs it; disabled, it hands everything through.
@@ -167,7 +168,7 @@ class Run:
             "val_loss": self.progress["val_loss"],
             "best_val_loss": self.progress["best_val_loss"],
             "state_bytes": held,
-            "ratio": held / estimate_state_bytes(self.model, optimizer="adamw"),
+            "ratio": held / self._adamw,
             "seconds_per_step": self.progress["seconds"] / self.step,
             "seconds": self.progress["seconds"],
             "sample": self.sample(),

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.errors import CliError
-from lowrank_core.cli.estimate import STORED, decoder, estimate
+from lowrank_core.cli.estimate import OWNED, STORED, decoder, estimate
 from lowrank_core.cli.table import megabytes
-from lowrank_core.memory.methods import METHODS
+from lowrank_core.memory.methods import FACADES, METHODS
 
 _INDEX_BYTES = 8  # a window's byte as a token
 
@@ -47,7 +47,7 @@ def held_bytes(config: TrainConfig, name: str) -> int:
     dtype = "bf16" if config.precision == "bf16" else "fp32"
     parts = decoder(config.dim, config.ffn or 0, config.layers)
     own = {"rank": config.rank, **config.own(name)}
-    deciding = METHODS[name].deciding if name in METHODS else ()
+    deciding = METHODS[name].deciding if name in METHODS else tuple(OWNED) if name in FACADES else ()
     keys = {key: own[key] for key in ("rank", *STORED, *deciding) if own.get(key) is not None}
     return int(estimate(parts, name, dtype, keys)["bytes"][-1]["total"])
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lowrank_core.cli.config import TrainConfig
-from lowrank_core.optim import METHODS, LowRankOptimizer, param_groups
+from lowrank_core.optim import LISA, METHODS, LowRankOptimizer, param_groups
 
 
 def build_optimizer(name: str, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -24,10 +24,11 @@ def build_optimizer(name: str, model: nn.Module, config: TrainConfig) -> torch.o
     for group in groups:
         group["lr"] = tuned["lr_others" if group["rank"] is None else "lr"]
     groups = _spare_vectors(groups, tuned["weight_decay"])
-    if name == "adamw":
-        plain = [{key: value for key, value in group.items() if key != "rank"} for group in groups]
-        return torch.optim.AdamW(plain, fused=True, **shared)
     own = config.own(name)
+    if name in ("adamw", "lisa"):
+        plain = [{key: value for key, value in group.items() if key != "rank"} for group in groups]
+        adamw = torch.optim.AdamW(plain, fused=True, **shared)
+        return adamw if name == "adamw" else LISA(adamw, model, layers="blocks", seed=config.seed, **own)
     return METHODS[name](groups, seed=config.seed, **own, **shared)  # type: ignore[call-arg]
 
 

@@ -12,7 +12,7 @@ from lowrank_core.cli.options import LARGEST, add_options, flag, path, quoted, r
 from lowrank_core.cli.presets import DTYPES, PRESETS
 from lowrank_core.memory.frugal import SUBSPACES
 from lowrank_core.memory.geometry import PROJ_TYPES
-from lowrank_core.memory.methods import METHODS, PROJECTORS
+from lowrank_core.memory.methods import FACADES, METHODS, PROJECTORS
 from lowrank_core.memory.storage import MOMENT_DTYPES
 
 
@@ -87,7 +87,7 @@ def _add_estimate(commands: _Commands[Parser]) -> None:
     size = estimate.add_argument_group("the decoder of `train`, where neither is given")
     for name in ("dim", "layers", "ffn"):
         size.add_argument(flag(name), default=argparse.SUPPRESS, type=whole(1), metavar="N", help="as in `train`")
-    estimate.add_argument("--optimizer", default="galore", choices=(*METHODS, "adamw"),
+    estimate.add_argument("--optimizer", default="galore", choices=(*METHODS, *FACADES, "adamw"),
                           help="shown next to AdamW (default: %(default)s)")
     estimate.add_argument("--rank", type=whole(1), metavar="N",
                           help="rank of the projection (default: a quarter of the width)")
@@ -96,6 +96,7 @@ def _add_estimate(commands: _Commands[Parser]) -> None:
                           help="what finds the basis (default: that of the optimizer); apollo stores it for svd alone")
     estimate.add_argument("--subspace", choices=SUBSPACES, help="of frugal (default: columns)")
     estimate.add_argument("--density", type=real(0, 1), help="share that is at work, of frugal, in place of --rank")
+    estimate.add_argument("--active", type=whole(1), metavar="N", help="layers that lisa trains at a time (default: 2)")
     estimate.add_argument("--moment-dtype", choices=MOMENT_DTYPES,
                           help="storage of moments (default: that of the optimizer)")
     estimate.add_argument("--plain-moment-dtype", choices=MOMENT_DTYPES,

@@ -22,7 +22,7 @@ _HEAD = (
     "optimizer", "final val loss", "best val loss", "optimizer state", "of AdamW's", "CPU s/step", "CPU seconds",
 )  # fmt: skip
 # As the names of the classes have it.
-_NAMES = {"adamw": "AdamW"} | {
+_NAMES = {"adamw": "AdamW", "lisa": "LISA"} | {
     name: method.optimizer.partition(":")[2].removesuffix("AdamW") for name, method in METHODS.items()
 }
 _NOTES = (

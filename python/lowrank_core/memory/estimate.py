@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from lowrank_core.checks import is_count, require, require_choice, words_of
 from lowrank_core.memory.geometry import PROJ_TYPES, RANKS, Geometry, Rank, is_rank, place, place_by
-from lowrank_core.memory.methods import METHODS, TO_COME, Entry, Method
+from lowrank_core.memory.lisa import ACTIVE, lisa_bytes
+from lowrank_core.memory.methods import FACADES, METHODS, TO_COME, Entry, Method
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.memory.storage import (
     ITEM_SIZES,
@@ -28,7 +29,7 @@ from lowrank_core.memory.storage import (
 )
 
 OP = "estimate_state_bytes"
-OPTIMIZERS = ("adamw", *METHODS)
+OPTIMIZERS = ("adamw", *METHODS, *FACADES)
 _STEP_BYTES = 4  # torch's count of steps is a float32
 _WEIGHTS = ("float32", "float64", "bfloat16", "float16", "complex64", "complex128", "complex32")
 
@@ -106,7 +107,8 @@ def estimate_state_bytes(
     Args:
       shapes: by name, where a name with a word of `exclude` means plain AdamW; or shapes alone, of which none is
         excluded.
-      optimizer: "adamw", or one of `lowrank_core.memory.methods.METHODS`.
+      optimizer: "adamw", or one of `lowrank_core.memory.methods.METHODS`; or "lisa", over AdamW: the state of the
+        `active` (2) largest layers of the longest stack, which numbers in the names tell.
       rank: of the projection, for optimizers that have one; None means their own default.
       dtype: name of the weights' dtype, such as "bfloat16".
       exclude: a word or several; None: "embed" and "lm_head".
@@ -135,6 +137,8 @@ def estimate_state_bytes(
     weights = [(name, Weight(shape, dtype), (counts or {}).get(name, 1)) for name, shape in _shapes(shapes)]
     if optimizer == "adamw":
         return sum(n * adamw_bytes(weight) for _, weight, n in weights)
+    if optimizer in FACADES:
+        return facade_bytes(weights, own)
     keys = keys_of(
         optimizer,
         rank,
@@ -188,6 +192,14 @@ def keys_of(optimizer: str, rank: Rank | None, **keys: Any) -> Keys:
 def adamw_bytes(weight: Weight) -> int:
     """Bytes that torch.optim.AdamW holds: two moments of the weight's dtype, and a count."""
     return 2 * prod(weight.shape) * ITEM_SIZES[weight.dtype] + _STEP_BYTES
+
+
+def facade_bytes(weights: Sequence[tuple[str, Weight, int]], own: Mapping[str, Any]) -> int:
+    """Bytes that LISA over torch.optim.AdamW holds within a period; `own` may have `active`."""
+    if unknown := [key for key in own if key != "active"]:
+        raise TypeError(f"{OP}: `{unknown[0]}` must be a key that decides bytes of lisa: active")
+    states = [(name, adamw_bytes(weight), n) for name, weight, n in weights]
+    return lisa_bytes(OP, states, own.get("active", ACTIVE))
 
 
 def all_bytes(optimizer: str, weights: Sequence[tuple[str, Weight, int]], keys: Sequence[Keys]) -> int:

@@ -247,4 +247,5 @@ METHODS |= {
     ),
 }
 PROJECTORS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.projectors))
-TO_COME = ("dct", "trion", "dion2", "flora", "lisa")
+TO_COME = ("dct", "trion", "dion2", "flora")
+FACADES = ("lisa",)  # optimizers that stand in front of another one, here AdamW

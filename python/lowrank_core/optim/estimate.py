@@ -12,6 +12,7 @@ from lowrank_core.checks import require
 from lowrank_core.memory import estimate as memory
 from lowrank_core.memory.estimate import DECIDING, OP, Keys, Shapes, Weight
 from lowrank_core.memory.geometry import Rank
+from lowrank_core.memory.methods import FACADES
 from lowrank_core.memory.methods import METHODS as METHODS_IN_MEMORY
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.optim.devices import can_draw
@@ -41,7 +42,7 @@ def estimate_state_bytes(
       model_or_shapes: a module, on the meta device too, whose trainable parameters are split as by `param_groups`; or
         shapes by name, where a name with a word of `exclude` means plain AdamW; or shapes alone, of which none is
         excluded.
-      optimizer: "adamw", or one of `METHODS`.
+      optimizer: "adamw", or one of `METHODS`; or "lisa", over AdamW, of `active` (2) layers.
       rank: of the projection, for optimizers that have one; None means their own default.
       dtype: of the weights; None means the module's own, or float32 for shapes.
       target_modules, exclude: as in `param_groups`; the former for a module only, the latter not for shapes
@@ -72,6 +73,9 @@ def estimate_state_bytes(
             memory.require_dtype(name)
         if optimizer == "adamw":
             return sum(memory.adamw_bytes(_weight(p, name)) for p in model_or_shapes.parameters() if p.requires_grad)
+        if optimizer in FACADES:
+            trained = ((key, p) for key, p in model_or_shapes.named_parameters() if p.requires_grad)
+            return memory.facade_bytes([(key, _weight(p, name), 1) for key, p in trained], deciding)
         asked = memory.keys_of(optimizer, rank, **deciding)
         return _projecting_bytes(optimizer, model_or_shapes, name, targets, words, others, asked)
     for arg, value in (("target_modules", target_modules), ("others", others)):
@@ -85,6 +89,9 @@ def _deciding(optimizer: str, keys: dict[str, Any], others: Mapping[str, Any]) -
     if optimizer == "adamw":
         names = ", ".join([*keys, *others])
         require(not names, OP, "keys", "be left out for adamw, whose state they do not change", names)
+    elif optimizer in FACADES:
+        require(not others, OP, "others", f"be left out for {optimizer}, whose state they do not change", [*others])
+        return keys
     else:
         made: Any = METHODS[optimizer]
         for given in (keys, {**keys, **others}):
