@@ -87,7 +87,7 @@ class AdaRankGradAdamW(LowRankOptimizer):
         nonfinite: str = "skip",
         force_projection: bool = False,
         maximize: bool = False,
-        stagger: bool = False,
+        stagger: bool | str = "auto",
         **torch_keys: object,
     ) -> None:
         super().__init__(params, keys_of(locals()), torch_keys)
