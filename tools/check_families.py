@@ -34,7 +34,7 @@ SHARED = {
 }
 # Layers where a family is a folder, and the files that stand beside the folders.
 FOLDERS = {
-    "python/lowrank_core/ops": ("__init__", "arrays", "declare", "normal", "operators", "torch_*"),
+    "python/lowrank_core/ops": ("__init__", "arrays", "declare", "normal", "operators", "products", "torch_*"),
     "tests/ops": ("*",),
 }
 

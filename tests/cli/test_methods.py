@@ -26,12 +26,15 @@ from lowrank_core.optim import METHODS
 from test_resume import assert_same, final_state
 
 SMALL = TrainConfig(dim=16, layers=1, heads=2, ffn=24, seq_len=16)
-RANKED = [*TINY, *flags(rank=4, update_proj_gap=5)]
+RANK_AND_GAP = {"rank": 4, "update_proj_gap": 5}
+RANKED = [*TINY, *flags(**RANK_AND_GAP)]
 NEW_FIELDS = (
     "compare_scale", "compare_projector", "limiter", "residual", "scale_type", "scale_cap", "rule", "iterations",
     "compare_update_proj_gap", "reproject_factor", "eq5", "energy", "min_rank", "convergence", "rho", "subspace",
+    "density", "sign_scale", "cos_threshold", "queue_size", "gamma", "group_size", "compare_moment_dtype", "basis",
+    "norm_ord", "compare_norm_ord", "error_feedback", "error_feedback_dtype", "momentum", "nesterov", "ns_steps",
+    "ns_coefficients", "adjust_lr_fn", "fraction",
     "active", "period",
-    "density", "sign_scale", "cos_threshold", "queue_size", "gamma", "group_size", "compare_moment_dtype",
 )  # fmt: skip
 # Of several optimizers in one run, with what the second has for itself.
 RUNS = {
@@ -50,6 +53,10 @@ RUNS = {
     "frugal by blocks": ["--optimizer", "frugal", *flags(subspace="block", density=0.2, sign_scale=0.1)],
     "lisa": ["--optimizer", "lisa", *flags(active=1, period=5, layers=3)],
     "sinkgd beside scale": ["--optimizer", "sinkgd", "--iterations", 2, "--compare", "scale"],
+    "dct": ["--optimizer", "dct", *flags(error_feedback="no", update_proj_gap=3, basis="dct3")],
+    "dct beside galore": ["--optimizer", "dct", *flags(compare="galore", update_proj_gap=1, compare_update_proj_gap=6)],
+    "muon beside trion": ["--optimizer", "muon", *flags(nesterov="no", ns_steps=4, compare="trion", rank=5)],
+    "dion2": ["--optimizer", "dion2", *flags(fraction=0.5, momentum=0.9, adjust_lr_fn="match_rms_adamw", lr=0.003)],
     "adamw beside fira": ["--optimizer", "adamw", "--compare", "fira", "--scale", 0.5],
 }
 
@@ -162,6 +169,12 @@ def test_scale_is_that_of_the_only_method():
         ("lisa --active 5", "`--active` must be at most `--layers`, 1, got 5; lower it"),
         ("galore --active 1", "`--active` must come with the optimizer lisa, got galore"),
         ("sinkgd --iterations 0", "--iterations: must be a whole number >= 1, got '0'"),
+        ("muon --rank 4", "`--rank` must come with the optimizer .*, got muon; leave it out"),
+        ("muon --proj-type left", "`--proj-type` must come with the optimizer .*, got muon; leave it out"),
+        ("muon --eps 1e-6", "`--eps` must come with an optimizer that has it, got muon, which leave it at 1e-08"),
+        ("dion2 --fraction 0", "--fraction: must be a number > 0 and <= 1, got '0'"),
+        ("dct --error-feedback maybe", "--error-feedback: must be yes or no, got 'maybe'"),
+        ("galore --basis dct2", "`--basis` must come with the optimizer dct or trion, got galore"),
     ],
 )
 def test_an_option_that_the_method_does_not_have(text, cli, tmp_path, options, pattern):
@@ -202,8 +215,8 @@ def test_what_a_run_is_said_to_hold(name, own):
 def test_a_run_that_is_stopped_and_resumed(text, cli, tmp_path, run):
     """Equals one that nothing stops, to the bit; either has everything that a run leaves."""
     names = [word for word in RUNS[run] if word in OPTIMIZERS]
-    own = {key: value for key, value in {"rank": 4, "update_proj_gap": 5}.items() if set(names) & set(takers(key))}
-    options = ["train", "--text", text, *TINY, *flags(**own), *RUNS[run]]
+    usual = {key: value for key, value in RANK_AND_GAP.items() if set(names) & set(takers(key))}
+    options = ["train", "--text", text, *TINY, *flags(**usual), *RUNS[run]]
     assert cli(*options, "--out", tmp_path / "whole").code == 0
     with at_step(8, lambda: os.kill(os.getpid(), signal.SIGINT)):
         outcome = cli(*options, "--out", tmp_path / "parts")
@@ -214,14 +227,12 @@ def test_a_run_that_is_stopped_and_resumed(text, cli, tmp_path, run):
     assert set(whole) == {"metrics", *(f"{name}.checkpoint.safetensors" for name in names)}
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
     assert [row["optimizer"] for row in summary["runs"]] == names
-    assert all(
-        row["ratio"] < (1.0 if row["optimizer"] == "ldadam" else 0.9)
-        for row in summary["runs"]
-        if row["optimizer"] != "adamw"
-    )
+    # What is fed back is a whole matrix, so that little is saved of so small a model.
+    most = {name: 1.0 if OWN[name].keys() & {"error_feedback", "momentum", "rho"} else 0.9 for name in names}
+    assert all(row["ratio"] < most[row["optimizer"]] for row in summary["runs"] if row["optimizer"] != "adamw")
     searched = {line["run"] for line in whole["metrics"] if line["event"] == "refresh"}
     blocks = "block" in RUNS[run]  # which measure no energy, as random projections
-    silent = {"apollo", "adamw", "scale", "sinkgd", "ldadam", "lisa"} | ({"frugal"} if blocks else set())
+    silent = {"apollo", "adamw", "scale", "sinkgd", "ldadam", "lisa", "muon"} | ({"frugal"} if blocks else set())
     assert searched == set(names) - silent
     page = (tmp_path / "whole" / "report.html").read_text()
     assert ("at each step measures none" in page) == (names in (["apollo"], ["ldadam"]) or blocks)
@@ -231,7 +242,7 @@ def test_methods_learn(text, cli, tmp_path):
     """And differ: no name stands for another's class."""
     losses: dict[str, list[float]] = {}
     for name in METHODS:
-        own = {key: value for key, value in {"rank": 4, "update_proj_gap": 5}.items() if name in takers(key)}
+        own = {key: value for key, value in RANK_AND_GAP.items() if name in takers(key)}
         options = flags(lr=0.01, optimizer=name, **own)
         assert cli("train", "--text", text, *TINY, *options, "--out", tmp_path / name).code == 0
         losses[name] = [line["val_loss"] for line in read(tmp_path / name / "metrics.jsonl") if line["event"] == "eval"]

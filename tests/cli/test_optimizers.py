@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lowrank_core.cli.config import TrainConfig, resolve
-from lowrank_core.cli.defaults import OPTIMIZERS, OWN, TUNED, takers
+from lowrank_core.cli.defaults import OPTIMIZERS, OWN, TUNED, WITHOUT_BETAS, takers
 from lowrank_core.cli.loop import lr_at
 from lowrank_core.cli.metrics import read
 from lowrank_core.cli.model import Decoder, ModelShape
@@ -137,6 +137,8 @@ OTHER = {
     "residual": "code", "scale_type": "tensor", "scale_cap": 3.0, "cos_threshold": 0.75, "queue_size": 3,
     "gamma": 1.5, "rule": "lion", "iterations": 3, "group_size": 64,
     "reproject_factor": 2, "eq5": "normalized", "energy": 0.5, "min_rank": 2, "convergence": 0.5, "rho": 0.5,
+    "basis": "dct3", "error_feedback": False, "error_feedback_dtype": "int8", "momentum": 0.5, "nesterov": False,
+    "ns_steps": 3, "ns_coefficients": (3.0, -3.25, 1.25), "adjust_lr_fn": "match_rms_adamw", "fraction": 0.5,
     "subspace": "svd", "active": 1, "period": 7, "density": 0.5, "sign_scale": 0.125,
 }  # fmt: skip
 SHARED = {"betas": (0.5, 0.75), "eps": 0.125}
@@ -144,16 +146,18 @@ SHARED = {"betas": (0.5, 0.75), "eps": 0.125}
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_option_reaches_its_optimizer(name):
-    own = {key: OTHER[key] for key in OWN[name]}
+    own = {key: 3 - usual if key == "norm_ord" else OTHER[key] for key, usual in OWN[name].items()}
     assert all(value != OWN[name][key] for key, value in own.items())
     rank = {"rank": 3} if name in takers("rank") else {}
-    options = {**SHARED, **own, **rank, "seed": 5, "weight_decay": 0.0625, "precision": "bf16"}
+    shared = {"betas": SHARED["betas"]} if name in WITHOUT_BETAS else SHARED
+    options = {**shared, **own, **rank, "seed": 5, "weight_decay": 0.0625, "precision": "bf16"}
     config = resolve(replace(SMALL, optimizer=name, compare=None, **options))
     model, optimizer = built(name, config)
     if name == "lisa":
         assert (optimizer.active, optimizer.period, optimizer.seed) == (own["active"], own["period"], 5)
         own = {}
-    for key, value in {**SHARED, **({**own, "seed": 5} if own else {})}.items():
+    seen = {"plain_betas": SHARED["betas"]} if name in WITHOUT_BETAS else SHARED
+    for key, value in {**seen, **({**own, "seed": 5} if own else {})}.items():
         assert set(by_name(model, optimizer, key).values()) == {value}, key
     decays = by_name(model, optimizer, "weight_decay")
     assert decays == {key: 0.0625 if p.ndim == 2 else 0.0 for key, p in model.named_parameters()}
@@ -175,7 +179,9 @@ def test_defaults():
         "compare_scale": None, "compare_projector": None,
         "limiter": None, "residual": None, "scale_type": None, "scale_cap": None, "rule": "adam", "iterations": None,
         "reproject_factor": None, "energy": None, "min_rank": None, "convergence": None, "rho": None, "eq5": None,
-        "compare_update_proj_gap": None,
+        "compare_update_proj_gap": None, "basis": None, "norm_ord": None, "compare_norm_ord": None,
+        "error_feedback": None, "error_feedback_dtype": None, "momentum": None, "nesterov": None, "ns_steps": None,
+        "ns_coefficients": None, "adjust_lr_fn": None, "fraction": None,
         "subspace": None, "active": None, "period": None, "density": None, "sign_scale": None,
         "cos_threshold": None, "queue_size": None, "gamma": None, "group_size": None, "compare_moment_dtype": None,
         "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest",

@@ -17,13 +17,17 @@ from lowrank_core.optim import (
     AdaRankGradAdamW,
     ApolloAdamW,
     CoapAdamW,
+    DCTAdamW,
+    Dion2,
     FiraAdamW,
     FrugalAdamW,
     GaLoreAdamW,
     LDAdamW,
     LowRankOptimizer,
+    Muon,
     QGaLoreAdamW,
     SinkGD,
+    Trion,
     fused,
 )
 from torch import Tensor, nn
@@ -56,6 +60,13 @@ class Case:
         marked = self.optimizer.full_rank != "plain" or "density" in self.keys
         return {"rank": None if marked else 10_000}
 
+    def adamw(self, keys: dict[str, Any]) -> dict[str, Any]:
+        """Of `keys` of AdamW those that what is not projected can be given, by the names that this method has for
+        them: where it has no moments of its own it has no `betas`, and its `eps` is another one."""
+        if "plain_betas" not in inspect.signature(self.optimizer).parameters:
+            return keys
+        return {{"betas": "plain_betas"}.get(key, key): value for key, value in keys.items() if key != "eps"}
+
     @property
     def searches(self) -> bool:
         """False where there is no subspace, or another one in each step."""
@@ -80,7 +91,7 @@ class Case:
         return str(self.keys.get("moment_dtype", METHODS[self.method].moment_dtype))
 
     def make(self, params: Any, **overrides: Any) -> LowRankOptimizer:
-        shared = {"lr": self.lr, "rank": RANK, "update_proj_gap": 3, "scale": 1.0}
+        shared = {"lr": self.lr, "rank": RANK, "update_proj_gap": 3, "scale": 1.0, "weight_decay": 0.0}
         known = inspect.signature(self.optimizer).parameters
         keys = {**shared, **self.keys, **overrides}
         return self.optimizer(params, **{key: keys[key] for key in keys if key in known or key not in shared})
@@ -122,6 +133,17 @@ CASES = [
     Case("adarankgrad-int8", AdaRankGradAdamW, {"moment_dtype": "int8", "proj_type": "reverse_std", "energy": 0.5}),
     Case("ldadam", LDAdamW, {"betas": (0.9, 0.999)}),
     Case("ldadam-int8", LDAdamW, {"betas": (0.9, 0.999), "moment_dtype": "int8", "proj_type": "reverse_std"}),
+    Case("dct", DCTAdamW, {"update_proj_gap": 1}),
+    Case("dct-gap", DCTAdamW, {"basis": "dct3", "norm_ord": 1}),
+    Case("dct-open", DCTAdamW, {"update_proj_gap": 1, "error_feedback": False, "proj_type": "reverse_std"}),
+    Case("dct-open-gap", DCTAdamW, {"error_feedback": False, "moment_dtype": "int8"}),
+    Case("dct-int8", DCTAdamW, {"update_proj_gap": 1, "moment_dtype": "int8", "error_feedback_dtype": "int8"}),
+    Case("trion", Trion),
+    Case("trion-identity", Trion, {"basis": "identity", "norm_ord": 1, "proj_type": "reverse_std"}),
+    Case("dion2", Dion2, {"fraction": 0.3}, rank_held=4),
+    Case("dion2-int8", Dion2, {"fraction": 0.5, "moment_dtype": "int8"}, rank_held=6),
+    Case("muon", Muon),
+    Case("muon-adjusted", Muon, {"nesterov": False, "adjust_lr_fn": "match_rms_adamw"}),
     Case("scale", SCALE),
     Case("scale-int8", SCALE, {"moment_dtype": "int8", "last": True}),
     Case("sinkgd", SinkGD, {"iterations": 2}),

@@ -9,12 +9,16 @@ from lowrank_core.optim import (
     AdaRankGradAdamW,
     ApolloAdamW,
     CoapAdamW,
+    DCTAdamW,
+    Dion2,
     FiraAdamW,
     FrugalAdamW,
     GaLoreAdamW,
     LDAdamW,
+    Muon,
     QGaLoreAdamW,
     SinkGD,
+    Trion,
 )
 
 GALORE: dict[str, Any] = {
@@ -103,6 +107,32 @@ LDADAM = {
     "force_projection": False,
     "rho": 0.908,
 }
+DCT = {
+    **_NO_SUBSPACE,
+    **{key: SHARED[key] for key in ("proj_type", "force_projection", "stagger")},
+    "rank": 0.25,
+    "update_proj_gap": 1,
+    "basis": "dct2",
+    "norm_ord": 2,
+    "error_feedback": True,
+    "error_feedback_dtype": "auto",
+}
+_ORTHOGONAL = {
+    **{key: value for key, value in _NO_SUBSPACE.items() if key != "betas"},
+    "momentum": 0.95,
+    "ns_coefficients": (3.4445, -4.775, 2.0315),
+    "eps": 1e-7,
+    "ns_steps": 5,
+    "adjust_lr_fn": None,
+    "plain_lr": None,
+    "plain_betas": None,
+}
+MUON = {**_ORTHOGONAL, "weight_decay": 0.1, "nesterov": True, "rank": "full"}
+DION2 = {
+    **{**_ORTHOGONAL, "lr": 0.01, "weight_decay": 0.01, "rank": "full"},
+    **{"fraction": 0.25, "norm_ord": 1, "proj_type": "std"},
+}
+TRION = {**_ORTHOGONAL, "lr": 0.02, "rank": 0.25, "basis": "dct2", "norm_ord": 2, "proj_type": "std"}
 EVERY = {
     AdaRankGradAdamW: ADARANKGRAD,
     LDAdamW: LDADAM,
@@ -114,4 +144,8 @@ EVERY = {
     FrugalAdamW: FRUGAL,
     SCALE: SCALE_,
     SinkGD: SINKGD,
+    DCTAdamW: DCT,
+    Muon: MUON,
+    Dion2: DION2,
+    Trion: TRION,
 }

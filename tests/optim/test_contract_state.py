@@ -128,12 +128,13 @@ def test_a_late_group_is_checked_and_trained(case: Case) -> None:
     optimizer = case.make([model.up.weight])
     train(model, optimizer, range(2))
     optimizer.add_param_group({"params": [model.down.weight, model.down.bias], "lr": 0.5})
-    with pytest.raises(TypeError, match="`ranks` must be one of its keys, got ranks; known keys: betas"):
+    with pytest.raises(TypeError, match="`ranks` must be one of its keys, got ranks; known keys: "):
         optimizer.add_param_group({"params": [model.gain], "ranks": 3})
     assert len(optimizer.param_groups) == 2
     train(model, optimizer, range(2, 4))
     assert int(optimizer.state[model.down.weight]["step"]) == 2
-    assert optimizer.projections()[1].refreshes == 1
+    each = not case.searches and case.optimizer.full_rank != "whole"  # chooses in both of its steps
+    assert optimizer.projections()[1].refreshes == (2 if each else 1)
 
 
 @every_optimizer
@@ -150,7 +151,7 @@ def test_projections_report_every_subspace(case: Case) -> None:
         assert projection.captured is not None if measured else projection.captured is None
         assert not measured or ((projection.rank == 0) == (projection.captured == 0) and projection.captured <= 1.0)
         looked = (projection.refreshes, projection.last_refresh_step)
-        assert looked == ((3, 6) if case.searches else (1, 0))
+        assert looked == ((3, 6) if case.searches else (8, 7) if measured else (1, 0))
         whole = min(projection.shape[0], prod(projection.shape[1:]))
         rank = case.rank if case.rank_held == RANK else case.rank_held
         ranks = {0, whole} if case.moves else {whole if projection.side == "whole" else rank}

@@ -56,11 +56,33 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "maximize": (True, {}),
     "stagger": (True, {"update_proj_gap": 4}),
 }
+OTHER |= {
+    "basis": ("dct3", {}),
+    "norm_ord": (1, {}),
+    "error_feedback": (False, {}),
+    "error_feedback_dtype": ("int8", {}),
+    "momentum": (0.5, {}),
+    "nesterov": (False, {}),
+    "ns_coefficients": ((3.0, -3.2, 1.2), {}),
+    "ns_steps": (4, {}),
+    "adjust_lr_fn": ("match_rms_adamw", {}),
+    "fraction": (0.5, {}),
+    "plain_lr": (0.01, {}),
+    "plain_betas": ((0.8, 0.99), {}),
+}
 # Of one method alone.
 OWN: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
 for _whole in ("scale", "sinkgd"):  # where the rank only marks matrices, and nothing is drawn but roundings
     OWN[_whole, "rank"] = (None, {})
     OWN[_whole, "seed"] = (1, {"dtype": torch.bfloat16, "rounding": "stochastic"})
+for _orthogonal in ("muon", "dion2", "trion"):
+    OWN[_orthogonal, "eps"] = (1e3, {})  # in units of the momentum
+    OWN[_orthogonal, "seed"] = (1, {"moment_dtype": "int8"})
+    OWN[_orthogonal, "weight_decay"] = (0.2, {})
+    OWN[_orthogonal, "rank"] = (None, {})
+OWN["dion2", "norm_ord"] = (2, {})
+OWN["dct", "update_proj_gap"] = (1, {})
+OWN["dct", "seed"] = (1, {"moment_dtype": "int8"})
 ELSEWHERE = {"nonfinite", "convergence"}  # tests/optim/test_contract.py, tests/optim/test_adarankgrad.py
 
 

@@ -18,14 +18,17 @@ from lowrank_core.optim import (
 from lowrank_core.optim.parts.projectors.orthonormal import RandomizedSVD
 from lowrank_core.optim.parts.projectors.packed import PackedBasis
 from lowrank_core.optim.parts.projectors.selected import Blocks, DrawnLines, Whole
+from lowrank_core.optim.parts.projectors.selection import Selection
 from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.residuals.limited import ScaledGradient, ScaledRest
 from lowrank_core.optim.parts.residuals.sign import SignRest
 from lowrank_core.optim.parts.rules.adabelief import AdaBelief
 from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
+from lowrank_core.optim.parts.rules.column_adam import ColumnAdam
 from lowrank_core.optim.parts.rules.lines import Lines, MomentumLines, Sinkhorn
 from lowrank_core.optim.parts.rules.lion import Lion
+from lowrank_core.optim.parts.rules.newton_schulz import NewtonSchulz
 from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
 from lowrank_core.optim.parts.schedules.lazy import LazyGap
 from lowrank_core.optim.parts.schedules.never import Never
@@ -88,6 +91,9 @@ OTHERS: list[tuple[Any, dict[str, Any]]] = [
     (Sinkhorn, {"iterations": 5}),
     (Never, {}),
     (Adam, {"betas": (0.9, 0.999), "eps": 1e-8}),
+    (ColumnAdam, {"betas": (0.9, 0.999), "eps": 1e-8}),
+    (NewtonSchulz, {"coefficients": (3.4445, -4.775, 2.0315), "steps": 5, "eps": 1e-7}),
+    (Selection, {"basis": "dct2", "norm_ord": 2, "spectral": False}),
     (AdaBelief, {"betas": (0.9, 0.999), "eps": 1e-8}),
     (Adafactor, {"beta2": 0.999, "eps": 1e-15}),
     (Lion, {"betas": (0.9, 0.99)}),

@@ -171,14 +171,23 @@ double summed(const Analysis<T>& analysis, const Matrix& g, Sums& sums, int norm
 
 template <class T>
 void multiply_columns(const Matrix& a, const int64_t* columns, int64_t count, double factor) {
-  parallel_chunks(a.rows, kTaskRows, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t k = 0; k < count; ++k) {
-        T& x = a.as<T>()[i * a.row_stride + columns[k] * a.col_stride];
-        x = Store<T>::from(accumulator_t<T>(factor) * to_float(x));
+  const auto multiply = [&](int64_t i, int64_t k) {
+    T& x = a.as<T>()[i * a.row_stride + columns[k] * a.col_stride];
+    x = Store<T>::from(accumulator_t<T>(factor) * to_float(x));
+  };
+  if (std::abs(a.col_stride) <= std::abs(a.row_stride)) {
+    parallel_chunks(a.rows, kTaskRows, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t k = 0; k < count; ++k) multiply(i, k);
       }
-    }
-  });
+    });
+  } else {
+    parallel_chunks(count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        for (int64_t i = 0; i < a.rows; ++i) multiply(i, k);
+      }
+    });
+  }
 }
 
 void multiply_columns(const Matrix& a, const int64_t* columns, int64_t count, double factor) {
@@ -187,19 +196,28 @@ void multiply_columns(const Matrix& a, const int64_t* columns, int64_t count, do
 
 template <class T>
 void rotate(const Matrix& out, const Matrix& x, const std::vector<int64_t>& source) {
-  const auto move = [&](int64_t i, int64_t k) {
-    const int64_t from = source[size_t(k)];
-    out.as<T>()[i * out.row_stride + k * out.col_stride] =
-        from < 0 ? T{} : x.as<T>()[i * x.row_stride + from * x.col_stride];
-  };
-  const bool by_rows = std::abs(out.col_stride) <= std::abs(out.row_stride);
-  parallel_chunks(by_rows ? out.rows : out.cols, kTaskRows, [&](int64_t begin, int64_t end) {
-    for (int64_t outer = begin; outer < end; ++outer) {
-      for (int64_t inner = 0; inner < (by_rows ? out.cols : out.rows); ++inner) {
-        by_rows ? move(outer, inner) : move(inner, outer);
+  const Matrix to = out, given = x;  // copies, which no store can change for all that the compiler knows
+  const int64_t* const sources = source.data();
+  if (std::abs(out.col_stride) <= std::abs(out.row_stride)) {
+    parallel_chunks(out.rows, kTaskRows, [=](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        T* const line = to.as<T>() + i * to.row_stride;
+        const T* const old = given.as<T>() + i * given.row_stride;
+        for (int64_t k = 0; k < to.cols; ++k) {
+          line[k * to.col_stride] = sources[k] < 0 ? T{} : old[sources[k] * given.col_stride];
+        }
       }
-    }
-  });
+    });
+  } else {
+    parallel_chunks(out.cols, 1, [=](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        T* const line = to.as<T>() + k * to.col_stride;
+        const bool held = sources[k] >= 0;
+        const T* const old = held ? given.as<T>() + sources[k] * given.col_stride : nullptr;
+        for (int64_t i = 0; i < to.rows; ++i) line[i * to.row_stride] = held ? old[i * given.row_stride] : T{};
+      }
+    });
+  }
 }
 
 }  // namespace

@@ -11,18 +11,21 @@ from lowrank_core.cli.defaults import (
     PAIRED,
     TUNED,
     UNTUNED,
+    WITHOUT_BETAS,
     check_choices,
     default_in_words,
     listed,
     takers,
 )
 from lowrank_core.cli.errors import CliError
-from lowrank_core.cli.options import flag, option, path, real, whole
+from lowrank_core.cli.options import YES_OR_NO, flag, option, path, real, whole
 from lowrank_core.memory.frugal import SUBSPACES
 from lowrank_core.memory.geometry import PROJ_TYPES
 from lowrank_core.memory.methods import METHODS, PROJECTORS
 from lowrank_core.memory.storage import GROUP_SIZES, MOMENT_DTYPES, RULES
+from lowrank_core.ops.dct_select.selection import BASES
 
+FACTORS = ("original", "match_rms_adamw")
 PRECISIONS = ("fp32", "bf16", "amp-bf16", "amp-fp16")
 _TUNED = "tuned for galore and adamw; of the others galore's"
 _OTHERS = "that of the matrices, if given, else as --lr"
@@ -121,6 +124,18 @@ class TrainConfig:
     sign_scale: float | None = _method("sign_scale", "factor on the sign of the rest", type=real(0))
     active: int | None = _method("active", "layers that are trained at a time", type=whole(1), metavar="N")
     period: int | None = _method("period", "steps from one draw of layers to the next", type=whole(1), metavar="N")
+    basis: str | None = _method("basis", "whose atoms are chosen", choices=BASES)
+    norm_ord: int | None = _method("norm_ord", "what ranks atoms, sums of |.| or squares", choices=(1, 2), type=int)
+    compare_norm_ord: int | None = _of_compare("norm_ord", choices=(1, 2), type=int)
+    error_feedback: bool | None = _method("error_feedback", "whether the rest is kept", shown="yes", **YES_OR_NO)
+    error_feedback_dtype: str | None = _method("error_feedback_dtype", "its storage", choices=MOMENT_DTYPES)
+    momentum: float | None = _method("momentum", "what is kept of it after a step", type=real(0, 1, ends="[)"))
+    nesterov: bool | None = _method("nesterov", "whether the gradient counts once more", shown="yes", **YES_OR_NO)
+    ns_steps: int | None = _method("ns_steps", "steps of Newton and Schulz", type=whole(0, 99), metavar="N")
+    ns_coefficients: tuple[float, float, float] | None = _method("ns_coefficients", "their polynomial", nargs=3,
+        type=real(-100, 100), metavar=("A", "B", "C"), shown="3.4445 -4.775 2.0315")
+    adjust_lr_fn: str | None = _method("adjust_lr_fn", "factor on the rate", shown=FACTORS[0], choices=FACTORS)
+    fraction: float | None = _method("fraction", "share of the shorter side stepped", type=real(0, 1, ends="(]"))
     iterations: int | None = _method("iterations", "times that rows and columns are normalized", type=whole(1),
                                      metavar="N")
     cos_threshold: float | None = _method("cos_threshold", "mean cosine between subspaces from which on the gap grows",
@@ -252,6 +267,11 @@ def _check_runs(config: TrainConfig) -> None:
             f"`--rounding` must come with `--precision bf16`, got {config.precision}, whose weights are float32; "
             "leave it out"
         )
+    if config.eps != TrainConfig.eps and set(config.runs) <= set(WITHOUT_BETAS):
+        raise CliError(
+            f"`--eps` must come with an optimizer that has it, got {listed(config.runs)}, which leave it at "
+            f"{TrainConfig.eps:g}; leave it out"
+        )
     for name in ("rank", *dict.fromkeys(name for own in OWN.values() for name in own)):
         if getattr(config, name) is not None and not set(takers(name)) & set(config.runs):
             raise CliError(
@@ -273,17 +293,3 @@ def _check_rank(config: TrainConfig) -> None:
             f"`--rank` must be < {smallest}, the smallest side of a projected matrix, got {config.rank}; "
             f"the largest allowed is {smallest - 1}"
         )
-
-
-def difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str, str] | None:
-    """The first option of `one` whose value in `other` differs: its flag and both values in words."""
-    for name, value in one.items():
-        if value != other.get(name):
-            return flag(name), in_words(value), in_words(other.get(name))
-    return None
-
-
-def in_words(value: Any) -> str:
-    """The value of an option as a reader meets it."""
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return "unset" if value is None or not text else text

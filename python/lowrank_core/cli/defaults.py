@@ -6,7 +6,7 @@ from typing import Any
 
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import flag
-from lowrank_core.memory.geometry import WHOLE
+from lowrank_core.memory.geometry import FULL
 from lowrank_core.memory.methods import FACADES, METHODS
 
 OPTIMIZERS = (*METHODS, *FACADES, "adamw")
@@ -33,23 +33,27 @@ _GALORE: dict[str, Any] = {
 # Keys that are no options: those that would act on nothing (SCALE's last layer is the head, which has AdamW's moments),
 # of searches, and what other options say.
 IDLE = {"scale": ("momentum", "last"), "adarankgrad": ("niter", "max_rank"), "ldadam": ("betas",)}
+# Keys that have an option of their own, or for which groups stand: what is no matrix has its rate and betas there.
+_ELSEWHERE = ("lr", "weight_decay", "eps", "plain_lr", "plain_betas")
 # The options that belong to a method, `rank` aside, which every method has: those that its constructor takes.
 OWN: dict[str, dict[str, Any]] = {
     name: {
         key: value
         for key, value in {**_GALORE, **method.own}.items()
-        if key not in method.lacks and key not in IDLE.get(name, ())
+        if key not in (*method.lacks, *_ELSEWHERE, *IDLE.get(name, ()))
     }
     for name, method in METHODS.items()
 } | {"lisa": {"active": 2, "period": 20}, "adamw": {}}
 # Those whose defaults differ from method to method; a compared method has its own, `compare_...`.
-PAIRED = ("update_proj_gap", "scale", "projector", "moment_dtype")
+PAIRED = ("update_proj_gap", "scale", "projector", "moment_dtype", "norm_ord")
+# Those that have no moments of their own: `betas` and `eps` are of AdamW, for what is no matrix.
+WITHOUT_BETAS = tuple(name for name, method in METHODS.items() if "betas" in method.lacks)
 
 
 def takers(name: str) -> tuple[str, ...]:
-    """The optimizers that take the option of the field `name`; a rank decides nothing where matrices are whole."""
+    """The optimizers that take the option of the field `name`; a rank that is full by default decides nothing."""
     if name == "rank":
-        return tuple(run for run, method in METHODS.items() if method.full_rank != WHOLE)
+        return tuple(run for run, method in METHODS.items() if method.rank != FULL)
     return tuple(run for run in OPTIMIZERS if name in OWN[run])
 
 

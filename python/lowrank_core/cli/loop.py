@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from lowrank_core.cli import checkpoint
-from lowrank_core.cli.config import TrainConfig, difference
+from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.data import training_batch, validation_windows
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import CHECKPOINT_SUFFIX
 from lowrank_core.cli.metrics import MetricsLog
 from lowrank_core.cli.model import Decoder, ModelShape, next_byte_loss
 from lowrank_core.cli.optimizers import build_optimizer, state_bytes, subspaces
+from lowrank_core.cli.options import difference
 from lowrank_core.cli.sample import LENGTH, PROMPT, TEMPERATURE, as_text, continuation
 from lowrank_core.cli.text import Corpus
 from lowrank_core.optim import estimate_state_bytes

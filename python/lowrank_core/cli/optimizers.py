@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lowrank_core.cli.config import TrainConfig
+from lowrank_core.cli.defaults import WITHOUT_BETAS
 from lowrank_core.optim import LISA, METHODS, LowRankOptimizer, param_groups
 
 
@@ -29,6 +30,8 @@ def build_optimizer(name: str, model: nn.Module, config: TrainConfig) -> torch.o
         plain = [{key: value for key, value in group.items() if key != "rank"} for group in groups]
         adamw = torch.optim.AdamW(plain, fused=True, **shared)
         return adamw if name == "adamw" else LISA(adamw, model, layers="blocks", seed=config.seed, **own)
+    if name in WITHOUT_BETAS:
+        shared = {"plain_betas": tuned["betas"]}
     return METHODS[name](groups, seed=config.seed, **own, **shared)  # type: ignore[call-arg]
 
 

@@ -48,6 +48,17 @@ def real(low: float, high: float = math.inf, *, ends: str = "[]") -> Callable[[s
     return parse
 
 
+def switch(text: str) -> bool:
+    """Parser of yes or no."""
+    found = {"yes": True, "no": False, str(True): True, str(False): False}.get(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"must be yes or no, got {quoted(text)}")
+    return found
+
+
+YES_OR_NO: dict[str, Any] = {"type": switch, "metavar": "yes|no"}
+
+
 def path(text: str) -> str:
     """Parser of a path, which the file system itself must find or refuse."""
     if not text or "\0" in text:
@@ -100,7 +111,8 @@ def check_values(config: Any) -> None:
         if value is None and item.default is None:
             continue
         many = "nargs" in parse
-        fits = isinstance(value, tuple) is many and (parse.get("nargs") != 2 or len(value) == 2)
+        count = parse.get("nargs")
+        fits = isinstance(value, tuple) is many and (not isinstance(count, int) or len(value) == count)
         if not fits or not all(_could_be_given(single, parse) for single in (value if many else (value,))):
             raise ValueError(f"{item.name} is {value!r}")
 
@@ -109,6 +121,21 @@ def _could_be_given(value: Any, parse: dict[str, Any]) -> bool:
     if "choices" in parse:
         return value in parse["choices"]
     try:
-        return bool(parse["type"](str(value)) == value) and not isinstance(value, bool)
+        found = parse["type"](str(value))
+        return bool(found == value) and isinstance(found, bool) is isinstance(value, bool)
     except argparse.ArgumentTypeError:
         return False
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str, str] | None:
+    """The first option of `one` whose value in `other` differs: its flag and both values in words."""
+    for name, value in one.items():
+        if value != other.get(name):
+            return flag(name), in_words(value), in_words(other.get(name))
+    return None
+
+
+def in_words(value: Any) -> str:
+    """The value of an option as a reader meets it."""
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "unset" if value is None or not text else text

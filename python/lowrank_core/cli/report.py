@@ -7,11 +7,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from lowrank_core.cli.config import TrainConfig, in_words
+from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.environment import environment
 from lowrank_core.cli.files import METRICS_FILE, write_atomic
 from lowrank_core.cli.metrics import read
-from lowrank_core.cli.options import flag
+from lowrank_core.cli.options import flag, in_words
 from lowrank_core.cli.page import folded, heading, html_table, page, paragraph, written
 from lowrank_core.cli.plots import panels, picture
 from lowrank_core.cli.table import megabytes, table

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lowrank_core.cli.config import TrainConfig, difference
+from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.environment import versions
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import CHECKPOINT_SUFFIX, RUN_FILE, reading
-from lowrank_core.cli.options import check_values
+from lowrank_core.cli.options import check_values, difference
 from lowrank_core.cli.parser import MAX_THREADS
 
 _REMEDY = "put it right, or start anew with `--overwrite`"

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from lowrank_core.checks import is_count, require, require_choice, words_of
 from lowrank_core.memory.geometry import PROJ_TYPES, RANKS, Geometry, Rank, is_rank, place, place_by
 from lowrank_core.memory.lisa import ACTIVE, lisa_bytes
-from lowrank_core.memory.methods import FACADES, METHODS, TO_COME, Entry, Method
+from lowrank_core.memory.method import Entry, Method
+from lowrank_core.memory.methods import FACADES, METHODS, TO_COME
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.memory.storage import (
     ITEM_SIZES,
@@ -107,8 +108,7 @@ def estimate_state_bytes(
     Args:
       shapes: by name, where a name with a word of `exclude` means plain AdamW; or shapes alone, of which none is
         excluded.
-      optimizer: "adamw", or one of `lowrank_core.memory.methods.METHODS`; or "lisa", over AdamW: the state of the
-        `active` (2) largest layers of the longest stack, which numbers in the names tell.
+      optimizer: "adamw", one of `METHODS`, or "lisa": AdamW's of the `active` (2) largest layers of the longest stack.
       rank: of the projection, for optimizers that have one; None means their own default.
       dtype: name of the weights' dtype, such as "bfloat16".
       exclude: a word or several; None: "embed" and "lm_head".
@@ -203,10 +203,8 @@ def facade_bytes(weights: Sequence[tuple[str, Weight, int]], own: Mapping[str, A
 
 
 def all_bytes(optimizer: str, weights: Sequence[tuple[str, Weight, int]], keys: Sequence[Keys]) -> int:
-    """Bytes that `optimizer`, one of `METHODS`, holds for all of its `weights`: name, weight, how many there are.
-
-    `keys` are those of each.
-    """
+    """Bytes that `optimizer`, one of `METHODS`, holds for all of its `weights`: name, weight, how many there are; with
+    the `keys` of each."""
     method = METHODS[optimizer]
     if method.settle is None:
         return sum(
@@ -234,7 +232,9 @@ def projecting_bytes(optimizer: str, weight: Weight, keys: Keys) -> int:
         return layout_bytes(state_layout(stored(adam_fields(shape), moment, dtype)))
     kept = method.kept(where, asked)
     moments, bases = stored(kept.moments, moment, dtype), stored(kept.bases, basis, dtype)
-    return layout_bytes(state_layout(subspace_fields(where), refresh_fields(), bases, moments))
+    fed_back = STORAGES[moment_storage(asked.get("error_feedback_dtype", "auto"), dtype, weight.host)]
+    feedback = stored(kept.feedback or {}, fed_back, dtype)
+    return layout_bytes(state_layout(subspace_fields(where), refresh_fields(), bases, moments, feedback))
 
 
 def _where(method: Method, weight: Weight, keys: Keys) -> Geometry | None:

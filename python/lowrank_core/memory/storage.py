@@ -10,7 +10,7 @@ from enum import Enum
 from math import prod
 from typing import NamedTuple, Protocol
 
-from lowrank_core.memory.geometry import Geometry
+from lowrank_core.memory.geometry import Geometry, Side
 from lowrank_core.ops.int4_project.matrix import GROUP_MULTIPLE, LARGEST_GROUP
 from lowrank_core.ops.subspace_step.check import BLOCK
 
@@ -19,7 +19,7 @@ WORK = "work"  # the dtype of a field that a codec will store
 
 ITEM_SIZES = {
     "complex128": 16, "complex64": 8, "complex32": 4, "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
-    "int8": 1, "uint8": 1, "int64": 8,
+    "int64": 8, "int32": 4, "int8": 1, "uint8": 1,
 }  # fmt: skip
 _COMPLEX = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
 
@@ -217,6 +217,26 @@ def convergence_fields() -> Layout:
 def error_fields(where: Geometry) -> Layout:
     """What a residual keeps that feeds back what a subspace missed."""
     return {"residual.error": Field((where.rows, where.cols), WORK, Role.RESIDUAL)}
+
+
+def atom_fields(where: Geometry, basis: str) -> Layout:
+    """The atoms of the fixed basis called `basis` that span a subspace, by their numbers; and the share of what they
+    were chosen from that they hold. The numbers of another basis mean other atoms, so the key names it."""
+    return {
+        "proj.captured": Field((), "float32", Role.SHARE),
+        f"proj.{basis}": Field((where.rank,), "int64", Role.BASIS),
+    }
+
+
+def count_fields(where: Geometry) -> Layout:
+    """A count of steps for each direction of a subspace on one side, in the shape that multiplies a low-rank matrix."""
+    shape = (where.rank, 1) if where.side == Side.LEFT else (1, where.rank)
+    return {"counts": Field(shape, "int32", Role.COUNT)}
+
+
+def feedback_fields(where: Geometry) -> Layout:
+    """What is fed back to the next gradient: a matrix of the weight's shape."""
+    return {"residual.feedback": Field((where.rows, where.cols), WORK, Role.RESIDUAL)}
 
 
 def limit_fields() -> Layout:

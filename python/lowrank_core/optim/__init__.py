@@ -17,13 +17,17 @@ from lowrank_core.optim.methods import METHODS
 from lowrank_core.optim.methods.adarankgrad import AdaRankGradAdamW
 from lowrank_core.optim.methods.apollo import ApolloAdamW
 from lowrank_core.optim.methods.coap import CoapAdamW
+from lowrank_core.optim.methods.dct import DCTAdamW
+from lowrank_core.optim.methods.dion2 import Dion2
 from lowrank_core.optim.methods.fira import FiraAdamW
 from lowrank_core.optim.methods.frugal import FrugalAdamW
 from lowrank_core.optim.methods.galore import GaLoreAdamW
 from lowrank_core.optim.methods.ldadam import LDAdamW
+from lowrank_core.optim.methods.muon import Muon
 from lowrank_core.optim.methods.qgalore import QGaLoreAdamW
 from lowrank_core.optim.methods.scale import SCALE
 from lowrank_core.optim.methods.sinkgd import SinkGD
+from lowrank_core.optim.methods.trion import Trion
 from lowrank_core.optim.monitor import Monitor
 from lowrank_core.optim.state_file import load_state, save_state
 
@@ -34,6 +38,8 @@ __all__ = [
     "AdaRankGradAdamW",
     "ApolloAdamW",
     "CoapAdamW",
+    "DCTAdamW",
+    "Dion2",
     "FiraAdamW",
     "FrugalAdamW",
     "FusedBackward",
@@ -43,8 +49,10 @@ __all__ = [
     "LDAdamW",
     "LowRankOptimizer",
     "Monitor",
+    "Muon",
     "QGaLoreAdamW",
     "SinkGD",
+    "Trion",
     "estimate_state_bytes",
     "formula_state_bytes",
     "fused_backward",

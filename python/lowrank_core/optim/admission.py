@@ -7,7 +7,7 @@ once more before a step has changed or counted anything.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lowrank_core.memory.geometry import FULL
+from lowrank_core.memory.geometry import FULL, Geometry, Side
 from lowrank_core.memory.plan import PlanRow
 from lowrank_core.ops.arrays import are_ordinary, overlaps_itself
 from lowrank_core.optim.bucket import Bucket
@@ -83,6 +83,27 @@ def warn_if_plain(op: str, groups: Iterable[dict[str, Any]], plan: Iterable[Plan
             "this is plain AdamW and saves no memory; lower `rank`, or pass `rank=None` if that is meant",
             stacklevel=4,
         )
+
+
+def check_lengths(op: str, group: dict[str, Any], place_of: Callable[[tuple[int, ...]], Geometry | None]) -> None:
+    """Refuses a basis of `group` that does not exist for one of its matrices.
+
+    Raises:
+      ValueError: it is "hadamard", and the length of a transformed side is no power of two.
+    """
+    if group.get("basis") != "hadamard" or not isinstance(group["params"], list):
+        return
+    for entry in group["params"]:
+        param = entry[1] if isinstance(entry, tuple) else entry
+        if not isinstance(param, Tensor) or param.is_complex() or is_lazy(param):
+            continue
+        where = place_of(tuple(param.shape))
+        length = 0 if where is None else where.rows if where.side == Side.LEFT else where.cols
+        if length & (length - 1):
+            raise ValueError(
+                f"{op}: `basis` must not be 'hadamard' for a weight {tuple(param.shape)}, whose transformed side "
+                f"{length} is no power of two; use 'dct2', or leave it to a group without a rank"
+            )
 
 
 def check_device(bucket: Bucket) -> None:

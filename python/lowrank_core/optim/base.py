@@ -14,7 +14,7 @@ from lowrank_core.memory.estimate import DECIDING
 from lowrank_core.memory.geometry import Geometry, place_by, rank_of
 from lowrank_core.memory.plan import PlanRow, format_plan, plan_row
 from lowrank_core.memory.storage import FORMAT, Layout, layout_bytes
-from lowrank_core.optim.admission import admit, warn_if_plain
+from lowrank_core.optim.admission import admit, check_lengths, warn_if_plain
 from lowrank_core.optim.checkpoint import Reader, placed, vet
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.options import check_values, own_keys, plain_numbers
@@ -105,6 +105,7 @@ class StateOptimizer(torch.optim.Optimizer):
         group = plain_numbers({**self.defaults, **own_keys(op, param_group, self.defaults)})
         self.check_group(group)
         admit(op, group, self.param_groups)
+        check_lengths(op, group, lambda shape: place_by(shape, group, self.rank_of, self.full_rank)[0])
         super().add_param_group(group)
 
     def check_group(self, group: dict[str, Any]) -> None:
@@ -120,13 +121,16 @@ class StateOptimizer(torch.optim.Optimizer):
     def projections(self) -> list[Projection]:
         """The subspace of each projected weight. It reads the captured shares and so waits for an accelerator."""
         found = []
-        for _, _, slot in self._slots():
+        for _, group, slot in self._slots():
             if slot.geometry is not None:
                 state = self.state.get(slot.param) or {}
                 refreshes = state.get("proj.refreshes", 0)
                 captured = float(state["proj.captured"]) if refreshes and "proj.captured" in state else None
                 side, rank = slot.geometry.side.name.lower(), state.get("proj.rank", slot.geometry.rank)
                 last = state["proj.last_refresh"] if refreshes else None
+                if captured is not None and self._parts_of(group, slot).projector.each_step:
+                    refreshes = int(state["step"])
+                    last = refreshes - 1
                 found.append(Projection(slot.name, tuple(slot.param.shape), side, rank, captured, refreshes, last))
         return found
 

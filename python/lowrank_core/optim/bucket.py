@@ -67,9 +67,10 @@ class Bucket:
     @classmethod
     def of(cls, group: dict[str, Any], parts: Parts, alike: Alike, watches: tuple[Watch, ...] = ()) -> Bucket:
         """The bucket of `group` for weights that are `alike` in the fields that it does not decide."""
+        lr = group["lr"] if alike.projected else plain_rate(group)
         return cls(
             parts=parts,
-            lr=group["lr"] if stays_on_device(group["lr"]) else float(group["lr"]),
+            lr=lr if stays_on_device(lr) else float(lr),
             weight_decay=float(group["weight_decay"]),
             maximize=group["maximize"],
             rounding=group["rounding"],
@@ -82,3 +83,16 @@ class Bucket:
 def batches(size: int, count: int) -> Iterator[slice]:
     """Slices that cover `count` places, of at most `size` each."""
     return (slice(start, start + size) for start in range(0, count, size))
+
+
+def plain_rate(group: dict[str, Any]) -> float | Tensor:
+    """The rate of what is not projected: `lr`, or `plain_lr` times what a scheduler of torch's has made of `lr`.
+
+    Its share is that of the largest rate where the scheduler names one, else of the first one.
+    """
+    lr: float | Tensor = group["lr"]
+    plain: float | None = group.get("plain_lr")
+    if plain is None:
+        return lr
+    full: float | Tensor = group.get("max_lr", group.get("initial_lr", lr))
+    return plain if full is lr or full == 0 else plain * (lr / full)

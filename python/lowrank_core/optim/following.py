@@ -11,7 +11,7 @@ from lowrank_core.optim.lifts import lift_steps, rights_of, subtract_lifted
 from lowrank_core.optim.parts.projectors.orthonormal import bases_of
 from lowrank_core.optim.parts.residuals.fed_back import FedBack
 from lowrank_core.optim.parts.subspaces import Subspace
-from lowrank_core.optim.refresh import carry, hold, query_of
+from lowrank_core.optim.refresh import query_of, take
 from lowrank_core.optim.slots import Draft, Slot, State
 from lowrank_core.optim.step import ruled
 
@@ -39,8 +39,7 @@ class FollowingStep:
         if query.held is not None:
             factor = -beta1 / (1 - beta1)
             subtract_lifted(signal, query.moments()["exp_avg"], _basis(query.held), right, factor)
-        carry(bucket, slot, state, found.subspace, finished)
-        hold(bucket, slot, state, found.subspace)
+        take(bucket, slot, state, found.subspace, finished)
         direction = ruled(parts.rule, parts.moment_codec, low, slot, state, slot.draw(finished + 1))
         subtract_lifted(signal, direction.numerator, new, right, 1 / (1 - beta1))
         if signal is not error:

@@ -17,6 +17,7 @@ from lowrank_core.ops.arrays import resolve_precision
 from lowrank_core.ops.subspace_step.step import count_step, project_list, step_list
 from lowrank_core.optim.bucket import Bucket, batches
 from lowrank_core.optim.devices import can_draw
+from lowrank_core.optim.each_step import EachStep
 from lowrank_core.optim.following import FollowingStep
 from lowrank_core.optim.lifts import lift_steps, matrix_of, rights_of
 from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
@@ -26,14 +27,19 @@ from lowrank_core.optim.parts.projectors.following import Following
 from lowrank_core.optim.parts.projectors.gaussian import Gaussian
 from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomFrame, RandomizedSVD
 from lowrank_core.optim.parts.projectors.packed import PackedBasis
+from lowrank_core.optim.parts.projectors.selected import Whole
+from lowrank_core.optim.parts.projectors.selection import EachStepSelection
 from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.residuals.fed_back import FedBack
+from lowrank_core.optim.parts.residuals.feedback import Feedback
 from lowrank_core.optim.parts.residuals.limited import ScaledGradient, ScaledRest, hold_limit, with_bias_correction
 from lowrank_core.optim.parts.residuals.sign import SignRest
 from lowrank_core.optim.parts.rules.adabelief import AdaBelief
 from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
+from lowrank_core.optim.parts.rules.column_adam import ColumnAdam
 from lowrank_core.optim.parts.rules.lion import Lion
+from lowrank_core.optim.parts.rules.newton_schulz import NewtonSchulz
 from lowrank_core.optim.plain import PlainStep
 from lowrank_core.optim.slots import Draft, State
 from lowrank_core.optim.states import stored
@@ -178,6 +184,16 @@ FUSED |= {
 FUSED |= {("cpu", PackedBasis, Drop, Adam, moments): SubspaceStep() for moments in _CODECS}
 FUSED |= {("cpu", Following, FedBack, Adam, moments): FollowingStep() for moments in _CODECS}
 FUSED |= {("cpu", None, None, Adam, moments): PlainStep() for moments in _CODECS}
+FUSED |= {
+    ("cpu", projector, residual, rule, moments): EachStep()
+    for moments in _CODECS
+    for projector, residual, rule in (
+        (EachStepSelection, Feedback, ColumnAdam),
+        (EachStepSelection, Drop, ColumnAdam),
+        (EachStepSelection, Feedback, NewtonSchulz),
+        (Whole, Feedback, NewtonSchulz),
+    )
+}
 
 
 def key_of(bucket: Bucket) -> Key:

@@ -183,7 +183,8 @@ class LowRankOptimizer(GatheringOptimizer):
             compose(bucket, draft, states, gate)
             return
         # A gradient of zeros names no subspace, and a weight without one only decays.
-        named = [not bucket.projected or state["proj.refreshes"] != 0 for state in states]
+        free = not bucket.projected or bucket.parts.projector.each_step
+        named = [free or state["proj.refreshes"] != 0 for state in states]
         if not all(named):
             draft, waiting = draft.part(named)
             compose(bucket, waiting, self._states(bucket, waiting), gate)

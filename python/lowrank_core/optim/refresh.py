@@ -16,7 +16,7 @@ from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.parts.codecs import decoded, encode
 from lowrank_core.optim.parts.products import near_one
 from lowrank_core.optim.parts.projectors import Found, Query
-from lowrank_core.optim.parts.rules import Moments, Turn
+from lowrank_core.optim.parts.rules import Moments, Turn, layout_of
 from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.slots import Slot, State
 from lowrank_core.optim.states import open_state
@@ -24,7 +24,12 @@ from lowrank_core.optim.states import open_state
 
 def signal_of(bucket: Bucket, grad: Tensor, state: State) -> Tensor:
     """The matrix that is projected, which the residual makes of the gradient; in the dtype of `grad`."""
-    return bucket.parts.residual.enter(-grad if bucket.maximize else grad, state)
+    return bucket.parts.residual.enter(signed(bucket, grad), state)
+
+
+def signed(bucket: Bucket, grad: Tensor) -> Tensor:
+    """The gradient of what is minimized."""
+    return -grad if bucket.maximize else grad
 
 
 def find(bucket: Bucket, slots: Sequence[Slot], grads: Sequence[Tensor], states: Sequence[State]) -> list[Found | None]:
@@ -73,17 +78,25 @@ def select(
 
     Returns it, `signal` in it, and what the residual wants to know of the one that was left.
 
-    It waits for no device. After the first step it changes no plain number, so that a gate can undo it.
+    It waits for no device.
     """
     query, left = query_of(bucket, slot, signal, state, step), None
     (found,) = bucket.parts.projector.find([query])
     if found.subspace is not query.held:
         if query.held is not None:
             left = bucket.parts.residual.leave(query.held, query.moments)
-        carry(bucket, slot, state, found.subspace, step)
-        hold(bucket, slot, state, found.subspace)
-        state["proj.refreshes"] = 1
+        take(bucket, slot, state, found.subspace, step)
     return found.subspace, found.subspace.down(signal) if found.low is None else found.low, left
+
+
+def take(bucket: Bucket, slot: Slot, state: State, subspace: Subspace, step: float | Tensor) -> None:
+    """Adopts a `subspace` that was chosen for a step, after `step` finished ones.
+
+    After the first step it changes no plain number, so that a gate can undo it.
+    """
+    carry(bucket, slot, state, subspace, step)
+    hold(bucket, slot, state, subspace)
+    state["proj.refreshes"] = 1
 
 
 def query_of(bucket: Bucket, slot: Slot, signal: Tensor, state: State, step: float | Tensor) -> Query:
@@ -96,7 +109,7 @@ def query_of(bucket: Bucket, slot: Slot, signal: Tensor, state: State, step: flo
 
 
 def _moments(bucket: Bucket, slot: Slot, state: State) -> Moments:
-    fields = bucket.parts.rule.layout(slot.where(state).low_shape)
+    fields = layout_of(bucket.parts.rule, slot.where(state))
     return decoded(bucket.parts.moment_codec, fields, state, slot.work)
 
 
@@ -110,7 +123,7 @@ def carry(bucket: Bucket, slot: Slot, state: State, subspace: Subspace, step: fl
         if subspace.rank != state["proj.rank"]:
             _restart(bucket, slot, state, subspace)
         return None
-    fields, kept = parts.rule.layout(slot.where(state).low_shape), _moments(bucket, slot, state)
+    fields, kept = layout_of(parts.rule, slot.where(state)), _moments(bucket, slot, state)
     turn = subspace.turn_from(parts.projector.held(slot, state))
     for watch in bucket.watches:
         watch.turned(slot, turn.overlap())
@@ -126,7 +139,7 @@ def carry(bucket: Bucket, slot: Slot, state: State, subspace: Subspace, step: fl
 def _restart(bucket: Bucket, slot: Slot, state: State, subspace: Subspace) -> None:
     """Opens the moments anew, in the shapes that they have in `subspace`."""
     where = slot.where(state).at(subspace.rank)
-    fields = stored(bucket.parts.rule.layout(where.low_shape), bucket.parts.moment_codec, name_of(slot.weight.dtype))
+    fields = stored(layout_of(bucket.parts.rule, where), bucket.parts.moment_codec, name_of(slot.weight.dtype))
     state.update(open_state(fields, slot.weight.device))
 
 

@@ -35,6 +35,9 @@ class Draw(NamedTuple):
         return int(self.step)
 
 
+NO_DRAW = Draw(0, 0)  # for what draws nothing
+
+
 @dataclass(frozen=True, eq=False)
 class Slot:
     """One parameter and how it is treated; `seed` and `index`, its position among all groups, key its draws."""

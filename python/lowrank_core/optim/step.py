@@ -11,9 +11,9 @@ from lowrank_core.optim.devices import only_if
 from lowrank_core.optim.int8 import Int8Weight
 from lowrank_core.optim.parts.codecs import Codec, decoded, encode
 from lowrank_core.optim.parts.residuals import Seen
-from lowrank_core.optim.parts.rules import Direction, Rule
+from lowrank_core.optim.parts.rules import Direction, Rule, layout_of
 from lowrank_core.optim.parts.subspaces import Subspace
-from lowrank_core.optim.refresh import select, signal_of
+from lowrank_core.optim.refresh import select, signal_of, signed
 from lowrank_core.optim.slots import Draft, Draw, Slot, State
 
 
@@ -33,7 +33,7 @@ def compose(bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | No
             # On the host the count is a number; behind a gate it stays where it is, in double for the powers.
             step = state["step"].item() if gate is None else state["step"].double()
             direction = _direction(slot, grad, low, state, bucket, step)
-            _write(slot, bucket, direction, bucket.clock(slot, state, step))
+            write(slot, bucket, direction, bucket.clock(slot, state, step))
 
 
 def lower(bucket: Bucket, draft: Draft, states: list[State]) -> None:
@@ -53,11 +53,11 @@ def _direction(
     """
     parts = bucket.parts
     if low is not None:
-        return _completed(bucket, slot, grad, low, parts.projector.held(slot, state), state, step)
-    grad = grad.to(slot.work)
+        return _completed(bucket, slot, grad, grad, low, parts.projector.held(slot, state), state, step)
+    grad = signed(bucket, grad.to(slot.work))
     if not bucket.projected:
-        return ruled(parts.plain, parts.plain_codec, -grad if bucket.maximize else grad, slot, state, slot.draw(step))
-    signal = signal_of(bucket, grad, state)
+        return ruled(parts.plain, parts.plain_codec, grad, slot, state, slot.draw(step))
+    signal = parts.residual.enter(grad, state)
     if parts.projector.each_step:
         subspace, low, left = select(bucket, slot, signal, state, step - 1)
     elif state["proj.refreshes"] == 0:
@@ -65,12 +65,13 @@ def _direction(
     else:
         subspace = parts.projector.held(slot, state)
         low, left = subspace.down(signal), None
-    return _completed(bucket, slot, signal, low, subspace, state, step, left)
+    return _completed(bucket, slot, grad, signal, low, subspace, state, step, left)
 
 
 def _completed(
     bucket: Bucket,
     slot: Slot,
+    grad: Tensor,
     signal: Tensor,
     low: Tensor,
     subspace: Subspace,
@@ -78,23 +79,25 @@ def _completed(
     step: float | Tensor,
     left: Tensor | None = None,
 ) -> Direction:
-    """The direction that rule and residual make of a gradient in its subspace."""
+    """The direction that rule and residual make of a gradient, `signal` behind `enter`, `low` in its subspace."""
     parts = bucket.parts
     parts.schedule.observe(state, low)
-    direction = ruled(parts.rule, parts.moment_codec, low, slot, state, bucket.clock(slot, state, step))
-    return parts.residual.complete(Seen(signal, low, direction, subspace, slot.where(state), left), state)
+    draw = bucket.clock(slot, state, step)
+    direction = ruled(parts.rule, parts.moment_codec, low, slot, state, draw)
+    seen = Seen(signal, low, direction, subspace, slot.where(state), left, grad, draw)
+    return parts.residual.complete(seen, state)
 
 
 def ruled(rule: Rule, codec: Codec, grad: Tensor, slot: Slot, state: State, draw: Draw) -> Direction:
     """The direction that `rule` makes of a gradient, whole or in its subspace; its moments advance."""
-    fields = rule.layout(tuple(grad.shape))
+    fields = rule.layout(tuple(grad.shape)) if slot.geometry is None else layout_of(rule, slot.where(state))
     moments = decoded(codec, fields, state, slot.work)
     direction = rule.update(grad, moments, draw.step)
     encode(codec, fields, state, moments, draw)
     return direction
 
 
-def _write(slot: Slot, bucket: Bucket, direction: Direction | None, draw: Draw) -> None:
+def write(slot: Slot, bucket: Bucket, direction: Direction | None, draw: Draw) -> None:
     """W <- (1 - lr weight_decay) W - lr direction, in the working precision and rounded once.
 
     The only place where a weight changes or decays.

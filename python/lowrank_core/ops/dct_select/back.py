@@ -57,6 +57,13 @@ def dct_project_back(coeffs: Array, indices: Array, n: int, *, side: str, basis:
     return call(_PROJECT_BACK, coeffs, indices, n, atoms, side=side, basis=name)
 
 
+def project_back_unrecorded(coeffs: Array, indices: Array, n: int, *, side: str, basis: str) -> Array:
+    """`dct_project_back` in a named basis, unchecked and without torch's dispatcher."""
+    out = _outputs(coeffs, indices, n, side=side)
+    _project_back(out, coeffs, indices, n, None, side=side, basis=basis)
+    return out
+
+
 def check_indices(op: str, argument: str, indices: Array, like: Array, shape: tuple[int, ...]) -> None:
     """Refuses what is no int64 array of this shape beside `like`."""
     if not hasattr(indices, "dtype") or dtype_name(indices) != "int64":

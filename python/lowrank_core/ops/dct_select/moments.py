@@ -45,6 +45,13 @@ def rotate_moments(m: Array, v: Array, old_indices: Array, new_indices: Array, *
     return rotated_m, rotated_v
 
 
+def rotate_unrecorded(m: Array, v: Array, old_indices: Array, new_indices: Array, side: str) -> tuple[Array, Array]:
+    """`rotate_moments`, unchecked and without torch's dispatcher."""
+    out = _outputs(m, v, old_indices, new_indices, side)
+    _rotate(out, m, v, old_indices, new_indices, side)
+    return out
+
+
 def _check(m: Array, v: Array, old_indices: Array, new_indices: Array, side: str) -> None:
     check_array(_OP, "m", m)
     check_array(_OP, "v", v)

@@ -74,6 +74,13 @@ def dct_select(g: Array, rank: int, *, basis: str | Array = "dct2", side: str = 
     return Selection(indices, coeffs, captured, where)
 
 
+def select_unrecorded(g: Array, rank: int, *, basis: str, side: str, norm_ord: int) -> Triplet:
+    """`dct_select` in a named basis, unchecked and without torch's dispatcher: indices, coefficients, captured."""
+    out = outputs(g, rank, None, side=side)
+    _select(out, g, rank, None, basis=basis, side=side, norm_ord=norm_ord)
+    return out
+
+
 # ---- contract ------------------------------------------------------------------------------------------------------
 
 

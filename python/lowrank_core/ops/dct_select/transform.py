@@ -55,6 +55,14 @@ def idct(x: Array, *, dim: int = -1) -> Array:
     return call(_IDCT, x, dim)
 
 
+def coordinates_unrecorded(matrix: Array, basis: str, side: str) -> Array:
+    """Coordinates of `matrix` [m, n] in the whole basis of `dct_select` called `basis`: Qᵀ G (left) or G Q (right), in
+    its dtype. Unchecked."""
+    dim, out = (0 if side == "left" else 1), empty(matrix, tuple(matrix.shape), dtype_name(matrix))
+    _transform("dct_select", basis, out, matrix, dim)
+    return out
+
+
 def _check(op: str, x: Array, dim: int) -> None:
     check_array(op, "x", x, ndim=1)
     check_int(op, "dim", dim, -x.ndim, x.ndim - 1, hint=f" for shape {list(x.shape)}")

@@ -17,7 +17,7 @@ from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, Orthonorma
 from lowrank_core.optim.parts.projectors.selected import Whole
 from lowrank_core.optim.parts.residuals import Residual
 from lowrank_core.optim.parts.residuals.drop import Drop
-from lowrank_core.optim.parts.rules import Rule, check_keys
+from lowrank_core.optim.parts.rules import Rule, check_keys, layout_of
 from lowrank_core.optim.parts.rules.adabelief import AdaBelief
 from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
@@ -60,7 +60,7 @@ class Parts:
         moments, plain = group["moment_dtype"], group["plain_moment_dtype"]
         require_choice(op, "moment_dtype", moments, MOMENT_DTYPES)
         require_choice(op, "plain_moment_dtype", plain, (None, *MOMENT_DTYPES))
-        adam = Adam(group["betas"], group["eps"])
+        adam = chosen.get("plain") or Adam(group["betas"], group["eps"])
         parts = {
             "rule": adam,
             "plain": adam,
@@ -80,7 +80,7 @@ class Parts:
             self.schedule.layout(),
             self.projector.layout(where, weight),
             self.residual.layout(where),
-            stored(self.rule.layout(where.low_shape), self.moment_codec, weight),
+            stored(layout_of(self.rule, where), self.moment_codec, weight),
         )
 
 

@@ -23,9 +23,7 @@ from lowrank_core.memory.storage import (
 from lowrank_core.ops.subspace_step.codecs import decode_moment, encode_moment
 from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.dtypes import dtype_of, name_of
-from lowrank_core.optim.slots import Draw, State
-
-NO_DRAW = Draw(0, 0)  # for codecs that draw nothing
+from lowrank_core.optim.slots import NO_DRAW, Draw, State
 
 
 class Codec(Storage, Protocol):
@@ -126,10 +124,12 @@ def decoded(codec: Codec, fields: Layout, state: State, work: torch.dtype) -> di
 
 
 def encode(codec: Codec, fields: Layout, state: State, values: dict[str, Tensor], draw: Draw) -> None:
-    """Stores the `values` of `fields` in `state`."""
+    """Stores the `values` of `fields` in `state`; tensors in place, so that a gate can undo it."""
     for name, field in fields.items():
         if field.dtype == WORK:
             codec.encode(state, name, values[name], field.role, draw)
+        elif isinstance(values[name], Tensor):
+            _hold(state, name, values[name], values[name].dtype)
         else:
             state[name] = values[name]
 

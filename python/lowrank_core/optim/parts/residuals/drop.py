@@ -54,7 +54,11 @@ class Drop(Scaled):
     needs_whole: ClassVar[bool] = False
 
     def complete(self, seen: Seen, state: State) -> Direction:
-        return Direction(seen.subspace.up(seen.direction.dense(self.scale)))
+        return self.lifted(seen.direction, seen.subspace)
+
+    def lifted(self, direction: Direction, subspace: Subspace) -> Direction:
+        """The direction of the weight."""
+        return Direction(subspace.up(direction.dense(self.scale)))
 
     def kernel(self) -> dict[str, Any] | None:
         return {"residual": "drop", "scale": self.scale, "residual_scale": 0.0, "growth": 1.0}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from lowrank_core.checks import is_number, require
+from lowrank_core.memory.geometry import Geometry
 from lowrank_core.memory.storage import Layout
 
 Moments = dict[str, Tensor]
@@ -48,7 +49,8 @@ class Direction(NamedTuple):
         """`scale` times the value, in storage of its own."""
         if self.denominator is None:
             return self.numerator * scale
-        return (self.numerator / self.denominator).mul_(scale / self.correction)
+        value, factor = self.numerator / self.denominator, scale / self.correction
+        return value if not isinstance(factor, Tensor) and factor == 1 else value.mul_(factor)
 
     def reshaped(self, shape: torch.Size) -> Direction:
         """The same, in `shape`."""
@@ -89,6 +91,19 @@ class Rule(Protocol):
     def kernel(self) -> dict[str, Any]:
         """Its arguments of `subspace_step_`, where a kernel has it."""
         ...
+
+
+class Sided(Rule, Protocol):
+    """A rule that keeps something for each direction of a subspace, and so has to know on which side this is."""
+
+    def layout_in(self, where: Geometry) -> Layout:
+        """What it keeps for a gradient in a subspace at `where`."""
+        ...
+
+
+def layout_of(rule: Rule, where: Geometry) -> Layout:
+    """What `rule` keeps for a gradient in a subspace at `where`."""
+    return cast(Sided, rule).layout_in(where) if hasattr(rule, "layout_in") else rule.layout(where.low_shape)
 
 
 def check_keys(op: str, betas: Any, eps: Any) -> None:

@@ -32,13 +32,18 @@ class Adam:
         return adam_fields(shape)
 
     def update(self, grad: Tensor, moments: Moments, step: float | Tensor) -> Direction:
+        exp_avg, exp_avg_sq = self.advance_(grad, moments)
+        correction, root = self.corrections(step)
+        denominator = exp_avg_sq.sqrt().div_(root).add_(self.eps)
+        return Direction(exp_avg, denominator, correction, self.unbias(step))
+
+    def advance_(self, grad: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
+        """Both moments, moved on by `grad` in place."""
         beta1, beta2 = self.betas
         exp_avg, exp_avg_sq = moments["exp_avg"], moments["exp_avg_sq"]
         exp_avg.lerp_(grad, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        correction, root = self.corrections(step)
-        denominator = exp_avg_sq.sqrt().div_(root).add_(self.eps)
-        return Direction(exp_avg, denominator, correction, self.unbias(step))
+        return exp_avg, exp_avg_sq
 
     def turned(self, moments: Moments, turn: Turn, step: float | Tensor) -> Moments:
         """First moment: M' = T M. Second: the variance travels by squares, the mean by T.
