@@ -55,6 +55,7 @@ KEYS = {
     "scale": 1.0,
     "seed": 11,
 }
+MOMENTUM: dict[str, Any] = {"momentum": 0.75, "plain_betas": KEYS["betas"]}  # of methods without betas
 LEFT, RIGHT, CONV, VECTOR, PLAIN = (9, 16), (16, 9), (8, 4, 2, 2), (7,), (3, 11)
 TWO_BLOCKS = (8, 72)  # moments of more than 256 elements
 
@@ -128,6 +129,14 @@ CASES = [
     Case("ldadam-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"rho": 0.5}, method="ldadam"),
     Case("coap-format2-float32", (LEFT, RIGHT, CONV, VECTOR), keys={"reproject_factor": 2}, method="coap"),
     Case("coap-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"eq5": "normalized"}, method="coap"),
+    Case("dct-format2-float32", (LEFT, RIGHT, CONV, VECTOR), keys={"update_proj_gap": 1}, method="dct"),
+    Case("dct-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"basis": "dct3"}, method="dct"),
+    Case("trion-format2-float32", (LEFT, RIGHT, CONV, VECTOR), keys=MOMENTUM, method="trion"),
+    Case("trion-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {**MOMENTUM, "norm_ord": 1}, method="trion"),
+    Case("dion2-format2-float32", (LEFT, RIGHT, CONV, VECTOR), keys=MOMENTUM, method="dion2"),
+    Case("dion2-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {**MOMENTUM, "fraction": 0.5}, method="dion2"),
+    Case("muon-format2-float32", (LEFT, RIGHT, CONV, VECTOR), keys=MOMENTUM, method="muon"),
+    Case("muon-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {**MOMENTUM, "nesterov": False}, method="muon"),
 ]
 
 

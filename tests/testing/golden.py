@@ -78,7 +78,8 @@ def alike(golden: Golden) -> bool:
 def by_kernel(golden: Golden, number: int) -> bool:
     """True for a weight that a kernel alone steps: a projected one, with a basis on one side, by a rule that it has."""
     ruled = golden["keys"].get("rule") in ("adabelief", "adafactor")
-    ruled |= METHODS[golden.get("method", "galore")].full_rank == WHOLE
+    method = golden.get("method", "galore")
+    ruled |= method == "dct" or METHODS[method].full_rank in (WHOLE, "project")
     return _projected(golden, number) and golden["keys"].get("proj_type") != "full" and not ruled
 
 
