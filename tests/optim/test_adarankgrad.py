@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import lowrank_core
@@ -13,6 +14,7 @@ from lowrank_core.optim import AdaRankGradAdamW, GaLoreAdamW, estimate_state_byt
 from lowrank_core.optim.devices import without_kernels
 from lowrank_core.optim.parts.projectors.by_energy import ByEnergy
 from lowrank_core.optim.parts.rules.adam import Adam
+from lowrank_core.optim.parts.schedules.convergence import Convergence
 from numpy import ndarray
 from optim_cases import composed, draw, same
 from plain_steps import path
@@ -187,6 +189,9 @@ def test_when_the_subspace_has_done_its_work() -> None:
     assert refreshes([1.0] * 60, update_proj_gap=25) == [0, 25, 50]
     assert refreshes([0.0] * 25 + [1.0] * 5) == [25]
     assert refreshes([1.0] + [0.0] * 60)[:2] == [0]  # zeros have faded, but name no subspace
+    for first, mean, done in ((1.0, 0.3, True), (1.0, 0.31, False), (0.0, 0.0, False)):
+        state = {"convergence.first": torch.tensor(first), "convergence.mean": torch.tensor(mean)}
+        assert Convergence(share=float(torch.tensor(0.3))).converged(state) is done
 
 
 def test_the_norms_are_part_of_the_state() -> None:
@@ -250,14 +255,11 @@ def test_g1_where_all_energy_is_asked_for_it_is_galore_that_rotates() -> None:
 
 def test_both_paths_search_alike() -> None:
     found = []
-    for way in ("kernel", "composed"):
+    for way in (nullcontext, composed):
         weight = nn.Parameter(draw(24, 40))
         optimizer = AdaRankGradAdamW([weight], 0.01, rank=16)
         weight.grad = draw(24, 40, seed=1)
-        if way == "composed":
-            with composed():
-                optimizer.step()
-        else:
+        with way():
             optimizer.step()
         found.append(optimizer.state[weight]["proj.basis"].clone())
     assert torch.equal(*found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from math import sqrt
 from typing import Any
 
@@ -119,6 +120,29 @@ def test_gradients_of_any_size() -> None:
         assert (weight - usual).norm() <= 2.0**-10 * moved
         basis = optimizer.state[weight]["proj.basis"]
         assert (basis.mT @ basis - torch.eye(4)).abs().max() <= 2 * 40 * UNIT32
+
+
+@with_both_paths
+def test_the_subspace_is_that_of_gradients_whose_squares_are_no_numbers() -> None:
+    weight, usual = after(LDAdamW, 6)
+    for power in (-75, 60):
+        small, optimizer = after(LDAdamW, 6, size=2.0**power)
+        apart = optimizer.state[small]["proj.basis"] - usual.state[weight]["proj.basis"]
+        assert apart.abs().max() <= 2 * 40 * UNIT32 * 6
+
+
+def test_draws_are_those_of_the_composition() -> None:
+    """Other draws would send half of the weights the other way; rounding sends those on an edge."""
+    ends = []
+    for way in (nullcontext, composed):
+        weight = nn.Parameter(draw(40, 24).bfloat16())
+        optimizer = LDAdamW([weight], 0.001, rank=4, rounding="stochastic")
+        for step in range(3):
+            weight.grad = draw(40, 24, seed=step).bfloat16()
+            with way():
+                optimizer.step()
+        ends.append(weight.detach())
+    assert (ends[0] == ends[1]).double().mean() > 0.95
 
 
 @with_both_paths

@@ -167,6 +167,12 @@ def _scaled(matrix: Tensor) -> Tensor:
     return torch.ldexp(torch.ldexp(wide, -exponent // 2), -exponent - (-exponent // 2))
 
 
+def total(values: Tensor) -> Tensor:
+    """0-d float64: the sum of a vector. torch splits a long sum by the number of threads, which shows in the bits."""
+    column = values.double()[:, None]
+    return project(column, torch.ones_like(column), "left").squeeze()
+
+
 def near_one(matrix: Tensor) -> tuple[Tensor, int]:
     """`matrix` times the power of two that keeps its products from overflow and underflow, and minus its exponent;
     itself and 0 if none is needed.

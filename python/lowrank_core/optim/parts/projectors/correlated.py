@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank_core.checks import is_count, require
 from lowrank_core.memory.geometry import Side
-from lowrank_core.optim.parts.products import near_one, orthonormal, project, project_back
+from lowrank_core.optim.parts.products import near_one, orthonormal, project, project_back, total
 from lowrank_core.optim.parts.projectors import Query
 from lowrank_core.optim.parts.projectors.orthonormal import RandomizedSVD, bases_of
 from lowrank_core.optim.parts.subspaces import Bases
@@ -103,8 +103,8 @@ def slope_of(a: Tensor, basis: Tensor, moment: Tensor, *, by_row: bool) -> tuple
         inside = (basis * toward).sum(dim=1)
         away = (inside / (h**3 * g))[:, None] * lifted
         toward = toward / (h * g)[:, None]
-    cosine = _sum(inside / (h * g)) / len(g)
-    mse = (1 - (2 * _sum(inner.diagonal()) - _sum((inner * gram).sum(dim=1))) / (p * q)).clamp(min=0)
+    cosine = total(inside / (h * g)) / len(g)
+    mse = (1 - (2 * total(inner.diagonal()) - total((inner * gram).sum(dim=1))) / (p * q)).clamp(min=0)
     of_mse = 2 / (p * q) * (project_back(inner, basis, "left") - 2 * seen + project(seen, gram, "right"))
     of_cosine = (toward - away) / len(g)
     return (1 - cosine).to(a.dtype) * of_mse - mse.to(a.dtype) * of_cosine, size
@@ -112,8 +112,3 @@ def slope_of(a: Tensor, basis: Tensor, moment: Tensor, *, by_row: bool) -> tuple
 
 def _norms(squares: Tensor) -> Tensor:
     return squares.clamp(min=0).sqrt().clamp(min=_LEAST)
-
-
-def _sum(values: Tensor) -> Tensor:
-    """In float64: torch splits a long sum by the number of threads."""
-    return values.double().sum()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowrank_core.checks import is_number, require
 from lowrank_core.memory.storage import Layout, adafactor_fields
+from lowrank_core.optim.parts.products import total
 from lowrank_core.optim.parts.rules import Direction, Moments, Turn
 
 DECAY = -0.8  # exponent of the published decay 1 - t^-0.8
@@ -41,13 +42,15 @@ class Adafactor:
 
     def update(self, grad: Tensor, moments: Moments, step: float | Tensor) -> Direction:
         row, col, decay = moments["exp_avg_sq_row"], moments["exp_avg_sq_col"], self.decay(step)
-        square = grad.square().add_(self.eps**2)
+        square, least = grad.square(), torch.finfo(grad.dtype).tiny ** 0.5
         for kept, dim in ((row, 1), (col, 0)):
-            mean = square.mean(dim=dim, dtype=torch.float64) * (1 - decay)
+            mean = (_mean(square, dim).double() + self.eps**2) * (1 - decay)
             kept.copy_((kept * decay + mean).clamp(max=torch.finfo(kept.dtype).max))
-        direction = grad / outer(row, col).sqrt_().clamp_(min=torch.finfo(grad.dtype).tiny)  # root 0: so is g
-        rows = torch.linalg.vector_norm(direction, dim=1, dtype=torch.float64)
-        size = torch.linalg.vector_norm(rows) / direction.numel() ** 0.5
+        # Where a root is 0, so is the gradient.
+        over_row, over_col = (1 / mean.sqrt().clamp(min=least) for mean in (_shares(row), col))
+        direction = (grad * over_row[:, None]).mul_(over_col)
+        lines = torch.linalg.vector_norm(direction, dim=1 if len(row) > 1 else 0)
+        size = (total(lines.double().square()) / direction.numel()).sqrt()
         return Direction(direction.div_((size / THRESHOLD).clamp(min=1.0).to(grad.dtype)))
 
     def decay(self, step: float | Tensor) -> Any:
@@ -69,5 +72,15 @@ class Adafactor:
 
 def outer(row: Tensor, col: Tensor) -> Tensor:
     """row col^T / mean(row): the second moment that has these means."""
-    mean = row.double().mean().clamp(min=torch.finfo(row.dtype).tiny)
-    return torch.outer((row / mean).to(row.dtype), col)
+    return torch.outer(_shares(row), col)
+
+
+def _shares(row: Tensor) -> Tensor:
+    """row / mean(row); zeros where all is zero."""
+    mean = (total(row) / len(row)).clamp(min=torch.finfo(row.dtype).tiny)
+    return (row / mean).to(row.dtype)
+
+
+def _mean(matrix: Tensor, dim: int) -> Tensor:
+    alone = matrix.shape[1 - dim] == 1  # torch splits a single sum by the number of threads
+    return total(matrix.flatten())[None] / matrix.numel() if alone else matrix.mean(dim=dim)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lowrank_core.checks import is_number, require
 from lowrank_core.memory.storage import Layout, convergence_fields
+from lowrank_core.optim.parts.products import total
 from lowrank_core.optim.parts.rules import Turn
 from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
 from lowrank_core.optim.slots import Slot, State
@@ -49,8 +50,8 @@ class Convergence(FixedGap):
         return bool((first > 0) & (mean <= self.share * first))
 
     def observe(self, state: State, low: Tensor) -> None:
-        rows = torch.linalg.vector_norm(low, dim=1, dtype=torch.float64)
-        norm = torch.linalg.vector_norm(rows).float()
+        lines = torch.linalg.vector_norm(low, dim=1 if low.shape[0] > 1 else 0, dtype=torch.float64)
+        norm = total(lines.square()).sqrt().float()
         first, mean = state["convergence.first"], state["convergence.mean"]
         mean.copy_(torch.where(first == 0, norm, torch.lerp(norm, mean, MEMORY)))
         first.copy_(torch.where(first == 0, norm, first))
