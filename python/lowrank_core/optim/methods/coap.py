@@ -18,7 +18,7 @@ from lowrank_core.optim.parts.residuals.drop import Drop
 
 
 class CoapAdamW(LowRankOptimizer):
-    """GaLore with frequent, cheap refreshes: most of them are a gradient step on the basis, not a search.
+    """GaLore with frequent refreshes, most of which are a gradient step on the basis, not a search.
 
     With R = P^T G and Adam's N of R, as in `GaLoreAdamW`: W <- (1 - lr weight_decay) W - lr scale P N. P is looked at
     every `update_proj_gap` steps: at every `reproject_factor`-th time a warm search starts from it, at the others

@@ -79,8 +79,8 @@ def slope_of(a: Tensor, basis: Tensor, moment: Tensor, *, by_row: bool) -> tuple
     so that nothing of the size of a is made.
     """
     (p, q), dim = a.shape, 1 if by_row else 0
-    norms = torch.linalg.vector_norm(a, dim=dim, dtype=torch.float64)
-    size = torch.linalg.vector_norm(norms) / (p * q) ** 0.5
+    norms = torch.linalg.vector_norm(a, dim=dim).double()
+    size = (total(norms.square()) / (p * q)).sqrt()
     unit = (1 / size).to(basis.dtype)
     moment = moment / torch.linalg.vector_norm(moment, float("inf")).clamp(min=torch.finfo(moment.dtype).tiny)
     low = project(a, basis, "right") * unit
