@@ -52,8 +52,8 @@ class Following(RandomizedSVD):
         a, moment = (query.grad.mT, moment.mT) if right else (query.grad, moment)
         correction: Any = 1 - self.beta1**query.step
         moment = moment * (self.rho / correction)
-        # B^T P, as a matrix [r, q]; its largest entry is brought to 1, for the product with B is quadratic in B. P^T P is
-        # not quite 1 where the basis is stored in bfloat16.
+        # B^T P, as a matrix [r, q]; its largest entry is brought to 1, for the product with B is quadratic in B.
+        # P^T P is not quite 1 where the basis is stored in bfloat16.
         seen = project(moment, project(basis, basis, "left"), "left")
         seen = seen.add_(project(a, basis, "left"), alpha=1 - self.rho)
         seen = seen / seen.abs().amax().clamp(min=torch.finfo(seen.dtype).tiny)
