@@ -23,13 +23,21 @@ Drafts = dict[Bucket, Draft]
 
 
 @dataclass
+class Kind:
+    """Weights of one group, device and dtype that have the same parts, in buckets by what else differs."""
+
+    parts: Parts
+    buckets: dict[tuple[bool, ...], tuple[Bucket, Draft]] = field(default_factory=dict)
+
+
+@dataclass
 class Sorting:
     """What is known while the gradients of one step are sorted into the drafts of their buckets."""
 
     asked: dict[int, tuple[Any, ...]]  # by group: the keys that decide what its states look like
     edited: set[int]  # the groups whose states were last compared with other ones
-    parts: dict[tuple[Any, ...], Parts] = field(default_factory=dict)  # by kind of weights
-    drafts: dict[tuple[tuple[Any, ...], bool, Alike], tuple[Bucket, Draft]] = field(default_factory=dict)
+    kinds: dict[tuple[Any, ...], Kind] = field(default_factory=dict)
+    drafts: Drafts = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -88,7 +96,7 @@ class GatheringOptimizer(StateOptimizer):
                 draft = self._sorted(sorting, number, group, slot)[1]
                 draft.add(slot, slot.as_matrix(grad) if ordinary else slot.gradient(grad))
         self._asked = sorting.asked
-        return dict(sorting.drafts.values())
+        return sorting.drafts
 
     def _sorting(self) -> Sorting:
         asked = self._layout_keys()
@@ -98,20 +106,26 @@ class GatheringOptimizer(StateOptimizer):
         self, sorting: Sorting, number: int, group: dict[str, Any], slot: Slot, freed: bool = False
     ) -> tuple[Bucket, Draft]:
         """The bucket of `slot`, and its draft. `freed`: of the gradient only its part in the subspace held is left."""
-        varied = self.varied(group, slot)
-        kind = (number, slot.weight.device, slot.weight.dtype, *varied.values())
-        if kind not in sorting.parts:
+        where, weight, varied = slot.geometry, slot.weight, self.varied(group, slot)
+        key = (number, weight.device, weight.dtype, *varied.values())
+        kind = sorting.kinds.get(key)
+        if kind is None:
             check_rates(type(self).__name__, group, waiting=False)
-            sorting.parts[kind] = self._parts_held(kind, {**group, **varied}, slot.weight)
+            kind = sorting.kinds[key] = Kind(self._parts_held(key, {**group, **varied}, weight))
         if number in sorting.edited:
             self._check_edit(group, slot)
-        parts = sorting.parts[kind]
-        key = kind, freed, self._alike(slot, parts, freed)
-        found = sorting.drafts.get(key)
+        projected = where is not None
+        two_sided = where is not None and where.side == Side.BOTH
+        due = projected and not freed and self._due(slot, kind.parts)
+        differs = projected, two_sided, slot.is_stored_as_matrix, due
+        place = *differs, freed
+        found = kind.buckets.get(place)
         if found is None:
-            bucket = Bucket.of(group, parts, key[2], watches=self.watches)
+            alike = Alike(*differs, weight.device, weight.dtype)
+            bucket = Bucket.of(group, kind.parts, alike, watches=self.watches)
             check_device(bucket)
-            found = sorting.drafts[key] = bucket, Draft()
+            found = kind.buckets[place] = bucket, Draft()
+            sorting.drafts[bucket] = found[1]
         return found
 
     def _parts_held(self, kind: tuple[Any, ...], group: dict[str, Any], weight: Tensor) -> Parts:
@@ -129,17 +143,6 @@ class GatheringOptimizer(StateOptimizer):
             held = self._made[kind] = values, self._parts(group, weight)
         return held[1]
 
-    def _alike(self, slot: Slot, parts: Parts, freed: bool) -> Alike:
-        where, weight = slot.geometry, slot.weight
-        return Alike(
-            projected=where is not None,
-            two_sided=where is not None and where.side == Side.BOTH,
-            as_matrix=slot.is_stored_as_matrix,
-            due=where is not None and not freed and self._due(slot, parts),
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-
     def _due(self, slot: Slot, parts: Parts) -> bool:
         """True if the subspace of `slot` is to be looked for before this step."""
         state = self.state.get(slot.param)
@@ -147,7 +150,7 @@ class GatheringOptimizer(StateOptimizer):
             return False
         if not state:
             return True
-        bound = self._bounds.get(slot.param)
+        bound = self._bounds.get(slot.param) if self._bounds else None
         if bound is not None and not parts.schedule.due(slot, bound, state):
             return False
         steps = int(state["step"])  # waits for an accelerator, where a refresh seems due
