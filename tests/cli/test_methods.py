@@ -34,7 +34,7 @@ NEW_FIELDS = (
     "density", "sign_scale", "cos_threshold", "queue_size", "gamma", "group_size", "compare_moment_dtype", "basis",
     "norm_ord", "compare_norm_ord", "error_feedback", "error_feedback_dtype", "momentum", "nesterov", "ns_steps",
     "ns_coefficients", "adjust_lr_fn", "fraction",
-    "active", "period",
+    "active", "period", "kappa",
 )  # fmt: skip
 # Of several optimizers in one run, with what the second has for itself.
 RUNS = {
@@ -46,6 +46,7 @@ RUNS = {
     "apollo-mini": ["--optimizer", "apollo", *flags(rank=1, scale_type="tensor", scale=128, scale_cap=4)],
     "apollo beside galore": ["--optimizer", "apollo", "--compare", "galore", "--compare-scale", 0.25],
     "adarankgrad": ["--optimizer", "adarankgrad", "--energy", 0.5, "--min-rank", 2, "--convergence", 0.9],
+    "flora": ["--optimizer", "flora", "--kappa", 9],
     "ldadam": ["--optimizer", "ldadam", "--rho", 0.5],
     "coap": ["--optimizer", "coap", "--eq5", "normalized", "--reproject-factor", 2],
     "galore by lion": ["--optimizer", "galore", "--rule", "lion", "--lr", 0.001],
@@ -232,10 +233,10 @@ def test_a_run_that_is_stopped_and_resumed(text, cli, tmp_path, run):
     assert all(row["ratio"] < most[row["optimizer"]] for row in summary["runs"] if row["optimizer"] != "adamw")
     searched = {line["run"] for line in whole["metrics"] if line["event"] == "refresh"}
     blocks = "block" in RUNS[run]  # which measure no energy, as random projections
-    silent = {"apollo", "adamw", "scale", "sinkgd", "ldadam", "lisa", "muon"} | ({"frugal"} if blocks else set())
+    silent = {"apollo", "adamw", "scale", "sinkgd", "ldadam", "flora", "lisa", "muon", *["frugal"] * blocks}
     assert searched == set(names) - silent
     page = (tmp_path / "whole" / "report.html").read_text()
-    assert ("at each step measures none" in page) == (names in (["apollo"], ["ldadam"]) or blocks)
+    assert ("at each step measures none" in page) == (names in (["apollo"], ["ldadam"], ["flora"]) or blocks)
 
 
 def test_methods_learn(text, cli, tmp_path):

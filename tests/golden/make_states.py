@@ -127,6 +127,8 @@ CASES = [
     Case("adarankgrad-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"energy": 0.5}, method="adarankgrad"),
     Case("ldadam-format2-float32", (LEFT, RIGHT, CONV, VECTOR), method="ldadam"),
     Case("ldadam-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"rho": 0.5}, method="ldadam"),
+    Case("flora-format2-float32", (LEFT, RIGHT, CONV, VECTOR), keys={"kappa": 3}, method="flora"),
+    Case("flora-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"kappa": 4}, method="flora"),
     Case("coap-format2-float32", (LEFT, RIGHT, CONV, VECTOR), keys={"reproject_factor": 2}, method="coap"),
     Case("coap-format2-bfloat16", (LEFT, RIGHT), torch.bfloat16, {"eq5": "normalized"}, method="coap"),
     Case("dct-format2-float32", (LEFT, RIGHT, CONV, VECTOR), keys={"update_proj_gap": 1}, method="dct"),

@@ -20,6 +20,7 @@ from lowrank_core.optim import (
     DCTAdamW,
     Dion2,
     FiraAdamW,
+    FloraAdamW,
     FrugalAdamW,
     GaLoreAdamW,
     LDAdamW,
@@ -86,6 +87,11 @@ class Case:
         return self.rank_held is None
 
     @property
+    def betas(self) -> dict[str, Any]:
+        """Those that it does not leave to the defaults."""
+        return {key: value for key, value in self.keys.items() if key == "betas"}
+
+    @property
     def moment_dtype(self) -> str:
         """How it stores its moments."""
         return str(self.keys.get("moment_dtype", METHODS[self.method].moment_dtype))
@@ -129,6 +135,13 @@ CASES = [
     Case("frugal-sign", FrugalAdamW, {"density": 0.0, "sign_scale": 0.25}, rank_held=0),
     Case("frugal-block", FrugalAdamW, {**BLOCKS}, rank_held=None, by_group=True),
     Case("frugal-block-int8", FrugalAdamW, {**BLOCKS, "moment_dtype": "int8"}, rank_held=None, by_group=True),
+    # At each draw the sketch gains in noise what the betas have to lose until the next one.
+    Case("flora", FloraAdamW, {"kappa": 3, "betas": (0.5, 0.999)}),
+    Case(
+        "flora-int8",
+        FloraAdamW,
+        {"kappa": 3, "betas": (0.5, 0.999), "moment_dtype": "int8", "proj_type": "reverse_std"},
+    ),
     Case("adarankgrad", AdaRankGradAdamW),
     Case("adarankgrad-int8", AdaRankGradAdamW, {"moment_dtype": "int8", "proj_type": "reverse_std", "energy": 0.5}),
     Case("ldadam", LDAdamW, {"betas": (0.9, 0.999)}),

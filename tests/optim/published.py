@@ -12,6 +12,7 @@ from lowrank_core.optim import (
     DCTAdamW,
     Dion2,
     FiraAdamW,
+    FloraAdamW,
     FrugalAdamW,
     GaLoreAdamW,
     LDAdamW,
@@ -99,6 +100,14 @@ ADARANKGRAD = {
     "max_rank": None,
     "convergence": 0.3,
 }
+FLORA = {
+    **_NO_SUBSPACE,
+    "rank": 128,
+    "kappa": 1000,
+    "proj_type": "std",
+    "force_projection": False,
+    "stagger": "auto",
+}
 LDADAM = {
     **_NO_SUBSPACE,
     "betas": (0.908, 0.99),
@@ -136,6 +145,7 @@ TRION = {**_ORTHOGONAL, "lr": 0.02, "rank": 0.25, "basis": "dct2", "norm_ord": 2
 EVERY = {
     AdaRankGradAdamW: ADARANKGRAD,
     LDAdamW: LDADAM,
+    FloraAdamW: FLORA,
     GaLoreAdamW: GALORE,
     QGaLoreAdamW: QGALORE,
     FiraAdamW: FIRA,

@@ -52,7 +52,7 @@ def test_full_rank_is_torch_adamw_to_the_bit(case: Case, dtype: torch.dtype, key
     given = case.adamw(keys)
     optimizer = case.make(ours.parameters(), plain_moment_dtype="float32", **case.plain, **given)
     keys = {key: value for key, value in keys.items() if key in given or key == "betas"}
-    reference = torch.optim.AdamW(theirs.parameters(), lr=case.lr, **{"weight_decay": 0.0, **keys})
+    reference = torch.optim.AdamW(theirs.parameters(), lr=case.lr, **{**case.betas, "weight_decay": 0.0, **keys})
     train(ours, optimizer, range(10))
     train(theirs, reference, range(10))
     assert same(dict(ours.state_dict()), dict(theirs.state_dict()))
@@ -64,7 +64,7 @@ def test_full_rank_is_torch_adamw_to_the_bit(case: Case, dtype: torch.dtype, key
 def test_full_rank_in_half_precision_rounds_once(case: Case) -> None:
     model, exact = Zoo(torch.bfloat16), Zoo(torch.bfloat16).float()
     optimizer = case.make(model.parameters(), weight_decay=0.1, rounding="nearest", **case.plain)
-    reference = torch.optim.AdamW(exact.parameters(), lr=case.lr, weight_decay=0.1)
+    reference = torch.optim.AdamW(exact.parameters(), lr=case.lr, weight_decay=0.1, **case.betas)
     backward(model, 0)
     for ours, theirs in zip(model.parameters(), exact.parameters(), strict=True):
         theirs.grad = None if ours.grad is None else ours.grad.float()

@@ -44,6 +44,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "residual": ("code", {}),
     "scale_type": ("tensor", {}),
     "scale_cap": (1.0, {}),
+    "kappa": (2, {}),
     "cos_threshold": (2.0, {"update_proj_gap": 1, "queue_size": 1, "cos_threshold": 0.0}),
     "queue_size": (2, {"update_proj_gap": 1, "cos_threshold": 0.0, "queue_size": 1}),
     "gamma": (1.0, {"update_proj_gap": 1, "cos_threshold": 0.0, "queue_size": 1}),
@@ -54,7 +55,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "seed": (1, {}),
     "force_projection": (True, {"rank": 30}),
     "maximize": (True, {}),
-    "stagger": (True, {"update_proj_gap": 4}),
+    "stagger": (True, {"update_proj_gap": 4, "kappa": 4}),
 }
 OTHER |= {
     "basis": ("dct3", {}),

@@ -25,6 +25,7 @@ from lowrank_core.optim.parts.residuals.sign import SignRest
 from lowrank_core.optim.parts.rules.adabelief import AdaBelief
 from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
+from lowrank_core.optim.parts.rules.average import Average
 from lowrank_core.optim.parts.rules.column_adam import ColumnAdam
 from lowrank_core.optim.parts.rules.lines import Lines, MomentumLines, Sinkhorn
 from lowrank_core.optim.parts.rules.lion import Lion
@@ -97,6 +98,7 @@ OTHERS: list[tuple[Any, dict[str, Any]]] = [
     (AdaBelief, {"betas": (0.9, 0.999), "eps": 1e-8}),
     (Adafactor, {"beta2": 0.999, "eps": 1e-15}),
     (Lion, {"betas": (0.9, 0.99)}),
+    (Average, {"beta1": 0.9}),
     (FixedGap, {"gap": 200, "stagger": "auto"}),
     (LazyGap, {"gap": 200, "stagger": "auto", "cos_threshold": 0.4, "queue_size": 5, "gamma": 2}),
     (PackedBasis, {"group_size": 128}),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowrank_core import memory, optim
 from lowrank_core.memory.estimate import Keys
-from lowrank_core.memory.methods import FACADES, METHODS, TO_COME
+from lowrank_core.memory.methods import FACADES, METHODS
 from lowrank_core.optim import GaLoreAdamW, devices, estimate_state_bytes, formula_state_bytes, param_groups
 from torch import nn
 
@@ -211,12 +211,6 @@ def test_a_leaked_view_would_show() -> None:
     assert optimizer.state_bytes() == honest - 30 * 2 * 4 + 30 * 20 * 4
     optimizer.state[w]["exp_avg_sq"] = whole[:, 2:4]  # the same storage counts once
     assert optimizer.state_bytes() == honest - 2 * 30 * 2 * 4 + 30 * 20 * 4
-
-
-@pytest.mark.parametrize("name", TO_COME)
-def test_optimizers_to_come(name: str) -> None:
-    with pytest.raises(NotImplementedError, match=f"be one of {KNOWN} in this version, got '{name}'"):
-        estimate_state_bytes([(8, 9)], name)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,10 @@ _FIRST = (
     ("optim/following", ("optim/test_ldadam.py",)),
     ("optim/lifts", ("optim/test_ldadam.py", "optim/test_rules.py")),
     ("optim/methods/s", ("optim/test_whole.py", "optim/test_optim_defaults.py")),
+    *(
+        (f"optim/{file}", ("optim/test_flora.py", "optim/test_rules.py"))
+        for file in ("methods/flora", "parts/residuals/sketched", "parts/rules/average", "parts/rules/adafactor")
+    ),
     ("optim/int8", ("optim/test_int8.py", "optim/test_int8_training.py")),
     *(
         (f"optim/{file}", ("optim/test_qgalore.py", "optim/test_optim_defaults.py", "optim/test_contract_state.py"))

@@ -138,6 +138,7 @@ class TrainConfig:
     fraction: float | None = _method("fraction", "share of the shorter side stepped", type=real(0, 1, ends="(]"))
     iterations: int | None = _method("iterations", "times that rows and columns are normalized", type=whole(1),
                                      metavar="N")
+    kappa: int | None = _method("kappa", "steps from one draw of the sketch to the next", type=whole(1), metavar="N")
     cos_threshold: float | None = _method("cos_threshold", "mean cosine between subspaces from which on the gap grows",
                                           type=real(0))
     queue_size: int | None = _method("queue_size", "refreshes whose cosines are looked at together", type=whole(1),

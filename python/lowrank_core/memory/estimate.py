@@ -11,7 +11,7 @@ from lowrank_core.checks import is_count, require, require_choice, words_of
 from lowrank_core.memory.geometry import PROJ_TYPES, RANKS, Geometry, Rank, is_rank, place, place_by
 from lowrank_core.memory.lisa import ACTIVE, lisa_bytes
 from lowrank_core.memory.method import Entry, Method
-from lowrank_core.memory.methods import FACADES, METHODS, TO_COME
+from lowrank_core.memory.methods import FACADES, METHODS
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.memory.storage import (
     ITEM_SIZES,
@@ -120,7 +120,6 @@ def estimate_state_bytes(
     Raises:
       TypeError: a key that decides nothing here.
       ValueError: an unknown name, a value out of its range, or `exclude` for shapes without names.
-      NotImplementedError: an optimizer that this version does not have yet.
 
     Example:
       >>> from lowrank_core.memory import estimate_state_bytes
@@ -156,9 +155,6 @@ def estimate_state_bytes(
 
 def require_optimizer(optimizer: str) -> None:
     """Raises unless the memory of `optimizer` is known."""
-    known = ", ".join(OPTIMIZERS)
-    if optimizer in TO_COME:
-        raise NotImplementedError(f"{OP}: `optimizer` must be one of {known} in this version, got {optimizer!r}")
     require_choice(OP, "optimizer", optimizer, OPTIMIZERS)
 
 

@@ -20,6 +20,7 @@ from lowrank_core.memory.storage import (
     limit_fields,
     lion_fields,
     packed_fields,
+    whole_means,
 )
 
 
@@ -34,6 +35,11 @@ def _adam(where: Geometry, keys: Keys) -> Kept:
 def _qgalore(where: Geometry, keys: Keys) -> Kept:
     kept = packed_fields(where, keys["group_size"]) | lazy_fields(keys["queue_size"])
     return Kept(adam_fields(where.low_shape), kept)
+
+
+def _flora(where: Geometry, keys: Keys) -> Kept:
+    """The sketch is drawn again from its seed, so the state does not keep it."""
+    return Kept(lion_fields(where.low_shape), whole_means(where))
 
 
 def _fira(where: Geometry, keys: Keys) -> Kept:
@@ -159,6 +165,14 @@ METHODS |= {
         projectors=(),
         proj_types=("std",),
     ),
+    "flora": Method(
+        "flora:FloraAdamW",
+        _flora,
+        own={"kappa": 1000},
+        lacks=("update_proj_gap", "scale", "projector", "oversample", "niter", "moments"),
+        projectors=(),
+        proj_types=ONE_SIDED,
+    ),
     "adarankgrad": Method(
         "adarankgrad:AdaRankGradAdamW",
         _adarankgrad,
@@ -203,5 +217,4 @@ METHODS |= {
 }
 METHODS |= atoms.METHODS
 PROJECTORS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.projectors))
-TO_COME = ("flora",)
 FACADES = ("lisa",)  # optimizers that stand in front of another one, here AdamW

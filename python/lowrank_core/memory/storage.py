@@ -239,6 +239,12 @@ def feedback_fields(where: Geometry) -> Layout:
     return {"residual.feedback": Field((where.rows, where.cols), WORK, Role.RESIDUAL)}
 
 
+def whole_means(where: Geometry) -> Layout:
+    """Adafactor's means of the square of the whole gradient, beside a subspace."""
+    fields = adafactor_fields((where.rows, where.cols))
+    return {f"residual.{key}": field._replace(dtype="float32", role=Role.RESIDUAL) for key, field in fields.items()}
+
+
 def limit_fields() -> Layout:
     """What a limiter of growth keeps: the norm of the last step, before its bias correction."""
     return {"residual.limit": Field((1,), "float32", Role.RESIDUAL)}

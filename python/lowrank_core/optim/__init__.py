@@ -20,6 +20,7 @@ from lowrank_core.optim.methods.coap import CoapAdamW
 from lowrank_core.optim.methods.dct import DCTAdamW
 from lowrank_core.optim.methods.dion2 import Dion2
 from lowrank_core.optim.methods.fira import FiraAdamW
+from lowrank_core.optim.methods.flora import FloraAdamW
 from lowrank_core.optim.methods.frugal import FrugalAdamW
 from lowrank_core.optim.methods.galore import GaLoreAdamW
 from lowrank_core.optim.methods.ldadam import LDAdamW
@@ -41,6 +42,7 @@ __all__ = [
     "DCTAdamW",
     "Dion2",
     "FiraAdamW",
+    "FloraAdamW",
     "FrugalAdamW",
     "FusedBackward",
     "GaLoreAdamW",

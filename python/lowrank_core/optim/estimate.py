@@ -54,7 +54,6 @@ def estimate_state_bytes(
       TypeError: a key that the optimizer does not have.
       ValueError: an unknown name, a value out of its range, or an argument that has no meaning for
         `model_or_shapes`.
-      NotImplementedError: an optimizer that this version does not have yet.
 
     Example:
       >>> from lowrank_core.optim import estimate_state_bytes

@@ -41,17 +41,23 @@ class Adafactor:
         return adafactor_fields(shape)
 
     def update(self, grad: Tensor, moments: Moments, step: float | Tensor) -> Direction:
-        row, col, decay = moments["exp_avg_sq_row"], moments["exp_avg_sq_col"], self.decay(step)
-        square, least = grad.square(), torch.finfo(grad.dtype).tiny ** 0.5
-        for kept, dim in ((row, 1), (col, 0)):
+        self.advance(grad, moments, step)
+        return Direction(clipped(self.normalized(grad, moments)))
+
+    def advance(self, grad: Tensor, moments: Moments, step: float | Tensor) -> None:
+        """The means of the second moment after step number `step`, in place."""
+        square, decay = grad.square(), self.decay(step)
+        for kept, dim in ((moments["exp_avg_sq_row"], 1), (moments["exp_avg_sq_col"], 0)):
             mean = (_mean(square, dim).double() + self.eps**2) * (1 - decay)
             kept.copy_((kept * decay + mean).clamp(max=torch.finfo(kept.dtype).max))
+
+    def normalized(self, grad: Tensor, moments: Moments) -> Tensor:
+        """u: `grad` over the root of the second moment."""
+        means = _shares(moments["exp_avg_sq_row"]), moments["exp_avg_sq_col"]
+        least = torch.finfo(means[0].dtype).tiny ** 0.5
         # Where a root is 0, so is the gradient.
-        over_row, over_col = (1 / mean.sqrt().clamp(min=least) for mean in (_shares(row), col))
-        direction = (grad * over_row[:, None]).mul_(over_col)
-        lines = torch.linalg.vector_norm(direction, dim=1 if len(row) > 1 else 0)
-        size = (total(lines.double().square()) / direction.numel()).sqrt()
-        return Direction(direction.div_((size / THRESHOLD).clamp(min=1.0).to(grad.dtype)))
+        over_row, over_col = (1 / mean.sqrt().clamp(min=least) for mean in means)
+        return (grad * over_row[:, None]).mul_(over_col)
 
     def decay(self, step: float | Tensor) -> Any:
         """Of the second moment in step number `step`."""
@@ -68,6 +74,13 @@ class Adafactor:
 
     def kernel(self) -> dict[str, Any]:
         raise NotImplementedError("Adafactor: no compiled kernel has this rule")
+
+
+def clipped(direction: Tensor) -> Tensor:
+    """`direction`, in place, divided so that its root mean square is at most `THRESHOLD`."""
+    lines = torch.linalg.vector_norm(direction, dim=1 if len(direction) > 1 else 0)
+    size = (total(lines.double().square()) / direction.numel()).sqrt()
+    return direction.div_((size / THRESHOLD).clamp(min=1.0).to(direction.dtype))
 
 
 def outer(row: Tensor, col: Tensor) -> Tensor:
