@@ -12,6 +12,7 @@ import pytest
 import torch
 from lowrank_core import memory
 from lowrank_core.optim import DCTAdamW, param_groups
+from lowrank_core.optim.parts.codecs import Blocks8
 from numpy import ndarray
 from optim_cases import draw
 from plain_bases import atoms, best
@@ -219,6 +220,22 @@ def test_feedback_in_eight_bits() -> None:
     held = 2 * 4 * 64 * 10 + 64 * 40 + 4 * 10 + 10 * 12 + 8
     assert optimizer.state_bytes() == held
     assert memory.estimate_state_bytes([(64, 40)], "dct", rank=None, error_feedback_dtype="int8") == held
+
+
+def test_feedback_has_random_words_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of the moments, whose roundings would lean the same way."""
+    seeds: dict[str, int] = {}
+    encode = Blocks8.encode
+
+    def recorded(self: Blocks8, state: Any, name: str, value: Any, role: Any, draw: Any) -> None:
+        seeds[name] = draw.seed
+        encode(self, state, name, value, role, draw)
+
+    monkeypatch.setattr(Blocks8, "encode", recorded)
+    weight = nn.Parameter(torch.zeros(12, 9))
+    of(DCTAdamW([weight], rank=3, moment_dtype="int8", error_feedback_dtype="int8"), [draw(12, 9)])
+    assert seeds.keys() == {"exp_avg", "exp_avg_sq", "residual.feedback"}
+    assert seeds["residual.feedback"] != seeds["exp_avg"] == seeds["exp_avg_sq"]
 
 
 def test_hadamard_is_refused_where_it_does_not_exist() -> None:

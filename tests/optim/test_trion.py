@@ -146,11 +146,13 @@ def test_only_chosen_rows_step_and_all_decay() -> None:
     assert bool(((weight - 0.95 * before)[chosen].norm(dim=1) > 0.05).all())
 
 
+@pytest.mark.parametrize("moment_dtype", ["float32", "int8"])
 @pytest.mark.parametrize("kind", [Muon, Dion2, Trion])
-def test_the_composition_gives_the_same_bits(kind: type[LowRankOptimizer]) -> None:
+def test_the_composition_gives_the_same_bits(kind: type[LowRankOptimizer], moment_dtype: str) -> None:
     """Small matrices are orthogonalized together, each as it would be alone."""
     models = [Zoo(), Zoo()]
-    one, other = (kind(model.parameters(), lr=0.02) for model in models)
+    keys = {"lr": 0.02, "moment_dtype": moment_dtype, "maximize": True}
+    one, other = (kind(model.parameters(), **keys) for model in models)  # type: ignore[arg-type]
     for number in range(4):
         train(models[0], one, [number])
         for param, twin in zip(*(model.parameters() for model in models), strict=True):
