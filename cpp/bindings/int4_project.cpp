@@ -79,6 +79,23 @@ void bind_dequantize(const WriteArray& out, const ReadArray& packed, const ReadA
   int4_project::dequantize_cpu(out.view, codes, format);
 }
 
+void bind_dequantize_list(const std::vector<WriteArray>& out, const std::vector<ReadArray>& packed,
+                          const std::vector<ReadArray>& scales, const std::vector<ReadArray>& offsets,
+                          const std::vector<int64_t>& group_sizes, int dim, const std::string& scheme) {
+  const size_t count = out.size();
+  LRC_CHECK(packed.size() == count && scales.size() == count && group_sizes.size() == count &&
+                offsets.size() == (has_offsets(scheme_of(scheme)) ? count : 0),
+            "int4: lists must be of one length");
+  std::vector<int4_project::Decoding> list;
+  for (size_t i = 0; i < count; ++i) {
+    const std::optional<ReadArray> offset = offsets.empty() ? std::nullopt : std::optional<ReadArray>(offsets[i]);
+    list.push_back({out[i].view, codes_of(packed[i], scales[i], offset),
+                    format_of(out[i].view.rank, dim, group_sizes[i], scheme)});
+    expect_codes(list.back().codes, out[i].view, list.back().format);
+  }
+  int4_project::dequantize_list_cpu(list);
+}
+
 void bind_project(const WriteArray& out, const ReadArray& packed, const ReadArray& scales,
                   const std::optional<ReadArray>& offsets, const ReadArray& x, int64_t rows, int64_t cols, int dim,
                   int64_t group_size, const std::string& scheme, bool back) {
@@ -107,6 +124,8 @@ void register_int4_project(py::module_& module) {
          "Codes of `x` into packed, scales and offsets; with a seed rounded stochastically.");
   kernel(module, "dequantize_int4", &bind_dequantize, "out"_a, "packed"_a, "scales"_a, "offsets"_a, py::kw_only(),
          "dim"_a, "group_size"_a, "scheme"_a, "Decodes into `out`.");
+  kernel(module, "dequantize_int4_list", &bind_dequantize_list, "out"_a, "packed"_a, "scales"_a, "offsets"_a,
+         py::kw_only(), "group_sizes"_a, "dim"_a, "scheme"_a, "Decodes each of a list into its `out`.");
   kernel(module, "int4_project", &bind_project, "out"_a, "packed"_a, "scales"_a, "offsets"_a, "x"_a, py::kw_only(),
          "rows"_a, "cols"_a, "dim"_a, "group_size"_a, "scheme"_a, "back"_a = false,
          "out <- Pᵀ x, or P x with `back`, for the packed matrix P [rows, cols].");

@@ -34,6 +34,7 @@ __all__: list[str] = [
     "dct_transform",
     "decode_moment",
     "dequantize_int4",
+    "dequantize_int4_list",
     "encode_moment",
     "factored_svd",
     "fast_bfloat16",
@@ -322,6 +323,20 @@ def dequantize_int4(
 ) -> None:
     """
     Decodes into `out`.
+    """
+
+def dequantize_int4_list(
+    out: collections.abc.Sequence[numpy.typing.ArrayLike],
+    packed: collections.abc.Sequence[numpy.typing.ArrayLike],
+    scales: collections.abc.Sequence[numpy.typing.ArrayLike],
+    offsets: collections.abc.Sequence[numpy.typing.ArrayLike],
+    *,
+    group_sizes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    scheme: str,
+) -> None:
+    """
+    Decodes each of a list into its `out`.
     """
 
 def encode_moment(

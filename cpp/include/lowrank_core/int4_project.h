@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "lowrank_core/integers.h"
 #include "lowrank_core/philox.h"
@@ -229,6 +230,13 @@ void quantize_cpu(const Codes& codes, const View& x, const Format& format, std::
 
 // Into `out`, contiguous, any floating type: decoded in float32 and rounded once. Tier D0.
 void dequantize_cpu(const View& out, const Codes& codes, const Format& format);
+// The same for each of many arrays, which are decoded side by side. Tier D0.
+struct Decoding {
+  View out;
+  Codes codes;
+  Format format;
+};
+void dequantize_list_cpu(const std::vector<Decoding>& list);
 
 // out <- Pᵀ x, with `back` P x, for every matrix of the batch x: P [rows, cols] from its codes, read as float32, summed
 // in float32, in float64 where out is float64. Nothing of P's size is decoded. Tier D1.

@@ -246,6 +246,13 @@ void dequantize_cpu(const View& out, const Codes& codes, const Format& format) {
   });
 }
 
+void dequantize_list_cpu(const std::vector<Decoding>& list) {
+  parallel_for(int64_t(list.size()), [&](int64_t i) {
+    const Decoding& one = list[size_t(i)];
+    dequantize_cpu(one.out, one.codes, one.format);
+  });
+}
+
 void project_cpu(const View& out, const Basis& basis, const View& x, const Format& format, bool back) {
   const int64_t groups = format.groups(format.dim == 0 ? basis.rows : basis.cols);
   const int64_t others = format.dim == 0 ? basis.cols : basis.rows;

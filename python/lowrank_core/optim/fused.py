@@ -21,6 +21,7 @@ from lowrank_core.optim.each_step import EachStep
 from lowrank_core.optim.following import FollowingStep
 from lowrank_core.optim.lifts import lift_steps, matrix_of, rights_of
 from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
+from lowrank_core.optim.parts.projectors import Projector
 from lowrank_core.optim.parts.projectors.by_energy import ByEnergy
 from lowrank_core.optim.parts.projectors.correlated import Correlated
 from lowrank_core.optim.parts.projectors.following import Following
@@ -41,7 +42,7 @@ from lowrank_core.optim.parts.rules.column_adam import ColumnAdam
 from lowrank_core.optim.parts.rules.lion import Lion
 from lowrank_core.optim.parts.rules.newton_schulz import NewtonSchulz
 from lowrank_core.optim.plain import PlainStep
-from lowrank_core.optim.slots import Draft, State
+from lowrank_core.optim.slots import Draft, Slot, State
 from lowrank_core.optim.states import stored
 from lowrank_core.optim.step import ruled
 
@@ -72,7 +73,7 @@ class SubspaceStep:
         draft.low, draft.finite = [], True
         for some in batches(_together(bucket, draft), count):
             slots = draft.slots[some]
-            bases = [projector.stored_basis(slot, state) for slot, state in zip(slots, states[some], strict=True)]
+            bases = _stored(projector, slots, states[some])
             low, finite = project_list(
                 [matrix_of(slot) for slot in slots], draft.grads[some], bases, rights_of(slots),
                 maximize=bucket.maximize, precision=resolve_precision("step", None),
@@ -142,7 +143,14 @@ def _bases(bucket: Bucket, draft: Draft, states: list[State]) -> list[Tensor]:
     if _by_shape(bucket):
         shapes = [next(iter(slot.where(state).basis_shapes.values())) for slot, state in slots]
         return [low.new_zeros(()).expand(shape) for low, shape in zip(draft.low or (), shapes, strict=True)]
-    return [projector.stored_basis(slot, state) for slot, state in slots]
+    return _stored(projector, draft.slots, states)
+
+
+def _stored(projector: Projector, slots: list[Slot], states: list[State]) -> list[Tensor]:
+    """The bases held, decoded in one call where they are codes."""
+    if isinstance(projector, PackedBasis):
+        return projector.stored_bases(slots, states)
+    return [projector.stored_basis(slot, state) for slot, state in zip(slots, states, strict=True)]
 
 
 def _together(bucket: Bucket, draft: Draft) -> int:

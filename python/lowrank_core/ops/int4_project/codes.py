@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -114,12 +115,16 @@ def dequantize_int4(q: Int4Matrix, dtype: Any = None) -> Array:
     return call(_DEQUANTIZE, q.packed, q.scales, q.offsets, q.shape, **settings, dtype=given)
 
 
-def dequantize_unrecorded(q: Int4Matrix, like: Array, dtype: str) -> Array:
-    """`dequantize_int4` of checked codes without torch's dispatcher, beside `like`."""
-    out = empty(like, q.shape, dtype)
-    arrays = (out, q.packed, q.scales, q.offsets)
-    _core.dequantize_int4(*arrays, dim=q.dim, group_size=q.group_size, scheme=q.scheme)
-    return out
+def dequantize_list(codes: Sequence[Int4Matrix], dtype: str) -> list[Array]:
+    """`dequantize_int4` of a list of checked codes of one scheme and `dim`, without torch's dispatcher."""
+    found = [empty(q.packed, q.shape, dtype) for q in codes]
+    if codes:
+        offsets = [q.offsets for q in codes if q.offsets is not None]
+        _core.dequantize_int4_list(
+            found, [q.packed for q in codes], [q.scales for q in codes], offsets,
+            group_sizes=[q.group_size for q in codes], dim=codes[0].dim, scheme=codes[0].scheme,
+        )  # fmt: skip
+    return found
 
 
 # ---- the contract --------------------------------------------------------------------------------------------------

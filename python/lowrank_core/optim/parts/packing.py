@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.memory.storage import packed_group
-from lowrank_core.ops.int4_project.codes import dequantize_unrecorded, quantize_int4
+from lowrank_core.ops.int4_project.codes import dequantize_list, quantize_int4
 from lowrank_core.ops.int4_project.matrix import Int4Matrix
 from lowrank_core.ops.int4_project.products import int4_project, int4_project_back
 from lowrank_core.optim.devices import has_kernels
@@ -40,9 +40,17 @@ def pack(basis: Tensor, group_size: int) -> Int4Matrix:
 
 def unpack(q: Int4Matrix, dtype: torch.dtype) -> Tensor:
     """The dense basis."""
-    if has_kernels(q.packed.device):
-        dense: Tensor = dequantize_unrecorded(q, q.packed, name_of(dtype))
-        return dense
+    return unpack_list([q], dtype)[0]
+
+
+def unpack_list(codes: Sequence[Int4Matrix], dtype: torch.dtype) -> list[Tensor]:
+    """The dense bases of all `codes`, which are on one device."""
+    if codes and has_kernels(codes[0].packed.device):
+        return dequantize_list(codes, name_of(dtype))
+    return [_unpack(q, dtype) for q in codes]
+
+
+def _unpack(q: Int4Matrix, dtype: torch.dtype) -> Tensor:
     codes = torch.stack([q.packed & 15, q.packed >> 4], dim=1).flatten(0, 1).view(len(q.scales), q.group_size, -1)
     values = torch.addcmul(q.offsets.float()[:, None], codes.float(), q.scales.float()[:, None])  # type: ignore[union-attr]
     return values.flatten(0, 1)[: q.shape[0]].to(dtype)

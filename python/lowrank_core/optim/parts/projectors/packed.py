@@ -12,7 +12,7 @@ from lowrank_core.checks import require
 from lowrank_core.memory.geometry import Geometry
 from lowrank_core.memory.storage import GROUP_SIZES, Layout, basis_keys, packed_fields
 from lowrank_core.optim.dtypes import work_dtype
-from lowrank_core.optim.parts.packing import pack, packed, unpack
+from lowrank_core.optim.parts.packing import pack, packed, unpack_list
 from lowrank_core.optim.parts.projectors import Found, Query
 from lowrank_core.optim.parts.projectors.orthonormal import Orthonormal, bases_of
 from lowrank_core.optim.parts.subspaces import Subspace
@@ -66,8 +66,12 @@ class PackedBasis:
                 state[f"{key}.{part}"].copy_(value)
 
     def stored_basis(self, slot: Slot, state: State) -> Tensor:
-        (codes,) = self.held(slot, state).codes.values()
-        return unpack(codes, slot.work)
+        return self.stored_bases([slot], [state])[0]
+
+    def stored_bases(self, slots: Sequence[Slot], states: Sequence[State]) -> list[Tensor]:
+        """`stored_basis` of weights of one dtype, decoded side by side."""
+        held = [self.held(slot, state) for slot, state in zip(slots, states, strict=True)]
+        return unpack_list([codes for one in held for codes in one.codes.values()], slots[0].work) if slots else []
 
     def find(self, queries: Sequence[Query]) -> list[Found]:
         return [
