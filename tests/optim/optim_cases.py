@@ -100,6 +100,8 @@ class Case:
         shared = {"lr": self.lr, "rank": RANK, "update_proj_gap": 3, "scale": 1.0, "weight_decay": 0.0}
         known = inspect.signature(self.optimizer).parameters
         keys = {**shared, **self.keys, **overrides}
+        if "kappa" in known and "update_proj_gap" in overrides:  # Flora's name of the gap
+            keys["kappa"] = overrides["update_proj_gap"]
         return self.optimizer(params, **{key: keys[key] for key in keys if key in known or key not in shared})
 
 

@@ -11,7 +11,7 @@ namespace {
 
 class Prefetcher {
  public:
-  // `turns`: how often lines() will be called.
+  // `turns`: how often lines() will be called; `beside` has none beside it.
   Prefetcher(const Ahead& ahead, int64_t turns, Prefetcher* beside = nullptr)
       : next_(ahead.data),
         end_(ahead.data + ahead.bytes),
@@ -26,11 +26,16 @@ class Prefetcher {
   // 3, into L2 with 2.
   template <int kLocality>
   LRC_INLINE void lines(int count) {
-    for (; count > 0 && left_ > 0; --count) step<kLocality>();
-    if (beside_) beside_->lines<kLocality>(beside_->pace_);
+    own_lines<kLocality>(count);
+    if (beside_) beside_->own_lines<kLocality>(beside_->pace_);
   }
 
  private:
+  template <int kLocality>
+  LRC_INLINE void own_lines(int count) {
+    for (; count > 0 && left_ > 0; --count) step<kLocality>();
+  }
+
   template <int kLocality>
   LRC_INLINE void step() {
     __builtin_prefetch(next_, 0, kLocality);

@@ -46,7 +46,7 @@ class Adafactor:
 
     def advance(self, grad: Tensor, moments: Moments, step: float | Tensor) -> None:
         """The means of the second moment after step number `step`, in place."""
-        square, decay = grad.square(), self.decay(step)
+        square, decay = grad.contiguous().square(), self.decay(step)  # whose sums would follow another layout
         for kept, dim in ((moments["exp_avg_sq_row"], 1), (moments["exp_avg_sq_col"], 0)):
             mean = (_mean(square, dim).double() + self.eps**2) * (1 - decay)
             kept.copy_((kept * decay + mean).clamp(max=torch.finfo(kept.dtype).max))
