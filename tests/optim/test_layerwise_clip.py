@@ -162,8 +162,9 @@ def test_projected_clips_by_what_is_applied(case: Case, passes: int) -> None:
             if (grad := grads.get(slot.param)) is not None:
                 matrix = slot.gradient(grad)
                 if slot.geometry is not None:
-                    parts = watcher.parts(watcher.param_groups[0], slot.weight)
-                    matrix = parts.projector.held(slot, watcher.state[slot.param]).down(matrix)
+                    projector = watcher.parts(watcher.param_groups[0], slot.weight).projector
+                    if not projector.each_step:  # what chooses from the whole gradient is clipped by it
+                        matrix = projector.held(slot, watcher.state[slot.param]).down(matrix)
                 expected += float(matrix.double().square().sum())
         optimizer.step()
         count = sum(param.numel() for param in model.parameters())
