@@ -52,7 +52,9 @@ def read_tree(path: Path, kind: str, version: str) -> dict[str, Any]:
             metadata = file.metadata() or {}
             # Cloned: a view of the mapped file may be unaligned, and some kernels round differently there.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as failure:
+    except OSError as failure:
+        raise UnreadableError(f"cannot be read ({failure})") from failure
+    except (SafetensorError, ValueError) as failure:
         raise UnreadableError(f"is damaged ({failure})") from failure
     if metadata.get("format") != kind or metadata.get("version") != version:
         found = f"{metadata.get('format', 'no format')}, version {metadata.get('version', 'none')}"

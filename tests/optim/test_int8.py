@@ -140,3 +140,8 @@ def test_a_layer_is_as_the_one_it_is_made_of() -> None:
     with torch.no_grad():
         plain.weight.zero_()
     assert not Int8Linear.from_linear(plain).weight.decoded().any()
+
+
+def test_what_is_no_linear_layer_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Int8Linear.from_linear: `linear` must be a torch.nn.Linear, got Conv1d"):
+        Int8Linear.from_linear(nn.Conv1d(3, 4, 1))

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core import tree_file
-from lowrank_core.optim import GaLoreAdamW, load_state, save_state
+from lowrank_core.optim import LISA, GaLoreAdamW, load_state, save_state
 from optim_cases import Case, Zoo, every_optimizer, same, snapshot, train
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 HERE = Path(__file__).parent
 
@@ -85,7 +86,7 @@ def damaged(path: Path) -> None:
         (damaged, r"is damaged \(its checksum does not match\)"),
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged"),
         (lambda path: path.write_bytes(b""), "is damaged"),
-        (lambda path: path.unlink(), "is damaged .*No such file"),
+        (lambda path: path.unlink(), "cannot be read .*No such file"),
         (lambda path: tree_file.write_tree(path, {}, "lowrank_core.train", "1"), "got lowrank_core.train, version 1"),
         (
             lambda path: save_file({"w": torch.ones(2)}, path),
@@ -125,6 +126,36 @@ def test_what_does_not_fit_changes_nothing(make: Any, message: str, tmp_path: Pa
     with pytest.raises(ValueError, match=message):
         load_state(other, tmp_path / "state")
     assert same(other.state_dict(), before)
+
+
+@pytest.mark.parametrize("call", [save_state, load_state])
+@pytest.mark.parametrize("other", [torch.optim.AdamW([torch.zeros(3)]), 3])
+def test_what_is_no_optimizer_of_ours_is_refused(call: Any, other: Any, tmp_path: Path) -> None:
+    kind = type(other).__name__
+    with pytest.raises(TypeError, match=f"{call.__name__}: `optimizer` must be one of lowrank_core, got {kind}"):
+        call(other, tmp_path / "state")
+    assert not list(tmp_path.iterdir())
+
+
+def test_lisa_is_saved_and_goes_on(tmp_path: Path) -> None:
+    models = [nn.Sequential(*(nn.Linear(6, 6) for _ in range(4))) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    one, other = (LISA(GaLoreAdamW(m.parameters(), rank=2), m, active=2, period=2) for m in models)
+    inputs = torch.linspace(-1, 1, 18).reshape(3, 6)
+    for optimizer, model, steps in ((one, models[0], 3), (other, models[1], 0)):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+    save_state(one, tmp_path / "state")
+    models[1].load_state_dict(models[0].state_dict())
+    load_state(other, tmp_path / "state")
+    for optimizer, model in ((one, models[0]), (other, models[1])):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+    assert same(dict(models[0].state_dict()), dict(models[1].state_dict()))
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,13 @@ class Int8Linear(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Int8Linear:
-        """The same layer with its weight in 8 bits, rounded to nearest; the bias is shared."""
+        """The same layer with its weight in 8 bits, rounded to nearest; the bias is shared.
+
+        Raises:
+          TypeError: `linear` is no nn.Linear.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"Int8Linear.from_linear: `linear` must be a torch.nn.Linear, got {type(linear).__name__}")
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         made.in_features, made.out_features = linear.in_features, linear.out_features
