@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lowrank_core.cli.defaults import (
+    ALL,
     OPTIMIZERS,
     OWN,
     PAIRED,
@@ -67,8 +68,8 @@ class TrainConfig:
                              type=whole(1), metavar="N")
     seq_len: int = option("model", 128, "bytes that a prediction can look back on", type=whole(2))
 
-    optimizer: str = option("optimizer", "galore", f"optimizer to train with; {listed(UNTUNED)} are not tuned",
-                            choices=OPTIMIZERS)
+    optimizer: str = option("optimizer", "galore", f"optimizer to train with; {listed(UNTUNED)} are not tuned; "
+                            f"{ALL}: the comparison of all, see below", choices=(*OPTIMIZERS, ALL))
     compare: str | None = option("optimizer", None, "second optimizer, trained on the same batches", shown="none",
                                  choices=OPTIMIZERS)
     lr: float | None = option("optimizer", None, "peak learning rate of the matrices of attention and feed-forward",

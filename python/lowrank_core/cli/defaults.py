@@ -10,6 +10,7 @@ from lowrank_core.memory.geometry import FULL
 from lowrank_core.memory.methods import FACADES, METHODS
 
 OPTIMIZERS = (*METHODS, *FACADES, "adamw")
+ALL = "all"  # in the place of one: the comparison of `study`
 # For galore and adamw the best found by bench/train_sweep.py; `lr` is that of the matrices of attention and
 # feed-forward. Nobody has tuned the others here: they take galore's, and lisa, which has AdamW inside, adamw's.
 _FOUND: dict[str, dict[str, Any]] = {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from lowrank_core.cli import checkpoint
@@ -24,6 +25,7 @@ from lowrank_core.cli.sample import LENGTH, PROMPT, TEMPERATURE, as_text, contin
 from lowrank_core.cli.text import Corpus
 from lowrank_core.optim import estimate_state_bytes
 
+Build = Callable[[str, nn.Module, TrainConfig], torch.optim.Optimizer]  # as `build_optimizer`
 AUTOCAST = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}
 
 
@@ -36,9 +38,14 @@ def lr_at(step: int, *, peak: float, warmup: int, steps: int, min_ratio: float) 
 
 
 class Run:
-    """Trains one model with the optimizer `name`; `progress` is all that is neither model nor optimizer."""
+    """Trains one model with the optimizer `name`, or with what `build` makes in its place.
 
-    def __init__(self, name: str, config: TrainConfig, corpus: Corpus, folder: Path) -> None:
+    `progress` is all that is neither model nor optimizer.
+    """
+
+    def __init__(
+        self, name: str, config: TrainConfig, corpus: Corpus, folder: Path, build: Build | None = None
+    ) -> None:
         self.name = name
         self.path = folder / (name + CHECKPOINT_SUFFIX)
         self._config = config
@@ -48,7 +55,7 @@ class Run:
         if config.precision == "bf16":
             self.model.bfloat16()
         self._adamw = estimate_state_bytes(self.model, optimizer="adamw")  # before anything is frozen
-        self.optimizer = build_optimizer(name, self.model, config)
+        self.optimizer = (build or build_optimizer)(name, self.model, config)
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         # Only float16 needs it; disabled, it hands everything through.
         self._scaler = torch.amp.GradScaler("cpu", enabled=config.precision == "amp-fp16")

@@ -13,19 +13,15 @@ from lowrank_core.cli.defaults import WITHOUT_BETAS
 from lowrank_core.optim import LISA, METHODS, LowRankOptimizer, param_groups
 
 
-def build_optimizer(name: str, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer `name` over all of `model`, each group at its peak learning rate.
+def build_optimizer(name: str, model: nn.Module, config: TrainConfig, **keys: Any) -> torch.optim.Optimizer:
+    """The optimizer `name` over all of `model`, in `parameter_groups`.
 
-    All part the model alike: the matrices of attention and feed-forward, which methods project, have the rate `lr`;
-    embedding, head and norms have `lr_others`. Vectors (the norms' weights) are never decayed.
+    `keys` are further ones of a method's class: those that are no options of the command line.
     """
     tuned = config.tuned(name)
     shared: dict[str, Any] = {"betas": tuned["betas"], "eps": config.eps}
-    groups = param_groups(model, rank=config.rank or 1, verbose=False)
-    for group in groups:
-        group["lr"] = tuned["lr_others" if group["rank"] is None else "lr"]
-    groups = _spare_vectors(groups, tuned["weight_decay"])
-    own = config.own(name)
+    groups = parameter_groups(name, model, config)
+    own = {**config.own(name), **keys}
     if name in ("adamw", "lisa"):
         plain = [{key: value for key, value in group.items() if key != "rank"} for group in groups]
         adamw = torch.optim.AdamW(plain, fused=True, **shared)
@@ -33,6 +29,20 @@ def build_optimizer(name: str, model: nn.Module, config: TrainConfig) -> torch.o
     if name in WITHOUT_BETAS:
         shared = {"plain_betas": tuned["betas"]}
     return METHODS[name](groups, seed=config.seed, **own, **shared)  # type: ignore[call-arg]
+
+
+def parameter_groups(name: str, model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """All of `model` as groups with the rates and the decay that `config` has for the optimizer `name`.
+
+    All optimizers part the model alike: the matrices of attention and feed-forward, which methods project, have a
+    `rank` and the rate `lr`; embedding, head and norms have None and `lr_others`. Vectors (the norms' weights) are
+    never decayed. Each group is at its peak learning rate.
+    """
+    tuned = config.tuned(name)
+    groups = param_groups(model, rank=config.rank or 1, verbose=False)
+    for group in groups:
+        group["lr"] = tuned["lr_others" if group["rank"] is None else "lr"]
+    return _spare_vectors(groups, tuned["weight_decay"])
 
 
 def _spare_vectors(groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:

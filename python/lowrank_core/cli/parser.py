@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from lowrank_core import __version__
 from lowrank_core.cli.config import TrainConfig
+from lowrank_core.cli.defaults import ALL
 from lowrank_core.cli.options import LARGEST, add_options, flag, path, quoted, real, whole
 from lowrank_core.cli.presets import DTYPES, PRESETS
 from lowrank_core.memory.frugal import SUBSPACES
@@ -27,6 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 
 SAVE_EVERY = 50  # steps
+STUDY = ("hours",)  # options of the comparison of all optimizers alone
 MAX_THREADS = 1024  # beyond, systems refuse to start them, which ends the process
 
 _Commands = argparse._SubParsersAction  # the type of `add_subparsers`, which has no public name
@@ -72,6 +74,13 @@ def _add_train(commands: _Commands[Parser]) -> None:
     run.add_argument("--threads", type=whole(1, MAX_THREADS), metavar="N",
                      help="CPU threads (default: torch's choice; a resumed run keeps its own)")
     add_options(train, TrainConfig)
+    study = train.add_argument_group(
+        f"comparison (--optimizer {ALL})",
+        "Tunes every optimizer alike and compares them over seeds, in runs of one thread, two at a time. They are kept "
+        "in --out and made once. Models, text and steps are its own.",
+    )
+    study.add_argument("--hours", default=argparse.SUPPRESS, type=real(0), metavar="H",
+                       help="time after which no run is begun (default: until all are made)")
 
 
 def _add_estimate(commands: _Commands[Parser]) -> None:

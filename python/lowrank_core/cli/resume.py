@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_core.cli.config import TrainConfig
+from lowrank_core.cli.defaults import ALL
 from lowrank_core.cli.environment import versions
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import CHECKPOINT_SUFFIX, RUN_FILE, reading
@@ -32,7 +33,9 @@ def stored_run(folder: Path) -> dict[str, Any]:
         data = path.read_bytes()
     try:
         stored: dict[str, Any] = json.loads(data)
-        check_values(TrainConfig.from_json(stored["config"]))
+        check_values(config := TrainConfig.from_json(stored["config"]))
+        if config.optimizer == ALL:
+            raise ValueError(f"optimizer is {ALL!r}")
         threads = stored["threads"]
         if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"threads is {threads!r}")

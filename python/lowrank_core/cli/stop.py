@@ -17,10 +17,12 @@ _NOTE = b"\nstopping after this step; once more to stop at once, back to the las
 class StopRequest:
     """Context in which `signum` is None until a signal asks to stop. Only one at a time, in the main thread.
 
-    A signal that was ignored before (by `nohup`, or by a shell for what runs in the background) stays ignored.
+    `note` is written to stderr when one comes. A signal that was ignored before (by `nohup`, or by a shell for what
+    runs in the background) stays ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: bytes = _NOTE) -> None:
+        self._note = note
         self.signum: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -52,7 +54,7 @@ class StopRequest:
         self.signum = signum
         # Not print: a handler may interrupt a print.
         with suppress(OSError):
-            os.write(2, _NOTE)
+            os.write(2, self._note)
 
 
 def _let_go_of_terminal() -> None:

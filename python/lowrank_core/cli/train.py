@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core.cli.config import TrainConfig, resolve
+from lowrank_core.cli.defaults import ALL
 from lowrank_core.cli.environment import environment
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import METRICS_FILE, RUN_FILE, claimed, holds_results, run_files, write_atomic, writing
 from lowrank_core.cli.hint import command_line
-from lowrank_core.cli.parser import SAVE_EVERY
+from lowrank_core.cli.options import flag
+from lowrank_core.cli.parser import SAVE_EVERY, STUDY
 from lowrank_core.cli.resume import grow, resumed, stored_run
 from lowrank_core.cli.text import Corpus, load_corpus
 from lowrank_core.extras import how_to_install
@@ -36,6 +38,13 @@ def run(options: argparse.Namespace) -> int:
     """
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise CliError(f"needs {', '.join(missing)}; {how_to_install('train')}")
+    if getattr(options, "optimizer", None) == ALL:
+        from lowrank_core.cli import study
+
+        return study.run(options)
+    for name in STUDY:
+        if hasattr(options, name):
+            raise CliError(f"`{flag(name)}` must come with `--optimizer {ALL}`; leave it out")
     folder = Path(options.out)
     given = {item.name: getattr(options, item.name) for item in fields(TrainConfig) if hasattr(options, item.name)}
     if "text" in given:
