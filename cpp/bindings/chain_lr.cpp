@@ -164,7 +164,13 @@ void bind_operands(const WriteArray& queries, const WriteArray& keys, const Arra
   chain_lr::attention_operands_cpu(queries.view, keys.view, problem);
 }
 
-void bind_gaussian(const WriteArray& out, uint64_t seed, double divisor) { normal::fill(out.view, seed, divisor); }
+void bind_gaussian(const std::vector<WriteArray>& out, const std::vector<uint64_t>& seeds,
+                   const std::vector<double>& divisors) {
+  LRC_CHECK(seeds.size() == out.size() && divisors.size() == out.size(), "gaussian: lists must be of one length");
+  std::vector<normal::Draw> draws;
+  for (size_t i = 0; i < out.size(); ++i) draws.push_back({out[i].view, seeds[i], divisors[i]});
+  normal::fill(draws);
+}
 
 }  // namespace
 
@@ -196,8 +202,8 @@ void register_chain_lr(py::module_& module) {
          "Estimated relative error of the chained gradient where exp is cut after an even degree.");
   kernel(module, "taylor_score", &chain_lr::taylor_score, "error"_a, "degree"_a,
          "The largest score whose `taylor_error` is at most `error`.");
-  kernel(module, "gaussian", &bind_gaussian, "out"_a, py::kw_only(), "seed"_a, "divisor"_a = 1.0,
-         "Fills `out` with standard normal numbers of a seed, divided by a number.");
+  kernel(module, "gaussian", &bind_gaussian, "out"_a, py::kw_only(), "seeds"_a, "divisors"_a,
+         "Fills each of a list with standard normal numbers of its seed, over its divisor.");
 }
 
 }  // namespace lowrank

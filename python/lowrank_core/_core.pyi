@@ -369,13 +369,13 @@ def fast_bfloat16() -> bool:
     """
 
 def gaussian(
-    out: numpy.typing.ArrayLike,
+    out: collections.abc.Sequence[numpy.typing.ArrayLike],
     *,
-    seed: typing.SupportsInt | typing.SupportsIndex,
-    divisor: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+    seeds: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    divisors: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
 ) -> None:
     """
-    Fills `out` with standard normal numbers of a seed, divided by a number.
+    Fills each of a list with standard normal numbers of its seed, over its divisor.
     """
 
 def gemm(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.ops.normal import fill_normal
+from lowrank_core.ops.normal import fill_normal, fill_normal_list
 from testing import machine
 
 SHAPE = (37, 113)  # more than one task, and odd
@@ -59,3 +59,21 @@ def test_another_array_is_refused(out: np.ndarray) -> None:
 def test_another_divisor_is_refused(divisor: float) -> None:
     with pytest.raises(ValueError, match=r"gaussian: `divisor` must be positive"):
         fill_normal(np.empty((2, 2)), 0, divisor=divisor)
+
+
+def test_each_of_a_list_is_what_it_is_alone() -> None:
+    shapes = ((3, 5), (0, 4), SHAPE, (64, 65), (1, 1))  # one task, none, several
+    out = [
+        torch.full(shape, torch.nan, dtype=torch.float64 if i % 2 else torch.float32) for i, shape in enumerate(shapes)
+    ]
+    fill_normal_list(out, range(5), [1.0, 2.0, 3.0, 4.0, 5.0])
+    for seed, one in enumerate(out):
+        alone = torch.full_like(one, torch.nan)
+        fill_normal(alone, seed, divisor=1.0 + seed)
+        assert torch.equal(one, alone)
+
+
+def test_lists_of_unlike_lengths_are_refused() -> None:
+    for seeds, divisors in (([0, 1], [1.0]), ([0], [])):
+        with pytest.raises(ValueError, match="gaussian: lists must be of one length"):
+            fill_normal_list([np.empty((2, 2))], seeds, divisors)

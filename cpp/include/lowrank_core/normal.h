@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "lowrank_core/philox.h"
 #include "lowrank_core/view.h"
@@ -60,7 +61,15 @@ LRC_HD double from_words(uint32_t first, uint32_t second) {
   return sqrt(2.0 * minus_log(uint64_t(first) + 1)) * cosine(second);
 }
 
-// out [m, n], float32 or float64 and contiguous, <- the numbers of `seed` by their row-major place, over `divisor`.
-void fill(const View& out, uint64_t seed, double divisor);
+// A matrix [m, n], float32 or float64 and contiguous, for the numbers of `seed` by their row-major place, over
+// `divisor`.
+struct Draw {
+  View out;
+  uint64_t seed;
+  double divisor = 1.0;
+};
+
+// Fills each of a list, side by side.
+void fill(const std::vector<Draw>& draws);
 
 }  // namespace lowrank::normal

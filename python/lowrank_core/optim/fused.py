@@ -33,7 +33,7 @@ from lowrank_core.optim.parts.projectors.selection import EachStepSelection
 from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.residuals.fed_back import FedBack
 from lowrank_core.optim.parts.residuals.feedback import Feedback
-from lowrank_core.optim.parts.residuals.limited import ScaledGradient, ScaledRest, hold_limit, with_bias_correction
+from lowrank_core.optim.parts.residuals.limited import Limits, ScaledGradient, ScaledRest
 from lowrank_core.optim.parts.residuals.sign import SignRest
 from lowrank_core.optim.parts.rules.adabelief import AdaBelief
 from lowrank_core.optim.parts.rules.adafactor import Adafactor
@@ -48,9 +48,9 @@ from lowrank_core.optim.step import ruled
 
 Key = tuple[str, type | None, type | None, type, type]  # device, projector, residual, rule, moment codec
 
-_DRAWN_TOGETHER = 4  # bases that are not stored and are held at the same time
 _LIFTED_TOGETHER = 4  # directions that are held at the same time
-_DECODED_SHARE = 0.01  # of the weights' bytes: what decoded bases may take at the same time; one is always decoded
+_MADE_SHARE = 0.01  # of the weights' elements, or
+_MADE_IN_ANY_CASE = 1 << 20  # elements: what bases that are drawn or decoded may have at the same time; one always is
 
 
 class FusedStep(Protocol):
@@ -93,19 +93,15 @@ class SubspaceStep:
         steps, seeds = _clocks(bucket, draft, states)
         for state, low in zip(states, lows, strict=True):
             parts.schedule.observe(state, low)
-        # The kernel compares norms that are corrected for the bias, the state holds those that are not.
-        held = parts.residual.limits(states)
-        unbias = [parts.rule.unbias(step) for step in steps] if held else []
-        limits = list(map(with_bias_correction, held, unbias))
+        limits = Limits(parts.residual.limits(states), [parts.rule.unbias(step) for step in steps])
         options = {**parts.rule.kernel(), **(parts.residual.kernel() or {})}
         step_list(
-            params, draft.grads, bases, *stored(states, "exp_avg"), *stored(states, "exp_avg_sq"), limits,
+            params, draft.grads, bases, *stored(states, "exp_avg"), *stored(states, "exp_avg_sq"), limits.corrected,
             rights_of(draft.slots), steps, seeds, low=lows, lr=bucket.lr,
             weight_decay=bucket.weight_decay, maximize=bucket.maximize, stochastic=bucket.rounding == "stochastic",
             precision=resolve_precision("step", None), **options,
         )  # fmt: skip
-        for limit, norm, factor, low in zip(held, limits, unbias, lows, strict=False):
-            hold_limit(limit, norm, factor, parts.residual.floor(low))
+        limits.hold([parts.residual.floor(low) for low in lows])
         count_step(counts)
         torch.autograd.graph.increment_version(params)  # a graph made before holds the old weights
 
@@ -147,22 +143,21 @@ def _bases(bucket: Bucket, draft: Draft, states: list[State]) -> list[Tensor]:
 
 
 def _stored(projector: Projector, slots: list[Slot], states: list[State]) -> list[Tensor]:
-    """The bases held, decoded in one call where they are codes."""
-    if isinstance(projector, PackedBasis):
+    """The bases held, decoded or drawn in one call where they are not stored as they are."""
+    if isinstance(projector, (PackedBasis, Gaussian)):
         return projector.stored_bases(slots, states)
     return [projector.stored_basis(slot, state) for slot, state in zip(slots, states, strict=True)]
 
 
 def _together(bucket: Bucket, draft: Draft) -> int:
     """How many weights a call takes: all of them, unless their bases are made for it and are dense only then."""
-    projector, count = bucket.parts.projector, len(draft.slots)
-    if isinstance(projector, Gaussian):
-        return _DRAWN_TOGETHER
-    if not isinstance(projector, PackedBasis):
+    count = len(draft.slots)
+    if not isinstance(bucket.parts.projector, (PackedBasis, Gaussian)):
         return count
     places = [slot.geometry for slot in draft.slots if slot.geometry is not None]
     dense = sum(prod(shape) for where in places for shape in where.basis_shapes.values())
-    return max(1, int(_DECODED_SHARE * count * sum(where.rows * where.cols for where in places) / max(dense, 1)))
+    allowed = max(_MADE_SHARE * sum(where.rows * where.cols for where in places), _MADE_IN_ANY_CASE)
+    return max(1, int(count * allowed / max(dense, 1)))
 
 
 def _by_shape(bucket: Bucket) -> bool:

@@ -222,6 +222,28 @@ void multiply_into(const Job& p) {
   multiply(p.arithmetic, {p.left.rows, p.right.cols, p.left.cols, left, right, epilogue(p)});
 }
 
+constexpr int64_t kLinesAtOnce = 4;
+
+// Without a product: a few lines of the weight from end to end, for that is how prefetchers expect memory to be read.
+template <class T>
+void scale_lines(const void* self, int64_t task) {
+  using Acc = accumulator_t<T>;
+  constexpr Acc sums[kLongestLine] = {};
+  const Matrix& w = static_cast<const ScaledWriteBack*>(self)->to.w;
+  const int64_t row = task * kLinesAtOnce;
+  for (int64_t col = 0; col < w.cols; col += kLongestLine) {
+    const int rows = int(smaller(kLinesAtOnce, w.rows - row)), cols = int(smaller(kLongestLine, w.cols - col));
+    const Tile<Acc> tile{sums, row, col, rows, cols, 0};
+    finish_scaled<T, Acc>(self, &tile);
+  }
+}
+
+void write_back_scaled(const ScaledWriteBack& p) {
+  if (p.left.cols > 0) return multiply_into(p);
+  const int64_t tasks = (p.to.w.rows + kLinesAtOnce - 1) / kLinesAtOnce;
+  with_float_type(p.to.w.dtype, [&](auto tag) { for_each_task(tasks, scale_lines<decltype(tag)>, &p); });
+}
+
 int64_t paired_lines(bool rows, Arithmetic arithmetic) {
   return (rows ? rows_of_tile(arithmetic) : columns_of_tile(arithmetic)) / 2;
 }
@@ -268,7 +290,7 @@ namespace lowrank {
 
 constinit const subspace_step::WeightLevel subspace_step::WeightLevel::LRC_LEVEL = {
     .write_back = LRC_LEVEL::multiply_into<subspace_step::WriteBack>,
-    .write_back_scaled = LRC_LEVEL::multiply_into<subspace_step::ScaledWriteBack>,
+    .write_back_scaled = LRC_LEVEL::write_back_scaled,
     .write_back_sign = LRC_LEVEL::multiply_into<subspace_step::SignWriteBack>,
     .round = LRC_LEVEL::round_matrix,
     .paired_lines = LRC_LEVEL::paired_lines,

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_core import _core
 from lowrank_core.ops.arrays import (
     MAX_SEED,
     Array,
@@ -20,6 +19,7 @@ from lowrank_core.ops.arrays import (
     plain_ints,
 )
 from lowrank_core.ops.declare import Op, declare
+from lowrank_core.ops.normal import fill_normal
 from lowrank_core.ops.operators import call
 
 _OP = "positive_features"
@@ -81,7 +81,7 @@ def _outputs(q: Array, k: Array, *, count: int, **_: Any) -> tuple[Array, Array]
 def _features(q: Array, k: Array, *, count: int, seed: int) -> tuple[Array, Array]:
     _check(q, k, count=count, seed=seed)
     directions = np.empty((count, q.shape[-1]))
-    _core.gaussian(directions, seed=seed)
+    fill_normal(directions, seed)
     left, right = (_exponents(x, directions, _dtype(q)) for x in (q, k))
     if is_torch(q):
         largest = left.amax(-1, keepdim=True) if count else left

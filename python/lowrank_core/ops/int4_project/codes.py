@@ -115,16 +115,14 @@ def dequantize_int4(q: Int4Matrix, dtype: Any = None) -> Array:
     return call(_DEQUANTIZE, q.packed, q.scales, q.offsets, q.shape, **settings, dtype=given)
 
 
-def dequantize_list(codes: Sequence[Int4Matrix], dtype: str) -> list[Array]:
-    """`dequantize_int4` of a list of checked codes of one scheme and `dim`, without torch's dispatcher."""
-    found = [empty(q.packed, q.shape, dtype) for q in codes]
+def dequantize_list(codes: Sequence[Int4Matrix], out: Sequence[Array]) -> None:
+    """`dequantize_int4` of a list of checked codes of one scheme and `dim` into `out`, without torch's dispatcher."""
     if codes:
         offsets = [q.offsets for q in codes if q.offsets is not None]
         _core.dequantize_int4_list(
-            found, [q.packed for q in codes], [q.scales for q in codes], offsets,
+            out, [q.packed for q in codes], [q.scales for q in codes], offsets,
             group_sizes=[q.group_size for q in codes], dim=codes[0].dim, scheme=codes[0].scheme,
         )  # fmt: skip
-    return found
 
 
 # ---- the contract --------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from lowrank_core.memory.storage import packed_group
 from lowrank_core.ops.int4_project.codes import dequantize_list, quantize_int4
 from lowrank_core.ops.int4_project.matrix import Int4Matrix
 from lowrank_core.ops.int4_project.products import int4_project, int4_project_back
+from lowrank_core.ops.subspace_step.scratch import scratch
 from lowrank_core.optim.devices import has_kernels
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.parts.products import project, project_back
@@ -44,9 +45,12 @@ def unpack(q: Int4Matrix, dtype: torch.dtype) -> Tensor:
 
 
 def unpack_list(codes: Sequence[Int4Matrix], dtype: torch.dtype) -> list[Tensor]:
-    """The dense bases of all `codes`, which are on one device."""
+    """The dense bases of all `codes`, which are on one device, in memory that lasts for one step where kernels run."""
     if codes and has_kernels(codes[0].packed.device):
-        return dequantize_list(codes, name_of(dtype))
+        likes, count = [q.packed for q in codes], len(codes)
+        out: list[Tensor] = scratch(likes, [(q.shape[0], q.shape[1]) for q in codes], [name_of(dtype)] * count)
+        dequantize_list(codes, out)
+        return out
     return [_unpack(q, dtype) for q in codes]
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lowrank_core.memory.geometry import Geometry
 from lowrank_core.memory.storage import Layout
-from lowrank_core.ops.normal import fill_normal
-from lowrank_core.optim.dtypes import work_dtype
+from lowrank_core.ops.normal import fill_normal, fill_normal_list
+from lowrank_core.ops.subspace_step.scratch import scratch
+from lowrank_core.optim.dtypes import name_of, work_dtype
 from lowrank_core.optim.parts.projectors import Found, Query
 from lowrank_core.optim.parts.subspaces import Bases, Subspace
 from lowrank_core.optim.parts.subspaces.dense import Dense
@@ -38,9 +39,14 @@ class Drawn(Dense):
         bases = {}
         for side, shape in where.basis_shapes.items():
             basis = torch.empty(shape, dtype=work, device="cpu")
-            fill_normal(basis, seed, divisor=where.rank**0.5)
+            fill_normal(basis, seed, divisor=_divisor(where))
             bases[side] = basis.to(device)
         return bases
+
+
+def _divisor(where: Geometry) -> float:
+    """Of standard normal entries, for a variance of 1 / r."""
+    return float(where.rank**0.5)
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,7 @@ class Gaussian:
         return {}
 
     def held(self, slot: Slot, state: State) -> Dense:
-        seed = slot.search_seed(state["proj.refreshes"] - 1)
-        return Drawn(slot.where(state), seed, slot.work, slot.weight.device)
+        return Drawn(slot.where(state), self._seed(slot, state), slot.work, slot.weight.device)
 
     def hold(self, slot: Slot, state: State, subspace: Subspace) -> None:
         pass
@@ -69,6 +74,18 @@ class Gaussian:
     def stored_basis(self, slot: Slot, state: State) -> Tensor:
         (basis,) = self.held(slot, state).bases.values()
         return basis
+
+    def stored_bases(self, slots: Sequence[Slot], states: Sequence[State]) -> list[Tensor]:
+        """`stored_basis` of weights on the host, drawn side by side in memory that lasts for one step."""
+        places = [slot.where(state) for slot, state in zip(slots, states, strict=True)]
+        shapes = [shape for where in places for shape in where.basis_shapes.values()]
+        bases: list[Tensor] = scratch([slot.weight for slot in slots], shapes, [name_of(slot.work) for slot in slots])
+        seeds = [self._seed(slot, state) for slot, state in zip(slots, states, strict=True)]
+        fill_normal_list(bases, seeds, [_divisor(where) for where in places])
+        return bases
+
+    def _seed(self, slot: Slot, state: State) -> int:
+        return slot.search_seed(state["proj.refreshes"] - 1)
 
     def find(self, queries: Sequence[Query]) -> list[Found]:
         return [
