@@ -93,15 +93,17 @@ class SubspaceStep:
         steps, seeds = _clocks(bucket, draft, states)
         for state, low in zip(states, lows, strict=True):
             parts.schedule.observe(state, low)
-        limits = Limits(parts.residual.limits(states), [parts.rule.unbias(step) for step in steps])
+        held = parts.residual.limits(states)
+        limits = Limits(held, [parts.rule.unbias(step) for step in steps]) if held else None
         options = {**parts.rule.kernel(), **(parts.residual.kernel() or {})}
         step_list(
-            params, draft.grads, bases, *stored(states, "exp_avg"), *stored(states, "exp_avg_sq"), limits.corrected,
-            rights_of(draft.slots), steps, seeds, low=lows, lr=bucket.lr,
+            params, draft.grads, bases, *stored(states, "exp_avg"), *stored(states, "exp_avg_sq"),
+            limits.corrected if limits else [], rights_of(draft.slots), steps, seeds, low=lows, lr=bucket.lr,
             weight_decay=bucket.weight_decay, maximize=bucket.maximize, stochastic=bucket.rounding == "stochastic",
             precision=resolve_precision("step", None), **options,
         )  # fmt: skip
-        limits.hold([parts.residual.floor(low) for low in lows])
+        if limits:
+            limits.hold([parts.residual.floor(low) for low in lows])
         count_step(counts)
         torch.autograd.graph.increment_version(params)  # a graph made before holds the old weights
 

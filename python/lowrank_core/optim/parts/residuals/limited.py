@@ -72,7 +72,7 @@ def hold_limit(limit: Tensor, norm: Tensor, unbias: float | Tensor, floor: float
 
 
 class Limits:
-    """The norms that the states of a list of weights hold, [1] each on the host; empty if nothing is limited.
+    """The norms that the states of a list of weights hold, [1] each on the host.
 
     A kernel compares norms that are corrected for the bias, and puts those of its step in their place.
     """
@@ -80,17 +80,15 @@ class Limits:
     def __init__(self, held: list[Tensor], unbias: list[float | Tensor]) -> None:
         self._held = held
         self._unbias = torch.tensor(unbias, device="cpu")
-        self._together = with_bias_correction(torch.cat(held), self._unbias) if held else None
+        self._together = with_bias_correction(torch.cat(held), self._unbias)
 
     @property
     def corrected(self) -> list[Tensor]:
         """What the kernel reads and changes."""
-        return [] if self._together is None else list(torch.split(self._together, 1))
+        return list(torch.split(self._together, 1))
 
     def hold(self, floors: list[float]) -> None:
         """Puts the norms of this step into the states."""
-        if self._together is None:
-            return
         norms = torch.empty_like(self._together)
         hold_limit(norms, self._together, self._unbias, torch.tensor(floors, device="cpu"))
         torch._foreach_copy_(self._held, list(torch.split(norms, 1)))
