@@ -11,9 +11,10 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from lowrank_core.cli.config import TrainConfig, resolve
+from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.loop import Run
 from lowrank_core.cli.metrics import MetricsLog
+from lowrank_core.cli.resolve import resolve
 from lowrank_core.cli.text import load_corpus
 
 LEFT_OUT = 5  # first steps: allocations, and a refresh that is not a warm one

@@ -13,7 +13,8 @@ import torch
 from cli_cases import at_step
 from lowrank_core import tree_file
 from lowrank_core.cli import checkpoint, memory
-from lowrank_core.cli.config import TrainConfig, resolve
+from lowrank_core.cli.config import TrainConfig
+from lowrank_core.cli.resolve import resolve
 from lowrank_core.cli.table import megabytes
 
 LARGE = ("--dim", 2048, "--heads", 1)  # weights of 17 MB
@@ -77,7 +78,7 @@ def test_other_failures_keep_their_traceback(tiny, cli, tmp_path):
 
 def test_larger_run_of_a_comparison_decides(tiny, cli, tmp_path, monkeypatch):
     """AdamW's state does not fit: told before GaLore has trained for hours."""
-    config = resolve(TrainConfig(compare="adamw"))
+    config = resolve(TrainConfig(compare=("adamw",)))
     galore, adamw = (memory.held_bytes(config, name) for name in ("galore", "adamw"))
     assert galore < adamw
     monkeypatch.setattr(memory, "limit_bytes", lambda: (galore + adamw) // 2)

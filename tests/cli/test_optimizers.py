@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from lowrank_core.cli.config import TrainConfig, resolve
+from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.defaults import OPTIMIZERS, OWN, TUNED, WITHOUT_BETAS, takers
 from lowrank_core.cli.loop import lr_at
 from lowrank_core.cli.metrics import read
 from lowrank_core.cli.model import Decoder, ModelShape
 from lowrank_core.cli.optimizers import build_optimizer
+from lowrank_core.cli.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 PEAK_LRS = {name: (best["lr"], best["lr_others"]) for name, best in TUNED.items()}
 OTHERS = {"embed.weight", "lm_head.weight", "norm.weight", "blocks.0.attention_norm.weight", "blocks.0.ffn_norm.weight"}
-SMALL = TrainConfig(dim=16, layers=1, heads=2, ffn=24, seq_len=16, compare="adamw")
+SMALL = TrainConfig(dim=16, layers=1, heads=2, ffn=24, seq_len=16, compare=("adamw",))
 
 
 def built(name: str, config: TrainConfig) -> tuple[Decoder, torch.optim.Optimizer]:
@@ -111,7 +112,7 @@ def test_schedule_scales_both_rates(tiny, cli, tmp_path, run):
 def test_equal_rates_are_one_rate():
     """Parting the model in groups changes no bit of AdamW."""
     plainly = {"lr": 0.25, "betas": (0.9, 0.999), "weight_decay": 0.0}
-    config = resolve(replace(SMALL, **plainly, optimizer="adamw", compare=None))
+    config = resolve(replace(SMALL, **plainly, optimizer="adamw", compare=()))
     parted, optimizer = built("adamw", config)
     whole, _ = built("adamw", config)
     plain = torch.optim.AdamW(whole.parameters(), lr=0.25, fused=True, weight_decay=0.0)
@@ -151,7 +152,7 @@ def test_every_option_reaches_its_optimizer(name):
     rank = {"rank": 3} if name in takers("rank") else {}
     shared = {"betas": SHARED["betas"]} if name in WITHOUT_BETAS else SHARED
     options = {**shared, **own, **rank, "seed": 5, "weight_decay": 0.0625, "precision": "bf16"}
-    config = resolve(replace(SMALL, optimizer=name, compare=None, **options))
+    config = resolve(replace(SMALL, optimizer=name, compare=(), **options))
     model, optimizer = built(name, config)
     if name == "lisa":
         assert (optimizer.active, optimizer.period, optimizer.seed) == (own["active"], own["period"], 5)
@@ -169,10 +170,10 @@ def test_every_option_reaches_its_optimizer(name):
 
 def test_defaults():
     """What a run without options does, written a second time: a default that changes is a decision."""
-    config = resolve(TrainConfig(compare="adamw")).to_json()
+    config = resolve(TrainConfig(compare=("adamw",))).to_json()
     assert config == {
         "text": [], "val_fraction": 0.1, "dim": 256, "layers": 4, "heads": 4, "ffn": 688, "seq_len": 128,
-        "optimizer": "galore", "compare": "adamw", "lr": 0.01, "lr_others": 0.01, "compare_lr": 0.001,
+        "optimizer": "galore", "compare": ["adamw"], "set": [], "lr": 0.01, "lr_others": 0.01, "compare_lr": 0.001,
         "compare_lr_others": 0.03, "betas": [0.9, 0.999], "compare_betas": [0.9, 0.99], "eps": 1e-8,
         "weight_decay": 0.0, "compare_weight_decay": 0.1, "rank": 64,
         "update_proj_gap": 100, "scale": 0.125, "proj_type": "std", "projector": "rsvd", "moments": "keep",
@@ -189,12 +190,12 @@ def test_defaults():
         "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
         "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "seed": 0, "eval_every": 50, "eval_batches": 16,
     }  # fmt: skip
-    assert TrainConfig().optimizer == "galore" and TrainConfig().compare is None
+    assert TrainConfig().optimizer == "galore" and TrainConfig().compare == ()
 
 
 def test_defaults_are_the_best_that_was_found():
     best = json.loads((ROOT / "docs/results/train_sweep.json").read_text())["best"]
-    config = resolve(TrainConfig(compare="adamw"))
+    config = resolve(TrainConfig(compare=("adamw",)))
     for name in ("galore", "adamw"):
         point, tuned = best[name]["point"], config.tuned(name)
         assert tuned["lr"] == point["lr"] and tuned["betas"] == (0.9, point["beta2"])

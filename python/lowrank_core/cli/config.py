@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lowrank_core.cli.defaults import (
@@ -10,16 +10,15 @@ from lowrank_core.cli.defaults import (
     OPTIMIZERS,
     OWN,
     PAIRED,
+    SHARED,
     TUNED,
     UNTUNED,
-    WITHOUT_BETAS,
-    check_choices,
     default_in_words,
     listed,
     takers,
 )
-from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import YES_OR_NO, flag, option, path, real, whole
+from lowrank_core.cli.settings import read, setting
 from lowrank_core.memory.frugal import SUBSPACES
 from lowrank_core.memory.geometry import PROJ_TYPES
 from lowrank_core.memory.methods import METHODS, PROJECTORS
@@ -70,8 +69,11 @@ class TrainConfig:
 
     optimizer: str = option("optimizer", "galore", f"optimizer to train with; {listed(UNTUNED)} are not tuned; "
                             f"{ALL}: the comparison of all, see below", choices=(*OPTIMIZERS, ALL))
-    compare: str | None = option("optimizer", None, "second optimizer, trained on the same batches", shown="none",
-                                 choices=OPTIMIZERS)
+    compare: tuple[str, ...] = option("optimizer", (), "others as of --optimizer, trained on the same batches",
+                                      shown="none", nargs="+", metavar="METHOD", choices=OPTIMIZERS)
+    set: tuple[str, ...] = option("optimizer", (), "an option of one optimizer of the run, as in muon.lr=0.02 or "
+                                  "adamw.betas=0.9,0.95", shown="none", nargs="+", metavar="METHOD.OPTION=VALUE",
+                                  type=setting, action="extend")
     lr: float | None = option("optimizer", None, "peak learning rate of the matrices of attention and feed-forward",
                               shown=_TUNED, type=real(0, ends="(]"))
     lr_others: float | None = option("optimizer", None, "peak learning rate of embedding, head and norms",
@@ -171,7 +173,7 @@ class TrainConfig:
     @property
     def runs(self) -> tuple[str, ...]:
         """The optimizers to train with, in order."""
-        return (self.optimizer,) if self.compare is None else (self.optimizer, self.compare)
+        return (self.optimizer, *self.compare)
 
     @property
     def window(self) -> int:
@@ -183,28 +185,39 @@ class TrainConfig:
         """Bytes that one optimizer step predicts."""
         return self.batch_size * self.accumulation * self.seq_len
 
+    def home(self, run: str, name: str) -> str | None:
+        """The field that holds the option `name` of one of `runs`; None where only `--set` can say it."""
+        alone = f"compare_{name}" if len(self.compare) == 1 else None
+        if name in TUNED[run]:
+            return name if run == self.optimizer else alone
+        return name if name not in PAIRED or run == next(r for r in self.runs if name in OWN[r]) else alone
+
+    def source(self, run: str, name: str) -> str | None:
+        """The field that decides the option `name` of one of `runs`; None where `--set` or its default does."""
+        if (run, name) in read_settings(self.set):
+            return None
+        fields = (self.home(run, name), name if name in SHARED else None)
+        return next((field for field in fields if field is not None and getattr(self, field) is not None), None)
+
     def tuned(self, run: str) -> dict[str, Any]:
         """`lr`, `lr_others`, `betas` and `weight_decay` of one of `runs`: those given, else those of `TUNED`."""
-        other = "" if run == self.optimizer else "compare_"
-        given = {name: getattr(self, other + name) for name in TUNED[run]}
+        given = {name: self._given(run, name) for name in TUNED[run]}
         given["lr_others"] = given["lr"] if given["lr_others"] is None else given["lr_others"]
-        for name in ("betas", "weight_decay"):
-            given[name] = getattr(self, name) if given[name] is None else given[name]
         return {name: TUNED[run][name] if value is None else value for name, value in given.items()}
 
     def own(self, run: str) -> dict[str, Any]:
         """The options of one of `runs` that belong to its method, without `rank`: those given, else its defaults."""
-        given = {name: getattr(self, self._field(run, name)) for name in OWN[run]}
+        given = {name: self._given(run, name) for name in OWN[run]}
         return {name: OWN[run][name] if value is None else value for name, value in given.items()}
 
-    def _field(self, run: str, name: str) -> str:
-        """Where the option `name` of the method `run` stands."""
-        second = run != self.optimizer and name in PAIRED and name in OWN[self.optimizer]
-        return f"compare_{name}" if second else name
+    def rank_of(self, run: str) -> int | None:
+        """The rank of one of `runs`."""
+        rank: int | None = self._given(run, "rank")
+        return rank
 
-    def filled_own(self) -> dict[str, Any]:
-        """By field, what `own` says of all `runs`."""
-        return {self._field(run, name): value for run in self.runs for name, value in self.own(run).items()}
+    def _given(self, run: str, name: str) -> Any:
+        field = self.source(run, name)
+        return read_settings(self.set).get((run, name)) if field is None else getattr(self, field)
 
     def peak_lrs(self, run: str) -> tuple[float, float]:
         """Peak learning rates of one of `runs`: of the matrices of attention and feed-forward, and of the rest."""
@@ -217,81 +230,17 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse. Raises TypeError for a field that does not exist."""
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        """The inverse, also of what older versions wrote. Raises TypeError for a field that does not exist."""
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in modern(values).items()}
         return cls(**plain)
 
 
-def resolve(config: TrainConfig) -> TrainConfig:
-    """Fills in what is None and checks what no single option can check.
-
-    Raises:
-      CliError: two options contradict each other, or one would have no effect.
-    """
-    _check_runs(config)
-    if config.dim % (2 * config.heads):
-        raise CliError(f"`--dim` must be a multiple of 2 * heads = {2 * config.heads}, got {config.dim}; change one")
-    compared = {} if config.compare is None else config.tuned(config.compare)
-    filled = replace(
-        config,
-        ffn=config.ffn or -(-8 * config.dim // (3 * 16)) * 16,
-        **config.tuned(config.optimizer),
-        **{f"compare_{name}": value for name, value in compared.items()},
-        warmup=(warmup := config.steps // 10 if config.warmup is None else config.warmup),
-        eval_every=config.eval_every or max(1, config.steps // 10),
-    )
-    if warmup > filled.steps:
-        raise CliError(f"`--warmup` must be at most `--steps`, {filled.steps}, got {warmup}; lower it")
-    methods = [run for run in config.runs if OWN[run]]
-    if not methods:
-        return filled
-    for run in methods:
-        check_choices(run, {config._field(run, name): value for name, value in config.own(run).items()})
-    filled = replace(filled, **config.filled_own())
-    if set(methods) & set(takers("rank")):
-        filled = replace(filled, rank=config.rank or max(1, config.dim // 4))
-    if config.active is None and filled.active is not None:
-        filled = replace(filled, active=min(filled.active, filled.layers))
-    if filled.active is not None and filled.active > filled.layers:
-        raise CliError(f"`--active` must be at most `--layers`, {filled.layers}, got {filled.active}; lower it")
-    _check_rank(filled)
-    return filled
+def modern(values: dict[str, Any]) -> dict[str, Any]:
+    """Options that an older version wrote, as this one would have: it compared one optimizer or None."""
+    compare = values.get("compare", [])
+    return {"set": [], **values, "compare": [compare] if isinstance(compare, str) else compare or []}
 
 
-def _check_runs(config: TrainConfig) -> None:
-    if config.compare == config.optimizer:
-        raise CliError(f"`--compare` must be another optimizer than `--optimizer`, got {config.compare} twice")
-    for name in (f"compare_{name}" for name in (*TUNED[config.optimizer], *PAIRED)):
-        if config.compare is None and getattr(config, name) is not None:
-            raise CliError(f"`{flag(name)}` must come with `--compare`; add `--compare adamw` or leave it out")
-    if config.rounding is not None and config.precision != "bf16":
-        raise CliError(
-            f"`--rounding` must come with `--precision bf16`, got {config.precision}, whose weights are float32; "
-            "leave it out"
-        )
-    if config.eps != TrainConfig.eps and set(config.runs) <= set(WITHOUT_BETAS):
-        raise CliError(
-            f"`--eps` must come with an optimizer that has it, got {listed(config.runs)}, which leave it at "
-            f"{TrainConfig.eps:g}; leave it out"
-        )
-    for name in ("rank", *dict.fromkeys(name for own in OWN.values() for name in own)):
-        if getattr(config, name) is not None and not set(takers(name)) & set(config.runs):
-            raise CliError(
-                f"`{flag(name)}` must come with the optimizer {listed(takers(name), 'or')}, got "
-                f"{listed(config.runs)}; leave it out"
-            )
-    for name in PAIRED:
-        if getattr(config, f"compare_{name}") is not None and not set(config.runs) <= set(takers(name)):
-            raise CliError(
-                f"`{flag(f'compare_{name}')}` must come with two optimizers that have `{flag(name)}`, got "
-                f"{listed(config.runs)}; leave it out, or use `{flag(name)}`"
-            )
-
-
-def _check_rank(config: TrainConfig) -> None:
-    smallest = min(config.dim, config.ffn or config.dim)
-    if config.rank is not None and config.rank >= smallest:
-        raise CliError(
-            f"`--rank` must be < {smallest}, the smallest side of a projected matrix, got {config.rank}; "
-            f"the largest allowed is {smallest - 1}"
-        )
+def read_settings(texts: tuple[str, ...]) -> dict[tuple[str, str], Any]:
+    """By optimizer and option, what `--set` says; see `settings.read`."""
+    return read(texts, TrainConfig)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lowrank_core.cli.errors import CliError
-from lowrank_core.cli.options import flag
 from lowrank_core.memory.geometry import FULL
 from lowrank_core.memory.methods import FACADES, METHODS
 
@@ -45,7 +45,10 @@ OWN: dict[str, dict[str, Any]] = {
     }
     for name, method in METHODS.items()
 } | {"lisa": {"active": 2, "period": 20}, "adamw": {}}
-# Those whose defaults differ from method to method; a compared method has its own, `compare_...`.
+# Those of TUNED that hold for all optimizers of a run where nothing is said of one.
+SHARED = ("betas", "weight_decay")
+# Those whose defaults differ from method to method: they are of the first optimizer of a run that has them. A single
+# compared one has its own, `compare_...`; of several each has `--set`.
 PAIRED = ("update_proj_gap", "scale", "projector", "moment_dtype", "norm_ord")
 # Those that have no moments of their own: `betas` and `eps` are of AdamW, for what is no matrix.
 WITHOUT_BETAS = tuple(name for name, method in METHODS.items() if "betas" in method.lacks)
@@ -71,19 +74,19 @@ def default_in_words(name: str) -> str:
     return f"{'none' if usual is None else usual}{''.join(apart)}"
 
 
-def check_choices(run: str, own: dict[str, Any]) -> None:
-    """Refuses a value that only other methods than `run` have; `own` has its options by field.
+def check_choices(run: str, own: dict[str, Any], label: Callable[[str], str]) -> None:
+    """Refuses a value that only other methods than `run` have; `own` has its options, `label` says how they are named.
 
     Raises:
       CliError: naming it.
     """
-    if run in FACADES:
+    if run not in METHODS:
         return
     allowed = {"projector": METHODS[run].projectors, "proj_type": METHODS[run].proj_types}
-    for field, value in own.items():
-        choices = allowed.get(field.removeprefix("compare_"))
+    for name, value in own.items():
+        choices = allowed.get(name)
         if choices is not None and value not in choices:
             raise CliError(
-                f"`{flag(field)}` must be {listed(choices, 'or')} with the optimizer {run}, got {value}; "
+                f"`{label(name)}` must be {listed(choices, 'or')} with the optimizer {run}, got {value}; "
                 "choose one of them"
             )

@@ -8,11 +8,12 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from lowrank_core.cli.config import TrainConfig, resolve
+from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.defaults import takers
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import flag
 from lowrank_core.cli.presets import DTYPES, PRESETS, Parts, Sizes
+from lowrank_core.cli.resolve import resolve
 from lowrank_core.cli.table import megabytes, table
 from lowrank_core.memory import estimate_state_bytes
 from lowrank_core.memory.methods import FACADES, METHODS

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from lowrank_core.cli import checkpoint
-from lowrank_core.cli.config import TrainConfig
+from lowrank_core.cli.config import TrainConfig, modern
 from lowrank_core.cli.data import training_batch, validation_windows
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import CHECKPOINT_SUFFIX
@@ -148,7 +148,7 @@ class Run:
         saved = checkpoint.load(self.path)
         if saved["run"] != self.name:
             raise CliError(f"the checkpoint '{self.path}' is one of {saved['run']}; put the right one in its place")
-        ours, theirs = self._config.to_json(), saved["config"]
+        ours, theirs = self._config.to_json(), modern(saved["config"])
         if theirs["steps"] < ours["steps"]:  # they may have grown since
             theirs = {**theirs, "steps": ours["steps"]}
         if found := difference(ours, theirs):

@@ -46,7 +46,7 @@ def held_bytes(config: TrainConfig, name: str) -> int:
     """Bytes of weights, gradients and optimizer state of one of the run's optimizers."""
     dtype = "bf16" if config.precision == "bf16" else "fp32"
     parts = decoder(config.dim, config.ffn or 0, config.layers)
-    own = {"rank": config.rank, **config.own(name)}
+    own = {"rank": config.rank_of(name), **config.own(name)}
     deciding = METHODS[name].deciding if name in METHODS else tuple(OWNED) if name in FACADES else ()
     keys = {key: own[key] for key in ("rank", *STORED, *deciding) if own.get(key) is not None}
     return int(estimate(parts, name, dtype, keys)["bytes"][-1]["total"])

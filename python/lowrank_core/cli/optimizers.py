@@ -39,7 +39,7 @@ def parameter_groups(name: str, model: nn.Module, config: TrainConfig) -> list[d
     never decayed. Each group is at its peak learning rate.
     """
     tuned = config.tuned(name)
-    groups = param_groups(model, rank=config.rank or 1, verbose=False)
+    groups = param_groups(model, rank=config.rank_of(name) or 1, verbose=False)
     for group in groups:
         group["lr"] = tuned["lr_others" if group["rank"] is None else "lr"]
     return _spare_vectors(groups, tuned["weight_decay"])

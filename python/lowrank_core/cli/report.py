@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_core.cli.config import TrainConfig
+from lowrank_core.cli.defaults import listed
 from lowrank_core.cli.environment import environment
 from lowrank_core.cli.files import METRICS_FILE, write_atomic
 from lowrank_core.cli.metrics import read
@@ -22,7 +23,7 @@ _HEAD = (
     "optimizer", "final val loss", "best val loss", "optimizer state", "of AdamW's", "CPU s/step", "CPU seconds",
 )  # fmt: skip
 # As the names of the classes have it.
-_NAMES = {"adamw": "AdamW", "lisa": "LISA"} | {
+NAMES = {"adamw": "AdamW", "lisa": "LISA"} | {
     name: method.optimizer.partition(":")[2].removesuffix("AdamW") for name, method in METHODS.items()
 }
 _NOTES = (
@@ -39,7 +40,7 @@ def write_report(folder: Path, config: TrainConfig, rows: list[Row]) -> str:
     Raises:
       CliError: the disk refused.
     """
-    title = f"{' and '.join(config.runs)}: {config.steps} steps of {config.bytes_per_step} bytes"
+    title = f"{listed(config.runs)}: {config.steps} steps of {config.bytes_per_step} bytes"
     where, lines = environment(), list(read(folder / METRICS_FILE))
     cells = [_cells(row) for row in rows]
     meaning = what_it_buys(rows)
@@ -52,13 +53,13 @@ def write_report(folder: Path, config: TrainConfig, rows: list[Row]) -> str:
 
 
 def what_it_buys(rows: list[Row]) -> str:
-    """What the memory of a projected optimizer buys beside AdamW or another one, and what it does not; empty for one
-    run.
-    """
+    """What the memory of a projected optimizer buys beside others, and what it does not; empty for one run."""
     if len(rows) < 2:
         return ""
+    if len(rows) > 2:
+        return _of_several(rows)
     ours, other = sorted(rows, key=lambda row: row["optimizer"] == "adamw")
-    name, beside = _NAMES[ours["optimizer"]], _NAMES[other["optimizer"]]
+    name, beside = NAMES[ours["optimizer"]], NAMES[other["optimizer"]]
     spared, apart = other["state_bytes"] - ours["state_bytes"], ours["val_loss"] - other["val_loss"]
     bought = f"{name} holds {megabytes(abs(spared))} {'less' if spared > 0 else 'more'} optimizer state than {beside}"
     if spared > 0:
@@ -69,6 +70,18 @@ def what_it_buys(rows: list[Row]) -> str:
         f"{bought}. It saves nothing else: weights, gradients and activations take what they take with {beside}. Its "
         f"final loss is {abs(apart):.4f} {'above' if apart > 0 else 'below'} {beside}'s, on one seed, which ranks "
         "nothing."
+    )
+
+
+def _of_several(rows: list[Row]) -> str:
+    least, most = (choice(rows, key=lambda row: row["state_bytes"]) for choice in (min, max))
+    best, worst = (choice(rows, key=lambda row: row["val_loss"]) for choice in (min, max))
+    return (
+        f"{NAMES[least['optimizer']]} holds the least optimizer state, {megabytes(least['state_bytes'])}, and "
+        f"{NAMES[most['optimizer']]} the most, {megabytes(most['state_bytes'])}. That is all that differs in memory: "
+        "weights, gradients and activations take the same with all. Final losses go from "
+        f"{best['val_loss']:.4f} ({NAMES[best['optimizer']]}) to {worst['val_loss']:.4f} "
+        f"({NAMES[worst['optimizer']]}), on one seed, which ranks nothing."
     )
 
 

@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lowrank_core.cli.config import TrainConfig
+from lowrank_core.cli.config import TrainConfig, modern, read_settings
 from lowrank_core.cli.defaults import ALL
 from lowrank_core.cli.environment import versions
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import CHECKPOINT_SUFFIX, RUN_FILE, reading
 from lowrank_core.cli.options import check_values, difference
 from lowrank_core.cli.parser import MAX_THREADS
+from lowrank_core.cli.settings import changed
 
 _REMEDY = "put it right, or start anew with `--overwrite`"
 
@@ -33,15 +34,17 @@ def stored_run(folder: Path) -> dict[str, Any]:
         data = path.read_bytes()
     try:
         stored: dict[str, Any] = json.loads(data)
+        stored["config"] = modern(stored["config"])
         check_values(config := TrainConfig.from_json(stored["config"]))
         if config.optimizer == ALL:
             raise ValueError(f"optimizer is {ALL!r}")
+        read_settings(config.set)
         threads = stored["threads"]
         if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"threads is {threads!r}")
     except KeyError as failure:
         raise CliError(f"'{path}' is damaged ({failure} is missing); {_REMEDY}") from failure
-    except (ValueError, TypeError, RecursionError) as failure:
+    except (ValueError, TypeError, AttributeError, RecursionError, CliError) as failure:
         raise CliError(f"'{path}' is damaged ({failure}); {_REMEDY}") from failure
     return stored
 
@@ -52,8 +55,9 @@ def resumed(given: dict[str, Any], stored: dict[str, Any]) -> TrainConfig:
     steps = given.get("steps", before.steps)
     if steps < before.steps:
         raise CliError(f"`--steps` may only grow when a run is resumed, from {before.steps}, got {steps}; leave it out")
-    others = {name: value for name, value in given.items() if name != "steps"}
-    if found := difference(others, stored["config"]):
+    others = {name: value for name, value in given.items() if name not in ("steps", "set")}
+    settings = read_settings(tuple(given.get("set", ())))
+    if found := difference(others, stored["config"]) or changed(settings, read_settings(before.set)):
         option, here, there = found
         raise CliError(
             f"`{option}` must stay {there} as in the run being resumed, got {here}; "
@@ -67,7 +71,7 @@ def resumed(given: dict[str, Any], stored: dict[str, Any]) -> TrainConfig:
 def grow(folder: Path, config: TrainConfig, stored: dict[str, Any]) -> dict[str, Any] | None:
     """The run's new description if `config` has more steps than `stored`, else None.
 
-    Two optimizers that are compared follow one schedule, so both must have come to the end of the old one.
+    Optimizers that are compared follow one schedule, so all must have come to the end of the old one.
 
     Raises:
       CliError: one has not, or its checkpoint is damaged.
@@ -81,10 +85,10 @@ def grow(folder: Path, config: TrainConfig, stored: dict[str, Any]) -> dict[str,
     paths = [folder / (name + CHECKPOINT_SUFFIX) for name in config.runs]
     done = [checkpoint.load(path)["progress"]["step"] if path.exists() else 0 for path in paths]
     if len(done) > 1 and min(done) < before:
-        name = config.runs[done.index(min(done))]
+        name, all_of_them = config.runs[done.index(min(done))], "both" if len(done) == 2 else "all"
         raise CliError(
-            f"`--steps` of a comparison may grow once both optimizers have done {before} steps, got {min(done)} of "
-            f"{name}; resume without `--steps` first"
+            f"`--steps` of a comparison may grow once {all_of_them} optimizers have done {before} steps, got "
+            f"{min(done)} of {name}; resume without `--steps` first"
         )
     share = partial(lr_at, peak=1.0, warmup=config.warmup or 0, min_ratio=config.min_lr_ratio)
     now = share(done[0] + 1, steps=config.steps)

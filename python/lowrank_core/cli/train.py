@@ -1,4 +1,4 @@
-"""`lowrank-core train`: trains with one optimizer, or with two on the same batches, and reports."""
+"""`lowrank-core train`: trains with one optimizer, or with several on the same batches, and reports."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_core.cli.config import TrainConfig, resolve
-from lowrank_core.cli.defaults import ALL
+from lowrank_core.cli.config import TrainConfig
+from lowrank_core.cli.defaults import ALL, listed
 from lowrank_core.cli.environment import environment
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import METRICS_FILE, RUN_FILE, claimed, holds_results, run_files, write_atomic, writing
 from lowrank_core.cli.hint import command_line
 from lowrank_core.cli.options import flag
 from lowrank_core.cli.parser import SAVE_EVERY, STUDY
+from lowrank_core.cli.resolve import resolve
 from lowrank_core.cli.resume import grow, resumed, stored_run
 from lowrank_core.cli.text import Corpus, load_corpus
 from lowrank_core.extras import how_to_install
@@ -176,6 +177,4 @@ def _announce(config: TrainConfig, corpus: Corpus, threads: int) -> None:
     skipped += f", {corpus.repeated} met again read once" if corpus.repeated else ""
     train, val = len(corpus.train) / 1e6, len(corpus.val) / 1e6
     print(f"text: {corpus.files} files{skipped}; {train:.2f} MB to train on, {val:.2f} MB held out {corpus.split}")
-    print(
-        f"plan: {config.steps} steps of {config.bytes_per_step} bytes, {' and '.join(config.runs)}, {threads} threads"
-    )
+    print(f"plan: {config.steps} steps of {config.bytes_per_step} bytes, {listed(config.runs)}, {threads} threads")

@@ -17,7 +17,19 @@ from pathlib import Path
 from lowrank_core.memory.methods import FACADES, METHODS
 
 PACKAGE = Path(__file__).resolve().parents[2]
-_CLI = ("config", "data", "defaults", "loop", "model", "optimizers", "text", "study.foreign", "study.trial")
+_CLI = (
+    "config",
+    "data",
+    "defaults",
+    "loop",
+    "model",
+    "optimizers",
+    "resolve",
+    "settings",
+    "text",
+    "study.foreign",
+    "study.trial",
+)
 _TRAINING = tuple(f"cli.{name}" for name in _CLI)
 _GROUPS = ("optim.targets",)
 _INDEX = {"", "optim", "ops", "cli"}  # packages whose own file only lists the others

@@ -61,10 +61,11 @@ def measure(trial: Trial) -> dict[str, Any]:
     """
     import torch
 
-    from lowrank_core.cli.config import TrainConfig, resolve
+    from lowrank_core.cli.config import TrainConfig
     from lowrank_core.cli.files import METRICS_FILE
     from lowrank_core.cli.loop import Run
     from lowrank_core.cli.metrics import MetricsLog, read
+    from lowrank_core.cli.resolve import resolve
     from lowrank_core.cli.text import load_corpus
 
     torch.set_num_threads(1)
