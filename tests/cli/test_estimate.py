@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.memory import held_bytes
+from lowrank_core.memory.methods import FACADES, METHODS
 
 
 def numbers(outcome) -> dict:
@@ -20,7 +21,7 @@ WHOLE = ("scale", "sinkgd")
 
 
 def test_default_is_the_decoder_of_train(cli):
-    result = numbers(cli("estimate", "--json"))
+    result = numbers(cli("estimate", "--optimizer", "galore", "--json"))
     assert result["rank"] == 64 and 3e6 < result["parameters"] < 4e6
     adamw, galore = result["bytes"]
     assert adamw["weights"] == adamw["gradients"] == 4 * result["parameters"]
@@ -42,7 +43,8 @@ def test_equals_what_a_run_holds(tiny, cli, tmp_path, precision, moments):
     assert run.code == 0
     held = {row["optimizer"]: row["state_bytes"] for row in json.loads((tmp_path / "summary.json").read_text())["runs"]}
     size = ["--dim", 16, "--layers", 1, "--ffn", 24, "--rank", 4, "--dtype", precision, *moments]
-    estimated = {row["optimizer"]: row["state"] for row in numbers(cli("estimate", *size, "--json"))["bytes"]}
+    options = ["--optimizer", "galore", *size, "--json"]
+    estimated = {row["optimizer"]: row["state"] for row in numbers(cli("estimate", *options))["bytes"]}
     assert held == estimated
 
 
@@ -146,12 +148,49 @@ def test_scale_counts_one_last_matrix(cli):
         assert not what or sinkgd == 4 * (2**62 + 3)
 
 
+def test_all_is_what_each_is(cli):
+    """Without `--optimizer` the table has every row that naming it gives, and options of one method act on that."""
+    size = ["estimate", "--preset", "60m", "--dtype", "bf16", "--json"]
+    options = ["--density", 0.5, "--active", 3, "--moment-dtype", "int8", "--int8-weights"]
+    own = {"frugal": ["--density", 0.5], "lisa": ["--active", 3]}
+    everything = numbers(cli(*size, *options))
+    assert [row["optimizer"] for row in everything["bytes"]] == ["adamw", *METHODS, *FACADES]
+    for row in everything["bytes"][1:]:
+        name = row["optimizer"]
+        shared = [] if name in FACADES else ["--moment-dtype", "int8", "--int8-weights"]
+        assert numbers(cli(*size, "--optimizer", name, *own.get(name, []), *shared))["bytes"][1] == row
+
+
+def test_weights_in_8_bits(cli):
+    """A byte for each and four for each 256 of a matrix; the embedding and the head stay, and so do gradients."""
+    coded, plain = (
+        numbers(cli("estimate", "--shape", "10x30*7", "--dtype", "bf16", "--rank", 4, *option, "--json"))["bytes"]
+        for option in (["--int8-weights"], [])
+    )
+    assert coded[1]["weights"] == 7 * (300 + 2 * 4) and plain[1]["weights"] == 7 * 600
+    assert coded[1] | {"weights": 0, "total": 0, "layerwise": 0} == plain[1] | {
+        "weights": 0,
+        "total": 0,
+        "layerwise": 0,
+    }
+    assert coded[1]["total"] == plain[1]["total"] - 7 * (600 - 308)
+
+
+def test_qgalore_of_7b(cli):
+    """What the guide says of it."""
+    size = ["estimate", "--preset", "7b", "--dtype", "bf16", "--int8-weights", "--optimizer", "qgalore", "--json"]
+    small, paper = (numbers(cli(*size, "--rank", rank))["bytes"][1]["layerwise"] for rank in (256, 1024))
+    assert small["at_once"]["total"] <= 9.5e9 < small["added"]["total"] < paper["at_once"]["total"]
+
+
 def test_table(cli):
-    outcome = cli("estimate", "--preset", "60m", "--dtype", "bf16")
+    outcome = cli("estimate", "--preset", "60m", "--dtype", "bf16", "--optimizer", "galore")
     assert outcome.code == 0 and "58,073,600 parameters, bf16, rank 128" in outcome.out
     assert "Moments of galore: auto. auto: the dtype of the weights, on an accelerator float32" in outcome.out
     mixed = cli("estimate", "--moment-dtype", "int8", "--plain-moment-dtype", "float32").out
-    assert mixed.endswith("Moments of galore: int8, float32 where nothing is projected.\n")
+    assert mixed.endswith("Moments: int8, float32 where nothing is projected.\n")
+    assert "Moments: auto. Of qgalore: int8. auto: the dtype of the weights.\n" in cli("estimate").out
+    assert "Int8Linear" in cli("estimate", "--int8-weights").out and "Int8Linear" not in mixed
     assert [line.split()[0] for line in outcome.out.splitlines() if line.startswith(("adamw", "galore"))] == [
         "adamw",
         "galore",
@@ -171,11 +210,23 @@ def test_table(cli):
         ),
         (["--optimizer", "apollo", "--proj-type", "full"], "`--proj-type` must be one of .* for apollo, got full"),
         (["--optimizer", "apollo", "--projector", "rsvd"], "`--projector` must be one of random, svd for apollo, got"),
-        (["--projector", "random"], "`--projector` must be one of rsvd, svd for galore, got random"),
-        (["--optimizer", "sgd"], "invalid choice: 'sgd' .choose from '?galore'?, '?qgalore'?, '?fira'?, '?apollo'?"),
+        (
+            ["--optimizer", "galore", "--projector", "random"],
+            "`--projector` must be one of rsvd, svd for galore, got random",
+        ),
+        (["--projector", "svd"], "`--projector` must come with one `--optimizer`, got all; name the one"),
+        (["--proj-type", "left"], "`--proj-type` must come with one `--optimizer`, got all; name the one"),
+        (["--optimizer", "adamw", "--int8-weights"], "`--int8-weights` must come with one of galore, .*, got adamw"),
+        (["--optimizer", "lisa", "--int8-weights"], "`--int8-weights` must be left out for lisa, which has AdamW"),
+        (["--model", "x", "--preset", "1b"], "--preset: not allowed with argument --model"),
+        (["--model", "x", "--dim", "64"], "`--dim` must not come with `--model`, which says all sizes; leave one out"),
+        (
+            ["--optimizer", "sgd"],
+            "invalid choice: 'sgd' .choose from '?all'?, '?galore'?, '?qgalore'?, '?fira'?, '?apollo'?",
+        ),
         (["--optimizer", "apollo", "--rank", "256"], "`--rank` must be < 256"),
         (["--optimizer", "lisa", "--rank", "4"], "`--rank` must be left out for lisa, which has AdamW inside"),
-        (["--density", "0.5"], "`--density` must come with frugal, got galore; leave it out"),
+        (["--optimizer", "galore", "--density", "0.5"], "`--density` must come with frugal, got galore; leave it out"),
         (["--optimizer", "scale", "--rank", "4"], "`--rank` must be left out for scale, which takes matrices whole"),
         (["--preset", "1b", "--dim", "64"], "`--dim` must not come with `--preset`"),
         (["--shape", "3x4x5"], "must be MxN or MxN\\*COUNT, .* got '3x4x5'"),

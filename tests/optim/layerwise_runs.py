@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from lowrank_core.memory.gradients import Way
 from lowrank_core.optim import LowRankOptimizer
-from lowrank_core.optim.layerwise.held import Way, way_of
+from lowrank_core.optim.layerwise.held import way_of
 from optim_cases import CASES, Case, draw, loss_of
 from torch import Tensor, nn
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from layerwise_runs import apart, backward, every_accumulating, every_stepping_inside, keys, shake, taken, train, way
+from lowrank_core.memory.gradients import Way
 from lowrank_core.optim import GaLoreAdamW, fused_backward
-from lowrank_core.optim.layerwise.held import Way
 from optim_cases import CASES, Case, Zoo, composed, draw, every_dtype, every_optimizer, loss_of, same, snapshot
 from torch import Tensor, nn
 

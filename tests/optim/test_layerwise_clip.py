@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from layerwise_runs import apart, backward, every_accumulating, shake, train
+from lowrank_core.memory.gradients import SKETCH_COLUMNS
 from lowrank_core.optim import GaLoreAdamW, fused_backward
-from lowrank_core.optim.layerwise.norms import COLUMNS, squared_norm
+from lowrank_core.optim.layerwise.norms import squared_norm
 from optim_cases import Case, Zoo, draw
 from torch import nn
 
@@ -90,10 +91,10 @@ def test_the_norm_of_a_sum_is_estimated_within_its_error(side: str, passes: int)
         exact = math.sqrt(sum(float(sum(parts).double().square().sum()) for parts in zip(*passing, strict=True)))
         scores.append((handle.last_norm / exact - 1) / handle.norm_error)
         errors.append(handle.norm_error)
-    assert 0 < max(errors) < 1 / math.sqrt(COLUMNS)
+    assert 0 < max(errors) < 1 / math.sqrt(SKETCH_COLUMNS)
     assert abs(sum(scores) / count) <= 4 / math.sqrt(count)
     # Of Student's t with 45 degrees of freedom and more, whose fourth moment is below 4.
-    assert abs(sum(score**2 for score in scores) / count - 1) <= 4 * math.sqrt(3 / count) + 2 / COLUMNS
+    assert abs(sum(score**2 for score in scores) / count - 1) <= 4 * math.sqrt(3 / count) + 2 / SKETCH_COLUMNS
 
 
 def test_what_the_subspace_holds_counts_exactly() -> None:

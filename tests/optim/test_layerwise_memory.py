@@ -9,11 +9,16 @@ import sys
 import pytest
 import torch
 from layerwise_runs import backward, every_accumulating, keys
-from lowrank_core.optim import GaLoreAdamW, fused_backward
+from lowrank_core.memory.geometry import FULL
+from lowrank_core.memory.methods import METHODS as KEPT
+from lowrank_core.optim import METHODS, fused_backward
+from lowrank_core.optim.layerwise.held import way_of
 from optim_cases import Case, Zoo, every_optimizer
 from testing import step_bounds
+from testing.gradients import bytes_held
 
 LAYERS, SIZE, RANK = 12, 1024, 16
+TAKE_A_RANK = [name for name, method in KEPT.items() if method.rank != FULL]
 PROGRAM = """
 import math
 import torch
@@ -107,10 +112,10 @@ def test_the_plan_counts_sketches(case: Case) -> None:
     assert found == handle.plan().held
 
 
-def bytes_held(optimizer: GaLoreAdamW) -> int:
-    total = 0
-    for held in optimizer._source.held.values():
-        tensors = [*(held.draft.low or ()), *(() if held.draft.freed else held.draft.grads)]
-        tensors += [] if held.sketch is None else [held.sketch]
-        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, torch.Tensor))
-    return total
+@pytest.mark.parametrize("name", METHODS)
+def test_the_registry_says_how_a_method_takes_gradients(name: str) -> None:
+    weight = torch.nn.Parameter(torch.zeros(12, 8))
+    optimizer = METHODS[name]([weight], **({"rank": 4} if name in TAKE_A_RANK else {}))
+    ((_, group, slot),) = optimizer._slots()
+    parts = optimizer._parts_of(group, slot)
+    assert slot.geometry is not None and way_of(parts, True, due=False) is KEPT[name].way

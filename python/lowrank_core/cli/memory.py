@@ -11,6 +11,7 @@ from pathlib import Path
 from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.estimate import OWNED, STORED, decoder, estimate
+from lowrank_core.cli.subjects import Listed
 from lowrank_core.cli.table import megabytes
 from lowrank_core.memory.methods import FACADES, METHODS
 
@@ -49,7 +50,8 @@ def held_bytes(config: TrainConfig, name: str) -> int:
     own = {"rank": config.rank_of(name), **config.own(name)}
     deciding = METHODS[name].deciding if name in METHODS else tuple(OWNED) if name in FACADES else ()
     keys = {key: own[key] for key in ("rank", *STORED, *deciding) if own.get(key) is not None}
-    return int(estimate(parts, name, dtype, keys)["bytes"][-1]["total"])
+    asked = {} if name == "adamw" else {name: keys}
+    return int(estimate(Listed(parts, config.dim), asked, dtype)["bytes"][-1]["total"])
 
 
 def limit_bytes() -> int:

@@ -87,19 +87,22 @@ def _add_estimate(commands: _Commands[Parser]) -> None:
     estimate = commands.add_parser(
         "estimate",
         help="memory of weights, gradients and optimizer state before you run",
-        description="Prints the bytes that training holds besides activations, for AdamW and for another optimizer.",
+        description="Prints the bytes that training holds besides activations, for AdamW and for other optimizers, "
+        "with ordinary and with layer-wise updates.",
     )
     what = estimate.add_mutually_exclusive_group()
+    what.add_argument("--model", type=path, metavar="FILE",
+                      help="a model by its transformers config.json, or a folder that has one; no weights are needed")
     what.add_argument("--preset", choices=tuple(PRESETS), help="a Llama model of that size (vocabulary 32000)")
     what.add_argument("--shape", action="append", type=matrix, metavar="MxN[*COUNT]",
                       help="weight matrices, can be repeated, e.g. 4096x11008*64")
     size = estimate.add_argument_group("the decoder of `train`, where neither is given")
     for name in ("dim", "layers", "ffn"):
         size.add_argument(flag(name), default=argparse.SUPPRESS, type=whole(1), metavar="N", help="as in `train`")
-    estimate.add_argument("--optimizer", default="galore", choices=(*METHODS, *FACADES, "adamw"),
+    estimate.add_argument("--optimizer", default="all", choices=("all", *METHODS, *FACADES, "adamw"),
                           help="shown next to AdamW (default: %(default)s)")
     estimate.add_argument("--rank", type=whole(1), metavar="N",
-                          help="rank of the projection (default: a quarter of the width)")
+                          help="rank of the projection (default: a quarter of the width), where an optimizer has one")
     estimate.add_argument("--proj-type", choices=PROJ_TYPES, help="side that is projected (default: std)")
     estimate.add_argument("--projector", choices=PROJECTORS,
                           help="what finds the basis (default: that of the optimizer); apollo stores it for svd alone")
@@ -112,6 +115,8 @@ def _add_estimate(commands: _Commands[Parser]) -> None:
                           help="of those of what is not projected (default: as --moment-dtype)")
     estimate.add_argument("--dtype", default="fp32", choices=tuple(DTYPES),
                           help="of weights and gradients (default: %(default)s)")
+    estimate.add_argument("--int8-weights", action="store_true",
+                          help="weights of linear layers, but for the head, in 8 bits (Int8Linear)")
     _add_json(estimate)
 
 

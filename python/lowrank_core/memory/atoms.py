@@ -6,6 +6,7 @@ from math import ceil
 from typing import Any
 
 from lowrank_core.memory.geometry import FULL, ONE_SIDED, WHOLE, Geometry
+from lowrank_core.memory.gradients import Way
 from lowrank_core.memory.method import Kept, Keys, Method
 from lowrank_core.memory.storage import adam_fields, atom_fields, count_fields, feedback_fields
 
@@ -52,6 +53,7 @@ METHODS = {
         lacks=_NO_SEARCH,
         projectors=(),
         proj_types=ONE_SIDED,
+        way=Way.AT_ONCE,
     ),
     "trion": Method(
         "trion:Trion",
@@ -63,6 +65,7 @@ METHODS = {
         lacks=_LACKED,
         projectors=(),
         proj_types=ONE_SIDED,
+        way=Way.AT_ONCE,
     ),
     "dion2": Method(
         "dion2:Dion2",
@@ -75,6 +78,7 @@ METHODS = {
         lacks=_LACKED,
         projectors=(),
         proj_types=ONE_SIDED,
+        way=Way.AT_ONCE,
     ),
     "muon": Method(
         "muon:Muon",
@@ -85,5 +89,6 @@ METHODS = {
         lacks=(*_LACKED, "proj_type"),
         projectors=(),
         proj_types=("std",),
+        way=Way.AT_ONCE,
     ),
 }

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lowrank_core.checks import is_count, require, require_choice, words_of
 from lowrank_core.memory.geometry import PROJ_TYPES, RANKS, Geometry, Rank, is_rank, place, place_by
 from lowrank_core.memory.lisa import ACTIVE, lisa_bytes
-from lowrank_core.memory.method import Entry, Method
+from lowrank_core.memory.method import Entry
 from lowrank_core.memory.methods import FACADES, METHODS
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.memory.storage import (
@@ -44,6 +44,7 @@ class Weight(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     host: bool = True  # False: on an accelerator
+    int8: bool = False  # stored in 8-bit codes, as by `Int8Linear`; of its `dtype` is what reads it, and its gradient
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def all_bytes(optimizer: str, weights: Sequence[tuple[str, Weight, int]], keys: 
             n * projecting_bytes(optimizer, weight, own) for (_, weight, n), own in zip(weights, keys, strict=True)
         )
     entries = [
-        Entry(name, weight.shape, n, own.all(), _where(method, weight, own) is not None)
+        Entry(name, weight.shape, n, own.all(), place_of(optimizer, weight, own) is not None)
         for (name, weight, n), own in zip(weights, keys, strict=True)
     ]
     total = 0
@@ -221,7 +222,7 @@ def projecting_bytes(optimizer: str, weight: Weight, keys: Keys) -> int:
     """Bytes that `optimizer`, one of `METHODS`, holds."""
     shape, dtype = real_view(weight.shape, weight.dtype)
     method, asked = METHODS[optimizer], keys.all()
-    where = _where(method, weight, keys)
+    where = place_of(optimizer, weight, keys)
     key = keys.moment_dtype if where else keys.plain_moment_dtype or keys.moment_dtype
     moment, basis = STORAGES[moment_storage(key, dtype, weight.host)], STORAGES[basis_storage(dtype)]
     if where is None:
@@ -233,8 +234,9 @@ def projecting_bytes(optimizer: str, weight: Weight, keys: Keys) -> int:
     return layout_bytes(state_layout(subspace_fields(where), refresh_fields(), bases, moments, feedback))
 
 
-def _where(method: Method, weight: Weight, keys: Keys) -> Geometry | None:
-    """Where a weight is projected; complex ones take the plain path."""
+def place_of(optimizer: str, weight: Weight, keys: Keys) -> Geometry | None:
+    """Where `optimizer`, one of `METHODS`, projects a weight; complex ones take the plain path."""
+    method = METHODS[optimizer]
     if weight.dtype.startswith("complex"):
         return None
     if method.place is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lowrank_core.memory.geometry import PROJ_TYPES, Geometry, Rank, rank_of
+from lowrank_core.memory.gradients import Way
 from lowrank_core.memory.storage import Layout
 
 Keys = Mapping[str, Any]  # of a group: those that decide what its states look like
@@ -48,6 +49,8 @@ class Method(NamedTuple):
     settle: Settle | None = None  # what a key is for each weight, where that depends on the others
     projectors: tuple[str, ...] = ("rsvd", "svd")  # the default first; () if it has no such key
     proj_types: tuple[str, ...] = PROJ_TYPES
+    # How `fused_backward` takes the gradient of a projected weight between two searches, by the default keys.
+    way: Way = Way.SUBSPACE
 
     @property
     def moment_dtype(self) -> str:

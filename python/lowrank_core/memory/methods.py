@@ -8,6 +8,7 @@ from math import prod
 from lowrank_core.memory import atoms
 from lowrank_core.memory.frugal import DENSITY, active_of, kept_fields, place_frugal, share_of
 from lowrank_core.memory.geometry import FULL, ONE_SIDED, WHOLE, Geometry, rank_of
+from lowrank_core.memory.gradients import Way
 from lowrank_core.memory.method import Entry, Kept, Keys, Method
 from lowrank_core.memory.storage import (
     RULES,
@@ -132,7 +133,9 @@ METHODS: dict[str, Method] = {
         own={"cos_threshold": 0.4, "queue_size": 5, "gamma": 2, "group_size": 128, "moment_dtype": "int8"},
         deciding=("queue_size", "group_size"),
     ),
-    "fira": Method("fira:FiraAdamW", _fira, own={"limiter": 1.01, "residual": "paper"}, proj_types=ONE_SIDED),
+    "fira": Method(
+        "fira:FiraAdamW", _fira, own={"limiter": 1.01, "residual": "paper"}, proj_types=ONE_SIDED, way=Way.AT_ONCE
+    ),
     "apollo": Method(
         "apollo:ApolloAdamW",
         _apollo,
@@ -141,6 +144,7 @@ METHODS: dict[str, Method] = {
         lacks=("moments", "oversample", "niter"),
         projectors=("random", "svd"),
         proj_types=ONE_SIDED,
+        way=Way.AT_ONCE,
     ),
     "coap": Method(
         "coap:CoapAdamW",
@@ -164,6 +168,7 @@ METHODS |= {
         settle=_settle_blocks,
         projectors=(),
         proj_types=("std",),
+        way=Way.AT_ONCE,
     ),
     "flora": Method(
         "flora:FloraAdamW",
@@ -172,6 +177,7 @@ METHODS |= {
         lacks=("update_proj_gap", "scale", "projector", "oversample", "niter", "moments"),
         projectors=(),
         proj_types=ONE_SIDED,
+        way=Way.AT_ONCE,
     ),
     "adarankgrad": Method(
         "adarankgrad:AdaRankGradAdamW",
@@ -191,6 +197,7 @@ METHODS |= {
         lacks=("update_proj_gap", "scale", "projector", "oversample", "niter", "moments", "stagger"),
         projectors=(),
         proj_types=ONE_SIDED,
+        way=Way.AT_ONCE,
     ),
     "scale": Method(
         "scale:SCALE",
@@ -203,6 +210,7 @@ METHODS |= {
         settle=_settle_last,
         projectors=(),
         proj_types=("std",),
+        way=Way.WHOLE,
     ),
     "sinkgd": Method(
         "sinkgd:SinkGD",
@@ -213,6 +221,7 @@ METHODS |= {
         lacks=_OF_SUBSPACES,
         projectors=(),
         proj_types=("std",),
+        way=Way.WHOLE,
     ),
 }
 METHODS |= atoms.METHODS

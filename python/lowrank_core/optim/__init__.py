@@ -6,11 +6,11 @@ from lowrank_core.extras import require_torch
 require_torch(__name__)
 
 from lowrank_core.memory import formula_state_bytes
+from lowrank_core.memory.gradients import GradientBytes
 from lowrank_core.optim.estimate import estimate_state_bytes
 from lowrank_core.optim.groups import param_groups
 from lowrank_core.optim.int8 import Int8Linear
 from lowrank_core.optim.layerwise import FusedBackward, fused_backward
-from lowrank_core.optim.layerwise.held import GradientBytes
 from lowrank_core.optim.lisa import LISA
 from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.methods import METHODS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,9 +15,11 @@ from lowrank_core.memory.geometry import Rank
 from lowrank_core.memory.methods import FACADES
 from lowrank_core.memory.methods import METHODS as METHODS_IN_MEMORY
 from lowrank_core.memory.plan import EXCLUDED
+from lowrank_core.memory.training import Counted, TrainingBytes, training_bytes, weight_bytes
 from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.groups import split
+from lowrank_core.optim.int8 import Int8Weight
 from lowrank_core.optim.methods import METHODS
 from lowrank_core.optim.targets import ALL_LINEAR
 
@@ -76,7 +78,7 @@ def estimate_state_bytes(
             trained = ((key, p) for key, p in model_or_shapes.named_parameters() if p.requires_grad)
             return memory.facade_bytes([(key, _weight(p, name), 1) for key, p in trained], deciding)
         asked = memory.keys_of(optimizer, rank, **deciding)
-        return _projecting_bytes(optimizer, model_or_shapes, name, targets, words, others, asked)
+        return memory.all_bytes(optimizer, *_split(optimizer, model_or_shapes, name, targets, words, others, asked))
     for arg, value in (("target_modules", target_modules), ("others", others)):
         require(value is None, OP, arg, "be left out without a module", value)
     shapes, name = model_or_shapes, "float32" if name is None else name
@@ -99,7 +101,38 @@ def _deciding(optimizer: str, keys: dict[str, Any], others: Mapping[str, Any]) -
     return {key: value for key, value in keys.items() if key in DECIDING or key in own}
 
 
-def _projecting_bytes(
+def training_bytes_of(
+    model: nn.Module,
+    optimizer: str,
+    dtype: str | None = None,
+    rank: Rank | None = None,
+    int8_weights: bool = False,
+    **keys: Any,
+) -> TrainingBytes:
+    """The bytes of weights, gradients and state that training `model` holds, split as by `param_groups`.
+
+    Args:
+      model: on the meta device, too.
+      optimizer, dtype, rank, keys: as in `estimate_state_bytes`.
+      int8_weights: True: every `nn.Linear` that `param_groups` does not exclude is to become an `Int8Linear`.
+
+    Raises:
+      TypeError, ValueError: as there.
+    """
+    params = dict(model.named_parameters())
+    coded = _linear(model) if int8_weights else set()
+    frozen = sum(weight_bytes(_weight(p, dtype)) for p in params.values() if not p.requires_grad)
+    own = _deciding(optimizer, keys, {})
+    if optimizer in METHODS_IN_MEMORY:
+        asked = memory.keys_of(optimizer, rank, **own)
+        found, held_by = _split(optimizer, model, dtype, ALL_LINEAR, EXCLUDED, None, asked, coded)
+    else:
+        found, held_by = [(key, _weight(p, dtype), 1) for key, p in params.items() if p.requires_grad], []
+    held = training_bytes(optimizer, found, held_by, own)
+    return held._replace(weights=held.weights + frozen)
+
+
+def _split(
     optimizer: str,
     model: nn.Module,
     dtype: str | None,
@@ -107,15 +140,30 @@ def _projecting_bytes(
     exclude: str | Iterable[str],
     others: Mapping[str, Any] | None,
     keys: Keys,
-) -> int:
+    coded: Container[Tensor] = (),
+) -> tuple[list[Counted], list[Keys]]:
+    """What `param_groups` makes of `model`, with the keys of each weight; those in `coded` are to be in 8 bits."""
     sides = {"proj_type": keys.proj_type, "force_projection": keys.force_projection}
     groups, _ = split(OP, model, targets, exclude, keys.rank, others, sides)
-    weights, held_by = [], []
+    weights: list[Counted] = []
+    held_by: list[Keys] = []
     for group in groups:
-        weights += [(name, _weight(param, dtype), 1) for name, param in group["params"]]
+        weights += [(name, _weight(param, dtype, param in coded), 1) for name, param in group["params"]]
         held_by += [keys.plain(others) if group["rank"] is None else keys] * len(group["params"])
-    return memory.all_bytes(optimizer, weights, held_by)
+    return weights, held_by
 
 
-def _weight(param: Tensor, dtype: str | None) -> Weight:
-    return Weight(tuple(param.shape), dtype or name_of(param.dtype), host=can_draw(param.device))
+def targets_of(model: nn.Module) -> list[Tensor]:
+    """The matrices that `param_groups` projects at rank 1, which is all that it projects at any."""
+    groups, _ = split(OP, model, ALL_LINEAR, EXCLUDED, 1, None, {})
+    return [param for _, param in groups[-1]["params"]]
+
+
+def _linear(model: nn.Module) -> set[Tensor]:
+    """Those of linear layers among the targets."""
+    return {module.weight for module in model.modules() if isinstance(module, nn.Linear)} & set(targets_of(model))
+
+
+def _weight(param: Tensor, dtype: str | None, coded: bool = False) -> Weight:
+    name, int8 = dtype or name_of(param.dtype), coded or isinstance(param, Int8Weight)
+    return Weight(tuple(param.shape), name, can_draw(param.device), int8)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lowrank_core.checks import is_number, require, require_choice
-from lowrank_core.optim.layerwise.held import GradientBytes, Way, planned, way_of
+from lowrank_core.memory.gradients import GradientBytes, Way
+from lowrank_core.optim.layerwise.held import planned, way_of
 from lowrank_core.optim.layerwise.norms import Clip
 from lowrank_core.optim.layerwise.taker import Taker, is_taken, no_skip
 from lowrank_core.optim.loop import LowRankOptimizer
@@ -24,7 +25,12 @@ CLIPS = ("whole", "projected")
 
 
 def fused_backward(
-    model: nn.Module, optimizer: LowRankOptimizer, *, max_norm: float | None = None, clip: str = "whole"
+    model: nn.Module,
+    optimizer: LowRankOptimizer,
+    *,
+    max_norm: float | None = None,
+    clip: str = "whole",
+    at_once: bool = False,
 ) -> FusedBackward:
     """Takes each gradient of `model` while backward runs and lets go of it; the training loop stays as it is.
 
@@ -33,8 +39,8 @@ def fused_backward(
     whole until `step()` are the gradients of weights that are not projected, that look for their subspace in this step,
     and of methods whose selection or feedback needs them. The table in docs/guides/layerwise.md says it by method.
 
-    A method whose step reads the gradient itself (Fira, APOLLO, FRUGAL) steps inside backward. It takes one backward
-    per step, no `max_norm`, and groups with `nonfinite="raise"`.
+    A method whose step reads the gradient itself (Fira, APOLLO, FRUGAL) steps inside backward, and with `at_once` every
+    weight of any method does. That takes one backward per step, no `max_norm`, and groups with `nonfinite="raise"`.
 
     After backward `.grad` is None, but for one parameter: it has a sparse gradient of one element there, by which a
     `GradScaler` works as usual. `torch.nn.utils.clip_grad_norm_` refuses it: pass `max_norm` instead. What `.grad`
@@ -49,14 +55,16 @@ def fused_backward(
       clip: which norm: "whole", that of the gradients, or "projected", that of what is applied: the low-rank gradients,
         and the others as they are. "whole" is exact for one backward per step. For more, what the subspaces drop is
         estimated from sketches of 16 columns (`handle.norm_error`). "projected" is always exact.
+      at_once: True: each weight steps as soon as its gradient is there, searches and what is not projected too. No
+        gradient is held until `step()`, in no step.
 
     Returns:
       A handle: `remove()`, `last_norm`, `norm_error`, `plan()`.
 
     Raises:
       TypeError: not a module, or not an optimizer of this package.
-      ValueError: a value out of its range; no parameter in common; `max_norm` or `nonfinite="skip"` with a method that
-        steps inside backward; gradients that are taken already.
+      ValueError: a value out of its range; no parameter in common; `max_norm` or `nonfinite="skip"` where weights are
+        stepped inside backward; gradients that are taken already.
       NotImplementedError: gradients are to be averaged over processes.
 
     Determinism: that of the optimizer; norms and sketches are D1 (same bits for any number of threads;
@@ -77,8 +85,9 @@ def fused_backward(
       >>> handle.last_norm is not None and handle.norm_error is not None
       True
     """
-    _check(model, optimizer, max_norm, clip)
-    return FusedBackward(model, optimizer, None if max_norm is None else Clip(max_norm, clip == "whole"))
+    _check_arguments(model, optimizer, max_norm, clip, at_once)
+    _check_places(model, optimizer, max_norm, at_once)
+    return FusedBackward(model, optimizer, None if max_norm is None else Clip(max_norm, clip == "whole"), at_once)
 
 
 class FusedBackward:
@@ -95,9 +104,9 @@ class FusedBackward:
       >>> handle.remove()
     """
 
-    def __init__(self, model: nn.Module, optimizer: LowRankOptimizer, clip: Clip | None) -> None:
+    def __init__(self, model: nn.Module, optimizer: LowRankOptimizer, clip: Clip | None, at_once: bool) -> None:
         self._optimizer, self._clip = optimizer, clip
-        self._taker = Taker(model, optimizer, clip)
+        self._taker = Taker(model, optimizer, clip, at_once)
         self._hooks = [
             optimizer.register_state_dict_pre_hook(_of_states(self._taker, _saving)),
             optimizer.register_load_state_dict_pre_hook(_of_states(self._taker, _loading)),
@@ -116,7 +125,7 @@ class FusedBackward:
     def plan(self) -> GradientBytes:
         """The bytes of gradients, in ordinary training and with this handle."""
         places = [(slot, parts) for _, slot, parts in _places(self._optimizer) if slot.param in self._taker.hooks]
-        return planned(places, self._taker.sketches)
+        return planned(places, self._taker.sketches, self._taker.at_once)
 
     def remove(self) -> None:
         """Goes back to ordinary training.
@@ -136,7 +145,9 @@ class FusedBackward:
             hook.remove()
 
 
-def _check(model: nn.Module, optimizer: LowRankOptimizer, max_norm: float | None, clip: str) -> None:
+def _check_arguments(
+    model: nn.Module, optimizer: LowRankOptimizer, max_norm: float | None, clip: str, at_once: bool
+) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{OP}: `model` must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(optimizer, LowRankOptimizer):
@@ -145,9 +156,13 @@ def _check(model: nn.Module, optimizer: LowRankOptimizer, max_norm: float | None
     require(met, OP, "max_norm", "be a number > 0, or None", max_norm)
     require_choice(OP, "clip", clip, CLIPS)
     require(clip == "whole" or max_norm is not None, OP, "max_norm", f"be a number with clip={clip!r}", max_norm)
+    require(isinstance(at_once, bool), OP, "at_once", "be True or False", at_once)
     if optimizer._source is not None:
         raise ValueError(f"{OP}: `optimizer` must have no handle yet, got one; call its remove() first")
     _check_processes(model)
+
+
+def _check_places(model: nn.Module, optimizer: LowRankOptimizer, max_norm: float | None, at_once: bool) -> None:
     params = set(model.parameters())
     shared = [entry for entry in _places(optimizer) if entry[1].param in params]
     if not shared:
@@ -155,11 +170,12 @@ def _check(model: nn.Module, optimizer: LowRankOptimizer, max_norm: float | None
     for group, slot, parts in shared:
         if is_taken(slot.param):
             raise ValueError(f"{OP}: `{slot.name}` must have no handle yet, got that of another optimizer")
-        if way_of(parts, slot.geometry is not None, due=False) is Way.AT_ONCE:
+        if way_of(parts, slot.geometry is not None, False, at_once) is Way.AT_ONCE:
             if max_norm is not None:
+                who = "with at_once=True" if at_once else f"for {type(optimizer).__name__}"
                 raise ValueError(
-                    f"{OP}: `max_norm` must be None for {type(optimizer).__name__}, which steps inside backward before "
-                    f"all gradients are known, got {max_norm}; clip without {OP}"
+                    f"{OP}: `max_norm` must be None {who}, which steps inside backward before all gradients are "
+                    f"known, got {max_norm}; clip without {'at_once' if at_once else OP}"
                 )
             if group["nonfinite"] != "raise":
                 raise ValueError(no_skip(OP))

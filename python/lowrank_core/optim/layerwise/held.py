@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
-from typing import NamedTuple
 
 from torch import Tensor
 
-from lowrank_core.memory.geometry import Geometry, Side
+from lowrank_core.memory.geometry import Geometry
+from lowrank_core.memory.gradients import Gradient, GradientBytes, Way, gradient_bytes
 from lowrank_core.optim.bucket import Bucket
-from lowrank_core.optim.layerwise.norms import COLUMNS, estimate, sketch, squared_norm
+from lowrank_core.optim.layerwise.norms import estimate, sketch, squared_norm
 from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.seeds import mix_seed
 from lowrank_core.optim.slots import Draft, Slot, State
@@ -18,16 +18,13 @@ from lowrank_core.optim.slots import Draft, Slot, State
 _SKETCH = 0x5C  # sets the draws of sketches apart from all others of a weight
 
 
-class Way(Enum):
-    """How a gradient is taken out of backward."""
+def way_of(parts: Parts, projected: bool, due: bool, at_once: bool = False) -> Way:
+    """How the gradient of a weight with these `parts` is taken.
 
-    SUBSPACE = "in its subspace"
-    WHOLE = "whole"
-    AT_ONCE = "stepped at once"
-
-
-def way_of(parts: Parts, projected: bool, due: bool) -> Way:
-    """How the gradient of a weight with these `parts` is taken; `due`: a subspace is looked for before the step."""
+    `due`: a subspace is looked for before the step; `at_once`: every weight steps inside backward.
+    """
+    if at_once:
+        return Way.AT_ONCE
     if not projected:
         return Way.WHOLE
     if parts.residual.needs_whole:
@@ -85,38 +82,12 @@ class Held:
         return estimate(self.draft.low[0], self.sketch, subspace, self.slot.where(state), self.seed)
 
 
-class GradientBytes(NamedTuple):
-    """Bytes of gradients, as planned."""
-
-    ordinary: int  # all of them, which ordinary training holds at step()
-    held: int  # held at step() where no subspace is due
-    due: int  # held at step() where all subspaces are due, as in the first one
-    passing: int  # the largest gradient, which is there before it is taken
-
-    @property
-    def share(self) -> float:
-        """The peak against ordinary training's where no subspace is due, in [0, 1]."""
-        return min(1.0, (self.held + self.passing) / max(1, self.ordinary))
-
-
-def planned(places: list[tuple[Slot, Parts]], sketched: bool) -> GradientBytes:
+def planned(places: Iterable[tuple[Slot, Parts]], sketched: bool, at_once: bool) -> GradientBytes:
     """The bytes for weights with their parts; `sketched`: the norm of what is dropped is estimated."""
-    ordinary = held = due = passing = 0
-    for slot, parts in places:
-        size = slot.param.numel() * slot.param.element_size()
-        ordinary, passing = ordinary + size, max(passing, size)
-        held += _bytes(slot, parts, size, sketched, due=False)
-        due += _bytes(slot, parts, size, sketched, due=True)
-    return GradientBytes(ordinary, held, due, passing)
+    return gradient_bytes((_gradient(slot, parts, at_once) for slot, parts in places), sketched)
 
 
-def _bytes(slot: Slot, parts: Parts, size: int, sketched: bool, *, due: bool) -> int:
-    where = slot.geometry
-    way = way_of(parts, where is not None, due)
-    if way is Way.WHOLE or where is None:
-        return size
-    if way is Way.AT_ONCE:
-        return 0
-    rows, cols = where.low_shape
-    lines = (where.rows if where.side == Side.LEFT else where.cols) * COLUMNS if sketched else 0
-    return (rows * cols + lines) * slot.work.itemsize
+def _gradient(slot: Slot, parts: Parts, at_once: bool) -> Gradient:
+    size, where = slot.param.numel() * slot.param.element_size(), slot.geometry
+    between, due = (way_of(parts, where is not None, due, at_once) for due in (False, True))
+    return Gradient(size, slot.work.itemsize, where, between, due)

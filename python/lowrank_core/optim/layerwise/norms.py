@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.memory.geometry import Geometry, Side
+from lowrank_core.memory.gradients import SKETCH_COLUMNS
 from lowrank_core.ops.arrays import resolve_precision
 from lowrank_core.ops.normal import fill_normal
 from lowrank_core.ops.subspace_step.step import project_list
@@ -16,7 +17,6 @@ from lowrank_core.optim.devices import has_kernels
 from lowrank_core.optim.dtypes import work_dtype
 from lowrank_core.optim.parts.subspaces import Subspace
 
-COLUMNS = 16  # of a sketch
 _NORM_EPS = 1e-6  # torch's, beside the norm that gradients are clipped to
 _RUN = 4096  # elements of one sum: torch splits a long one by the number of threads, which shows in the bits
 _BLOCK = 8 * _RUN  # elements that are copied to double at a time
@@ -53,7 +53,7 @@ def sketch(matrix: Tensor, where: Geometry, seed: int) -> Tensor:
     """
     right = where.side == Side.LEFT
     found: Tensor
-    columns = torch.empty(matrix.shape[1 if right else 0], COLUMNS, dtype=work_dtype(matrix.dtype), device="cpu")
+    columns = torch.empty(matrix.shape[1 if right else 0], SKETCH_COLUMNS, dtype=work_dtype(matrix.dtype), device="cpu")
     fill_normal(columns, seed)
     columns = columns.to(matrix.device)
     if has_kernels(matrix.device):
@@ -77,7 +77,7 @@ def estimate(low: Tensor, sketched: Tensor, subspace: Subspace, where: Geometry,
     lifted = subspace.up(low)
     inside = sketch(lifted, where, seed)
     rest = sketched.double().square().sum(dim=0) - inside.double().square().sum(dim=0)
-    return squared_norm(lifted) + rest.mean().clamp(min=0), rest.var() / COLUMNS
+    return squared_norm(lifted) + rest.mean().clamp(min=0), rest.var() / SKETCH_COLUMNS
 
 
 class Clip:

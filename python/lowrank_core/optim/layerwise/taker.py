@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.utils.hooks import RemovableHandle
 
+from lowrank_core.memory.gradients import Way
 from lowrank_core.optim import devices
 from lowrank_core.optim.admission import check_ready
 from lowrank_core.optim.gathering import Drafts, Sorting
 from lowrank_core.optim.layerwise.flag import Flag, at_the_end_of_backward
-from lowrank_core.optim.layerwise.held import Held, Way, way_of
+from lowrank_core.optim.layerwise.held import Held, way_of
 from lowrank_core.optim.layerwise.norms import Clip, squared_norm, total
 from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.slots import Draft, Slot
@@ -28,8 +29,9 @@ Places = dict[Tensor, tuple[int, dict[str, Any], Slot]]  # by parameter: number 
 class Taker:
     """The source of the gradients of `optimizer`: those of `model`, as backward finishes them."""
 
-    def __init__(self, model: nn.Module, optimizer: LowRankOptimizer, clip: Clip | None) -> None:
+    def __init__(self, model: nn.Module, optimizer: LowRankOptimizer, clip: Clip | None, at_once: bool) -> None:
         self._model, self._optimizer, self._clip = model, optimizer, clip
+        self.at_once = at_once  # every weight steps inside backward
         self.held: dict[Tensor, Held] = {}
         self.stepped: set[Tensor] = set()  # inside backward, since the last step()
         self._where: tuple[Places, Sorting] | None = None  # as it is from the first gradient to the step
@@ -165,7 +167,7 @@ class Taker:
         draft = Draft([slot], [grad])
         before = self.held.get(param)
         bucket = before.bucket if before else optimizer._sorted(self._places()[1], number, group, slot)[0]
-        way = way_of(bucket.parts, bucket.projected, bucket.due)
+        way = way_of(bucket.parts, bucket.projected, bucket.due, self.at_once)
         if way is Way.AT_ONCE:
             self._check_at_once(slot, bucket.nonfinite)
             optimizer._apply({bucket: draft})
@@ -188,10 +190,11 @@ class Taker:
 
     def _check_at_once(self, slot: Slot, nonfinite: str) -> None:
         if slot.param in self.stepped:
+            why = "at_once=True" if self.at_once else "its method reads the whole gradient"
             raise RuntimeError(
-                f"backward: `{slot.name}` must get one gradient per step, because its method reads the whole gradient "
-                "and has stepped with the first one, got another; use a larger batch, or accumulate without "
-                "fused_backward"
+                f"backward: `{slot.name}` must get one gradient per step, because {why} and it has stepped with the "
+                "first one, got another; use a larger batch, or accumulate without "
+                f"{'at_once' if self.at_once else 'fused_backward'}"
             )
         if nonfinite != "raise":
             raise RuntimeError(no_skip("backward"))
