@@ -1,8 +1,8 @@
 """Times rivals on the same work, side by side, and keeps what was measured.
 
-Every answer is checked before anything is timed. Rivals take turns within a round, in random order, so a busy
-machine slows them alike, and they are compared twice: by the median over rounds of the ratio within one round, and by
-their best rounds, which a busy machine disturbs least. Times are wall-clock seconds.
+Every answer is checked before anything is timed. Rivals take turns (`interleaved`) and are compared twice: by the
+median over rounds of the ratio within one round, and by their best rounds, which a busy machine disturbs least. Times
+are wall-clock seconds.
 
     bench = Bench("gemm", rounds=25)
     bench.compare("4096x4096x128", {"torch": f, "ours": g}, baseline="torch", error=distance, limit=1e-5, flops=4.3e9)
@@ -16,7 +16,6 @@ import io
 import json
 import os
 import platform
-import random
 import statistics
 import subprocess
 import sys
@@ -28,8 +27,8 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from lowrank_core.cli.bench.timing import evicting, interleaved
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSIONS_OF = ("lowrank_core", "numpy", "torch", "scipy", "scikit-learn", "galore-torch", "q-galore-torch")
@@ -79,8 +78,7 @@ class Bench:
     rows: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._from = np.ones(max(1, self.evict // 2), dtype=np.uint8)
-        self._to = np.zeros_like(self._from)
+        self._evict = evicting(self.evict)
         self.copy_gb_per_s, self.product_gflop_per_s = copy_rate(self.threads), product_rate(self.threads)
         self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         print(
@@ -124,7 +122,7 @@ class Bench:
             allowed = limit if isinstance(limit, float) else limit[rival]
             if not value <= allowed:
                 raise ValueError(f"{case}: the error of {rival} must be <= {allowed:.1e}, got {value:.1e}")
-        seconds = self._time(rivals)
+        seconds = interleaved(rivals, self.rounds, seconds=self.seconds, before=self._before)
         found = {}
         for rival, times in seconds.items():
             median = statistics.median(times)
@@ -174,21 +172,9 @@ class Bench:
         """Seconds that the measured rates leave as the least."""
         return max((flops or 0.0) / self.product_gflop_per_s, (nbytes or 0.0) / self.copy_gb_per_s) / 1e9
 
-    def _time(self, rivals: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-        seconds: dict[str, list[float]] = {rival: [] for rival in rivals}
-        order, shuffle = list(rivals), random.Random(0).shuffle
-        started = time.perf_counter()
-        for number in range(self.rounds):
-            if number >= 5 and time.perf_counter() - started > self.seconds:
-                break
-            shuffle(order)  # so that nobody always runs after the same rival
-            for rival in order:
-                time.sleep(self.pause)
-                np.copyto(self._to, self._from)
-                before = time.perf_counter()
-                rivals[rival]()
-                seconds[rival].append(time.perf_counter() - before)
-        return seconds
+    def _before(self) -> None:
+        time.sleep(self.pause)
+        self._evict()
 
     def _print(self, row: Row) -> None:
         low, high = (1e3 * s for s in row.quartiles_s)

@@ -19,12 +19,12 @@ import lowrank_core
 import torch
 from _harness import Bench, Row, peer
 from lowrank_core import _core
+from lowrank_core.cli.bench.shapes import MODELS, matrices
 from lowrank_core.optim import GaLoreAdamW
 from lowrank_core.reference.subspace_step import subspace_step
 from torch import nn
 
-LARGE = ([(768, 768)] * 4 + [(2048, 768)] * 2 + [(768, 2048)]) * 12
-SMALL = ([(256, 256)] * 4 + [(680, 256)] * 2 + [(256, 680)]) * 4
+LARGE, SMALL = matrices(MODELS["llama-130m"]), matrices(MODELS["small"])
 LR, SCALE = 1e-3, 0.25
 WRONG = 1e-3  # a step that is further from the reference, in units of lr, is another step
 

@@ -81,9 +81,10 @@ def test_second_openmp_runtime_is_reported(tmp_path, cli, monkeypatch):
 def test_without_torch():
     info = python(WITHOUT_TORCH, "info")
     assert info.returncode == 0 and "torch" in info.stdout and "not installed" in info.stdout
-    refused = python(WITHOUT_TORCH, "train")
-    assert refused.returncode == 2 and "pip install '.[train]'" in refused.stderr
-    assert refused.stderr.count("\n") == 1
+    for command in (["train"], ["bench", "step"]):
+        refused = python(WITHOUT_TORCH, *command)
+        assert refused.returncode == 2 and "pip install '.[train]'" in refused.stderr
+        assert refused.stderr.count("\n") == 1
     estimate = python(WITHOUT_TORCH, "estimate")
     assert estimate.returncode == 0 and "galore" in estimate.stdout
 
@@ -104,7 +105,7 @@ def test_help_is_light():
     assert min(seconds) < 0.3
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["estimate"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["estimate"], ["info"], ["bench"], ["bench", "step"]])
 def test_help(cli, command):
     outcome = cli(*command, "--help")
     assert outcome.code == 0 and outcome.out.startswith("usage: lowrank-core") and outcome.err == ""
@@ -113,7 +114,7 @@ def test_help(cli, command):
 def test_no_command(cli):
     outcome = cli()
     assert outcome.code == 2 and outcome.err.count("\n") == 1
-    assert "COMMAND is missing; it must be train, estimate or info" in outcome.err
+    assert "COMMAND is missing; it must be train, estimate, info or bench" in outcome.err
 
 
 def test_version(cli):

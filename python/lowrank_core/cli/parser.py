@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lowrank_core import __version__
+from lowrank_core.cli.bench.shapes import MODELS
 from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.defaults import ALL
 from lowrank_core.cli.options import LARGEST, add_options, flag, path, quoted, real, whole
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_estimate(commands)
     _add_info(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -50,7 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     options = parser.parse_args(argv)
     if options.command is None:
-        parser.error("COMMAND is missing; it must be train, estimate or info")
+        parser.error("COMMAND is missing; it must be train, estimate, info or bench")
     return options
 
 
@@ -127,6 +129,34 @@ def _add_info(commands: _Commands[Parser]) -> None:
         description="Prints what this installation is and what it found on this machine.",
     )
     _add_json(info)
+
+
+def _add_bench(commands: _Commands[Parser]) -> None:
+    bench = commands.add_parser("bench", help="measure the optimizers on this machine",
+                                description="Measures this installation on this machine.")
+    step = bench.add_subparsers(dest="what", metavar="WHAT", required=True).add_parser(
+        "step",
+        help="the optimizers' steps beside each other",
+        description="Prints time and memory of a step of every method, beside torch's AdamW and Muon and the packages "
+        "of others that are installed, on the matrices of a model with random weights and gradients.",
+    )
+    step.add_argument("--shapes", default="llama-130m", choices=tuple(MODELS), help="model (default: %(default)s)")
+    step.add_argument("--rank", type=whole(1), default=128, metavar="N",
+                      help="of all methods that have one (default: %(default)s)")
+    step.add_argument("--methods", nargs="+", choices=tuple(METHODS), metavar="NAME",
+                      help=f"of {', '.join(METHODS)} (default: all); galore always takes part")
+    step.add_argument("--rounds", type=whole(1, 10_000), default=7, metavar="N",
+                      help="timed steps of each (default: %(default)s; fewer, but five, where they are slow)")
+    step.add_argument("--threads", type=whole(1, MAX_THREADS), metavar="N",
+                      help="CPU threads (default: torch's choice)")
+    step.add_argument("--precision", default="highest", choices=("highest", "medium"),
+                      help="of float32 products, as torch calls it (default: %(default)s)")
+    step.add_argument("--no-peers", dest="peers", action="store_false", help="leave out the packages of others")
+    step.add_argument("--no-memory", dest="memory", action="store_false",
+                      help="leave out the peak of memory, for which each steps once more in a process of its own")
+    step.add_argument("--stagger", action="store_true",
+                      help="measure instead how evenly 400 steps spread their refreshes, three times for each method")
+    step.add_argument("--json", type=path, metavar="PATH", help="also write everything to this file")
 # fmt: on
 
 
