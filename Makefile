@@ -57,7 +57,7 @@ test-all: $(VENV)/.built  ## run every check, for an hour; the result goes to do
 	$(PY) tools/test_all.py $(ARGS)
 
 $(VENV)/.peers: $(VENV)/.built
-	$(PIP) install -c constraints.txt galore-torch q-galore-torch
+	$(PIP) install -c constraints.txt galore-torch q-galore-torch fira pytorch-optimizer
 	touch $@
 
 bench: $(VENV)/.peers  ## measure the kernels against their peers; a table in docs/results

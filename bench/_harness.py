@@ -31,7 +31,10 @@ import torch
 from lowrank_core.cli.bench.timing import evicting, interleaved
 
 ROOT = Path(__file__).resolve().parents[1]
-VERSIONS_OF = ("lowrank_core", "numpy", "torch", "scipy", "scikit-learn", "galore-torch", "q-galore-torch")
+VERSIONS_OF = (
+    "lowrank_core", "numpy", "torch", "scipy", "scikit-learn", "galore-torch", "q-galore-torch", "apollo-torch", "fira",
+    "pytorch_optimizer", "bitsandbytes",
+)  # fmt: skip
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`bench step`: its table and its JSON, what it counts, and what it refuses to time."""
+"""`bench step`: its table and its JSON, what it measures, and what it refuses to time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import pytest
 import torch
 from lowrank_core.cli.bench import peak, race, spread, step
 from lowrank_core.cli.bench.entry import started
-from lowrank_core.cli.bench.products import LISTED, products_of, taking
+from lowrank_core.cli.bench.products import LISTED
 from lowrank_core.cli.bench.rivals import Rival, gradients, ours, parameters, search_always, state_bytes, torchs
 from lowrank_core.cli.bench.shapes import MODELS, elements, matrices
 from lowrank_core.cli.bench.timing import interleaved
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.presets import Sizes
 from lowrank_core.optim import METHODS, estimate_state_bytes
-from torch.optim._muon import _zeropower_via_newtonschulz
-from torch.utils.flop_counter import FlopCounterMode
 
 TINY = ["bench", "step", "--shapes", "small", "--rank", 8, "--rounds", 1, "--threads", 1, "--no-peers"]
 SHAPES = [(48, 32), (32, 48), (32, 32)]
@@ -58,6 +56,8 @@ def test_table_and_json(cli, tmp_path):
     assert {name for name, row in rows.items() if row["refresh_s"] is not None} == own - {"muon"}
     shapes = {f"{i}": shape for i, shape in enumerate(matrices(MODELS["small"]))}
     assert rows["galore"]["state_bytes"] == estimate_state_bytes(shapes, "galore", rank=8)
+    assert rows["galore"]["low_rank_bytes"] == 4 * sum(8 * max(shape) for shape in shapes.values())
+    assert rows["muon"]["low_rank_bytes"] == 0
     # One number for each of torch's steps is no moment.
     assert rows["fused AdamW"]["state_bytes"] == 2 * 4 * result["elements"] + 4 * len(shapes)
     assert result["plan"]["precision"] == "medium" and set(result["products"]) == {"muon"}
@@ -120,59 +120,6 @@ def test_spread(cli, monkeypatch, tmp_path):
     assert done.code == 0 and "slowest / median" in done.out
     (found,) = json.loads(path.read_text())["spread"].values()
     assert found["ratio"] == found["slowest_s"] / found["median_s"] >= 1
-
-
-# ---- products --------------------------------------------------------------------------------------------------------
-
-
-def counted(call) -> int:
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
-
-
-@pytest.mark.parametrize("method", LISTED)
-def test_products_that_are_taken_are_those_that_are_listed(method):
-    products = products_of(method, SHAPES * 3, 8)
-    assert counted(taking(products)) == sum(product.flops for product in products)
-    assert sum(p.flops for p in products) == 3 * sum(p.flops for p in products_of(method, SHAPES, 8))
-
-
-def test_products_of_newton_and_schulz_are_torchs():
-    def of_torch(shapes):
-        return counted(
-            lambda: [_zeropower_via_newtonschulz(torch.ones(s), (3.4445, -4.775, 2.0315), 5, 1e-7) for s in shapes]
-        )
-
-    assert sum(p.flops for p in products_of("muon", SHAPES, 8)) == of_torch(SHAPES)
-    quarters = [(48, 8), (8, 48), (32, 8)]  # of SHAPES, columns of a square matrix
-    assert sum(p.flops for p in products_of("dion2", SHAPES, 8)) == of_torch(quarters)
-    projections = sum(2 * 2 * 8 * m * n for m, n in SHAPES)
-    assert sum(p.flops for p in products_of("trion", SHAPES, 8)) == of_torch(quarters) + projections
-
-
-def test_products_of_ldadam_are_those_of_its_step():
-    """The algorithm in plain torch, with QR by two Cholesky factorizations: their inverses are no products."""
-
-    def plain(short, long, rank):
-        a, p, m, v = torch.randn(short, long), torch.randn(short, rank), torch.randn(rank, long), torch.rand(rank, long)
-        seen = m + p.mT @ a  # B^T P, with an orthonormal P
-        y = a @ seen.mT + p @ (m @ seen.mT)
-        for _ in range(2):
-            y = y @ (y.mT @ y)  # stands for Y R^-1
-        low, turn = y.mT @ a, y.mT @ p
-        first, second = turn @ m, (turn * turn) @ v
-        return p @ m, y @ (first + low), y @ (low / second)
-
-    for shape in SHAPES:
-        sides = min(shape), max(shape)
-        listed = sum(product.flops for product in products_of("ldadam", [shape], 8))
-        assert listed == counted(lambda sides=sides: plain(*sides, 8))
-
-
-def test_models_are_those_of_the_papers():
-    assert elements(matrices(MODELS["llama-130m"])) == 84_934_656
-    assert matrices(MODELS["small"]) == [(32, 32)] * 4 + [(48, 32)] * 2 + [(32, 48)]
 
 
 # ---- one rival -------------------------------------------------------------------------------------------------------
@@ -267,7 +214,15 @@ def test_work_that_is_done_adds_up_to_all_of_it(monkeypatch):
     entries = race.Race(SHAPES, 8, 7, shares.append, before=lambda: None).run(rivals)
     assert [entry.rival for entry in entries] == rivals
     assert 1 - 1e-9 < sum(shares) < 1 + 1e-9
-    assert {len(entry.between) for entry in entries[2:]} == {5}
+    assert {len(entry.between) for entry in entries[2:]} == {3}
+
+
+def test_those_that_take_many_products_are_apart():
+    rivals = ours(["fira", "muon", "scale", "apollo", "trion", "sinkgd"])
+    groups = race._groups(rivals)
+    assert all(0 < len(some) <= race.TOGETHER for some in groups) and race._groups([]) == [[]]
+    assert sorted(rival.name for some in groups for rival in some) == sorted(rival.name for rival in rivals)
+    assert all(len({rival.method in LISTED for rival in some}) == 1 for some in groups)
 
 
 def test_peak_is_that_of_the_step():

@@ -133,6 +133,7 @@ _FIRST = (
     ("ops/chain_lr/", ("ops/chain_lr/test_chain_lr_chained.py", "ops/chain_lr/test_chain_lr_attention.py")),
     ("ops/subspace_step/step", ("ops/subspace_step/test_subspace_step_refusals.py", "optim/test_admission.py")),
     ("ops/subspace_step/", ("ops/subspace_step/test_subspace_step_refusals.py", "ops/subspace_step")),
+    ("cli/bench/products", ("cli/test_bench_products.py",)),
     ("cli/bench/", ("cli/test_bench.py", "cli/test_bench_peers.py")),
     ("cli/loop", ("cli/test_optimizers.py", "cli/test_growth.py", "cli/test_resume.py", "cli/test_methods.py")),
     ("cli/", ("cli/test_optimizers.py", "cli/test_methods.py")),

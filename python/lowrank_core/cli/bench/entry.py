@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from lowrank_core.cli.bench.peers import quiet
-from lowrank_core.cli.bench.rivals import Params, Rival, parameters, state_bytes
+from lowrank_core.cli.bench.rivals import TRIAL, TRIAL_RANK, Params, Rival, parameters, state_bytes
 from lowrank_core.cli.bench.shapes import Shapes
 from lowrank_core.cli.bench.timing import Call, seconds_of
 from lowrank_core.cli.errors import CliError
+from lowrank_core.memory.geometry import Side
 from lowrank_core.optim import LowRankOptimizer
 
 
@@ -60,6 +61,7 @@ def started(rival: Rival, shapes: Shapes, grads: Sequence[Tensor], rank: int, be
     watched = list(dict(zip(reversed(shapes), reversed(params), strict=True)).values())  # the first of each shape
     old = [param.detach().clone() for param in watched]
     with quiet():
+        warm_up(rival)
         optimizer = rival.build(params, rank)
         before()
         seconds = seconds_of(optimizer.step)
@@ -70,6 +72,14 @@ def started(rival: Rival, shapes: Shapes, grads: Sequence[Tensor], rank: int, be
         planned = optimizer.planned_state_bytes()
         raise CliError(f"the state of {rival.name} must have at most the {planned} bytes of its plan, got {held}")
     return Entry(rival, optimizer, seconds, held, low_rank_bytes(optimizer))
+
+
+def warm_up(rival: Rival) -> torch.optim.Optimizer:
+    """A few steps of small matrices, which bring the code in; the optimizer that took them."""
+    optimizer = rival.build(parameters(TRIAL), TRIAL_RANK)
+    for _ in range(2):
+        optimizer.step()
+    return optimizer
 
 
 def fault(params: Params, watched: Params, old: list[Tensor]) -> str:
@@ -84,7 +94,8 @@ def fault(params: Params, watched: Params, old: list[Tensor]) -> str:
 
 
 def low_rank_bytes(optimizer: torch.optim.Optimizer) -> int | None:
-    """Bytes of the low-rank gradients of one of ours, in float32; None of others."""
+    """Bytes of the low-rank gradients of one of ours, in float32, without those that are whole; None of others."""
     if not isinstance(optimizer, LowRankOptimizer):
         return None
-    return sum(4 * prod(slot.geometry.low_shape) for slot in optimizer.slots() if slot.geometry is not None)
+    places = [slot.geometry for slot in optimizer.slots() if slot.geometry is not None]
+    return sum(4 * prod(where.low_shape) for where in places if where.side != Side.WHOLE)

@@ -17,8 +17,6 @@ from typing import Any
 from lowrank_core.cli.bench.shapes import Shapes
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_WARM = [(48, 32), (32, 48)]  # stepped before, which brings the code in
-_WARM_RANK = 4
 KINDS = ("first", "between", "refresh")  # steps
 Peak = dict[str, int | None]
 
@@ -40,16 +38,15 @@ def measure(order: dict[str, Any]) -> Peak:
     """What `peak_of` asks for, of this process."""
     import torch
 
+    from lowrank_core.cli.bench.entry import warm_up
     from lowrank_core.cli.bench.field import find_rival
     from lowrank_core.cli.bench.peers import quiet
-    from lowrank_core.cli.bench.rivals import gradients, parameters, search_always, state_bytes
+    from lowrank_core.cli.bench.rivals import parameters, search_always, state_bytes
 
     torch.set_num_threads(order["threads"])
     rival, shapes = find_rival(order["rival"], order["method"]), [(m, n) for m, n in order["shapes"]]
     with quiet():
-        warm = rival.build(parameters(_WARM, gradients(_WARM)), min(_WARM_RANK, order["rank"]))
-        for _ in range(2):
-            warm.step()
+        warm = warm_up(rival)
         if rival.ours and search_always(warm):
             warm.step()
         optimizer = rival.build(parameters(shapes), order["rank"])

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from lowrank_core.cli.bench.rivals import GALORE_TORCH, LR, SELDOM, Params, Rival, parameters
+from lowrank_core.cli.bench.rivals import GALORE_TORCH, LR, SELDOM, TRIAL, TRIAL_RANK, Params, Rival, parameters
 from lowrank_core.cli.environment import version
 
-_TRIAL = [(48, 32), (32, 48)]
 _SCALE = 0.25  # GaLore's, whoever has one
 
 
@@ -125,10 +124,10 @@ def tried_out(peer: Peer) -> Rival | str:
             return "not installed" if missing.name == top else f"not importable: {_words(missing)}"
         except Exception as failure:  # whatever a broken installation raises
             return f"not importable: {_words(failure)}"
-        params = parameters(_TRIAL)
+        params = parameters(TRIAL)
         before = [param.grad.clone() for param in params if param.grad is not None]
         try:
-            optimizer = peer.build(module, params, 4)
+            optimizer = peer.build(module, params, TRIAL_RANK)
             for _ in range(2):
                 optimizer.step()
         except Exception as failure:  # theirs, of a version that fits no longer, or for want of a device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -15,7 +15,8 @@ from lowrank_core.cli.bench.shapes import Shapes
 from lowrank_core.cli.bench.timing import Call, evicting, interleaved
 
 TOGETHER = 4  # rivals whose weights and states are held at the same time, besides the two references
-_SECONDS = 40.0  # that a group may take for its rounds, after five of them
+_SECONDS, _LEAST = 40.0, 3  # that a group may take for its rounds, after so many of them
+_LONG = 2.0  # seconds of a first step after which the next one need not warm anything up
 _REFRESHES = 3  # rounds of steps with a refresh, at least
 
 
@@ -54,7 +55,8 @@ class Race:
     def _between(self, entries: list[Entry], share: float) -> None:
         calls = {entry.rival.name: entry.step() for entry in entries}
         for entry in entries:
-            entry.step()()  # a first step is not like the others
+            if entry.first_s < _LONG:
+                entry.step()()  # a first step is not like the others
             if entry.rival.name in LISTED:
                 calls[_products(entry)] = taking(products_of(entry.rival.name, self.shapes, self.rank))
         found = self._timed(calls, self.rounds, share)
@@ -82,7 +84,7 @@ class Race:
             next(done)
             self.tick(share / planned)
 
-        found = interleaved(calls, rounds, seconds=_SECONDS, before=self.before, after=after)
+        found = interleaved(calls, rounds, seconds=_SECONDS, least=_LEAST, before=self.before, after=after)
         self.tick(share * (planned - next(done)) / planned)  # of rounds that there was no time for
         both = list(zip(found[ADAMW], found[GALORE], strict=True))
         return {
@@ -95,7 +97,8 @@ def _products(entry: Entry) -> str:
     return f"products of {entry.rival.name}"
 
 
-def _groups(rivals: Sequence[Rival]) -> Iterator[Sequence[Rival]]:
-    """At least one, so that the references are measured too."""
-    for start in range(0, max(1, len(rivals)), TOGETHER):
-        yield rivals[start : start + TOGETHER]
+def _groups(rivals: Sequence[Rival]) -> list[list[Rival]]:
+    """At least one, so that the references are measured too. Those that take many products are apart: beside them
+    nobody finds anything in a cache."""
+    apart = [[rival for rival in rivals if (rival.method in LISTED) is many] for many in (False, True)]
+    return [some[i : i + TOGETHER] for some in apart for i in range(0, len(some), TOGETHER)] or [[]]

@@ -21,6 +21,7 @@ Params = list[nn.Parameter]
 Build = Callable[[Params, int], torch.optim.Optimizer]  # of weights with their gradients, and a rank
 
 LR = 1e-3
+TRIAL, TRIAL_RANK = [(48, 32), (32, 48)], 4  # what everybody steps before anything is measured
 SELDOM = 10**9  # steps from one search for subspaces to the next: as good as never
 # Keys that say when a method looks for its subspaces, and what they are if it does so at every step. Q-GaLore's gap
 # grows where subspaces agree, as they do here: no cosine is 2.
