@@ -69,7 +69,7 @@ def check(words: list[str]) -> None:
 def check_span(span: str) -> None:
     """Asserts the same of inline code: a command, of ours without the values of its options, an option, or a file."""
     if span.startswith("lowrank-core "):
-        known = options_of(build_parser()) | {"lowrank-core", *_commands_of(build_parser())}
+        known = options_of(build_parser()) | {"lowrank-core", *_names_of(build_parser())}
         for word in span.split():
             assert word in known or not re.match(r"--|[a-z]+$", word), f"lowrank-core knows no `{word}`"
     elif _COMMAND.match(span):
@@ -92,6 +92,12 @@ def _commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Argument
         if isinstance(action, argparse._SubParsersAction):
             found.update(action.choices)
     return found
+
+
+def _names_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Of commands, and of commands of commands."""
+    below = _commands_of(parser)
+    return set(below).union(*map(_names_of, below.values()))
 
 
 def _make_texts(words: list[str]) -> None:
