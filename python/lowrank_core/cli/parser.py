@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 
 
 SAVE_EVERY = 50  # steps
-STUDY = ("hours",)  # options of the comparison of all optimizers alone
+STUDY = ("hours", "recheck")  # options of the comparison of all optimizers alone
 MAX_THREADS = 1024  # beyond, systems refuse to start them, which ends the process
 
 _Commands = argparse._SubParsersAction  # the type of `add_subparsers`, which has no public name
@@ -82,7 +82,10 @@ def _add_train(commands: _Commands[Parser]) -> None:
         "in --out and made once. Models, text and steps are its own.",
     )
     study.add_argument("--hours", default=argparse.SUPPRESS, type=real(0), metavar="H",
-                       help="time after which no run is begun (default: until all are made)")
+                       help="time after which no run is begun; 0 only writes the page (default: until all are made)")
+    study.add_argument("--recheck", action="store_const", const=True, default=argparse.SUPPRESS,
+                       help="where sources have changed, first repeat one run of each optimizer; if its losses are the "
+                       "same to the bit, the others are not made again")
 
 
 def _add_estimate(commands: _Commands[Parser]) -> None:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from lowrank_core.cli.study.stages import Study
     from lowrank_core.cli.study.trial import Trial
 
-RUNS = "runs"  # the folder of the run files inside `--out`
 _NOTE = b"\nstopping; finished runs are kept\n"
 
 
@@ -33,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
     Returns 0, or 129, 130 or 143 if a signal ended it; every run that was finished is kept.
     """
     _refuse_others(options)
+    from lowrank_core.cli.study.page import RUNS, write_page
+    from lowrank_core.cli.study.recheck import recheck
     from lowrank_core.cli.study.stages import Study
     from lowrank_core.cli.study.store import Store
 
@@ -41,8 +42,11 @@ def run(options: argparse.Namespace) -> int:
         (folder / RUNS).mkdir(exist_ok=True)
         study = Study(Store(folder / RUNS))
         with StopRequest(_NOTE) as stop:
+            if hasattr(options, "recheck"):
+                recheck(study.store, stop=lambda: stop.signum is not None, tell=print)
             failed = complete(study, stop, getattr(options, "hours", None))
         left = sum(1 for _ in study.missing())
+        print(f"wrote {write_page(folder)}")
     if failed:
         raise CliError(f"{len(failed)} runs failed, the first is {failed[0]}; what they said is above")
     if left:

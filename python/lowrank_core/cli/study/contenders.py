@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lowrank_core.cli.study.ladders import Ladder, Point
-from lowrank_core.cli.study.sizes import Size
+from lowrank_core.cli.study.sizes import LARGE, THIN, Size
 from lowrank_core.cli.study.trial import Trial
 from lowrank_core.memory.geometry import FULL
 from lowrank_core.memory.methods import METHODS
@@ -101,8 +101,10 @@ CONTENDERS: tuple[Contender, ...] = (
     _row("trion", 2e-2, _MOMENTUM),
     _row("dion2", 2e-2, _MOMENTUM),
 )  # fmt: skip
-# The tuned GaLore with one key otherwise: (name, options, keys).
-ABLATIONS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+Ablation = tuple[
+    str, dict[str, Any], dict[str, Any]
+]  # name, options, keys: the tuned GaLore with one of them otherwise
+ABLATIONS: tuple[Ablation, ...] = (
     ("moments rotate", {"moments": "rotate"}, {}),
     ("no stagger", {}, {"stagger": False}),
     ("bfloat16 moments", {"moment_dtype": "bfloat16"}, {}),
@@ -120,9 +122,15 @@ def trial_of(
         "lr_others": point.get("lr_others", point["lr"]), "betas": [row.beta1, point["beta2"]],
         "weight_decay": point["weight_decay"],
     }  # fmt: skip
+    name = size.name if has_rank(row) else size.name.removesuffix(THIN)  # the same run at any rank
     if row.foreign is None:
-        return Trial(size.name, seed, {**options, **own}, {**row.keys, **keys})
-    return Trial(size.name, seed, options, {**row.keys, **own, **keys}, row.foreign)
+        return Trial(name, seed, {**options, **own}, {**row.keys, **keys})
+    return Trial(name, seed, options, {**row.keys, **own, **keys}, row.foreign)
+
+
+def has_rank(row: Contender) -> bool:
+    """Whether the size's rank decides anything."""
+    return bool(_rank(row, LARGE))
 
 
 def _rank(row: Contender, size: Size) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from lowrank_core.cli.study.store import Decided, Facts, Store, record_of
-from lowrank_core.cli.study.trial import Trial, measure
+from lowrank_core.cli.study.trial import Trial
 
 WORKERS = 2
 _PRELOADED = ("lowrank_core.cli.study.loaded",)  # what every run imports: once, then forked
@@ -58,6 +58,8 @@ def finish(
 
 def make(trial: Trial, decided_by: Facts, folder: Path) -> None:
     """Makes one run and writes its file. Ctrl-C reaches the whole group of processes; who started this one decides."""
+    from lowrank_core.cli.study.measure import measure  # loads torch, which who starts this one does without
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -41,6 +41,9 @@ SMALL = Size("small", dim=96, layers=3, heads=4, seq_len=64, steps=400)  # 0.38 
 LARGE = Size("large", dim=256, layers=4, heads=4, seq_len=128, steps=1000)  # 3.3 million
 
 
+THIN = "-d8"  # of the name
+
+
 def longer(size: Size) -> Size:
     """With twice the steps."""
     return replace(size, name=f"{size.name}-2x", steps=2 * size.steps)
@@ -48,4 +51,4 @@ def longer(size: Size) -> Size:
 
 def thinner(size: Size) -> Size:
     """With half the rank."""
-    return replace(size, name=f"{size.name}-d8", share=size.share / 2)
+    return replace(size, name=size.name + THIN, share=size.share / 2)

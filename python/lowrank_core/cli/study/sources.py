@@ -1,7 +1,8 @@
 """A digest of the sources that decide a run's numbers: not of the commit, nor of comments, layout or docstrings.
 
-Of Python: the training loop, and what the module of the method imports, directly or not. Of C++: all of it for methods
-of this package, none for others; which function calls which is not followed there.
+Of Python: the training loop, and what the module of the method imports, directly or not. What reads options is left
+out: they are kept with a run. Of C++: all of it for methods of this package, none for others; which function calls
+which is not followed there.
 """
 
 from __future__ import annotations
@@ -17,19 +18,7 @@ from pathlib import Path
 from lowrank_core.memory.methods import FACADES, METHODS
 
 PACKAGE = Path(__file__).resolve().parents[2]
-_CLI = (
-    "config",
-    "data",
-    "defaults",
-    "loop",
-    "model",
-    "optimizers",
-    "resolve",
-    "settings",
-    "text",
-    "study.foreign",
-    "study.trial",
-)
+_CLI = ("data", "loop", "model", "optimizers", "text", "study.foreign", "study.measure")
 _TRAINING = tuple(f"cli.{name}" for name in _CLI)
 _GROUPS = ("optim.targets",)
 _INDEX = {"", "optim", "ops", "cli"}  # packages whose own file only lists the others
@@ -44,15 +33,20 @@ def digest_of(optimizer: str, foreign: str | None) -> str:
     ours = foreign is None and optimizer in (*METHODS, *FACADES)
     roots = [*_GROUPS, *(_method(optimizer) if ours else ())]
     names = sorted({*_TRAINING, *_imported(roots, PACKAGE)})
-    facts = [(name, digest(meaning(_path(name, PACKAGE)))) for name in names]
+    facts = [(name, _digest_of_file(_path(name, PACKAGE))) for name in names]
     if ours:
-        facts += [(name, digest(text)) for name, text in _compiled(PACKAGE)]
+        facts += _compiled(PACKAGE)
     return digest(json.dumps(facts))
 
 
 def digest(text: str) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _digest_of_file(path: Path) -> str:
+    return digest(meaning(path))
 
 
 def meaning(path: Path) -> str:
@@ -91,7 +85,12 @@ def _imported(roots: list[str], package: Path) -> set[str]:
     return found
 
 
-def _imports(path: Path, package: Path) -> Iterator[str]:
+@cache
+def _imports(path: Path, package: Path) -> list[str]:
+    return list(_named(path, package))
+
+
+def _named(path: Path, package: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and not node.level:
@@ -111,13 +110,17 @@ def _path(name: str, package: Path) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _compiled(package: Path) -> Iterator[tuple[str, str]]:
-    """Name and meaning of the C++ sources, where the package lies in its source tree; else of the compiled module."""
+@cache
+def _compiled(package: Path) -> list[tuple[str, str]]:
+    """Name and digest of the C++ sources, where the package lies in its source tree; else of the compiled module."""
     root = package.parents[1] / "cpp"
     if not root.is_dir():
-        yield from ((path.name, digest(path.read_bytes().hex())) for path in sorted(package.glob("_core*.so")))
-        return
-    for folder in _COMPILED:
-        for path in sorted((root / folder).rglob("*")):
-            if path.suffix in {".h", ".cpp"}:
-                yield path.relative_to(root).as_posix(), meaning(path)
+        return [(path.name, digest(path.read_bytes().hex())) for path in sorted(package.glob("_core*.so"))]
+    paths = sorted(path for folder in _COMPILED for path in (root / folder).rglob("*") if path.suffix in {".h", ".cpp"})
+    return [(path.relative_to(root).as_posix(), _digest_of_file(path)) for path in paths]
+
+
+def forget() -> None:
+    """Reads all files again the next time."""
+    for cached in (digest_of, _digest_of_file, _imports, _compiled):
+        cached.cache_clear()

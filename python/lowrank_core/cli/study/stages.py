@@ -13,7 +13,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from lowrank_core.cli.study.contenders import ABLATIONS, CONTENDERS, Contender, trial_of
+from lowrank_core.cli.study.contenders import ABLATIONS, CONTENDERS, Ablation, Contender, trial_of
 from lowrank_core.cli.study.ladders import TRIALS, Point, Tried, best, walk
 from lowrank_core.cli.study.sizes import LARGE, SMALL, Size, longer, thinner
 from lowrank_core.cli.study.store import Store
@@ -44,19 +44,22 @@ class Study:
     small: Size = SMALL
     large: Size = LARGE
     seeds: tuple[int, ...] = SEEDS
+    ablations: tuple[Ablation, ...] = ABLATIONS
 
     def missing(self) -> Iterator[Trial]:
         """Runs that can be made now, the most wanted first; one may come twice."""
         return (trial for trial in self.wanted() if self.store.find(trial) is None)
 
     def wanted(self) -> Iterator[Trial]:
-        """All runs of the study, as far as those that are there tell; breadth before depth."""
+        """All runs of the study, as far as those that are there tell.
+
+        One line of the small table after the other, then the large one: wherever it stops, whole lines stand.
+        """
         for row in self.contenders:
-            yield from self._asked(partial(self.tuning, row))
-        for row in self.contenders:
+            yield from self._searched(row)
             yield from self._known(partial(self.runs, row, self.small))
-        for variant in ABLATIONS:
-            yield from self._known(partial(self.ablation, *variant[1:]))
+            for variant in self.ablations if row.name == ABLATED else ():
+                yield from self._known(partial(self.ablation, *variant[1:]))
         for size in (longer(self.small), thinner(self.small)):
             for row in self._known(self.followed):
                 yield from self._known(partial(self.runs, row, size))
@@ -69,7 +72,7 @@ class Study:
         """An upper bound: a search may end before its last trial, and runs may be the same."""
         each = TRIALS + RATES + 2 * len(self.seeds)
         followed = 2 * (len(PEERS) + FOLLOWED)
-        return each * len(self.contenders) + (len(ABLATIONS) + followed) * len(self.seeds)
+        return each * len(self.contenders) + (len(self.ablations) + followed) * len(self.seeds)
 
     def row(self, name: str) -> Contender:
         """The contender of that name."""
@@ -78,6 +81,19 @@ class Study:
     def tuning(self, row: Contender) -> list[Tried]:
         """Its trials at the small size, in order."""
         return walk(row.start, row.ladders, lambda point: self.loss(self._tuned(row, self.small, point)))
+
+    def tried(self, row: Contender) -> tuple[list[Tried], bool]:
+        """Its trials so far, and whether these are all."""
+        made: list[Tried] = []
+
+        def loss(point: Point) -> float:
+            made.append(Tried(point, self.loss(self._tuned(row, self.small, point))))
+            return made[-1].loss
+
+        try:
+            return walk(row.start, row.ladders, loss), True
+        except NotMade:
+            return made, False
 
     def rates(self, row: Contender) -> list[Trial]:
         """At the large size: the best rate of the small one, and its neighbours."""
@@ -132,11 +148,11 @@ class Study:
     def _beside(row: Contender, point: Point) -> tuple[float, ...]:
         return row.ladder("lr").neighbours(point["lr"])
 
-    @staticmethod
-    def _asked(figure: Callable[[], object]) -> Iterator[Trial]:
-        """What `figure` lacks first."""
+    def _searched(self, row: Contender) -> Iterator[Trial]:
+        """The trials of its tuning so far, and the next one."""
+        yield from (self._tuned(row, self.small, one.point) for one in self.tried(row)[0])
         try:
-            figure()
+            self.tuning(row)
         except NotMade as gap:
             yield gap.trial
 

@@ -4,53 +4,68 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.environment import environment, version
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import reading, write_atomic
+from lowrank_core.cli.resolve import resolve
 from lowrank_core.cli.study.sources import PACKAGE, digest_of
 from lowrank_core.cli.study.trial import Trial
 
 COMMAND = "lowrank-core train --optimizer all"
 # The distribution of each foreign optimizer, whose version decides numbers.
 _DISTRIBUTIONS = {"galore_torch": "galore-torch", "bitsandbytes": "bitsandbytes"}
-Facts = dict[str, str | None]
+Record = dict[str, Any]
+Facts = dict[str, Any]
 Decided = Callable[[Trial], Facts]
-_NEEDED = ("decided_by", "val_loss", "state_bytes", "val_curve", "losses_sha256", "options", "seed", "size")
+_NEEDED = (
+    "size", "seed", "foreign", "options", "keys", "decided_by", "val_loss", "state_bytes", "val_curve", "losses_sha256",
+)  # fmt: skip
 _REMEDY = "delete it, and the run is made again"
 
 
 class Store:
-    """The runs in `folder`. What is read is kept; what another process writes is found by `forget`."""
+    """The runs in `folder`: those that today's sources would make again, or, with `past`, all.
 
-    def __init__(self, folder: Path) -> None:
+    What is read is kept; what another process writes is found after `forget`.
+    """
+
+    def __init__(self, folder: Path, *, past: bool = False) -> None:
         self.folder = folder
-        self._read: dict[str, dict[str, Any] | None] = {}
+        self._past = past
+        self._read: dict[str, Record | None] = {}
 
-    def find(self, trial: Trial) -> dict[str, Any] | None:
+    def find(self, trial: Trial) -> Record | None:
         """The run's record; None if there is none, or it was made by other sources, versions or text.
 
         Raises:
           CliError: the file is damaged.
         """
-        record = self.any(trial)
-        return record if record is not None and record["decided_by"] == decided_by(trial) else None
-
-    def any(self, trial: Trial) -> dict[str, Any] | None:
-        """The run's record, whatever it was made by; None if there is none."""
         if trial.name not in self._read:
-            self._read[trial.name] = self._load(self.path(trial))
+            path = self.path(trial)
+            record = load(path) if path.exists() else None
+            stands = record is not None and (self._past or record["decided_by"] == decided_by(trial))
+            self._read[trial.name] = record if stands else None
         return self._read[trial.name]
+
+    def records(self) -> Iterator[Record]:
+        """All of the folder, by name.
+
+        Raises:
+          CliError: a file is damaged.
+        """
+        yield from (load(path) for path in sorted(self.folder.glob("*-seed*.json")))
 
     def forget(self, trial: Trial) -> None:
         """Reads the trial's file again the next time."""
         self._read.pop(trial.name, None)
 
-    def write(self, trial: Trial, record: dict[str, Any]) -> None:
+    def write(self, trial: Trial, record: Record) -> None:
         """Writes the run's file, whole or not at all."""
         write_atomic(self.path(trial), (json.dumps(record) + "\n").encode())
         self.forget(trial)
@@ -59,31 +74,36 @@ class Store:
         """Where the run's file is."""
         return self.folder / f"{trial.name}.json"
 
-    def _load(self, path: Path) -> dict[str, Any] | None:
-        if not path.exists():
-            return None
-        with reading(path):
-            data = path.read_bytes()
-        try:
-            record: dict[str, Any] = json.loads(data)
-            missing = [key for key in _NEEDED if key not in record]
-        except (ValueError, TypeError, RecursionError) as failure:
-            raise CliError(f"the run file '{path}' is damaged ({failure}); {_REMEDY}") from failure
-        if missing:
-            raise CliError(f"the run file '{path}' is damaged ({missing[0]} is missing); {_REMEDY}")
-        return record
+
+def load(path: Path) -> Record:
+    """The record in a run file.
+
+    Raises:
+      CliError: the file is damaged.
+    """
+    with reading(path):
+        data = path.read_bytes()
+    try:
+        record: Record = json.loads(data)
+        lacking = [key for key in _NEEDED if key not in record]
+    except (ValueError, TypeError, RecursionError) as failure:
+        raise CliError(f"the run file '{path}' is damaged ({failure}); {_REMEDY}") from failure
+    if lacking or not isinstance(record, dict):
+        raise CliError(f"the run file '{path}' is damaged ({(lacking or ['all'])[0]} is missing); {_REMEDY}")
+    return record
 
 
-def record_of(trial: Trial, decided: Facts, result: dict[str, Any]) -> dict[str, Any]:
+def record_of(trial: Trial, decided: Facts, result: Record) -> Record:
     """What a run file holds: what was asked, where and with what it was made, and what came out."""
     return {**trial.to_json(), "decided_by": decided, **origin(), "threads": 1, **result}
 
 
 def decided_by(trial: Trial) -> Facts:
-    """Besides its options, all that decides the run's numbers on one kind of processor."""
+    """Besides the options that it was given, all that decides the run's numbers on one kind of processor."""
+    config = resolve(TrainConfig.from_json(dict(trial.options)))
     facts: Facts = {
         "sources": digest_of(trial.optimizer, trial.foreign), "text": text_digest(), "torch": version("torch"),
-        "numpy": version("numpy"),
+        "numpy": version("numpy"), "own": json.loads(json.dumps(config.own(trial.optimizer))),
     }  # fmt: skip
     if trial.foreign is not None:
         facts[trial.foreign] = version(_DISTRIBUTIONS[trial.foreign])
