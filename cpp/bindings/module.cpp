@@ -12,5 +12,6 @@ PYBIND11_MODULE(_core, module) {
   lowrank::register_rsvd(module);
   lowrank::register_rsvd_augment(module);
   lowrank::register_subspace_step(module);
+  lowrank::register_subspace_step_lines(module);
   lowrank::register_subspace_step_plain(module);
 }

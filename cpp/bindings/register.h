@@ -14,6 +14,7 @@ void register_kalman_diag(pybind11::module_& module);
 void register_rsvd(pybind11::module_& module);
 void register_rsvd_augment(pybind11::module_& module);
 void register_subspace_step(pybind11::module_& module);
+void register_subspace_step_lines(pybind11::module_& module);
 void register_subspace_step_plain(pybind11::module_& module);
 
 }  // namespace lowrank

@@ -46,6 +46,7 @@ __all__: list[str] = [
     "kalman_diag_gain",
     "kalman_diag_step",
     "kalman_diag_step_",
+    "lines_step",
     "mkl_roots",
     "nonfinite",
     "num_threads",
@@ -452,6 +453,24 @@ def kalman_diag_step_(
 ) -> bool:
     """
     The same in place.
+    """
+
+def lines_step(
+    params: collections.abc.Sequence[numpy.typing.ArrayLike],
+    grads: collections.abc.Sequence[numpy.typing.ArrayLike],
+    steps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    seeds: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    *,
+    lines: str,
+    iterations: typing.SupportsInt | typing.SupportsIndex,
+    lr: typing.SupportsFloat | typing.SupportsIndex,
+    weight_decay: typing.SupportsFloat | typing.SupportsIndex,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    maximize: bool,
+    stochastic: bool,
+) -> None:
+    """
+    A list of weights along their gradients, whose rows or columns have a root mean square of 1.
     """
 
 def mkl_roots() -> bool:

@@ -16,6 +16,7 @@
 #include "lowrank_core/rounding.h"
 #include "lowrank_core/rsvd.h"
 #include "lowrank_core/subspace_step.h"
+#include "lowrank_core/subspace_step_lines.h"
 #include "lowrank_core/subspace_step_plain.h"
 #include "lowrank_core/view.h"
 
@@ -208,6 +209,7 @@ __global__ void subspace_step_elements(subspace_step::Factors<float> narrow, sub
   y[30] = root(y[31]) + channel_scale(y[32], y[33]) + residual_norm(y[34], y[35], y[36], y[37]);
   y[38] = limiter(y[39], y[40], y[41], limiter_floor(y[42])) + sign_threshold(y[43], y[44], y[45]);
   y[46] = keep_factor(y[47], y[48]);
+  y[49] = line_factor(y[50], y[51]) + line_entry(y[52], y[53], y[54], y[55], y[56]) + double(line_scale(x[32]));
   words[0] = philox::bits(1, weight_draw(2, 3, 4, 5, true, 6)) ^ philox::bits(1, moment_draw(2, 3, true, 6));
 }
 

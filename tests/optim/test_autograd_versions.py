@@ -10,7 +10,7 @@ import lowrank_core as lc
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.optim import GaLoreAdamW, devices, fused
+from lowrank_core.optim import SCALE, GaLoreAdamW, SinkGD, devices, fused
 from optim_cases import draw
 from torch import Tensor, nn
 
@@ -23,7 +23,10 @@ WRITES: dict[str, tuple[str, ...]] = {
     "kalman_diag_step_": ("theta", "p"),
     "dct_select_feedback": ("residual",),
 }
-PRIVATE = {"adamw_step": ("params", "exp_avg", "exp_avg_scales", "exp_avg_sq", "exp_avg_sq_scales")}  # PATHS calls it
+PRIVATE = {  # PATHS and the test of lines call them
+    "adamw_step": ("params", "exp_avg", "exp_avg_scales", "exp_avg_sq", "exp_avg_sq_scales"),
+    "lines_step": ("params",),
+}
 FRESH = {
     "adapter_gradient", "adapter_linear", "are_ordinary", "array_refusal", "attention_chained", "attention_exact",
     "attention_operands", "attention_sampled_error", "attention_score_bound", "augment_truncate", "chain_matmul",
@@ -132,6 +135,16 @@ def test_a_graph_made_before_a_step_refuses_to_be_differentiated(path: str, monk
     assert weight._version > before
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         stale.backward()
+
+
+@pytest.mark.parametrize("kind", [SCALE, SinkGD])
+def test_matrices_that_are_taken_whole_count(kind: Any) -> None:
+    weight = nn.Parameter(draw(8, 12))
+    optimizer, loss = kind([weight], lr=0.1), (weight * weight).sum()
+    weight.grad = draw(8, 12, seed=1)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_a_skipped_step_is_none() -> None:

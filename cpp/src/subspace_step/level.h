@@ -4,6 +4,7 @@
 #include "lowrank_core/isa.h"
 #include "lowrank_core/simd/nest.h"
 #include "lowrank_core/subspace_step.h"
+#include "lowrank_core/subspace_step_lines.h"
 #include "lowrank_core/subspace_step_plain.h"
 
 namespace lowrank::subspace_step {
@@ -60,6 +61,24 @@ struct SignWriteBack : WriteBack {
   bool rows_paired = false;
 };
 
+// A matrix whose lines are balanced, x_ij = scale_i g_ij, and reciprocals of mean squares: of row i with columns by
+// their factors, of column j with rows by theirs.
+struct Balance {
+  Matrix g;
+  float* scales;   // [m]
+  float* rows;     // [m]
+  float* columns;  // [n]
+  bool first;      // the scales are to be found
+};
+
+// w <- keep w - step line_entry(g, ...), with arrays of a factor for each row and each column.
+struct LinesWriteBack {
+  Target to;
+  Matrix g;
+  double keep = 1.0, step = 0.0;
+  const float *row_scales, *row_roots, *column_scales, *column_roots;
+};
+
 struct MomentLevel {
   // Elements [begin, end); begin is a multiple of the codecs' block.
   void (*advance)(const Advance& a, int64_t begin, int64_t end);
@@ -79,6 +98,17 @@ struct PlainLevel {
   static const PlainLevel generic, avx2, avx512, avx512bf16;
 };
 
+struct LinesLevel {
+  // The factors of rows [begin, end) from those of the columns. With `sums` [n]: sums[j] += factor_i x_ij² over them.
+  void (*balance_rows)(const Balance& b, int64_t begin, int64_t end, float* sums);
+  // The factors of the columns from the sums of `count` blocks of rows, [count, n].
+  void (*balance_columns)(const Balance& b, const float* sums, int64_t count);
+  // Rows [begin, end) of the weight.
+  void (*write)(const LinesWriteBack& p, int64_t begin, int64_t end);
+
+  static const LinesLevel generic, avx2, avx512, avx512bf16;
+};
+
 struct WeightLevel {
   void (*write_back)(const WriteBack& product);
   void (*write_back_scaled)(const ScaledWriteBack& product);
@@ -95,6 +125,7 @@ struct WeightLevel {
 
 inline const MomentLevel& moment_level() { return at_level<MomentLevel>(); }
 inline const PlainLevel& plain_level() { return at_level<PlainLevel>(); }
+inline const LinesLevel& lines_level() { return at_level<LinesLevel>(); }
 inline const WeightLevel& weight_level() { return at_level<WeightLevel>(); }
 
 }  // namespace lowrank::subspace_step

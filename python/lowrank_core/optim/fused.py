@@ -20,6 +20,7 @@ from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.each_step import EachStep
 from lowrank_core.optim.following import FollowingStep
 from lowrank_core.optim.lifts import lift_steps, matrix_of, rights_of
+from lowrank_core.optim.lines import LinesStep
 from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
 from lowrank_core.optim.parts.projectors import Projector
 from lowrank_core.optim.parts.projectors.by_energy import ByEnergy
@@ -39,6 +40,7 @@ from lowrank_core.optim.parts.rules.adabelief import AdaBelief
 from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
 from lowrank_core.optim.parts.rules.column_adam import ColumnAdam
+from lowrank_core.optim.parts.rules.lines import Lines, MomentumLines, Sinkhorn
 from lowrank_core.optim.parts.rules.lion import Lion
 from lowrank_core.optim.parts.rules.newton_schulz import NewtonSchulz
 from lowrank_core.optim.plain import PlainStep
@@ -198,6 +200,10 @@ FUSED |= {
         (EachStepSelection, Feedback, NewtonSchulz),
         (Whole, Feedback, NewtonSchulz),
     )
+}
+FUSED |= {
+    ("cpu", Whole, Drop, rule, moments): LinesStep()
+    for rule, moments in product((Lines, MomentumLines, Sinkhorn), _CODECS)
 }
 
 

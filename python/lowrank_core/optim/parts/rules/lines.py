@@ -14,11 +14,23 @@ from lowrank_core.optim.parts.rules import Direction, Moments, Turn
 
 
 @dataclass(frozen=True)
-class Stateless:
-    """What rules share that keep nothing, and correct no bias."""
+class OfLines:
+    """What rules share that bring the lines of a signal to one length, and correct no bias; the signal is the gradient
+    unless they say otherwise, and they keep nothing."""
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         return {}
+
+    def update(self, grad: Tensor, moments: Moments, step: float | Tensor) -> Direction:
+        return Direction(self.normalized(self.signal(grad, moments)))
+
+    def signal(self, grad: Tensor, moments: Moments) -> Tensor:
+        """What is normalized; `moments` advance in place."""
+        return grad
+
+    def normalized(self, signal: Tensor) -> Tensor:
+        """The same with its lines at one length, in storage of its own: what the kernel does to a weight's signal."""
+        raise NotImplementedError(f"{type(self).__name__}: a rule of lines must say which")
 
     def turned(self, moments: Moments, turn: Turn, step: float | Tensor) -> Moments:
         return {name: turn.linear(moment) for name, moment in moments.items()}
@@ -27,11 +39,11 @@ class Stateless:
         return 1.0
 
     def kernel(self) -> dict[str, Any]:
-        return {}
+        raise NotImplementedError(f"{type(self).__name__}: a rule of lines must say what the kernel needs")
 
 
 @dataclass(frozen=True)
-class Lines(Stateless):
+class Lines(OfLines):
     """The gradient, each row (else each column) divided by its root mean square.
 
     Source: Glentis et al. 2025 (SCALE, arXiv:2506.16659), algorithm 1.
@@ -39,8 +51,11 @@ class Lines(Stateless):
 
     rows: bool = True
 
-    def update(self, grad: Tensor, moments: Moments, step: float | Tensor) -> Direction:
-        return Direction(normalized_lines(grad, self.rows))
+    def normalized(self, signal: Tensor) -> Tensor:
+        return normalized_lines(signal, self.rows)
+
+    def kernel(self) -> dict[str, Any]:
+        return {"lines": "rows" if self.rows else "columns", "iterations": 1}
 
 
 @dataclass(frozen=True)
@@ -56,12 +71,12 @@ class MomentumLines(Lines):
     def layout(self, shape: tuple[int, ...]) -> Layout:
         return lion_fields(shape)
 
-    def update(self, grad: Tensor, moments: Moments, step: float | Tensor) -> Direction:
-        return super().update(moments["exp_avg"].lerp_(grad.contiguous(), 1 - self.momentum), moments, step)
+    def signal(self, grad: Tensor, moments: Moments) -> Tensor:
+        return moments["exp_avg"].lerp_(grad.contiguous(), 1 - self.momentum)
 
 
 @dataclass(frozen=True)
-class Sinkhorn(Stateless):
+class Sinkhorn(OfLines):
     """The gradient, rows and columns in turns divided by their root mean squares.
 
     Source: Scetbon et al. 2025 (SinkGD, arXiv:2502.06742), algorithm 3.
@@ -72,5 +87,8 @@ class Sinkhorn(Stateless):
     def __post_init__(self) -> None:
         require(is_count(self.iterations, 1), type(self).__name__, "iterations", "be an int >= 1", self.iterations)
 
-    def update(self, grad: Tensor, moments: Moments, step: float | Tensor) -> Direction:
-        return Direction(balanced(grad, self.iterations))
+    def normalized(self, signal: Tensor) -> Tensor:
+        return balanced(signal, self.iterations)
+
+    def kernel(self) -> dict[str, Any]:
+        return {"lines": "both", "iterations": self.iterations}

@@ -1,0 +1,77 @@
+"""The step of matrices along their gradient, or its mean, with lines of one length."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from lowrank_core.ops.subspace_step.lines import lines_list
+from lowrank_core.ops.subspace_step.step import count_step
+from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.lifts import matrix_of
+from lowrank_core.optim.parts.codecs import decoded, encode
+from lowrank_core.optim.parts.residuals.drop import Drop
+from lowrank_core.optim.parts.rules import Direction
+from lowrank_core.optim.parts.rules.lines import OfLines
+from lowrank_core.optim.parts.subspaces.selection import All
+from lowrank_core.optim.refresh import signed, take
+from lowrank_core.optim.slots import Draft, Slot, State
+from lowrank_core.optim.step import write
+
+
+class LinesStep:
+    """`lines_list`: all matrices of a bucket in one call, and nothing of a weight's size beside them."""
+
+    def draft(self, bucket: Bucket, draft: Draft, states: list[State]) -> None:
+        """Nothing: one call reads a gradient while it is near, as often as it has to."""
+
+    def finish(self, bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
+        rule, slots = cast(OfLines, bucket.parts.rule), draft.slots
+        count_step([state["step"] for state in states])
+        for slot, state in zip(slots, states, strict=True):
+            if not state["proj.refreshes"]:
+                take(bucket, slot, state, All(slot.where(state)), 0)
+        keeps = bool(rule.layout(()))
+        signals = [_signal(bucket, *each) for each in zip(slots, draft.grads, states, strict=True)] if keeps else []
+        if not _step(bucket, slots, signals or draft.grads, states, maximize=bucket.maximize and not keeps):
+            residual = cast(Drop, bucket.parts.residual)
+            for i, (slot, state) in enumerate(zip(slots, states, strict=True)):
+                signal = signals[i] if keeps else signed(bucket, draft.grads[i].to(slot.work))
+                direction = residual.lifted(Direction(rule.normalized(signal)), All(slot.where(state)))
+                write(slot, bucket, direction, slot.draw(state["step"].item()))
+
+
+def _signal(bucket: Bucket, slot: Slot, grad: Tensor, state: State) -> Tensor:
+    """What is normalized where the rule keeps a mean, which advances."""
+    rule, codec = cast(OfLines, bucket.parts.rule), bucket.parts.moment_codec
+    fields = rule.layout(tuple(grad.shape))
+    moments = decoded(codec, fields, state, slot.work)
+    signal = rule.signal(signed(bucket, grad.to(slot.work)), moments)
+    encode(codec, fields, state, moments, slot.draw(state["step"].item()))
+    return signal
+
+
+def _step(bucket: Bucket, slots: list[Slot], signals: list[Tensor], states: list[State], *, maximize: bool) -> bool:
+    """True if the kernel has taken the step; False if it did nothing: weights share memory, or are float64."""
+    if bucket.dtype == torch.float64:
+        return False
+    params = [matrix_of(slot) for slot in slots]
+    steps = [int(state["step"]) for state in states]
+    seeds = Draft(slots).seeds(bucket.rounding != "nearest")
+    scale = cast(Drop, bucket.parts.residual).scale
+    taken = lines_list(
+        params, [_along_rows(signal) for signal in signals], steps, seeds, lr=bucket.lr, scale=scale,
+        weight_decay=bucket.weight_decay, maximize=maximize, stochastic=bucket.rounding == "stochastic",
+        **bucket.parts.rule.kernel(),
+    )  # fmt: skip
+    if taken:
+        torch.autograd.graph.increment_version(params)  # a graph made before holds the old weights
+    return taken
+
+
+def _along_rows(signal: Tensor) -> Tensor:
+    """The same with rows that run along memory, in a dtype that the kernel reads."""
+    narrow = signal.float() if signal.dtype == torch.float64 else signal
+    return narrow if narrow.stride(1) == 1 else narrow.contiguous()
