@@ -6,6 +6,7 @@
 
 #include "expect.h"
 #include "kernel.h"
+#include "lowrank_core/parallel.h"
 #include "register.h"
 
 namespace py = pybind11;
@@ -158,6 +159,67 @@ void bind_project_back(const WriteArray& out, const ReadArray& coeffs, const Rea
   }
 }
 
+using Reads = std::vector<ReadArray>;
+using Writes = std::vector<WriteArray>;
+
+constexpr int64_t kOneThreadEach = 1 << 18;  // elements of matrices that get one thread each, if there are several
+
+// one(i) for each of a list of matrices: small ones side by side, others one after the other, with all threads.
+template <class One>
+void for_each_of(const Reads& matrices, const One& one) {
+  std::vector<size_t> small;
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    if (matrices[i].view.size() <= kOneThreadEach) {
+      small.push_back(i);
+    } else {
+      one(i);
+    }
+  }
+  parallel_for(int64_t(small.size()), [&](int64_t i) { one(small[size_t(i)]); });
+}
+
+void bind_feedback_list(const Writes& indices, const Writes& coeffs, const Writes& captured, const Writes& residuals,
+                        const Reads& g, const std::vector<bool>& left, double keep, const std::string& basis,
+                        int64_t norm_ord) {
+  const size_t count = g.size();
+  expect(indices.size() == count && coeffs.size() == count && captured.size() == count, "indices");
+  expect(residuals.size() == count && left.size() == count, "residuals");
+  std::vector<Chosen> to;
+  std::vector<dct_select::Selection> selections;
+  for (size_t i = 0; i < count; ++i) {
+    to.push_back(chosen(indices[i].view, coeffs[i].view, captured[i].view, g[i].view, left[i]));
+    expect(g[i].view.rank == 2, "g");
+    expect_like(residuals[i].view, g[i].view, "residuals");
+    selections.push_back(selection_of(basis, std::nullopt, to[i].n, norm_ord));
+  }
+  for_each_of(g, [&](size_t i) {
+    *to[i].captured = dct_select::feedback_cpu(to[i].indices, oriented(coeffs[i].view, 0, left[i]),
+                                               oriented(residuals[i].view, 0, left[i]), oriented(g[i].view, 0, left[i]),
+                                               keep, selections[i]);
+  });
+}
+
+void bind_project_back_list(const Writes& out, const Reads& coeffs, const Reads& indices, const std::vector<bool>& left,
+                            const std::string& basis) {
+  const size_t count = coeffs.size();
+  expect(out.size() == count && indices.size() == count && left.size() == count, "out");
+  std::vector<const int64_t*> lists;
+  std::vector<dct_select::Selection> selections;
+  for (size_t i = 0; i < count; ++i) {
+    expect_float(out[i].view, "out", 2);
+    expect_float(coeffs[i].view, "coeffs", 2);
+    const Matrix to = oriented(out[i].view, 0, left[i]), from = oriented(coeffs[i].view, 0, left[i]);
+    expect(out[i].view.rank == 2 && coeffs[i].view.rank == 2 && to.rows == from.rows, "out");
+    lists.push_back(indices_of(indices[i].view, 1, from.cols, "indices"));
+    expect_ascending("dct_project_back: `indices`", lists[i], from.cols, to.cols);
+    selections.push_back(selection_of(basis, std::nullopt, to.cols, 2));
+  }
+  for_each_of(coeffs, [&](size_t i) {
+    dct_select::project_back_cpu(oriented(out[i].view, 0, left[i]), oriented(coeffs[i].view, 0, left[i]), lists[i],
+                                 selections[i]);
+  });
+}
+
 // Both moments of one subspace, each to its own array.
 void bind_rotate(const WriteArray& m_out, const WriteArray& v_out, const ReadArray& m, const ReadArray& v,
                  const ReadArray& old_indices, const ReadArray& new_indices, const std::string& side) {
@@ -195,8 +257,12 @@ void register_dct_select(py::module_& module) {
   kernel(module, "dct_select_feedback", &bind_feedback, "indices"_a, "coeffs"_a, "captured"_a, "residual"_a, "g"_a,
          py::kw_only(), "keep"_a, "basis"_a, "atoms"_a = py::none(), "side"_a, "norm_ord"_a = 2,
          "The same for coordinates of `g` plus `residual`, which becomes what was not chosen.");
+  kernel(module, "dct_select_feedback_list", &bind_feedback_list, "indices"_a, "coeffs"_a, "captured"_a, "residuals"_a,
+         "g"_a, "left"_a, py::kw_only(), "keep"_a, "basis"_a, "norm_ord"_a, "The same for a list of matrices.");
   kernel(module, "dct_project_back", &bind_project_back, "out"_a, "coeffs"_a, "indices"_a, py::kw_only(), "basis"_a,
          "atoms"_a = py::none(), "side"_a, "The matrix that has these coordinates into out.");
+  kernel(module, "dct_project_back_list", &bind_project_back_list, "out"_a, "coeffs"_a, "indices"_a, "left"_a,
+         py::kw_only(), "basis"_a, "The same for a list of matrices.");
   kernel(module, "rotate_moments", &bind_rotate, "m_out"_a, "v_out"_a, "m"_a, "v"_a, "old_indices"_a, "new_indices"_a,
          py::kw_only(), "side"_a, "Both moments moved to where their atom is in the new list.");
 }

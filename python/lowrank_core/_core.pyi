@@ -29,8 +29,10 @@ __all__: list[str] = [
     "convert",
     "count_step",
     "dct_project_back",
+    "dct_project_back_list",
     "dct_select",
     "dct_select_feedback",
+    "dct_select_feedback_list",
     "dct_transform",
     "decode_moment",
     "dequantize_int4",
@@ -48,6 +50,7 @@ __all__: list[str] = [
     "kalman_diag_step_",
     "lines_step",
     "mkl_roots",
+    "newton_schulz",
     "nonfinite",
     "num_threads",
     "orthonormalize",
@@ -262,6 +265,18 @@ def dct_project_back(
     The matrix that has these coordinates into out.
     """
 
+def dct_project_back_list(
+    out: collections.abc.Sequence[numpy.typing.ArrayLike],
+    coeffs: collections.abc.Sequence[numpy.typing.ArrayLike],
+    indices: collections.abc.Sequence[numpy.typing.ArrayLike],
+    left: collections.abc.Sequence[bool],
+    *,
+    basis: str,
+) -> None:
+    """
+    The same for a list of matrices.
+    """
+
 def dct_select(
     indices: numpy.typing.ArrayLike,
     coeffs: numpy.typing.ArrayLike,
@@ -292,6 +307,22 @@ def dct_select_feedback(
 ) -> None:
     """
     The same for coordinates of `g` plus `residual`, which becomes what was not chosen.
+    """
+
+def dct_select_feedback_list(
+    indices: collections.abc.Sequence[numpy.typing.ArrayLike],
+    coeffs: collections.abc.Sequence[numpy.typing.ArrayLike],
+    captured: collections.abc.Sequence[numpy.typing.ArrayLike],
+    residuals: collections.abc.Sequence[numpy.typing.ArrayLike],
+    g: collections.abc.Sequence[numpy.typing.ArrayLike],
+    left: collections.abc.Sequence[bool],
+    *,
+    keep: typing.SupportsFloat | typing.SupportsIndex,
+    basis: str,
+    norm_ord: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """
+    The same for a list of matrices.
     """
 
 def dct_transform(
@@ -458,6 +489,7 @@ def kalman_diag_step_(
 def lines_step(
     params: collections.abc.Sequence[numpy.typing.ArrayLike],
     grads: collections.abc.Sequence[numpy.typing.ArrayLike],
+    scales: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
     steps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
     seeds: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
     *,
@@ -465,7 +497,6 @@ def lines_step(
     iterations: typing.SupportsInt | typing.SupportsIndex,
     lr: typing.SupportsFloat | typing.SupportsIndex,
     weight_decay: typing.SupportsFloat | typing.SupportsIndex,
-    scale: typing.SupportsFloat | typing.SupportsIndex,
     maximize: bool,
     stochastic: bool,
 ) -> None:
@@ -476,6 +507,20 @@ def lines_step(
 def mkl_roots() -> bool:
     """
     Whether the square roots that torch has from MKL are in this process.
+    """
+
+def newton_schulz(
+    to: collections.abc.Sequence[numpy.typing.ArrayLike],
+    from_: collections.abc.Sequence[numpy.typing.ArrayLike],
+    *,
+    coefficients: typing.Annotated[
+        collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], "FixedSize(3)"
+    ],
+    steps: typing.SupportsInt | typing.SupportsIndex,
+    eps: typing.SupportsFloat | typing.SupportsIndex,
+) -> None:
+    """
+    to <- the nearest orthogonal matrices, roughly, of a list of (batches of) matrices.
     """
 
 def nonfinite(arrays: collections.abc.Sequence[numpy.typing.ArrayLike]) -> list[int]:

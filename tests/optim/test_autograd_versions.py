@@ -30,11 +30,13 @@ PRIVATE = {  # PATHS and the test of lines call them
 FRESH = {
     "adapter_gradient", "adapter_linear", "are_ordinary", "array_refusal", "attention_chained", "attention_exact",
     "attention_operands", "attention_sampled_error", "attention_score_bound", "augment_truncate", "chain_matmul",
-    "convert", "count_step", "dct_project_back", "dct_select", "dct_transform", "decode_moment", "dequantize_int4",
+    "convert", "count_step", "dct_project_back", "dct_project_back_list", "dct_select", "dct_select_feedback_list",
+    "dct_transform", "decode_moment", "dequantize_int4",
     "dequantize_int4_list",
     "encode_moment", "factored_svd", "fast_bfloat16", "gaussian", "gemm", "int4_project", "kalman_diag_gain",
-    "kalman_diag_step", "mkl_roots", "nonfinite", "num_threads", "orthonormalize", "overlaps_itself", "qb",
-    "quantize_int4", "range_finder", "rotate_moments", "round_stochastic", "rsvd", "share_memory", "subspace_project",
+    "kalman_diag_step", "mkl_roots", "newton_schulz", "nonfinite", "num_threads", "orthonormalize", "overlaps_itself",
+    "qb", "quantize_int4", "range_finder", "rotate_moments", "round_stochastic", "rsvd", "share_memory",
+    "subspace_project",
     "taylor_error", "taylor_score",
 }  # fmt: skip
 

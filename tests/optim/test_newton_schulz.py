@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_core.ops.products import takes_bfloat16
+from lowrank_core import _core
+from lowrank_core.ops.products import orthogonalize_into, takes_bfloat16
 from lowrank_core.optim.devices import without_kernels
-from lowrank_core.optim.parts.rules import newton_schulz as newton_schulz_rule
-from lowrank_core.optim.parts.rules.newton_schulz import NewtonSchulz
-from optim_cases import draw
+from lowrank_core.optim.parts.rules.newton_schulz import COEFFICIENTS, NewtonSchulz
+from optim_cases import draw, same
 from plain_bases import STEEP, newton_schulz
 from plain_steps import UNIT
+from testing import machine
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @pytest.mark.parametrize("kernels", [True, False])
@@ -56,23 +58,82 @@ def test_any_size(size: float) -> None:
 
 
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6)])
-def test_products_are_those_of_the_shorter_side(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, multiply = [], newton_schulz_rule.multiply_into
+def test_products_are_those_of_the_shorter_side(shape: tuple[int, int]) -> None:
+    """By torch's operations; kernels work in as little memory as that takes."""
+    sizes: list[tuple[int, ...]] = []
 
-    def counted(out: Tensor, left: Tensor, right: Tensor, **options: Any) -> None:
-        sizes.append((*left.shape, right.shape[1]))
-        multiply(out, left, right, **options)
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if op is torch.ops.aten.mm.default:
+                sizes.append((*args[0].shape, args[1].shape[1]))
+            return op(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(newton_schulz_rule, "multiply_into", counted)
-    NewtonSchulz(steps=2).orthogonalized(draw(*shape))
-    assert sizes == [(6, 40, 6), (6, 6, 6), (6, 6, 40)] * 2
+    with without_kernels(), Products():
+        NewtonSchulz(steps=2).orthogonalized(draw(*shape))
+    expected = [(6, 40, 6), (6, 6, 6), (6, 6, 40)] * 2
+    assert sizes == expected
+
+
+@pytest.mark.parametrize("level", _core.isa_levels())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_list_is_each_alone_for_any_threads(dtype: torch.dtype, level: str) -> None:
+    """Of any shapes and strides; the last one is larger than what one thread takes by itself."""
+    shapes = [(24, 16), (16, 24), (1, 5), (5, 1), (0, 3), (70, 70), (2, 9, 33), (3, 2**22 // 3 + 1)]
+    matrices = [draw(*shape, seed=i).to(dtype) for i, shape in enumerate(shapes)]
+    matrices += [draw(40, 30).to(dtype).mT, draw(40, 60).to(dtype)[1::2, ::3]]
+    rule, ends = NewtonSchulz(steps=2), []
+    with machine.isa(level):
+        for count in (1, 2, 3):
+            with machine.threads(count):
+                ends.append([torch.empty(matrix.shape, dtype=dtype) for matrix in matrices])
+                rule.orthogonalize_into(ends[-1], matrices)
+        alone = [rule.orthogonalized(matrix) for matrix in matrices]
+        for matrix, found in zip(matrices[-2:], alone[-2:], strict=True):
+            assert torch.equal(rule.orthogonalized(matrix.contiguous()), found)
+    assert all(same(ends[0], other) for other in (*ends[1:], alone))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_read_as_it_is(dtype: torch.dtype) -> None:
+    matrix = draw(20, 33).to(dtype)
+    found = torch.empty(20, 33)
+    orthogonalize_into([found], [matrix], coefficients=COEFFICIENTS, steps=5, eps=1e-7)
+    assert torch.equal(found, NewtonSchulz().orthogonalized(matrix.float()))
+
+
+def test_no_step_divides_by_the_length() -> None:
+    matrix = draw(6, 8)
+    found = NewtonSchulz(steps=0).orthogonalized(matrix)
+    assert torch.allclose(found, matrix / matrix.double().norm(), rtol=3 * 2.0**-24, atol=0)
 
 
 @pytest.mark.skipif(not takes_bfloat16(), reason="operands are not rounded here")
-def test_the_terms_of_the_polynomial_see_the_same_rounded_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_terms_of_the_polynomial_see_the_same_rounded_operands() -> None:
     """They nearly cancel: with operands that only the products round, the error is larger by a half and more."""
     matrix = draw(256, 256)
     exact = torch.from_numpy(newton_schulz(matrix.double().numpy()))
-    error = (NewtonSchulz().orthogonalized(matrix) - exact).norm()
-    monkeypatch.setattr(newton_schulz_rule, "_operand", lambda x: x)
-    assert 5 * error < 4 * (NewtonSchulz().orthogonalized(matrix) - exact).norm()
+    x, (a, b, c) = matrix / matrix.norm(), COEFFICIENTS
+    for _ in range(5):
+        gram = rounded(x) @ rounded(x).mT
+        polynomial = b * gram + c * rounded(gram) @ rounded(gram)
+        x = a * x + rounded(polynomial) @ rounded(x)
+    assert 5 * (NewtonSchulz().orthogonalized(matrix) - exact).norm() < 4 * (x - exact).norm()
+
+
+def rounded(x: Tensor) -> Tensor:
+    return x.bfloat16().float()
+
+
+@pytest.mark.parametrize(
+    ("out", "matrix", "rule"),
+    [
+        (torch.zeros(3, 4), torch.ones(4, 3), r"`from_` must be \[3, 4\], got \[4, 3\]"),
+        (torch.zeros(3, 4, dtype=torch.bfloat16), torch.ones(3, 4), "`to` must be float32 or float64"),
+        (torch.zeros(4, 3).mT, torch.ones(3, 4), "with rows along memory"),
+        (torch.zeros(2, 3, 4), torch.ones(3, 3, 4), "the same leading size"),
+    ],
+    ids=["shape", "dtype", "strides", "batch"],
+)
+def test_refusals(out: Tensor, matrix: Tensor, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        orthogonalize_into([out], [matrix], coefficients=COEFFICIENTS, steps=1, eps=1e-7)

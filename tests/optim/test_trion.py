@@ -13,6 +13,7 @@ from optim_cases import Zoo, composed, draw, same, snapshot, train
 from plain_bases import atoms
 from plain_orthogonal import Plain
 from plain_steps import SIDES, gradients, path
+from testing.tolerance import UNIT
 from torch import Tensor, nn
 
 __all__ = ["path"]  # a fixture
@@ -148,8 +149,9 @@ def test_only_chosen_rows_step_and_all_decay() -> None:
 
 @pytest.mark.parametrize("moment_dtype", ["float32", "int8"])
 @pytest.mark.parametrize("kind", [Muon, Dion2, Trion])
-def test_the_composition_gives_the_same_bits(kind: type[LowRankOptimizer], moment_dtype: str) -> None:
-    """Small matrices are orthogonalized together, each as it would be alone."""
+def test_the_composition_gives_the_same_momentum(kind: type[LowRankOptimizer], moment_dtype: str) -> None:
+    """To the bit: matrices are orthogonalized together, each as it would be alone. Weights are rounded as a fused step
+    rounds them: three times by either."""
     models = [Zoo(), Zoo()]
     keys = {"lr": 0.02, "moment_dtype": moment_dtype, "maximize": True}
     one, other = (kind(model.parameters(), **keys) for model in models)  # type: ignore[arg-type]
@@ -160,7 +162,9 @@ def test_the_composition_gives_the_same_bits(kind: type[LowRankOptimizer], momen
         with composed():
             other.step()
     assert same(snapshot(models[0], one)[1]["state"], snapshot(models[1], other)[1]["state"])
-    assert same(snapshot(models[0], one)[0], snapshot(models[1], other)[0])
+    for left, right in zip(*(model.parameters() for model in models), strict=True):
+        size = float(left.detach().abs().max()) if left.numel() else 0.0
+        assert bool(((left - right).abs() <= 4 * 3 * 2 * UNIT[torch.float32] * (size + keys["lr"])).all())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 //   W <- (1 - lr weight_decay) W - lr scale N       N = diag(r) G diag(c)
 //
 //   lines     r and c
+//   none      1: the step is along G                                                          Muon, with its own G
 //   rows      r_i = 1 / rms(row i of G), c = 1                                                SCALE
 //   columns   c_j = 1 / rms(column j of G), r = 1                                             SCALE, embeddings
 //   both      r, then c, of what the other has made of G, in turns                            SinkGD
@@ -40,11 +41,12 @@ LRC_HD T line_entry(T g, T row_scale, T row_root, T column_scale, T column_root)
 
 // ---- entry points ------------------------------------------------------------------------------------------------
 
-enum class Lines : uint8_t { kRows, kColumns, kBoth };
+enum class Lines : uint8_t { kNone, kRows, kColumns, kBoth };
 
 // One weight [m, n] that is no float64, and its gradient, whose rows run along memory.
 struct LinesJob {
   Matrix w, g;
+  double scale;
   int64_t step;   // its number, from 1
   uint64_t seed;  // of its draws
 };
@@ -52,7 +54,7 @@ struct LinesJob {
 struct LinesParams {
   Lines lines = Lines::kBoth;
   int iterations = 1;  // turns of `both`
-  double lr = 1e-3, weight_decay = 0.0, scale = 1.0;
+  double lr = 1e-3, weight_decay = 0.0;
   bool maximize = false, stochastic = false;
 };
 

@@ -56,23 +56,26 @@ bool better_transposed(const Matrix& c) {
   return std::abs(c.row_stride) < std::abs(c.col_stride);
 }
 
+void multiply(const DenseProduct& p) {
+  if (p.symmetric || !better_transposed(p.c)) return at_level<GemmLevel>().multiply(p);
+  DenseProduct turned = p;
+  turned.c = p.c.transposed();
+  turned.a = p.b.transposed();
+  turned.b = p.a.transposed();
+  turned.plus = p.plus.transposed();
+  at_level<GemmLevel>().multiply(turned);
+}
+
 void gemm(const Matrix& c, const Matrix& a, const Matrix& b, const GemmOptions& options) {
   check(c, a, b);
   const Arithmetic arithmetic = arithmetic_for(c.dtype, options.math);
-  DenseProduct product{c, a, b, options.alpha, options.beta, arithmetic, false};
-  if (better_transposed(c)) {
-    product.c = c.transposed();
-    product.a = b.transposed();
-    product.b = a.transposed();
-  }
-  at_level<GemmLevel>().multiply(product);
+  multiply({c, a, b, options.alpha, options.beta, arithmetic, false, c});
 }
 
 void gram(const Matrix& g, const Matrix& y, const GemmOptions& options) {
   check(g, y.transposed(), y);
   const Arithmetic arithmetic = arithmetic_for(g.dtype, options.math);
-  const DenseProduct product{g, y.transposed(), y, options.alpha, options.beta, arithmetic, true};
-  at_level<GemmLevel>().multiply(product);
+  multiply({g, y.transposed(), y, options.alpha, options.beta, arithmetic, true, g});
 }
 
 void for_each_task(int64_t count, void (*task)(const void* job, int64_t index), const void* job) {

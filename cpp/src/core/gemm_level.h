@@ -7,13 +7,14 @@
 
 namespace lowrank {
 
-// c <- alpha * a b + beta * c. With `symmetric`, which needs b = aᵀ, only the tiles that touch the upper triangle are
-// computed and each sum is written to both of its places.
+// c <- alpha * a b + beta * plus, of the dtype of c and perhaps c itself. With `symmetric`, which needs b = aᵀ, only
+// the tiles that touch the upper triangle are computed and each sum is written to both of its places.
 struct DenseProduct {
   Matrix c, a, b;
   double alpha, beta;
   Arithmetic arithmetic;
   bool symmetric;
+  Matrix plus;
 };
 
 struct GemmLevel {
@@ -21,5 +22,8 @@ struct GemmLevel {
 
   static const GemmLevel generic, avx2, avx512, avx512bf16;
 };
+
+// The product in its better orientation.
+void multiply(const DenseProduct& product);
 
 }  // namespace lowrank

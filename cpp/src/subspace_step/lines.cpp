@@ -21,10 +21,12 @@ void for_each_block(const Matrix& m, const Body& body) {
   parallel_for(blocks_of(m), [&](int64_t k) { body(k, k * kBlockRows, std::min(m.rows, (k + 1) * kBlockRows)); });
 }
 
-// `count` times 1, for lines that are left as they are.
-class Ones : public Buffer<float> {
+// `count` times the factor of lines that are left as they are.
+class LineFactors : public Buffer<float> {
  public:
-  explicit Ones(int64_t count) : Buffer<float>(count) { std::fill(data(), data() + count, 1.0f); }
+  explicit LineFactors(int64_t count, double value = 1.0) : Buffer<float>(count) {
+    std::fill(data(), data() + count, float(value));
+  }
 };
 
 // The factors of one weight, and its way back.
@@ -32,23 +34,28 @@ class LinesStep {
  public:
   LinesStep(const LinesJob& job, const LinesParams& params)
       : g_(job.g),
+        scale_(float(job.scale)),
         row_scales_(g_.rows),
-        row_roots_(g_.rows),
+        row_roots_(g_.rows, job.scale),
         column_scales_(g_.cols),
         column_roots_(g_.cols),
         back_{.to = {.w = job.w, .stochastic = params.stochastic, .seed = job.seed, .number = job.step},
               .g = g_,
               .keep = keep_factor(params.lr, params.weight_decay),
-              .step = (params.maximize ? -1.0 : 1.0) * params.lr * params.scale,
+              .step = (params.maximize ? -1.0 : 1.0) * params.lr,
               .row_scales = row_scales_.data(),
               .row_roots = row_roots_.data(),
               .column_scales = column_scales_.data(),
               .column_roots = column_roots_.data()} {}
 
+  void write() {
+    for_each_block(g_, [&](int64_t, int64_t begin, int64_t end) { lines_level().write(back_, begin, end); });
+  }
+
   void rows() {
     for_each_block(g_, [&](int64_t, int64_t begin, int64_t end) {
       lines_level().balance_rows(balance(true), begin, end, nullptr);
-      take_roots(row_roots_, begin, end);
+      take_roots(row_roots_, begin, end, scale_);
       lines_level().write(back_, begin, end);
     });
   }
@@ -81,31 +88,36 @@ class LinesStep {
       });
       lines_level().balance_columns(now, sums.data(), blocks_of(g_));
     }
-    take_roots(row_roots_, 0, g_.rows);
+    take_roots(row_roots_, 0, g_.rows, scale_);
     take_roots(column_roots_, 0, n);
     write();
   }
 
  private:
   Balance balance(bool first) { return {g_, row_scales_.data(), row_roots_.data(), column_roots_.data(), first}; }
-  static void take_roots(Buffer<float>& factors, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) factors[i] = root(factors[i]);
-  }
-  void write() {
-    for_each_block(g_, [&](int64_t, int64_t begin, int64_t end) { lines_level().write(back_, begin, end); });
+  static void take_roots(Buffer<float>& factors, int64_t begin, int64_t end, float scale = 1.0f) {
+    for (int64_t i = begin; i < end; ++i) factors[i] = root(factors[i]) * scale;
   }
 
   const Matrix g_;
-  Ones row_scales_, row_roots_, column_scales_, column_roots_;
+  const float scale_;  // in the roots of the rows
+  LineFactors row_scales_, row_roots_, column_scales_, column_roots_;
   const LinesWriteBack back_;
 };
 
 void step(const LinesJob& job, const LinesParams& params) {
   if (job.g.empty()) return;
   LinesStep step(job, params);
-  if (params.lines == Lines::kRows) return step.rows();
-  if (params.lines == Lines::kColumns) return step.columns();
-  step.both(params.iterations);
+  switch (params.lines) {
+    case Lines::kNone:
+      return step.write();
+    case Lines::kRows:
+      return step.rows();
+    case Lines::kColumns:
+      return step.columns();
+    case Lines::kBoth:
+      return step.both(params.iterations);
+  }
 }
 
 }  // namespace

@@ -13,6 +13,27 @@ def multiply_into(
     call_named("gemm", _core.gemm, out, left, right, arrays={}, alpha=alpha, beta=beta, precision=precision)
 
 
+def orthogonalize_into(
+    outs: list[Array],
+    matrices: list[Array],
+    *,
+    coefficients: tuple[float, float, float],
+    steps: int,
+    eps: float,
+) -> None:
+    """outs <- matrices [..., m, n] by Newton and Schulz' iteration, each matrix of all of them by itself. Unchecked.
+
+    Args:
+      outs: float32 or float64, rows along memory. matrices: any floating dtypes and strides.
+      coefficients, steps, eps: a, b, c, how often, and the least length to divide by.
+
+    Operands of float32 products are rounded to bfloat16 where that is faster. Tier D1 (same bits for any number of
+    threads; docs/numerics.md).
+    """
+    options = {"coefficients": tuple(coefficients), "steps": steps, "eps": eps}
+    call_named("newton_schulz", _core.newton_schulz, outs, matrices, arrays={}, **options)
+
+
 def takes_bfloat16() -> bool:
     """Whether float32 products of precision "medium" take bfloat16 operands here, where that is faster."""
     return _core.fast_bfloat16()

@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from math import prod
 from typing import cast
 
-import torch
 from torch import Tensor
 
+from lowrank_core.memory.geometry import Geometry
+from lowrank_core.ops.subspace_step.scratch import scratch
+from lowrank_core.ops.subspace_step.step import count_step
 from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.dtypes import name_of
+from lowrank_core.optim.lines import step_along
+from lowrank_core.optim.parts.atoms import lift_into
 from lowrank_core.optim.parts.projectors import Query
 from lowrank_core.optim.parts.projectors.selection import EachStepSelection
 from lowrank_core.optim.parts.residuals.drop import Drop
@@ -17,70 +22,109 @@ from lowrank_core.optim.parts.residuals.feedback import Feedback
 from lowrank_core.optim.parts.rules import Direction
 from lowrank_core.optim.parts.rules.newton_schulz import NewtonSchulz
 from lowrank_core.optim.parts.subspaces import Subspace
+from lowrank_core.optim.parts.subspaces.indices import Indices
 from lowrank_core.optim.parts.subspaces.selection import All
 from lowrank_core.optim.refresh import signed, take
-from lowrank_core.optim.slots import Draft, Slot, State
+from lowrank_core.optim.slots import Draft, Draw, Slot, State
 from lowrank_core.optim.step import ruled, write
 
-_TOGETHER = 2**17  # elements of small matrices that are orthogonalized in one call
+_TOGETHER = 2**21  # elements of matrices whose directions are held at the same time
 
 
 class EachStep:
-    """`compose` with the choice, the feedback and what is read of a gradient in one pass, and small matrices of one
-    shape orthogonalized together."""
+    """`compose` with the choice, the feedback and what is read of a gradient in one pass; matrices are orthogonalized,
+    and weights written, in one call for many of them."""
 
     def draft(self, bucket: Bucket, draft: Draft, states: list[State]) -> None:
         """Nothing: a choice that is fed back changes the state."""
 
     def finish(self, bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
-        for some in _runs(bucket, draft.slots):
-            slots, parts = draft.slots[some], bucket.parts
-            chosen = [_choose(bucket, *each) for each in zip(slots, draft.grads[some], states[some], strict=True)]
+        for some in _runs(draft.slots):
+            slots = draft.slots[some]
+            chosen = _choose(bucket, slots, draft.grads[some], states[some])
             directions = _directions(bucket, slots, [low for _, low in chosen], states[some])
-            for slot, state, (subspace, _), found in zip(slots, states[some], chosen, directions, strict=True):
-                if isinstance(parts.residual, Feedback):
-                    found = parts.residual.lifted(found, subspace, slot.where(state))
-                else:
-                    found = cast(Drop, parts.residual).lifted(found, subspace)
-                write(slot, bucket, found, slot.draw(state["step"].item()))
+            scales = [_scale(bucket, *place) for place in zip(slots, states[some], strict=True)]
+            if isinstance(bucket.parts.projector, EachStepSelection):
+                lows = [direction.dense(scale) for direction, scale in zip(directions, scales, strict=True)]
+                matrices = _lifted(lows, [cast(Indices, subspace) for subspace, _ in chosen])
+                scales = [1.0] * len(slots)
+            else:  # a matrix that is taken whole is orthogonalized
+                matrices = [direction.numerator for direction in directions]
+            if not step_along(bucket, slots, matrices, scales, states[some]):
+                for matrix, scale, slot, state in zip(matrices, scales, slots, states[some], strict=True):
+                    write(slot, bucket, Direction(matrix * scale), slot.draw(state["step"].item()))
 
 
-def _choose(bucket: Bucket, slot: Slot, grad: Tensor, state: State) -> tuple[Subspace, Tensor]:
-    """Begins a step: adopts its subspace, which is returned with the gradient in it. The feedback moves on."""
-    projector, residual, where = bucket.parts.projector, bucket.parts.residual, slot.where(state)
-    state["step"] += 1
-    step, grad = state["step"].item(), signed(bucket, grad.to(slot.work))
+def _choose(
+    bucket: Bucket, slots: list[Slot], grads: list[Tensor], states: list[State]
+) -> list[tuple[Subspace, Tensor]]:
+    """Begins a step: adopts subspaces, which are returned with the gradients in them. Feedback moves on."""
+    count_step([state["step"] for state in states])
+    places = [slot.where(state) for slot, state in zip(slots, states, strict=True)]
+    draws = [slot.draw(state["step"].item()) for slot, state in zip(slots, states, strict=True)]
+    grads = [signed(bucket, grad.to(slot.work)) for slot, grad in zip(slots, grads, strict=True)]
+    chosen = _chosen(bucket, grads, places, states, draws)
+    for slot, state, draw, (subspace, low) in zip(slots, states, draws, chosen, strict=True):
+        if not (isinstance(subspace, All) and state["proj.refreshes"]):
+            take(bucket, slot, state, subspace, draw.step - 1)
+        bucket.parts.schedule.observe(state, low)
+    return chosen
+
+
+def _chosen(
+    bucket: Bucket, grads: list[Tensor], places: list[Geometry], states: list[State], draws: list[Draw]
+) -> list[tuple[Subspace, Tensor]]:
+    """Subspaces, and the gradients in them; those held do not change."""
+    projector, residual = bucket.parts.projector, bucket.parts.residual
     if not isinstance(residual, Feedback):
-        (found,) = projector.find([Query(grad, where, None, 0)])
-        subspace, low = found.subspace, cast(Tensor, found.low)
-    elif isinstance(projector, EachStepSelection):
-        chosen = residual.take_chosen(grad, where, projector.norm_ord, state, slot.draw(step))
-        subspace, low = projector.as_subspace(where, chosen), chosen.low
-    else:
-        subspace, low = All(where), residual.take_whole(grad, state, slot.draw(step))
-    if not (isinstance(subspace, All) and state["proj.refreshes"]):
-        take(bucket, slot, state, subspace, step - 1)
-    bucket.parts.schedule.observe(state, low)
-    return subspace, low
+        found = projector.find([Query(grad, where, None, 0) for grad, where in zip(grads, places, strict=True)])
+        return [(one.subspace, cast(Tensor, one.low)) for one in found]
+    if isinstance(projector, EachStepSelection):
+        chosen = residual.take_chosen(grads, places, projector.norm_ord, states, draws)
+        return [(projector.as_subspace(where, one), one.low) for where, one in zip(places, chosen, strict=True)]
+    each = zip(places, grads, states, draws, strict=True)
+    return [(All(where), residual.take_whole(grad, state, draw)) for where, grad, state, draw in each]
 
 
 def _directions(bucket: Bucket, slots: list[Slot], lows: list[Tensor], states: list[State]) -> list[Direction]:
     rule, codec = bucket.parts.rule, bucket.parts.moment_codec
     if isinstance(rule, NewtonSchulz):
-        together = torch.stack(lows) if len(lows) > 1 else lows[0][None]
-        return [Direction(matrix) for matrix in rule.orthogonalized(together)]
+        found = _room(lows, [(low.shape[0], low.shape[1]) for low in lows])
+        rule.orthogonalize_into(found, lows)
+        return [Direction(matrix) for matrix in found]
     return [
         ruled(rule, codec, low, slot, state, slot.draw(state["step"].item()))
         for slot, low, state in zip(slots, lows, states, strict=True)
     ]
 
 
-def _runs(bucket: Bucket, slots: list[Slot]) -> Iterator[slice]:
-    """Slices of one weight, or of small neighbours of one shape that are orthogonalized together; in their order, which
-    counts where weights share memory."""
-    small, start = _TOGETHER if isinstance(bucket.parts.rule, NewtonSchulz) else 0, 0
-    for stop in range(1, len(slots) + 1):
-        full = (stop - start + 1) * prod(slots[start].weight.shape) > small
-        if stop == len(slots) or full or slots[stop].geometry != slots[start].geometry:
+def _lifted(lows: list[Tensor], atoms: list[Indices]) -> list[Tensor]:
+    """Directions as matrices of their weights' shapes."""
+    lengths = [(one.length, low.shape[1 - one.axis]) for one, low in zip(atoms, lows, strict=True)]
+    found = _room(lows, [size if one.axis == 0 else size[::-1] for one, size in zip(atoms, lengths, strict=True)])
+    lift_into(found, lows, [one.indices for one in atoms], [one.side for one in atoms], basis=atoms[0].basis)
+    return found
+
+
+def _room(likes: list[Tensor], shapes: list[tuple[int, int]]) -> list[Tensor]:
+    """Uninitialised matrices for one step, in memory that is kept from one to the next."""
+    return scratch(likes, shapes, [name_of(like.dtype) for like in likes])
+
+
+def _scale(bucket: Bucket, slot: Slot, state: State) -> float:
+    """The factor on a direction."""
+    residual = bucket.parts.residual
+    return residual.factor(slot.where(state)) if isinstance(residual, Feedback) else cast(Drop, residual).scale
+
+
+def _runs(slots: list[Slot]) -> Iterator[slice]:
+    """Slices of neighbours with `_TOGETHER` elements at most, or of one weight; in their order, which counts where
+    weights share memory."""
+    start, held = 0, 0
+    for stop, slot in enumerate(slots):
+        size = prod(slot.weight.shape)
+        if stop > start and held + size > _TOGETHER:
             yield slice(start, stop)
-            start = stop
+            start, held = stop, 0
+        held += size
+    yield slice(start, len(slots))

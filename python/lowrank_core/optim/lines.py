@@ -35,8 +35,9 @@ class LinesStep:
                 take(bucket, slot, state, All(slot.where(state)), 0)
         keeps = bool(rule.layout(()))
         signals = [_signal(bucket, *each) for each in zip(slots, draft.grads, states, strict=True)] if keeps else []
-        if not _step(bucket, slots, signals or draft.grads, states, maximize=bucket.maximize and not keeps):
-            residual = cast(Drop, bucket.parts.residual)
+        residual, negated = cast(Drop, bucket.parts.residual), bucket.maximize and not keeps
+        scales = [residual.scale] * len(slots)
+        if not step_along(bucket, slots, signals or draft.grads, scales, states, maximize=negated, **rule.kernel()):
             for i, (slot, state) in enumerate(zip(slots, states, strict=True)):
                 signal = signals[i] if keeps else signed(bucket, draft.grads[i].to(slot.work))
                 direction = residual.lifted(Direction(rule.normalized(signal)), All(slot.where(state)))
@@ -53,18 +54,29 @@ def _signal(bucket: Bucket, slot: Slot, grad: Tensor, state: State) -> Tensor:
     return signal
 
 
-def _step(bucket: Bucket, slots: list[Slot], signals: list[Tensor], states: list[State], *, maximize: bool) -> bool:
-    """True if the kernel has taken the step; False if it did nothing: weights share memory, or are float64."""
+def step_along(
+    bucket: Bucket,
+    slots: list[Slot],
+    signals: list[Tensor],
+    scales: list[float],
+    states: list[State],
+    *,
+    maximize: bool = False,
+    lines: str = "none",
+    iterations: int = 1,
+) -> bool:
+    """W <- (1 - lr weight_decay) W - lr scale N for matrices N, or what `lines` makes of them; the step is counted.
+
+    False if the kernel did nothing, because weights share memory or are float64.
+    """
     if bucket.dtype == torch.float64:
         return False
     params = [matrix_of(slot) for slot in slots]
     steps = [int(state["step"]) for state in states]
     seeds = Draft(slots).seeds(bucket.rounding != "nearest")
-    scale = cast(Drop, bucket.parts.residual).scale
     taken = lines_list(
-        params, [_along_rows(signal) for signal in signals], steps, seeds, lr=bucket.lr, scale=scale,
-        weight_decay=bucket.weight_decay, maximize=maximize, stochastic=bucket.rounding == "stochastic",
-        **bucket.parts.rule.kernel(),
+        params, [_along_rows(signal) for signal in signals], scales, steps, seeds, lines=lines, iterations=iterations,
+        lr=bucket.lr, weight_decay=bucket.weight_decay, maximize=maximize, stochastic=bucket.rounding == "stochastic",
     )  # fmt: skip
     if taken:
         torch.autograd.graph.increment_version(params)  # a graph made before holds the old weights

@@ -21,7 +21,8 @@ SHAPES = (
     (2 * BLOCK + 5, 300),
     ALONE,
 )
-KEYS: dict[str, Any] = {"lr": 0.25, "weight_decay": 0.2, "scale": 0.75, "maximize": False, "stochastic": False}
+SCALE = 0.75
+KEYS: dict[str, Any] = {"lr": 0.25, "weight_decay": 0.2, "maximize": False, "stochastic": False}
 
 every_kind = pytest.mark.parametrize("lines", LINES)
 every_level = pytest.mark.parametrize("level", _core.isa_levels())
@@ -40,7 +41,7 @@ def uneven(shape: tuple[int, int], dtype: torch.dtype = torch.float32, seed: int
 def exact(grad: Tensor, lines: str, iterations: int) -> Tensor:
     """The formula, float64."""
     found = grad.double()
-    dims = {"rows": (1,), "columns": (0,), "both": (1, 0) * iterations}[lines]
+    dims = {"none": (), "rows": (1,), "columns": (0,), "both": (1, 0) * iterations}[lines]
     for dim in dims:
         lengths = found.square().mean(dim=dim, keepdim=True).sqrt()
         found = found / torch.where(lengths == 0, 1.0, lengths)
@@ -54,15 +55,15 @@ def relative(shape: tuple[int, int], lines: str, iterations: int) -> float:
     return (iterations if lines == "both" else 1) * sums + 8 * tolerance.UNIT[torch.float32]
 
 
-def stepped(weight: Tensor, grad: Tensor, lines: str, iterations: int = 1, **keys: Any) -> Tensor:
+def stepped(weight: Tensor, grad: Tensor, lines: str, iterations: int = 1, scale: float = SCALE, **keys: Any) -> Tensor:
     options = {**KEYS, **keys}
-    assert lines_list([weight], [grad], [3], [7], lines=lines, iterations=iterations, **options)
+    assert lines_list([weight], [grad], [scale], [3], [7], lines=lines, iterations=iterations, **options)
     return weight
 
 
 def check(weight: Tensor, grad: Tensor, lines: str, iterations: int, **keys: Any) -> None:
     """One step is the formula's, within its rounding."""
-    options, work = {**KEYS, **keys}, tolerance.UNIT[torch.float32]
+    options, work = {"scale": SCALE, **KEYS, **keys}, tolerance.UNIT[torch.float32]
     kept = (1 - options["lr"] * options["weight_decay"]) * weight.double()
     moved = options["lr"] * options["scale"] * exact(grad, lines, iterations) * (-1 if options["maximize"] else 1)
     expected = kept - moved
@@ -91,7 +92,9 @@ def test_at_every_level_and_for_any_threads(lines: str, level: str) -> None:
             numbers = list(range(1, len(SHAPES) + 1))
             with machine.threads(count):
                 options = {**KEYS, "stochastic": True}
-                assert lines_list(weights, grads, numbers, numbers, lines=lines, iterations=2, **options)
+                assert lines_list(
+                    weights, grads, [SCALE] * len(grads), numbers, numbers, lines=lines, iterations=2, **options
+                )
             ends.append(weights)
     assert checks.same_bits(ends[0], ends[1]) and checks.same_bits(ends[0], ends[2])
 
@@ -112,8 +115,14 @@ def test_memory_of_every_kind(layout: str, lines: str) -> None:
 @pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-30, 1.0, 1e30, 3e38])
 def test_any_size_of_a_gradient(size: float, lines: str) -> None:
     grad = (uneven((24, 40)).double().clamp(-1, 1) * size).float()
-    options = {"lr": 1.0, "weight_decay": 0.0, "scale": 1.0}
+    options: dict[str, Any] = {"lr": 1.0, "weight_decay": 0.0, "scale": 1.0}
     check(torch.zeros(24, 40), grad, lines, 4, **options)
+
+
+def test_each_weight_has_its_scale() -> None:
+    weights, grads = [torch.zeros(3, 5) for _ in range(2)], [torch.ones(3, 5)] * 2
+    assert lines_list(weights, grads, [0.5, 2.0], [1, 1], [0, 0], lines="rows", iterations=1, **KEYS)
+    assert [weight.unique().tolist() for weight in weights] == [[-0.125], [-0.5]]
 
 
 @every_kind
@@ -139,8 +148,8 @@ def test_weights_that_share_memory_are_left_alone() -> None:
     whole = cases.gaussian(9, 8).float()
     before, grads = whole.clone(), [uneven((5, 8)), uneven((5, 8))]
     options = {**KEYS, "lines": "both", "iterations": 1}
-    assert not lines_list([whole[:5], whole[4:]], grads, [1, 1], [0, 0], **options)
-    assert not lines_list([whole[:5]], [whole[2:7]], [1], [0], **options)
+    assert not lines_list([whole[:5], whole[4:]], grads, [1.0, 1.0], [1, 1], [0, 0], **options)
+    assert not lines_list([whole[:5]], [whole[2:7]], [1.0], [1], [0], **options)
     assert torch.equal(whole, before)
 
 
@@ -163,4 +172,4 @@ def test_refusals(changed: dict[str, Any], argument: str) -> None:
     given |= changed
     weight, grad, steps = given.pop("weight"), given.pop("grad"), given.pop("steps")
     with pytest.raises(ValueError, match=f"`{argument}` has the wrong shape"):
-        lines_list([weight], [grad], steps, [0], **KEYS, **given)
+        lines_list([weight], [grad], [SCALE], steps, [0], **KEYS, **given)

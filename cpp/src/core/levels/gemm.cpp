@@ -17,7 +17,7 @@ Scaling<Acc> scaling(const DenseProduct& p) {
 template <class T, class Acc>
 void store(const void* self, const void* finished) {
   const auto& p = *static_cast<const DenseProduct*>(self);
-  store_tile<T>(p.c, *static_cast<const Tile<Acc>*>(finished), scaling<Acc>(p));
+  store_tile<T>(p.c, p.plus, *static_cast<const Tile<Acc>*>(finished), scaling<Acc>(p));
 }
 
 // Every sum on or above the diagonal to both of its places.
@@ -25,14 +25,23 @@ template <class T, class Acc>
 void store_symmetric(const void* self, const void* finished) {
   const auto& p = *static_cast<const DenseProduct*>(self);
   const auto& tile = *static_cast<const Tile<Acc>*>(finished);
-  const Scaling<Acc> scale = scaling<Acc>(p);
+  const int64_t end = tile.col + tile.cols;
   for (int i = 0; i < tile.rows; ++i) {
-    const int64_t row = tile.row + i;
-    for (int64_t col = tile.col < row ? row : tile.col; col < tile.col + tile.cols; ++col) {
-      T* const upper = p.c.as<T>() + row * p.c.row_stride + col * p.c.col_stride;
-      T* const lower = p.c.as<T>() + col * p.c.row_stride + row * p.c.col_stride;
-      *upper = *lower = Store<T>::from(scale(tile[i][col - tile.col], *upper));
+    const int64_t row = tile.row + i, first = larger(row, tile.col);
+    if (first >= end) break;
+    const Matrix c = p.c.block(row, first, 1, end - first), plus = p.plus.block(row, first, 1, end - first);
+    const Acc* const sums = tile[i] + (first - tile.col);
+    if (c.col_stride == 1 && plus.col_stride == 1) {
+      store_sums(sums, 1, c.as<T>(), 1, plus.as<T>(), 1, c.cols, scaling<Acc>(p));
+    } else {
+      store_sums(sums, 1, c.as<T>(), c.col_stride, plus.as<T>(), plus.col_stride, c.cols, scaling<Acc>(p));
     }
+  }
+  for (int64_t col = larger(tile.row, tile.col); col < end; ++col) {
+    const int64_t rows = smaller(tile.rows, col + 1 - tile.row);
+    const T* const upper = p.c.as<T>() + tile.row * p.c.row_stride + col * p.c.col_stride;
+    T* const lower = p.c.as<T>() + col * p.c.row_stride + tile.row * p.c.col_stride;
+    for (int64_t i = 0; i < rows; ++i) lower[i * p.c.col_stride] = upper[i * p.c.row_stride];
   }
 }
 

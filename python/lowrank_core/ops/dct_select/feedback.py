@@ -68,15 +68,6 @@ def dct_select_feedback_(
     return Selection(indices, coeffs, captured, where)
 
 
-def select_feedback_unrecorded_(
-    residual: Array, g: Array, rank: int, *, keep: float, basis: str, side: str, norm_ord: int
-) -> Triplet:
-    """`dct_select_feedback_` in a named basis, unchecked and without torch's dispatcher."""
-    out = outputs(g, rank, None, side=side)
-    _select(out, residual, g, rank, None, keep=keep, basis=basis, side=side, norm_ord=norm_ord)
-    return out
-
-
 def _check(residual: Array, g: Array, rank: int, atoms: Array | None, *, keep: float, **options: Any) -> None:
     check_select(_OP, g, rank, atoms, **options)
     check_array(_OP, "residual", residual)

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import pi
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lowrank_core.ops.dct_select.back import project_back_unrecorded
-from lowrank_core.ops.dct_select.feedback import select_feedback_unrecorded_
+from lowrank_core.ops.dct_select.lists import project_back_list, select_feedback_list_
 from lowrank_core.ops.dct_select.selection import BASES, select_unrecorded
 from lowrank_core.ops.dct_select.transform import coordinates_unrecorded
 from lowrank_core.optim.devices import has_kernels
 
-__all__ = ["BASES", "Chosen", "choose", "choose_fed_back_", "columns", "coordinates", "lift"]
+__all__ = ["BASES", "Chosen", "choose", "choose_fed_back_", "columns", "coordinates", "lift", "lift_into"]
 
 
 class Chosen(NamedTuple):
@@ -59,12 +59,19 @@ def choose(matrix: Tensor, rank: int, *, basis: str, side: str, norm_ord: int) -
 
 
 def choose_fed_back_(
-    feedback: Tensor, matrix: Tensor, rank: int, *, keep: float, basis: str, side: str, norm_ord: int
-) -> Chosen:
-    """`choose` for the sum of `matrix` and `feedback`, which is in coordinates and becomes that sum, `keep` times where
-    it was chosen. In one pass, on the CPU alone."""
-    found = select_feedback_unrecorded_(feedback, matrix, rank, keep=keep, basis=basis, side=side, norm_ord=norm_ord)
-    return Chosen(*found)
+    feedbacks: list[Tensor],
+    matrices: list[Tensor],
+    ranks: list[int],
+    sides: list[str],
+    *,
+    keep: float,
+    basis: str,
+    norm_ord: int,
+) -> list[Chosen]:
+    """`choose` for the sum of each of `matrices` and its feedback, which is in coordinates and becomes that sum, `keep`
+    times where it was chosen. All in one call and one pass, on the CPU alone."""
+    options: dict[str, Any] = {"keep": keep, "basis": basis, "norm_ord": norm_ord}
+    return [Chosen(*found) for found in select_feedback_list_(feedbacks, matrices, ranks, sides, **options)]
 
 
 def lift(low: Tensor, indices: Tensor, length: int, *, basis: str, side: str) -> Tensor:
@@ -77,6 +84,11 @@ def lift(low: Tensor, indices: Tensor, length: int, *, basis: str, side: str) ->
         return low.new_zeros(shape).index_copy_(_axis(side), indices, low)
     atoms = columns(basis, length, low.dtype, low.device).index_select(1, indices)
     return atoms @ low if side == "left" else low @ atoms.mT
+
+
+def lift_into(outs: list[Tensor], lows: list[Tensor], indices: list[Tensor], sides: list[str], *, basis: str) -> None:
+    """outs <- `lift` of each, in one call. On the CPU alone."""
+    project_back_list(outs, lows, indices, sides, basis=basis)
 
 
 @lru_cache(maxsize=16)

@@ -110,13 +110,17 @@ class Feedback:
         self._store(feedback.mul_(self.keep), state, draw)
         return signal
 
-    def take_chosen(self, grad: Tensor, where: Geometry, norm_ord: int, state: State, draw: Draw) -> atoms.Chosen:
-        """`enter`, the choice of `where.rank` atoms, and E moved on, in one pass over `grad`. On the CPU alone."""
-        feedback = self.held(state, grad)
-        chosen = atoms.choose_fed_back_(
-            feedback, grad, where.rank, keep=self.keep, basis=self.basis, side=_side(state), norm_ord=norm_ord
-        )
-        self._store(feedback, state, draw)
+    def take_chosen(
+        self, grads: list[Tensor], places: list[Geometry], norm_ord: int, states: list[State], draws: list[Draw]
+    ) -> list[atoms.Chosen]:
+        """`enter`, the choice of as many atoms as the ranks of `places`, and E moved on, in one pass over each of many
+        matrices. On the CPU alone."""
+        feedbacks = [self.held(state, grad) for state, grad in zip(states, grads, strict=True)]
+        ranks, sides = [where.rank for where in places], [_side(state) for state in states]
+        options: dict[str, Any] = {"keep": self.keep, "basis": self.basis, "norm_ord": norm_ord}
+        chosen = atoms.choose_fed_back_(feedbacks, grads, ranks, sides, **options)
+        for feedback, state, draw in zip(feedbacks, states, draws, strict=True):
+            self._store(feedback, state, draw)
         return chosen
 
     def held(self, state: State, like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank_core.checks import is_count, is_number, require
 from lowrank_core.memory.storage import Layout
-from lowrank_core.ops.products import multiply_into, takes_bfloat16
+from lowrank_core.ops.products import orthogonalize_into
 from lowrank_core.optim.devices import has_kernels
 from lowrank_core.optim.parts.rules import Direction, Moments, Turn
 
@@ -59,6 +59,10 @@ class NewtonSchulz:
 
     def orthogonalized(self, matrices: Tensor) -> Tensor:
         """Of a matrix [m, n], or of each of a batch [..., m, n], in float32 or float64; new memory."""
+        if has_kernels(matrices.device):
+            found: Tensor = torch.empty(matrices.shape, dtype=matrices.dtype, device=matrices.device)
+            self.orthogonalize_into([found], [matrices])
+            return found
         tall = matrices.shape[-2] > matrices.shape[-1]
         x = matrices.mT if tall else matrices
         a, b, c = self.coefficients
@@ -66,23 +70,11 @@ class NewtonSchulz:
         norm = torch.linalg.vector_norm(torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64), dim=-1)
         x = x / norm.clamp(min=self.eps)[..., None, None].to(x.dtype)
         for _ in range(self.steps):
-            x = _operand(x)
-            gram = _operand(_product(x, x.mT))
-            x = _product(_product(gram, gram, c, gram, b), x, 1.0, x, a)
-        return x.mT if tall else x
+            gram = x @ x.mT
+            x = a * x + (b * gram + c * (gram @ gram)) @ x
+        oriented: Tensor = x.mT if tall else x
+        return oriented
 
-
-def _operand(x: Tensor) -> Tensor:
-    """`x` as the products take it. The terms of the polynomial nearly cancel, so all of them have to see the same."""
-    narrow = x.dtype == torch.float32 and has_kernels(x.device) and takes_bfloat16()
-    return x.bfloat16().float() if narrow else x
-
-
-def _product(left: Tensor, right: Tensor, alpha: float = 1.0, plus: Tensor | None = None, beta: float = 0.0) -> Tensor:
-    """alpha left right + beta plus."""
-    if not has_kernels(left.device):
-        product = left @ right
-        return product if plus is None else torch.add(beta * plus, product, alpha=alpha)
-    out = left.new_empty((*left.shape[:-1], right.shape[-1])) if plus is None else plus.clone()
-    multiply_into(out, left, right, alpha=alpha, beta=beta, precision="medium")
-    return out
+    def orthogonalize_into(self, outs: list[Tensor], matrices: list[Tensor]) -> None:
+        """The same of matrices of any shapes in one call, each with the bits that it has alone. By kernels."""
+        orthogonalize_into(outs, matrices, coefficients=self.coefficients, steps=self.steps, eps=self.eps)
