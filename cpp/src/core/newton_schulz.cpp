@@ -15,7 +15,7 @@ namespace lowrank {
 namespace {
 
 constexpr int64_t kOneThreadEach = 1 << 18;  // elements of matrices that get one thread each, if there are several
-constexpr int64_t kDividedRows = 32;             // of one task
+constexpr int64_t kDividedRows = 32;         // of one task
 
 // One matrix; T holds X, A and the polynomial of A.
 template <class T>
@@ -63,7 +63,7 @@ class Iteration {
   void multiply(DenseProduct product) const {
     product.arithmetic =
         arithmetic_for(product.c.dtype, dtype_of<T>::value == DType::kBFloat16 ? Math::kBFloat16 : Math::kFloat32);
-    lowrank::multiply(product);
+    at_level<GemmLevel>().multiply(product);  // as it is: written along the rows, which are never much shorter
   }
 
   const NewtonSchulzJob job_;
