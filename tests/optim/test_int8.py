@@ -10,6 +10,7 @@ from lowrank_core.optim import (
     GaLoreAdamW,
     Int8Linear,
     devices,
+    int8,
 )
 from lowrank_core.optim.int8 import Int8Weight
 from optim_cases import draw, same
@@ -38,6 +39,14 @@ def test_an_entry_is_off_by_at_most_half_a_step(shape: tuple[int, int], dtype: t
         assert abs(back.flatten()[block].abs().max() - largest) <= 4 * U32 * largest
     with devices.without_kernels():
         assert torch.equal(coded.decoded(), Int8Weight.of(value).decoded())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pieces_are_decoded_as_the_whole_is(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    coded = Int8Weight.of(draw(17, 61))  # four blocks and a rest
+    whole = coded.decoded(dtype)
+    monkeypatch.setattr(int8, "_DECODED", 2)
+    assert torch.equal(coded.decoded(dtype), whole)
 
 
 def test_writing_is_right_in_the_mean() -> None:

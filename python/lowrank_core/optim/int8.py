@@ -16,6 +16,7 @@ from lowrank_core.optim.devices import has_kernels
 from lowrank_core.optim.seeds import mix_seed
 
 _LARGEST = 127  # code
+_DECODED = 1 << 10  # blocks of codes at a time
 _WEIGHT = 1  # beside the draws of moments, which have the seed of their parameter itself
 _PARTS = ("codes", "scales")
 _aten = torch.ops.aten
@@ -50,13 +51,18 @@ class Int8Weight(Tensor):
 
     def decoded(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense values, in its own dtype or another one."""
-        value = torch.empty(self.codes.shape, dtype=torch.float32, device=self.codes.device)
-        if has_kernels(value.device):
-            decode_moment(value, self.codes, self.scales, second=False)
-        else:
+        value = torch.empty(self.codes.shape, dtype=dtype or self.dtype, device=self.codes.device)
+        if not has_kernels(value.device):
             steps = self.scales.repeat_interleave(BLOCK)[: value.numel()].view(value.shape)
-            torch.mul(self.codes, steps, out=value)
-        return value.to(self.dtype if dtype is None else dtype)
+            return value.copy_(self.codes * steps)
+        codes, to = self.codes.view(-1), value.view(-1)
+        for some, blocks in zip(_runs(_DECODED * BLOCK, len(codes)), _runs(_DECODED, len(self.scales)), strict=True):
+            # Other dtypes than float32 go through a piece of it, which stays in a cache.
+            part = to[some] if value.dtype == torch.float32 else torch.empty(len(codes[some]), dtype=torch.float32)
+            decode_moment(part, codes[some], self.scales[blocks], second=False)
+            if part.dtype != value.dtype:
+                to[some] = part
+        return value
 
     def write(self, value: Tensor, seed: int, step: int) -> None:
         """Stores `value`, read as float32, without bias: exact in the mean, and the largest of each block exactly.
@@ -231,6 +237,10 @@ def _nearest(value: Tensor) -> tuple[Tensor, Tensor]:
     steps = torch.where(scales[:, None] > 0, padded / scales[:, None], 0.0)
     codes = (steps + 0.5).floor().clamp(-_LARGEST, _LARGEST).to(torch.int8)
     return codes.view(-1)[: len(flat)].view(value.shape).clone(), scales
+
+
+def _runs(size: int, count: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _rebuilt(codes: Tensor, scales: Tensor, dtype: torch.dtype, requires_grad: bool, is_param: bool) -> Int8Weight:
