@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer, QGaLoreAdamW, devices
+from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer, QGaLoreAdamW, devices, fused
 from optim_cases import draw, same
 from testing import machine
 from torch import Tensor, nn
@@ -107,16 +107,25 @@ def test_what_a_rule_without_a_kernel_gives_is_lifted_by_one(update: Spy, rule: 
 
 @pytest.mark.parametrize("projector", PROJECTORS)
 @pytest.mark.parametrize("moment_dtype", MOMENTS)
-def test_qgalore_decodes_few_bases_at_a_time(update: Spy, projector: str, moment_dtype: str) -> None:
-    """Dense, they take one hundredth of the weights' bytes together, or are one."""
-    trained(SHAPES, torch.float32, kind=QGaLoreAdamW, projector=projector, moment_dtype=moment_dtype)
-    assert update.counts == [1, 1, 1, 1] * 3
-    update.counts.clear()
-    trained([(400, 600)] * 7, torch.float32, kind=QGaLoreAdamW, projector=projector, moment_dtype=moment_dtype, rank=2)
-    assert update.counts == [7] * 3
-    update.counts.clear()
-    trained([(400, 600)] * 7, torch.float32, kind=QGaLoreAdamW, projector=projector, moment_dtype=moment_dtype, rank=16)
-    assert update.counts == [2, 2, 2, 1] * 3  # 7 * 400 * 16 are 2.7 hundredths of 7 * 400 * 600
+def test_qgalore_decodes_few_bases_at_a_time(
+    update: Spy, monkeypatch: pytest.MonkeyPatch, projector: str, moment_dtype: str
+) -> None:
+    """Dense, they take one hundredth of the weights' bytes together, or the bytes that small models may, or are one."""
+
+    def calls(shapes: Sequence[tuple[int, ...]], rank: int) -> list[int]:
+        update.counts.clear()
+        trained(shapes, torch.float32, kind=QGaLoreAdamW, projector=projector, moment_dtype=moment_dtype, rank=rank)
+        return list(update.counts)
+
+    bases = 7 * 400 * 16  # elements: 2.7 hundredths of those of 7 weights
+    monkeypatch.setattr(fused, "_MADE_IN_ANY_CASE", 0)
+    assert calls(SHAPES, 4) == [1, 1, 1, 1] * 3
+    assert calls([(400, 600)] * 7, 2) == [7] * 3
+    assert calls([(400, 600)] * 7, 16) == [2, 2, 2, 1] * 3
+    monkeypatch.setattr(fused, "_MADE_IN_ANY_CASE", bases - 1)
+    assert calls([(400, 600)] * 7, 16) == [6, 1] * 3
+    monkeypatch.setattr(fused, "_MADE_IN_ANY_CASE", bases)
+    assert calls([(400, 600)] * 7, 16) == [7] * 3
 
 
 def test_a_group_is_one_call(update: Spy) -> None:
