@@ -44,6 +44,7 @@ GALORE: dict[str, Any] = {
     "force_projection": False,
     "maximize": False,
     "stagger": "auto",
+    "stacked": False,
 }
 SHARED = {key: value for key, value in GALORE.items() if key != "rule"}  # with the methods that come from it
 QGALORE = {

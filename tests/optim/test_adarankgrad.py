@@ -267,7 +267,7 @@ def test_both_paths_search_alike() -> None:
         draw(24, 40, seed=1),
         tol=2e-3,
         max_rank=16,
-        seed=optimizer._slots_held(0, optimizer.param_groups[0], 0)[0].search_seed(0),
+        seed=optimizer.slots()[0].search_seed(0),
     )
     assert torch.equal(found[0], seen.q[:, : found[0].shape[1]])
 

@@ -56,6 +56,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "force_projection": (True, {"rank": 30}),
     "maximize": (True, {}),
     "stagger": (True, {"update_proj_gap": 4, "kappa": 4}),
+    "stacked": (True, {"shapes": ((2, 20, 14), (2, 14, 20))}),
 }
 OTHER |= {
     "basis": ("dct3", {}),

@@ -70,7 +70,7 @@ def test_a_tied_matrix_gets_one_gradient_from_each_backward_inside_backward() ->
             one.zero_grad()
             backward(one, step, 1)
             if one is model and step:
-                assert optimizer._source.held[weights[0]].passes == 2
+                assert optimizer._source.held[weights[0], None].passes == 2
             its.step()
     bound = 4 * (16 + 2) * 2.0**-24  # of a low-rank gradient in each step; Adam's quotient is off by as much
     assert (weights[0] - weights[1]).abs().max() <= bound * weights[1].abs().max()

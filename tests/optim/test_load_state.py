@@ -189,9 +189,9 @@ def test_the_users_hooks_see_the_state_and_run_last() -> None:
 def test_a_key_that_came_later_is_what_older_code_did() -> None:
     model, optimizer = trained()
     saved = copy.deepcopy(optimizer.state_dict())
-    assert GaLoreAdamW.ADDED == {"stagger": False, "rule": "adam"}
+    assert GaLoreAdamW.ADDED == {"stagger": False, "stacked": False, "rule": "adam"}
     for group in saved["param_groups"]:
-        assert (group.pop("stagger"), group.pop("rule")) == ("auto", "adam")
+        assert (group.pop("stagger"), group.pop("stacked"), group.pop("rule")) == ("auto", False, "adam")
     twin = copy.deepcopy(model)
     other = CASES[0].make(twin.named_parameters(), stagger=True)
     other.load_state_dict(saved)

@@ -11,7 +11,7 @@ from torch import nn
 
 KNOWN = (
     "betas, eps, force_projection, lr, maximize, moment_dtype, moments, niter, nonfinite, oversample, "
-    "plain_moment_dtype, proj_type, projector, rank, rounding, rule, scale, seed, stagger, update_proj_gap, "
+    "plain_moment_dtype, proj_type, projector, rank, rounding, rule, scale, seed, stacked, stagger, update_proj_gap, "
     "weight_decay"
 )
 
@@ -70,6 +70,7 @@ def test_an_unknown_key_of_a_group_is_refused_by_name_with_the_known_ones() -> N
         ("nonfinite", "ignore", "be one of skip, raise"),
         ("force_projection", 1, "be True or False"),
         ("maximize", "no", "be True or False"),
+        ("stacked", 3, "be True or False"),
     ],
 )
 @pytest.mark.parametrize("where", ["constructor", "group"])

@@ -93,7 +93,7 @@ class Built(NamedTuple):
         from lowrank_core.optim.estimate import targets_of
 
         with _sentences():
-            return max(shorter_side(tuple(param.shape)) for param in targets_of(self.model))
+            return max(shorter_side(shape) for shape in targets_of(self.model).values())
 
     def bytes(self, optimizer: str, dtype: str, keys: Mapping[str, Any], int8: bool) -> TrainingBytes:
         from lowrank_core.optim.estimate import training_bytes_of

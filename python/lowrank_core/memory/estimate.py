@@ -8,11 +8,12 @@ from math import prod
 from typing import Any, NamedTuple
 
 from lowrank_core.checks import is_count, require, require_choice, words_of
-from lowrank_core.memory.geometry import PROJ_TYPES, RANKS, Geometry, Rank, is_rank, place, place_by
+from lowrank_core.memory.geometry import PROJ_TYPES, RANKS, Geometry, Rank, is_rank, place_by
 from lowrank_core.memory.lisa import ACTIVE, lisa_bytes
 from lowrank_core.memory.method import Entry
 from lowrank_core.memory.methods import FACADES, METHODS
 from lowrank_core.memory.plan import EXCLUDED
+from lowrank_core.memory.stacks import Stacked, stack_sizes
 from lowrank_core.memory.storage import (
     ITEM_SIZES,
     MOMENT_DTYPES,
@@ -45,6 +46,10 @@ class Weight(NamedTuple):
     dtype: str
     host: bool = True  # False: on an accelerator
     int8: bool = False  # stored in 8-bit codes, as by `Int8Linear`; of its `dtype` is what reads it, and its gradient
+    stack: int = 1  # how many matrices there are in the parameter that it is one of
+
+
+Counted = tuple[str, Weight, int]  # a name, and how many weights there are that are alike
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ def estimate_state_bytes(
     plain_moment_dtype: str | None = Keys.plain_moment_dtype,
     projector: str | None = Keys.projector,
     counts: Mapping[str, int] | None = None,
+    stacked: Stacked = False,
     **own: Any,
 ) -> int:
     """Bytes of state that `optimizer` holds once every parameter has taken a step, exact to the byte.
@@ -116,6 +122,8 @@ def estimate_state_bytes(
       proj_type, force_projection, moment_dtype, plain_moment_dtype, projector: as given to the optimizer; None of
         the third and the last means its own default.
       counts: how many weights there are of a name; one of those that it leaves out.
+      stacked: which shapes [E, m, n] are stacks of E matrices, as in a group with that key, of those that are not
+        excluded: True, all of them; False, none; or a word or several in their names.
       own: the keys of `optimizer` alone that decide bytes.
 
     Raises:
@@ -151,7 +159,15 @@ def estimate_state_bytes(
     )
     plain = keys.plain(None)
     given = [plain if any(word in name for word in words) else keys for name, _, _ in weights]
-    return all_bytes(optimizer, weights, given)
+    stacks = stack_sizes(OP, {name: weight.shape for name, weight, _ in weights}, stacked)
+    taken = [matrices(one, stacks.get(one[0])) if own is keys else one for one, own in zip(weights, given, strict=True)]
+    return all_bytes(optimizer, taken, given)
+
+
+def matrices(weight: Counted, count: int | None) -> Counted:
+    """The matrices in a stack of `count`; None: `weight` is no stack."""
+    name, stack, number = weight
+    return weight if count is None else (name, stack._replace(shape=stack.shape[1:], stack=count), number * count)
 
 
 def require_optimizer(optimizer: str) -> None:
@@ -191,7 +207,7 @@ def adamw_bytes(weight: Weight) -> int:
     return 2 * prod(weight.shape) * ITEM_SIZES[weight.dtype] + _STEP_BYTES
 
 
-def facade_bytes(weights: Sequence[tuple[str, Weight, int]], own: Mapping[str, Any]) -> int:
+def facade_bytes(weights: Sequence[Counted], own: Mapping[str, Any]) -> int:
     """Bytes that LISA over torch.optim.AdamW holds within a period; `own` may have `active`."""
     if unknown := [key for key in own if key != "active"]:
         raise TypeError(f"{OP}: `{unknown[0]}` must be a key that decides bytes of lisa: active")
@@ -199,7 +215,7 @@ def facade_bytes(weights: Sequence[tuple[str, Weight, int]], own: Mapping[str, A
     return lisa_bytes(OP, states, own.get("active", ACTIVE))
 
 
-def all_bytes(optimizer: str, weights: Sequence[tuple[str, Weight, int]], keys: Sequence[Keys]) -> int:
+def all_bytes(optimizer: str, weights: Sequence[Counted], keys: Sequence[Keys]) -> int:
     """Bytes that `optimizer`, one of `METHODS`, holds for all of its `weights`: name, weight, how many there are; with
     the `keys` of each."""
     method = METHODS[optimizer]
@@ -242,46 +258,6 @@ def place_of(optimizer: str, weight: Weight, keys: Keys) -> Geometry | None:
     if method.place is not None:
         return method.place(weight.shape, keys.all())[0]
     return place_by(weight.shape, keys.all(), method.rank_of, method.full_rank)[0]
-
-
-def formula_state_bytes(
-    projected: Iterable[Shape],
-    others: int,
-    *,
-    rank: int,
-    proj_type: str = "std",
-    basis_bytes: float = 2,
-    moment_bytes: float = 2,
-    other_bytes: float = 2,
-) -> float:
-    """Bytes by the published accounting, which counts bases and moments alone, at any width.
-
-    sum over projected weights of basis_bytes s r + 2 moment_bytes l r, and 2 other_bytes for every other parameter. It
-    counts no step counters and no scales of quantized blocks, so it does not estimate a run; `estimate_state_bytes`
-    does.
-
-    Args:
-      projected: shapes of the projected weights, rank below min(m, n).
-      others: how many parameters all others have together.
-      rank, proj_type: as in the optimizer.
-      basis_bytes, moment_bytes, other_bytes: bytes per element of a basis, of a moment of a projected weight,
-        and of a moment of the others.
-
-    Source: the accounting behind the memory figures of COAP (arXiv:2412.00071), which it reproduces.
-
-    Example:
-      >>> from lowrank_core.memory import formula_state_bytes
-      >>> formula_state_bytes([(11008, 4096)], others=0, rank=128)
-      6684672
-    """
-    total = 2 * others * other_bytes
-    for shape in projected:
-        where, note = place(tuple(shape), rank, proj_type)
-        if where is None:
-            raise ValueError(f"formula_state_bytes: `projected` must be projectable, got {tuple(shape)}: {note}")
-        total += sum(map(prod, where.basis_shapes.values())) * basis_bytes
-        total += 2 * prod(where.low_shape) * moment_bytes
-    return total
 
 
 def _shapes(shapes: Shapes) -> list[tuple[str, tuple[int, ...]]]:

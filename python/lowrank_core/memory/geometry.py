@@ -9,7 +9,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-from lowrank_core.checks import is_count
+from lowrank_core.checks import is_count, require
 
 ONE_SIDED = ("std", "reverse_std", "left", "right")  # values of `proj_type`, those with one basis
 PROJ_TYPES = (*ONE_SIDED, "full")
@@ -89,6 +89,12 @@ def rank_of(keys: Mapping[str, Any], shorter: int) -> int | None:
 def is_matrix(shape: tuple[int, ...]) -> bool:
     """True if `shape`, seen as `[d0, the rest]`, has at least two rows and two columns."""
     return shorter_side(shape) >= 2
+
+
+def check_stack(op: str, name: str, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless a parameter of `shape` can be taken as E matrices [m, n]."""
+    met, rule = len(shape) == 3 and shape[0] > 0, "be [E, m, n] with E >= 1, which `stacked` takes as E matrices"
+    require(met, op, name, rule, shape, "leave it to a group without `stacked`")
 
 
 @lru_cache(maxsize=4096)

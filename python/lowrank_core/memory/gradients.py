@@ -29,6 +29,7 @@ class Gradient(NamedTuple):
     way: Way  # where no subspace is looked for
     way_due: Way  # where one is
     number: int = 1
+    stack: int = 1  # how many of them backward makes as one tensor
 
 
 class GradientBytes(NamedTuple):
@@ -49,7 +50,7 @@ def gradient_bytes(gradients: Iterable[Gradient], sketched: bool = False) -> Gra
     """The bytes of all `gradients`; `sketched`: the norm of what is dropped is estimated."""
     ordinary = held = due = passing = 0
     for one in gradients:
-        ordinary, passing = ordinary + one.number * one.size, max(passing, one.size)
+        ordinary, passing = ordinary + one.number * one.size, max(passing, one.stack * one.size)
         held += one.number * _held(one, one.way, sketched)
         due += one.number * _held(one, one.way_due, sketched)
     return GradientBytes(ordinary, held, due, passing)

@@ -22,9 +22,11 @@ class PlanRow(NamedTuple):
     reason: str  # why it is not projected and what would change that, or a remark
 
 
-def plan_row(name: str, shape: tuple[int, ...], where: Geometry | None, note: str) -> PlanRow:
-    """The row of a parameter that `place` put at `where` with `note`."""
+def plan_row(name: str, shape: tuple[int, ...], where: Geometry | None, note: str, stacked: bool = False) -> PlanRow:
+    """The row of a parameter that `place` put at `where` with `note`, or each of the matrices `stacked` in it."""
     side, rank = (None, None) if where is None else (where.side.name.lower(), where.rank)
+    if stacked:
+        note = ", ".join(filter(None, (f"a stack of {shape[0]} matrices", note)))
     return PlanRow(name, shape, where is not None, side, rank, note)
 
 

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-from lowrank_core.memory.estimate import Keys, Weight, adamw_bytes, all_bytes, facade_bytes, place_of
+from lowrank_core.memory.estimate import Counted, Keys, Weight, adamw_bytes, all_bytes, facade_bytes, place_of
 from lowrank_core.memory.gradients import Gradient, GradientBytes, Way, gradient_bytes
 from lowrank_core.memory.lisa import ACTIVE, lisa_bytes
 from lowrank_core.memory.methods import FACADES, METHODS
 from lowrank_core.memory.storage import ITEM_SIZES, STORAGES, WORK, Field, Role, layout_bytes, work_dtype
-
-Counted = tuple[str, Weight, int]  # name, weight, how many there are
 
 
 class TrainingBytes(NamedTuple):
@@ -69,4 +67,5 @@ def _gradients(optimizer: str, weights: Sequence[Counted], keys: Iterable[Keys])
         where = place_of(optimizer, weight, own)
         taken = Way.WHOLE if where is None else way
         due = Way.WHOLE if way is Way.SUBSPACE else taken
-        yield Gradient(gradient_size(weight), ITEM_SIZES[work_dtype(weight.dtype)], where, taken, due, count)
+        work = ITEM_SIZES[work_dtype(weight.dtype)]
+        yield Gradient(gradient_size(weight), work, where, taken, due, count, weight.stack)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lowrank_core.memory.geometry import FULL, Geometry, Side
+from lowrank_core.memory.geometry import FULL, Geometry, Side, check_stack
 from lowrank_core.memory.plan import PlanRow
 from lowrank_core.ops.arrays import are_ordinary, overlaps_itself
 from lowrank_core.optim.bucket import Bucket
@@ -39,6 +39,8 @@ def admit(op: str, group: dict[str, Any], others: Sequence[dict[str, Any]]) -> N
     pairs = [entry if isinstance(entry, tuple) else (names[i], entry) for i, entry in enumerate(entries)]
     for name, param in pairs:
         _check_trainable(op, name, param)
+        if group["stacked"] and isinstance(param, Tensor):  # torch refuses what is no tensor
+            check_stack(op, name, tuple(param.shape))
     with_names = any(isinstance(entry, tuple) for entry in entries) or any("param_names" in other for other in others)
     if not given and not with_names:
         group["params"] = entries
@@ -97,7 +99,7 @@ def check_lengths(op: str, group: dict[str, Any], place_of: Callable[[tuple[int,
         param = entry[1] if isinstance(entry, tuple) else entry
         if not isinstance(param, Tensor) or param.is_complex() or is_lazy(param):
             continue
-        where = place_of(tuple(param.shape))
+        where = place_of(tuple(param.shape[1:] if group["stacked"] else param.shape))
         length = 0 if where is None else where.rows if where.side == Side.LEFT else where.cols
         if length & (length - 1):
             raise ValueError(

@@ -12,15 +12,15 @@ from torch import Tensor
 from lowrank_core.checks import called
 from lowrank_core.memory.estimate import DECIDING
 from lowrank_core.memory.geometry import Geometry, place_by, rank_of
-from lowrank_core.memory.plan import PlanRow, format_plan, plan_row
+from lowrank_core.memory.plan import PlanRow, format_plan
 from lowrank_core.memory.storage import FORMAT, Layout, layout_bytes
 from lowrank_core.optim.admission import admit, check_lengths, warn_if_plain
 from lowrank_core.optim.checkpoint import Reader, placed, vet
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.options import check_values, own_keys, plain_numbers
 from lowrank_core.optim.parts import Parts
-from lowrank_core.optim.slots import SLOT_KEYS, Slot, State, fits, slots
-from lowrank_core.optim.states import open_state, resized
+from lowrank_core.optim.slots import SLOT_KEYS, Key, Slot, State, by_param, fit, slots
+from lowrank_core.optim.states import flat, keep_state, open_state, resized, state_of
 from lowrank_core.optim.takeover import Carried, carry, states_of
 from lowrank_core.optim.watch import Watch
 from lowrank_core.telemetry import Projection
@@ -36,14 +36,14 @@ class StateOptimizer(torch.optim.Optimizer):
     """An optimizer whose groups name parts, and whose state is what those parts describe."""
 
     FORMAT: ClassVar[int] = FORMAT  # of the states it writes
-    ADDED: ClassVar[Mapping[str, Any]] = {"stagger": False}  # keys that older checkpoints lack: how they acted
+    ADDED: ClassVar[Mapping[str, Any]] = {"stagger": False, "stacked": False}  # how states acted that lack these
     full_rank: ClassVar[str] = "plain"  # a matrix whose rank is not below min(m, n), as in `place_by`
     deciding: ClassVar[tuple[str, ...]] = ()  # the keys of its own that decide what its states look like
 
     def __init__(self, params: Params, defaults: dict[str, Any], torch_keys: dict[str, Any] | None = None) -> None:
         self.watches: tuple[Watch, ...] = ()  # those who are told what no state holds
         self._skipped: int | Tensor = 0
-        self._bounds: dict[Tensor, int] = {}  # upper bounds of step counts that live on an accelerator
+        self._bounds: dict[Key, int] = {}  # by weight: upper bounds of step counts that live on an accelerator
         self._made: dict[tuple[Any, ...], tuple[list[Any], Parts]] = {}  # by kind: keys, their parts
         self._held: dict[int, tuple[list[Any], list[Slot]]] = {}  # by group: what its slots were made of, and these
         self._asked: dict[int, tuple[Any, ...]] = {}  # by group: the keys that its states were last compared with
@@ -115,15 +115,15 @@ class StateOptimizer(torch.optim.Optimizer):
         self._parts(group, _NO_WEIGHT)
 
     def plan(self) -> list[PlanRow]:
-        """How each parameter is treated, and why: one row each, in order."""
-        return [plan_row(slot.name, tuple(slot.param.shape), slot.geometry, slot.note) for _, _, slot in self._slots()]
+        """How each parameter is treated, and why: one row each, in order. Matrices of a stack are treated alike."""
+        return [slot.row for _, _, slot in self._slots() if not slot.expert]
 
     def projections(self) -> list[Projection]:
         """The subspace of each projected weight. It reads the captured shares and so waits for an accelerator."""
         found = []
         for _, group, slot in self._slots():
             if slot.geometry is not None:
-                state = self.state.get(slot.param) or {}
+                state = state_of(self.state, slot)
                 refreshes = state.get("proj.refreshes", 0)
                 captured = float(state["proj.captured"]) if refreshes and "proj.captured" in state else None
                 side, rank = slot.geometry.side.name.lower(), state.get("proj.rank", slot.geometry.rank)
@@ -131,7 +131,7 @@ class StateOptimizer(torch.optim.Optimizer):
                 if captured is not None and self._parts_of(group, slot).projector.each_step:
                     refreshes = int(state["step"])
                     last = refreshes - 1
-                found.append(Projection(slot.name, tuple(slot.param.shape), side, rank, captured, refreshes, last))
+                found.append(Projection(slot.name, slot.shape, side, rank, captured, refreshes, last))
         return found
 
     def state_bytes(self) -> int:
@@ -141,15 +141,15 @@ class StateOptimizer(torch.optim.Optimizer):
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
     def slots(self) -> list[Slot]:
-        """Every parameter as a step sees it, in order."""
+        """Every weight as a step sees it, in order: each parameter, or each matrix of one that is a stack."""
         return [slot for _, _, slot in self._slots()]
 
     def finished_steps(self, slot: Slot) -> int:
-        """How many steps the parameter of `slot` has taken; on an accelerator those that were skipped may count too."""
-        state = self.state.get(slot.param)
+        """How many steps the weight of `slot` has taken; on an accelerator those that were skipped may count too."""
+        state = state_of(self.state, slot)
         if not state:
             return 0
-        return self._bounds[slot.param] if slot.param in self._bounds else int(state["step"])
+        return self._bounds[slot.key] if slot.key in self._bounds else int(state["step"])
 
     def planned_state_bytes(self) -> int:
         """Bytes of the state once every parameter has taken a step, each subspace at its largest rank."""
@@ -166,11 +166,15 @@ class StateOptimizer(torch.optim.Optimizer):
         Tensors have the shapes of the largest rank; they are zero beyond the rank of the subspace (`proj.rank`).
         """
         packed: dict[str, Any] = super().state_dict()
+        whole: dict[Tensor, Any] = {}
         for _, group, slot in self._slots():
-            state = packed["state"].get(slot.index) or {}
+            state = state_of(self.state, slot)
             if slot.geometry is not None and state.get("proj.rank", slot.geometry.rank) < slot.geometry.rank:
-                packed["state"][slot.index] = resized(state, self._layout(group, slot))
-        return {**packed, "param_groups": [plain_numbers(group) for group in packed["param_groups"]]}
+                state = resized(state, self._layout(group, slot))
+            keep_state(whole, slot, state)
+        states = {number: state for number, state in enumerate(map(flat, whole.values())) if state}
+        groups = list(map(plain_numbers, packed["param_groups"]))
+        return {**packed, "state": packed["state"] | states, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over groups and state: dtypes as saved, tensors moved to the device of their parameter.
@@ -187,16 +191,15 @@ class StateOptimizer(torch.optim.Optimizer):
             added = {key: value for key, value in self.ADDED.items() if key in self.defaults}
             if isinstance(seen, dict) and "param_groups" in seen:
                 seen = {**seen, "param_groups": [{**added, **group} for group in seen["param_groups"]]}
-            places = [(index, slot) for index, _, slot in self._slots()]
-            fitting.update(vet(self._reader(), places, self.param_groups, seen))
+            fitting.update(vet(self._reader(), by_param(self.slots()), self.param_groups, seen))
             return {**seen, "state": {}}  # torch would cast all of it to the parameters' dtypes
 
         def put(_: torch.optim.Optimizer) -> None:
             self._asked = self._layout_keys()
             for _number, group, slot in self._slots():
-                if slot.index in fitting:
-                    state = fitting[slot.index]
-                    self.state[slot.param] = placed(state, slot, self._layout(group, slot, state.get("proj.rank")))
+                if (state := fitting.get(slot.index)) is not None:
+                    layout = self._layout(group, slot, state.get("proj.rank"))
+                    keep_state(self.state, slot, placed(state, slot, layout))
 
         # The last hook before and the first one after, so that hooks of the user's see what they always see.
         with (
@@ -217,7 +220,7 @@ class StateOptimizer(torch.optim.Optimizer):
             both sides have names, else by position.
 
         Returns:
-          One row for each parameter: its name, whether something was carried, and what, or why not.
+          One row for each weight: its name, whether something was carried, and what, or why not.
 
         Raises:
           ValueError: the parameters cannot be told. Nothing is changed then.
@@ -225,16 +228,17 @@ class StateOptimizer(torch.optim.Optimizer):
         places = [(group, slot) for _, group, slot in self._slots()]
         sizes = [len(group["params"]) for group in self.param_groups]
         states = states_of(saved, [slot for _, slot in places], sizes)
-        rows, found = [], {}
+        rows, found = [], dict[Slot, State]()
         for group, slot in places:
             state, reason = None, "it has no state there: it starts anew"
             if slot in states:
                 parts, fresh = self._parts(group, slot.weight), open_state(self._layout(group, slot), slot.param.device)
                 state, reason = carry(slot, parts, states[slot], fresh, group.get("update_proj_gap", 1))
             rows.append(Carried(slot.name, state is not None, reason))
-            found[slot.param] = state
+            found |= {slot: state} if state else {}
         self.state.clear()
-        self.state.update({param: state for param, state in found.items() if state is not None})
+        for slot, state in found.items():
+            keep_state(self.state, slot, state)
         return rows
 
     def __getstate__(self) -> dict[str, Any]:
@@ -261,7 +265,7 @@ class StateOptimizer(torch.optim.Optimizer):
 
     def _layout_keys(self) -> dict[int, tuple[Any, ...]]:
         """By group: the keys that decide what its states look like."""
-        deciding = ("rank", *sorted(DECIDING), *self.deciding)
+        deciding = ("rank", "stacked", *sorted(DECIDING), *self.deciding)
         return {i: tuple(group.get(key) for key in deciding) for i, group in enumerate(self.param_groups)}
 
     def _reader(self) -> Reader:
@@ -277,19 +281,20 @@ class StateOptimizer(torch.optim.Optimizer):
         )
 
     def _slots(self) -> Iterator[tuple[int, dict[str, Any], Slot]]:
-        """(number of the group, group, slot) of every parameter."""
-        start = 0
+        """(number of the group, group, slot) of every weight."""
+        start = first = 0
         for number, group in enumerate(self.param_groups):
-            for slot in self._slots_held(number, group, start):
+            held = self._slots_held(number, group, start, first)
+            for slot in held:
                 yield number, group, slot
-            start += len(group["params"])
+            start, first = start + len(group["params"]), first + len(held)
 
-    def _slots_held(self, number: int, group: dict[str, Any], start: int) -> list[Slot]:
+    def _slots_held(self, number: int, group: dict[str, Any], start: int, first: int) -> list[Slot]:
         """The slots of one group, made anew if it or one of its parameters has changed since the last call."""
-        values: list[Any] = [start, *(group.get(key) for key in (*SLOT_KEYS, *self.deciding))]
+        values: list[Any] = [start, first, *(group.get(key) for key in (*SLOT_KEYS, *self.deciding))]
         held, params = self._held.get(number), group["params"]
-        if held is None or held[0] != values or len(held[1]) != len(params) or not all(map(fits, held[1], params)):
+        if held is None or held[0] != values or not fit(held[1], params):
             names = group.get("param_names")
             values = [list(names) if value is names and names else value for value in values]
-            held = self._held[number] = values, list(slots(group, start, self.place_of))
+            held = self._held[number] = values, list(slots(group, start, first, self.place_of))
         return held[1]

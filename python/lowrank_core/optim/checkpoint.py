@@ -11,10 +11,10 @@ from lowrank_core.memory.geometry import Side
 from lowrank_core.memory.storage import Layout
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.slots import Slot, State
-from lowrank_core.optim.states import resized
+from lowrank_core.optim.states import StackedState, resized
 
 _OP = "load_state_dict"
-GEOMETRY_KEYS = ("rank", "proj_type", "force_projection")
+GEOMETRY_KEYS = ("rank", "proj_type", "force_projection", "stacked")
 
 Group = dict[str, Any]
 
@@ -32,11 +32,11 @@ class Reader(NamedTuple):
     open: Callable[[Group, Slot], State]
 
 
-def vet(reader: Reader, slots: Sequence[tuple[int, Slot]], groups: Sequence[Group], saved: Any) -> dict[int, State]:
-    """The states in `saved`, a state dict, by the index of their parameter; changes nothing.
+def vet(reader: Reader, slots: Sequence[list[Slot]], groups: Sequence[Group], saved: Any) -> dict[int, State]:
+    """The states in `saved`, a state dict, by the index of their weight; changes nothing.
 
     Args:
-      slots: (number of the group, slot) of every parameter.
+      slots: those of every parameter.
       groups: the groups of the optimizer that loads.
 
     Raises:
@@ -52,10 +52,25 @@ def vet(reader: Reader, slots: Sequence[tuple[int, Slot]], groups: Sequence[Grou
         strangers = sorted(map(str, states.keys() - set(ids)))
         raise ValueError(f"{_OP}: `state` must belong to the groups' parameters, got also {', '.join(strangers)}")
     fitting = {}
-    for key, (number, slot) in zip(ids, slots, strict=True):
+    of_group = [group for group in theirs for _ in group["params"]]
+    for key, group, weights in zip(ids, of_group, slots, strict=True):
         if states.get(key):
-            fitting[slot.index] = _vet_state(reader, slot, theirs[number], states[key])
+            for slot, state in zip(weights, _states_in(states[key], weights), strict=True):
+                fitting[slot.index] = _vet_state(reader, slot, group, state)
     return fitting
+
+
+def _states_in(saved: State, weights: list[Slot]) -> list[State]:
+    """The state of each of the `weights` of one parameter."""
+    if weights[0].expert is None:
+        return [saved]
+    try:
+        return StackedState.of(saved, len(weights)).parts
+    except KeyError as error:
+        raise ValueError(
+            f"{_OP}: the state of `{weights[0].param_name}` must be of {len(weights)} matrices, got the key {error}; "
+            "it is of another model, or damaged"
+        ) from None
 
 
 def _vet_groups(reader: Reader, ours: Sequence[Group], theirs: Sequence[Group]) -> None:

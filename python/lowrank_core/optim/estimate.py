@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from lowrank_core.checks import require
 from lowrank_core.memory import estimate as memory
-from lowrank_core.memory.estimate import DECIDING, OP, Keys, Shapes, Weight
+from lowrank_core.memory.estimate import DECIDING, OP, Counted, Keys, Shapes, Weight
 from lowrank_core.memory.geometry import Rank
 from lowrank_core.memory.methods import FACADES
 from lowrank_core.memory.methods import METHODS as METHODS_IN_MEMORY
 from lowrank_core.memory.plan import EXCLUDED
-from lowrank_core.memory.training import Counted, TrainingBytes, training_bytes, weight_bytes
+from lowrank_core.memory.training import TrainingBytes, training_bytes, weight_bytes
 from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.dtypes import name_of
+from lowrank_core.optim.experts import AUTO, Stacked
 from lowrank_core.optim.groups import split
 from lowrank_core.optim.int8 import Int8Weight
 from lowrank_core.optim.methods import METHODS
@@ -33,6 +34,7 @@ def estimate_state_bytes(
     target_modules: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     others: Mapping[str, Any] | None = None,
+    stacked: Stacked | None = None,
     **keys: Any,
 ) -> int:
     """Bytes of state that `optimizer` holds once every parameter has taken a step, exact to the byte.
@@ -50,6 +52,7 @@ def estimate_state_bytes(
       target_modules, exclude: as in `param_groups`; the former for a module only, the latter not for shapes
         alone.
       others: as in `param_groups`: keys only for the weights that are not projected; for a module only.
+      stacked: as there; for shapes without "auto". None: "auto" for a module, False for shapes.
       keys: as given to the optimizer, such as `proj_type` or `moment_dtype`.
 
     Raises:
@@ -78,11 +81,16 @@ def estimate_state_bytes(
             trained = ((key, p) for key, p in model_or_shapes.named_parameters() if p.requires_grad)
             return memory.facade_bytes([(key, _weight(p, name), 1) for key, p in trained], deciding)
         asked = memory.keys_of(optimizer, rank, **deciding)
-        return memory.all_bytes(optimizer, *_split(optimizer, model_or_shapes, name, targets, words, others, asked))
+        stacked = AUTO if stacked is None else stacked
+        found = _split(optimizer, model_or_shapes, name, targets, words, others, stacked, asked)
+        return memory.all_bytes(optimizer, *found)
     for arg, value in (("target_modules", target_modules), ("others", others)):
         require(value is None, OP, arg, "be left out without a module", value)
     shapes, name = model_or_shapes, "float32" if name is None else name
-    return memory.estimate_state_bytes(shapes, optimizer, rank=rank, dtype=name, exclude=exclude, **deciding)
+    stacked = False if stacked is None else stacked
+    return memory.estimate_state_bytes(
+        shapes, optimizer, rank=rank, dtype=name, exclude=exclude, stacked=stacked, **deciding
+    )
 
 
 def _deciding(optimizer: str, keys: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +133,7 @@ def training_bytes_of(
     own = _deciding(optimizer, keys, {})
     if optimizer in METHODS_IN_MEMORY:
         asked = memory.keys_of(optimizer, rank, **own)
-        found, held_by = _split(optimizer, model, dtype, ALL_LINEAR, EXCLUDED, None, asked, coded)
+        found, held_by = _split(optimizer, model, dtype, ALL_LINEAR, EXCLUDED, None, AUTO, asked, coded)
     else:
         found, held_by = [(key, _weight(p, dtype), 1) for key, p in params.items() if p.requires_grad], []
     held = training_bytes(optimizer, found, held_by, own)
@@ -139,24 +147,28 @@ def _split(
     targets: str | Iterable[str],
     exclude: str | Iterable[str],
     others: Mapping[str, Any] | None,
+    stacked: Stacked,
     keys: Keys,
     coded: Container[Tensor] = (),
 ) -> tuple[list[Counted], list[Keys]]:
     """What `param_groups` makes of `model`, with the keys of each weight; those in `coded` are to be in 8 bits."""
     sides = {"proj_type": keys.proj_type, "force_projection": keys.force_projection}
-    groups, _ = split(OP, model, targets, exclude, keys.rank, others, sides)
+    groups, _ = split(OP, model, targets, exclude, keys.rank, others, stacked, sides)
     weights: list[Counted] = []
     held_by: list[Keys] = []
     for group in groups:
-        weights += [(name, _weight(param, dtype, param in coded), 1) for name, param in group["params"]]
+        for name, param in group["params"]:
+            weight = name, _weight(param, dtype, param in coded), 1
+            weights.append(memory.matrices(weight, len(param) if "stacked" in group else None))
         held_by += [keys.plain(others) if group["rank"] is None else keys] * len(group["params"])
     return weights, held_by
 
 
-def targets_of(model: nn.Module) -> list[Tensor]:
-    """The matrices that `param_groups` projects at rank 1, which is all that it projects at any."""
-    groups, _ = split(OP, model, ALL_LINEAR, EXCLUDED, 1, None, {})
-    return [param for _, param in groups[-1]["params"]]
+def targets_of(model: nn.Module) -> dict[Tensor, tuple[int, ...]]:
+    """What `param_groups` projects at rank 1, which is all that it projects at any, with the shape of its matrix."""
+    groups, _ = split(OP, model, ALL_LINEAR, EXCLUDED, 1, None, AUTO, {})
+    taken = [(param, "stacked" in group) for group in groups if group["rank"] for _, param in group["params"]]
+    return {param: tuple(param.shape[1:] if stacked else param.shape) for param, stacked in taken}
 
 
 def _linear(model: nn.Module) -> set[Tensor]:

@@ -16,8 +16,8 @@ from lowrank_core.optim.checkpoint import check_state
 from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.options import check_rates
 from lowrank_core.optim.parts import Parts
-from lowrank_core.optim.slots import Draft, Slot
-from lowrank_core.optim.states import open_state
+from lowrank_core.optim.slots import Draft, Key, Slot
+from lowrank_core.optim.states import keep_state, open_state, state_of
 
 Drafts = dict[Bucket, Draft]
 
@@ -47,8 +47,8 @@ class Source(Protocol):
         """Gets everything ready for a step. False: there is none to take, because a gradient is not finite."""
         ...
 
-    def drafts(self) -> dict[Tensor, Draft]:
-        """Hands over what it holds: a draft of each parameter that has a gradient."""
+    def drafts(self) -> dict[Key, Draft]:
+        """Hands over what it holds: a draft of each weight that has a gradient."""
         ...
 
     @property
@@ -85,7 +85,7 @@ class GatheringOptimizer(StateOptimizer):
         if self._source is not None:
             held = self._source.drafts()
             for number, group, slot in self._slots():
-                if (one := held.get(slot.param)) is not None:
+                if (one := held.get(slot.key)) is not None:
                     self._sorted(sorting, number, group, slot, one.freed)[1].extend(one)
         else:
             taking = [(*place, grad) for place in self._slots() if (grad := place[2].param.grad) is not None]
@@ -94,7 +94,7 @@ class GatheringOptimizer(StateOptimizer):
                 if not ordinary:
                     check_ready(slot, grad)
                 draft = self._sorted(sorting, number, group, slot)[1]
-                draft.add(slot, slot.as_matrix(grad) if ordinary else slot.gradient(grad))
+                draft.add(slot, slot.as_matrix(slot.own(grad)) if ordinary else slot.gradient(grad))
         self._asked = sorting.asked
         return sorting.drafts
 
@@ -145,27 +145,27 @@ class GatheringOptimizer(StateOptimizer):
 
     def _due(self, slot: Slot, parts: Parts) -> bool:
         """True if the subspace of `slot` is to be looked for before this step."""
-        state = self.state.get(slot.param)
+        state = state_of(self.state, slot)
         if parts.projector.each_step:
             return False
         if not state:
             return True
-        bound = self._bounds.get(slot.param) if self._bounds else None
+        bound = self._bounds.get(slot.key) if self._bounds else None
         if bound is not None and not parts.schedule.due(slot, bound, state):
             return False
         steps = int(state["step"])  # waits for an accelerator, where a refresh seems due
         if devices.deferred(slot.param.device):
-            self._bounds[slot.param] = steps
+            self._bounds[slot.key] = steps
         return parts.schedule.due(slot, steps, state)
 
     def _check_edit(self, group: dict[str, Any], slot: Slot) -> None:
         """Raises ValueError if the state of `slot` is not what its group, which was edited, asks for now."""
-        state = self.state.get(slot.param)
+        state = state_of(self.state, slot)
         if not state:
             return
         if slot.geometry is not None and state.get("proj.refreshes") == 0:  # no subspace yet: still free to choose
             fresh = open_state(self._layout(group, slot), slot.param.device)
-            self.state[slot.param] = {**fresh, "step": state["step"]}
+            keep_state(self.state, slot, {**fresh, "step": state["step"]})
             return
         rank = state.get("proj.rank") if self._parts_of(group, slot).projector.ranks_vary else None
         check_state("step", slot, state, self._layout(group, slot, rank), rank is not None)

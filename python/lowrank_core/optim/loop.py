@@ -18,7 +18,7 @@ from lowrank_core.optim.gathering import Drafts, GatheringOptimizer
 from lowrank_core.optim.parts.projectors import Found
 from lowrank_core.optim.refresh import adopt, find
 from lowrank_core.optim.slots import Draft, Slot, State
-from lowrank_core.optim.states import open_state
+from lowrank_core.optim.states import keep_state, open_state, state_of
 from lowrank_core.optim.step import compose
 
 _REFRESHED_TOGETHER = 16  # matrices whose old and new subspaces are held at the same time
@@ -117,9 +117,9 @@ class LowRankOptimizer(GatheringOptimizer):
 
     def _draft(self, bucket: Bucket, draft: Draft) -> None:
         """Lets the kernel of `bucket`, if there is one, read what it needs before anything is changed."""
-        states = [self.state.get(slot.param) for slot in draft.slots]
+        states = [state_of(self.state, slot) for slot in draft.slots]
         if draft.low is None and (kernel := fused(bucket)) and all(states):
-            kernel.draft(bucket, draft, [state for state in states if state])
+            kernel.draft(bucket, draft, states)
 
     def _judge(self, drafts: Drafts) -> tuple[bool, Tensor | None]:
         """Whether to go on, and the gate that decides it if the host does not know.
@@ -144,7 +144,7 @@ class LowRankOptimizer(GatheringOptimizer):
         for bucket, slot in (owners[i] for i in wrong):
             if bucket.nonfinite == "raise":
                 raise RuntimeError(
-                    f"step: the gradient of `{slot.name}` {tuple(slot.param.shape)} must be finite, "
+                    f"step: the gradient of `{slot.name}` {slot.shape} must be finite, "
                     'got inf or nan; nothing was changed, lower the loss scale or pass `nonfinite="skip"`'
                 )
         self._skipped = self._skipped + bool(wrong)
@@ -156,7 +156,7 @@ class LowRankOptimizer(GatheringOptimizer):
         for bucket, draft in due.items():
             if bucket.parts.projector.may_fail:  # one by one: an error then names the parameter
                 for slot, grad in zip(draft.slots, draft.grads, strict=True):
-                    state, started = self.state.get(slot.param) or self._opened(bucket, slot), perf_counter()
+                    state, started = state_of(self.state, slot) or self._opened(bucket, slot), perf_counter()
                     found[slot] = find(bucket, [slot], [grad], [state])[0]
                     self._tell([slot], perf_counter() - started)
         for bucket, draft in due.items():
@@ -176,8 +176,8 @@ class LowRankOptimizer(GatheringOptimizer):
     def _step(self, bucket: Bucket, draft: Draft, gate: Tensor | None) -> None:
         if self._bounds:
             for slot in draft.slots:
-                if slot.param in self._bounds:
-                    self._bounds[slot.param] += 1
+                if slot.key in self._bounds:
+                    self._bounds[slot.key] += 1
         kernel, states = fused(bucket), self._states(bucket, draft)
         if kernel is None:
             compose(bucket, draft, states, gate)
@@ -198,11 +198,12 @@ class LowRankOptimizer(GatheringOptimizer):
         return [self._state(bucket, slot) for slot in draft.slots]
 
     def _state(self, bucket: Bucket, slot: Slot) -> State:
-        state: State = self.state.get(slot.param) or {}
+        state = state_of(self.state, slot)
         if not state:
-            state = self.state[slot.param] = self._opened(bucket, slot)
+            state = self._opened(bucket, slot)
+            keep_state(self.state, slot, state)
             if devices.deferred(bucket.device):
-                self._bounds[slot.param] = 0
+                self._bounds[slot.key] = 0
         return state
 
     def _opened(self, bucket: Bucket, slot: Slot) -> State:

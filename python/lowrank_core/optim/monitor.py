@@ -17,7 +17,8 @@ from lowrank_core.atomic import write_atomic
 from lowrank_core.checks import is_count, require
 from lowrank_core.memory.geometry import is_matrix
 from lowrank_core.optim.base import StateOptimizer
-from lowrank_core.optim.slots import Slot
+from lowrank_core.optim.slots import Key, Slot
+from lowrank_core.optim.states import state_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -43,7 +44,7 @@ class Monitor:
 
     One row, a dict, for each weight of two or more dimensions that has been stepped:
       step: its finished steps.
-      name: of the parameter.
+      name: of the parameter; of a matrix in a stack with its number, as in "experts.up[3]".
       rank: of its subspace; None where it is not projected.
       captured: share in [0, 1] of the gradient's energy that the subspace held when it was found; None where nothing
         measures it.
@@ -91,8 +92,8 @@ class Monitor:
         self._optimizer, self._every, self._writer = optimizer, every, writer
         self._held: list[_Held] = []
         self._before: dict[Slot, tuple[int, Tensor]] = {}
-        self._overlaps: dict[Tensor, Tensor] = {}
-        self._seconds: dict[Tensor, float] = defaultdict(float)
+        self._overlaps: dict[Key, Tensor] = {}
+        self._seconds: dict[Key, float] = defaultdict(float)
         self._file: IO[str] | None = None if path is None else _opened(Path(path), self._steps())
         self._hooks = [
             optimizer.register_step_pre_hook(lambda *_: self._start()),
@@ -124,17 +125,17 @@ class Monitor:
 
     def turned(self, slot: Slot, overlap: Tensor) -> None:
         """Told by the optimizer; see `Watch`."""
-        self._overlaps[slot.param] = overlap
+        self._overlaps[slot.key] = overlap
 
     def searched(self, slots: Sequence[Slot], seconds: float) -> None:
         """Told by the optimizer; see `Watch`."""
-        total = sum(slot.param.numel() for slot in slots)
+        total = sum(slot.weight.numel() for slot in slots)
         for slot in slots:
-            self._seconds[slot.param] += seconds * slot.param.numel() / total
+            self._seconds[slot.key] += seconds * slot.weight.numel() / total
 
     def _matrices(self) -> Iterator[Slot]:
         for slot in self._optimizer.slots():
-            if is_matrix(tuple(slot.param.shape)) and slot.param.requires_grad:
+            if is_matrix(slot.shape) and slot.param.requires_grad:
                 yield slot
 
     def _steps(self) -> int:
@@ -162,7 +163,7 @@ class Monitor:
         self._held += came
 
     def _row(self, slot: Slot, step: int, before: Tensor) -> _Held:
-        state, projected = self._optimizer.state[slot.param], slot.geometry is not None
+        state, projected = state_of(self._optimizer.state, slot), slot.geometry is not None
         refreshes = state.get("proj.refreshes", 0)
         row: Row = dict.fromkeys(KEYS)
         row |= {
@@ -170,13 +171,13 @@ class Monitor:
             "name": slot.name,
             "rank": state["proj.rank"] if projected else None,
             "refreshes": refreshes,
-            "refresh_seconds": self._seconds.pop(slot.param, 0.0),
+            "refresh_seconds": self._seconds.pop(slot.key, 0.0),
         }
         waiting = {"update_ratio": _norm(slot.weight - before) / _norm(before)}
         if projected and refreshes and "proj.captured" in state:
             waiting["captured"] = state["proj.captured"].clone()
-        if slot.param in self._overlaps:
-            waiting["overlap"] = self._overlaps[slot.param]
+        if slot.key in self._overlaps:
+            waiting["overlap"] = self._overlaps[slot.key]
         return _Held(row, waiting)
 
     def _tell(self, rows: list[Row]) -> None:

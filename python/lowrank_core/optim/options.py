@@ -95,5 +95,5 @@ def check_values(op: str, group: dict[str, Any]) -> None:
     require_choice(op, "rounding", group["rounding"], ROUNDINGS)
     plain = group.get("plain_lr")
     require(plain is None or is_number(plain, 0.0), op, "plain_lr", "be a number >= 0 or None", plain)
-    for key in ("maximize", "force_projection"):
+    for key in ("maximize", "force_projection", "stacked"):
         require(isinstance(group.get(key, False), bool), op, key, "be True or False", group.get(key))

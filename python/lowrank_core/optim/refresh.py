@@ -45,7 +45,7 @@ def find(bucket: Bucket, slots: Sequence[Slot], grads: Sequence[Tensor], states:
             [query_of(bucket, slots[i], signals[i], states[i], int(states[i]["step"])) for i in live]
         )
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        names = ", ".join(f"`{slots[i].name}` {tuple(slots[i].param.shape)}" for i in live)
+        names = ", ".join(f"`{slots[i].name}` {slots[i].shape}" for i in live)
         raise RuntimeError(
             f"step: the gradient of {names} must have an SVD that converges, "
             f"got: {error}; nothing was changed, consider another projector"

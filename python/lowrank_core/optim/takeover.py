@@ -14,7 +14,7 @@ from lowrank_core.optim.parts.codecs import Codec, encode
 from lowrank_core.optim.parts.rules import Rule
 from lowrank_core.optim.parts.subspaces import Bases
 from lowrank_core.optim.parts.subspaces.dense import Dense
-from lowrank_core.optim.slots import Slot, State
+from lowrank_core.optim.slots import Slot, State, by_param
 
 _OP = "from_state"
 _ORTHONORMAL = 1e-2  # how far rows of a basis may be from it: bfloat16 ones are off by 4e-3
@@ -40,7 +40,7 @@ def states_of(
       ValueError: `saved` is neither, or its parameters cannot be told.
     """
     if isinstance(saved, torch.optim.Optimizer):
-        return {slot: dict(saved.state[slot.param]) for slot in slots if saved.state.get(slot.param)}
+        return {slot: _own(slot, saved.state[slot.param]) for slot in slots if saved.state.get(slot.param)}
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
         raise ValueError(f"{_OP}: `saved` must be an optimizer or what its state_dict() returned, got no such dict")
     groups, states = saved["param_groups"], saved["state"]
@@ -48,17 +48,27 @@ def states_of(
     if all(group.get("param_names") for group in groups):
         names = [name for group in groups for name in group["param_names"]]
         by_name = {name: states.get(key) for name, key in zip(names, ids, strict=True)}
-        found = {slot: dict(by_name[slot.name]) for slot in slots if by_name.get(slot.name)}
+        found = {slot: _own(slot, state) for slot in slots if (state := by_name.get(slot.param_name))}
         if found:
             return found
     theirs = [len(group["params"]) for group in groups]
-    if theirs != list(sizes) or not all(_fits(slot, states.get(key)) for slot, key in zip(slots, ids, strict=True)):
+    placed = [(slot, states.get(key)) for key, some in zip(ids, by_param(slots), strict=False) for slot in some]
+    if theirs != list(sizes) or not all(_fits(slot, state) for slot, state in placed):
         raise ValueError(
             f"{_OP}: `saved` must name its parameters, or have them in the groups of this optimizer, got groups "
             f"of {theirs} without known names for groups of {list(sizes)}; pass the optimizer itself, or give both of "
             "them named parameters"
         )
-    return {slot: dict(states[key]) for slot, key in zip(slots, ids, strict=True) if states.get(key)}
+    return {slot: _own(slot, state) for slot, state in placed if state}
+
+
+def _own(slot: Slot, state: State) -> State:
+    """What `state`, that of the parameter, says of `slot`."""
+    mine: State = {}
+    for key, value in state.items():
+        whole = isinstance(value, Tensor) and value.shape == slot.param.shape
+        mine[key] = slot.own(value) if whole else value
+    return mine
 
 
 def carry(slot: Slot, parts: Parts, theirs: State, fresh: State, gap: int) -> tuple[State | None, str]:

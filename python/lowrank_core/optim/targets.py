@@ -49,9 +49,11 @@ def can_be_target(param: Tensor) -> bool:
     return is_matrix(tuple(param.shape)) and not param.is_complex()
 
 
-def find_targets(op: str, model: nn.Module, names: Names, target_modules: str | Iterable[str]) -> set[Tensor]:
-    """The matrices of `model` that `target_modules` means; see `param_groups`."""
-    matrices = {param: known_as for param, known_as in names.items() if can_be_target(param)}
+def find_targets(
+    op: str, model: nn.Module, names: Names, target_modules: str | Iterable[str], stacks: set[Tensor]
+) -> set[Tensor]:
+    """The matrices of `model` that `target_modules` means, and `stacks` of them; see `param_groups`."""
+    matrices = {param: known_as for param, known_as in names.items() if can_be_target(param) or param in stacks}
     if target_modules == ALL_LINEAR:
         target_modules = (ALL_LINEAR,)
     if isinstance(target_modules, str):
@@ -66,7 +68,8 @@ def find_targets(op: str, model: nn.Module, names: Names, target_modules: str | 
     require(bool(words), op, "target_modules", f'name something, or be "{ALL_LINEAR}"', words)
     found = set()
     for word in words:
-        hits = _linear(model) & matrices.keys() if word == ALL_LINEAR else _with_word(matrices, word)
+        linear = word == ALL_LINEAR
+        hits = (_linear(model) | stacks) & matrices.keys() if linear else _with_word(matrices, word)
         _require_match(op, bool(hits), word, matrices, "")
         found |= hits
     return found

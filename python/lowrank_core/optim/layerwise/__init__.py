@@ -136,9 +136,9 @@ class FusedBackward:
         if self._optimizer._source is not self._taker:
             return
         if self._taker.holds():
+            count = len(self._taker.params())
             warnings.warn(
-                f"handle.remove: the gradients of {len(self._taker.held)} parameters are dropped; call step() before",
-                stacklevel=2,
+                f"handle.remove: the gradients of {count} parameters are dropped; call step() before", stacklevel=2
             )
         self._taker.remove()
         for hook in self._hooks:
@@ -204,7 +204,7 @@ def _saving(taker: Taker) -> None:
         )
     if taker.holds():
         warnings.warn(
-            f"state_dict: the gradients of {len(taker.held)} parameters that fused_backward holds are not in it, "
+            f"state_dict: the gradients of {len(taker.params())} parameters that fused_backward holds are not in it, "
             "as `.grad` never is; a run that resumes here repeats the backward passes since the last step()",
             stacklevel=4,
         )
@@ -214,7 +214,7 @@ def _loading(taker: Taker) -> None:
     if taker.holds() or taker.stepped:
         raise RuntimeError(
             "load_state_dict: must be called while fused_backward holds no gradients, got those of "
-            f"{len(taker.held) + len(taker.stepped)} parameters; call step() or zero_grad() first"
+            f"{len(taker.params()) + len(taker.stepped)} parameters; call step() or zero_grad() first"
         )
 
 

@@ -88,6 +88,7 @@ def planned(places: Iterable[tuple[Slot, Parts]], sketched: bool, at_once: bool)
 
 
 def _gradient(slot: Slot, parts: Parts, at_once: bool) -> Gradient:
-    size, where = slot.param.numel() * slot.param.element_size(), slot.geometry
+    size, where = slot.weight.numel() * slot.weight.element_size(), slot.geometry
     between, due = (way_of(parts, where is not None, due, at_once) for due in (False, True))
-    return Gradient(size, slot.work.itemsize, where, between, due)
+    stack = 1 if slot.expert is None else len(slot.param)
+    return Gradient(size, slot.work.itemsize, where, between, due, stack=stack)

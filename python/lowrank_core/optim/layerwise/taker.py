@@ -15,15 +15,18 @@ from torch.utils.hooks import RemovableHandle
 from lowrank_core.memory.gradients import Way
 from lowrank_core.optim import devices
 from lowrank_core.optim.admission import check_ready
+from lowrank_core.optim.bucket import Bucket
 from lowrank_core.optim.gathering import Drafts, Sorting
 from lowrank_core.optim.layerwise.flag import Flag, at_the_end_of_backward
 from lowrank_core.optim.layerwise.held import Held, way_of
 from lowrank_core.optim.layerwise.norms import Clip, squared_norm, total
 from lowrank_core.optim.loop import LowRankOptimizer
-from lowrank_core.optim.slots import Draft, Slot
+from lowrank_core.optim.slots import Draft, Key, Slot
+from lowrank_core.optim.states import state_of
 from lowrank_core.optim.step import lower
 
-Places = dict[Tensor, tuple[int, dict[str, Any], Slot]]  # by parameter: number of the group, group, slot
+Place = tuple[int, dict[str, Any], Slot]  # number of the group, group, slot
+Places = dict[Tensor, list[Place]]  # of the weights of each parameter
 
 
 class Taker:
@@ -32,7 +35,7 @@ class Taker:
     def __init__(self, model: nn.Module, optimizer: LowRankOptimizer, clip: Clip | None, at_once: bool) -> None:
         self._model, self._optimizer, self._clip = model, optimizer, clip
         self.at_once = at_once  # every weight steps inside backward
-        self.held: dict[Tensor, Held] = {}
+        self.held: dict[Key, Held] = {}
         self.stepped: set[Tensor] = set()  # inside backward, since the last step()
         self._where: tuple[Places, Sorting] | None = None  # as it is from the first gradient to the step
         self._lock = threading.Lock()  # backward runs one thread for each accelerator
@@ -61,6 +64,10 @@ class Taker:
         """True if gradients are held that nobody has zeroed."""
         return bool(self.held) and not self._flag.wiped()
 
+    def params(self) -> set[Tensor]:
+        """The parameters whose gradients are held."""
+        return {param for param, _ in self.held}
+
     # ---- what the loop asks for: see `Source`
 
     def ready(self) -> bool:
@@ -88,12 +95,12 @@ class Taker:
         self._attach()
         return True
 
-    def drafts(self) -> dict[Tensor, Draft]:
+    def drafts(self) -> dict[Key, Draft]:
         """Hands over what is held."""
         held = self.held
         self.held = {}
         self.drop()
-        return {param: one.draft for param, one in held.items()}
+        return {key: one.draft for key, one in held.items()}
 
     @property
     def clips_late(self) -> bool:
@@ -141,59 +148,77 @@ class Taker:
         with self._lock:
             if self._flag.wiped():
                 self.drop()
-            place = self._places()[0].get(param)
-            if place is None or param.grad is None:  # no longer the optimizer's
+            places = self._places()[0].get(param)
+            if places is None or param.grad is None:  # no longer the optimizer's
                 return
-            self._take(*place)
+            self._take(places)
             at_the_end_of_backward(self._flag.show)
 
     def _take_what_is_left(self) -> None:
-        for number, group, slot in self._places()[0].values():
-            if slot.param.grad is not None:
-                self._take(number, group, slot)
+        for param, places in self._places()[0].items():
+            if param.grad is not None:
+                self._take(places)
 
     def _places(self) -> tuple[Places, Sorting]:
         if self._where is None:
-            self._where = {place[2].param: place for place in self._optimizer._slots()}, self._optimizer._sorting()
+            places: Places = {}
+            for place in self._optimizer._slots():
+                places.setdefault(place[2].param, []).append(place)
+            self._where = places, self._optimizer._sorting()
         return self._where
 
-    def _take(self, number: int, group: dict[str, Any], slot: Slot) -> None:
-        """Adds the gradient of `slot` to what is held of it, or steps with it at once."""
-        optimizer, param = self._optimizer, slot.param
-        grad = cast(Tensor, param.grad)
-        check_ready(slot, grad)
-        param.grad = None
-        grad = slot.gradient(grad.detach().clone() if grad.requires_grad else grad)
-        draft = Draft([slot], [grad])
-        before = self.held.get(param)
-        bucket = before.bucket if before else optimizer._sorted(self._places()[1], number, group, slot)[0]
-        way = way_of(bucket.parts, bucket.projected, bucket.due, self.at_once)
-        if way is Way.AT_ONCE:
-            self._check_at_once(slot, bucket.nonfinite)
-            optimizer._apply({bucket: draft})
-            self.stepped.add(param)
-            return
-        held = Held(bucket, draft)
+    def _take(self, places: list[Place]) -> None:
+        """Adds the gradient of the parameter with `places` to what is held, or steps with it at once."""
+        first = places[0][2]
+        grad = cast(Tensor, first.param.grad)
+        check_ready(first, grad)
+        first.param.grad = None
+        grad = grad.detach().clone() if grad.requires_grad else grad
+        ways: dict[Way, Drafts] = {}
+        for number, group, slot in places:
+            before = self.held.get(slot.key)
+            bucket = before.bucket if before else self._optimizer._sorted(self._places()[1], number, group, slot)[0]
+            drafts = ways.setdefault(way_of(bucket.parts, bucket.projected, bucket.due, self.at_once), {})
+            drafts.setdefault(bucket, Draft()).add(slot, slot.gradient(grad))
+        if at_once := ways.pop(Way.AT_ONCE, None):
+            self._step_at_once(first, at_once)
+        for way, drafts in ways.items():
+            for bucket, draft in drafts.items():
+                if way is Way.WHOLE and len(ways) > 1:  # what holds a view of a stack holds all of it
+                    draft.grads = [part.clone() for part in draft.grads]
+                self._hold(bucket, draft, way)
+
+    def _hold(self, bucket: Bucket, draft: Draft, way: Way) -> None:
+        """Adds the gradients of weights that are held in one `way` to what is held of each."""
+        states = self._optimizer._states(bucket, draft) if way is Way.SUBSPACE else []
         if way is Way.SUBSPACE:
-            state = optimizer._state(bucket, slot)
-            optimizer._draft(bucket, draft)
+            self._optimizer._draft(bucket, draft)
             if draft.low is None:
-                lower(bucket, draft, [state])
-            if self.sketches:
-                held.measure(slot.where(state), self._count(slot))
-            draft.free_()
-        self._flag.note(_finite(draft))
-        if before is None:
-            self.held[param] = held
-        else:
-            before.add_(held)
+                lower(bucket, draft, states)
+        for i, one in enumerate(draft.each()):
+            held = Held(bucket, one)
+            if way is Way.SUBSPACE:
+                if self.sketches:
+                    held.measure(held.slot.where(states[i]), self._count(held.slot))
+                one.free_()
+            self._flag.note(_finite(one))
+            if (before := self.held.get(held.slot.key)) is None:
+                self.held[held.slot.key] = held
+            else:
+                before.add_(held)
+
+    def _step_at_once(self, slot: Slot, drafts: Drafts) -> None:
+        for bucket in drafts:
+            self._check_at_once(slot, bucket.nonfinite)
+        self._optimizer._apply(drafts)
+        self.stepped.add(slot.param)
 
     def _check_at_once(self, slot: Slot, nonfinite: str) -> None:
         if slot.param in self.stepped:
             why = "at_once=True" if self.at_once else "its method reads the whole gradient"
             raise RuntimeError(
-                f"backward: `{slot.name}` must get one gradient per step, because {why} and it has stepped with the "
-                "first one, got another; use a larger batch, or accumulate without "
+                f"backward: `{slot.param_name}` must get one gradient per step, because {why} and it has stepped with "
+                "the first one, got another; use a larger batch, or accumulate without "
                 f"{'at_once' if self.at_once else 'fused_backward'}"
             )
         if nonfinite != "raise":
@@ -201,11 +226,13 @@ class Taker:
 
     def _count(self, slot: Slot) -> int:
         """How many steps are finished, or an upper bound where an accelerator counts."""
-        bound = self._optimizer._bounds.get(slot.param)
-        return int(self._optimizer.state[slot.param]["step"]) if bound is None else bound
+        bound = self._optimizer._bounds.get(slot.key)
+        return int(state_of(self._optimizer.state, slot)["step"]) if bound is None else bound
 
     def _clip_whole(self) -> None:
-        found = [held.squared_norm(self._optimizer.state.get(held.slot.param, {})) for held in self.held.values()]
+        states = self._optimizer.state
+        in_order = sorted(self.held.values(), key=lambda held: held.slot.index)  # backward's own is no part of a result
+        found = [held.squared_norm(state_of(states, held.slot)) for held in in_order]
         variances = [variance for _, variance in found if variance is not None]
         norm = total(square for square, _ in found).sqrt()
         self._scale(cast(Clip, self._clip).factor(norm, total(variances) if variances else None))

@@ -88,6 +88,7 @@ class AdaRankGradAdamW(LowRankOptimizer):
         force_projection: bool = False,
         maximize: bool = False,
         stagger: bool | str = "auto",
+        stacked: bool = False,
         **torch_keys: object,
     ) -> None:
         super().__init__(params, keys_of(locals()), torch_keys)

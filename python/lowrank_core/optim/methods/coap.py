@@ -80,6 +80,7 @@ class CoapAdamW(LowRankOptimizer):
         force_projection: bool = False,
         maximize: bool = False,
         stagger: bool | str = "auto",
+        stacked: bool = False,
         **torch_keys: object,
     ) -> None:
         super().__init__(params, keys_of(locals()), torch_keys)

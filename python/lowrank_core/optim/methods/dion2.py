@@ -37,7 +37,8 @@ class Dion2(LowRankOptimizer):
       proj_type: "std" chooses on the shorter side, of a square matrix columns; "reverse_std", "left" (rows) or "right".
       rank: any int, share or "full" marks the matrices of a group as Dion2's, and changes nothing else; None means
         plain AdamW.
-      plain_lr, plain_betas, moment_dtype, plain_moment_dtype, rounding, seed, nonfinite, maximize: as in `Muon`.
+      plain_lr, plain_betas, moment_dtype, plain_moment_dtype, rounding, seed, nonfinite, maximize, stacked: as in
+        `Muon`.
 
     Raises, warns, determinism: as in `GaLoreAdamW`.
 
@@ -81,6 +82,7 @@ class Dion2(LowRankOptimizer):
         seed: int = 0,
         nonfinite: str = "skip",
         maximize: bool = False,
+        stacked: bool = False,
         **torch_keys: object,
     ) -> None:
         super().__init__(params, keys_of(locals()), torch_keys)

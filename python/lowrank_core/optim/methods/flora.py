@@ -83,6 +83,7 @@ class FloraAdamW(LowRankOptimizer):
         force_projection: bool = False,
         maximize: bool = False,
         stagger: bool | str = "auto",
+        stacked: bool = False,
         **torch_keys: object,
     ) -> None:
         super().__init__(params, keys_of(locals()), torch_keys)

@@ -86,6 +86,7 @@ class FrugalAdamW(LowRankOptimizer):
         nonfinite: str = "skip",
         maximize: bool = False,
         stagger: bool | str = "auto",
+        stacked: bool = False,
         **torch_keys: object,
     ) -> None:
         super().__init__(params, keys_of(locals()), torch_keys)

@@ -23,11 +23,11 @@ class GaLoreAdamW(LowRankOptimizer):
     AdamW.
 
     Which parameters: every weight of two or more dimensions in a group that has a rank; more than two are seen as
-    [d0, the rest]. If any group names `rank` itself, the groups that do not are plain AdamW, as with GaLore; if none
-    does, the constructor's rank holds for all. `rank=None` means plain AdamW. Vectors, scalars, empty tensors, and
-    weights with rank >= min(m, n) unless `force_projection`, are plain too: there `scale` does not act, and the result
-    equals torch.optim.AdamW's to the bit for float32 and float64. `plan()` says what is done with each parameter and
-    why.
+    [d0, the rest], or [E, m, n] as E matrices by `stacked`. If any group names `rank` itself, the groups that do not
+    are plain AdamW, as with GaLore; if none does, the constructor's rank holds for all. `rank=None` means plain AdamW.
+    Vectors, scalars, empty tensors, and weights with rank >= min(m, n) unless `force_projection`, are plain too: there
+    `scale` does not act, and the result equals torch.optim.AdamW's to the bit for float32 and float64. `plan()` says
+    what is done with each parameter and why.
 
     Every argument but `params` may also be a key of a group.
 
@@ -64,12 +64,15 @@ class GaLoreAdamW(LowRankOptimizer):
       maximize: climb instead of descend.
       stagger: True: after step 0 the weights of a group are refreshed in turns, each every `update_proj_gap` steps, so
         that no step pays for all. "auto": so in groups of 8 or more with a gap of 8 or more. False: all at once.
+      stacked: True: every parameter of the group is a stack [E, m, n] of E matrices, as the experts of a mixture are.
+        It trains to the bit as E parameters [m, n] in its place; its state has "e." before the keys of matrix e.
       torch_keys: keys of torch's AdamW that change nothing here are taken: `foreach`, `fused`, `capturable=False`,
         `amsgrad=False`, `differentiable=False`, `no_deprecation_warning`.
 
     Raises:
       TypeError: an unknown key, or a trainable parameter of another dtype.
-      ValueError: a value out of its range, or a key of torch's with a value that has no meaning here.
+      ValueError: a value out of its range, a key of torch's with a value that has no meaning here, or a parameter that
+        is no stack in a group with `stacked`.
 
     Warns:
       UserWarning: a rank was asked for, and no parameter is projected.
@@ -120,6 +123,7 @@ class GaLoreAdamW(LowRankOptimizer):
         force_projection: bool = False,
         maximize: bool = False,
         stagger: bool | str = "auto",
+        stacked: bool = False,
         **torch_keys: object,
     ) -> None:
         super().__init__(params, keys_of(locals()), torch_keys)

@@ -74,6 +74,7 @@ class LDAdamW(LowRankOptimizer):
         nonfinite: str = "skip",
         force_projection: bool = False,
         maximize: bool = False,
+        stacked: bool = False,
         **torch_keys: object,
     ) -> None:
         super().__init__(params, keys_of(locals()), torch_keys)

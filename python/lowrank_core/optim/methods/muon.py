@@ -23,7 +23,8 @@ class Muon(LowRankOptimizer):
     State: m n elements.
 
     Arguments and defaults are those of torch.optim.Muon, which this can take the place of. It also takes what that
-    refuses: what is no matrix is stepped by AdamW, and weights of more than two dimensions are seen as [d0, the rest].
+    refuses: what is no matrix is stepped by AdamW, and weights of more than two dimensions are seen as [d0, the rest],
+    or as matrices by `stacked`.
 
     Args:
       params: as in `GaLoreAdamW`.
@@ -41,7 +42,7 @@ class Muon(LowRankOptimizer):
       plain_lr: the rate of what is no matrix; None: `lr`. A scheduler's factor on `lr` holds for both.
       plain_betas: AdamW's there; None: (0.9, 0.999).
       moment_dtype, plain_moment_dtype: as in `GaLoreAdamW`, of the momentum and of AdamW's moments.
-      rounding, seed, nonfinite, maximize: as there.
+      rounding, seed, nonfinite, maximize, stacked: as there.
 
     Raises, warns, determinism: as there.
 
@@ -83,6 +84,7 @@ class Muon(LowRankOptimizer):
         seed: int = 0,
         nonfinite: str = "skip",
         maximize: bool = False,
+        stacked: bool = False,
         **torch_keys: object,
     ) -> None:
         super().__init__(params, keys_of(locals()), torch_keys)

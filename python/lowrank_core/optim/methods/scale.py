@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from lowrank_core.checks import require
 from lowrank_core.memory.geometry import Rank
@@ -16,7 +15,7 @@ from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.options import keys_of
 from lowrank_core.optim.parts import Parts, taken_whole
 from lowrank_core.optim.parts.rules.lines import Lines, MomentumLines
-from lowrank_core.optim.slots import Slot
+from lowrank_core.optim.slots import Key, Slot
 
 
 class SCALE(LowRankOptimizer):
@@ -41,7 +40,7 @@ class SCALE(LowRankOptimizer):
         or, if no parameter has such a name, the last matrix there is at the first step. A head that is left to
         AdamW has its moments there, and no other matrix has momentum then.
       moment_dtype: of the last layer's momentum.
-      plain_moment_dtype, rounding, seed, nonfinite, maximize, torch_keys: as there.
+      plain_moment_dtype, rounding, seed, nonfinite, maximize, stacked, torch_keys: as there.
 
     Raises, warns: as there.
 
@@ -80,9 +79,10 @@ class SCALE(LowRankOptimizer):
         seed: int = 0,
         nonfinite: str = "skip",
         maximize: bool = False,
+        stacked: bool = False,
         **torch_keys: object,
     ) -> None:
-        self._last: tuple[int, set[Tensor]] = 0, set()  # how many groups there were; those that `last=None` means
+        self._last: tuple[int, set[Key]] = 0, set()  # how many groups there were; those that `last=None` means
         super().__init__(params, keys_of(locals()), torch_keys)
 
     @classmethod
@@ -93,20 +93,19 @@ class SCALE(LowRankOptimizer):
         return taken_whole(op, group, weight, rule=momentum if last else Lines(rows))
 
     def plan(self) -> list[PlanRow]:
-        last = [self.varied(group, slot)["last"] for _, group, slot in self._slots()]
-        rows = zip(super().plan(), last, strict=True)
-        return [row._replace(reason=f"{row.reason}, last: with momentum") if hit else row for row, hit in rows]
+        last, rows = {s.param_name for _, group, s in self._slots() if self.varied(group, s)["last"]}, super().plan()
+        return [row._replace(reason=f"{row.reason}, last: with momentum") if row.name in last else row for row in rows]
 
     def varied(self, group: dict[str, Any], slot: Slot) -> dict[str, Any]:
-        last = slot.param in self._last_found() if group["last"] is None else group["last"]
+        last = slot.key in self._last_found() if group["last"] is None else group["last"]
         return {"last": last and slot.geometry is not None, "embedding": "embed" in slot.name}
 
-    def _last_found(self) -> set[Tensor]:
+    def _last_found(self) -> set[Key]:
         if self._last[0] != len(self.param_groups) and not self.state:  # settled by the first step
             places = [(group, slot) for _, group, slot in self._slots()]
             names, asked = [slot.name for _, slot in places], [group["last"] for group, _ in places]
             chosen = last_matrices(names, asked, [slot.geometry is not None for _, slot in places])
-            self._last = len(self.param_groups), {places[i][1].param for i, hit in enumerate(chosen) if hit}
+            self._last = len(self.param_groups), {places[i][1].key for i, hit in enumerate(chosen) if hit}
         return self._last[1]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class SinkGD(LowRankOptimizer):
         seed: int = 0,
         nonfinite: str = "skip",
         maximize: bool = False,
+        stacked: bool = False,
         **torch_keys: object,
     ) -> None:
         super().__init__(params, keys_of(locals()), torch_keys)

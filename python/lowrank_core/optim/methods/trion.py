@@ -32,7 +32,8 @@ class Trion(LowRankOptimizer):
       basis: "dct2", "dct3", "hadamard" (sides that are powers of two) or "identity", which makes this `Dion2`.
       norm_ord: 2 chooses by energy, 1 by the sum of magnitudes.
       proj_type: the side that is transformed: "std", "reverse_std", "left" or "right", as there.
-      plain_lr, plain_betas, moment_dtype, plain_moment_dtype, rounding, seed, nonfinite, maximize: as in `Muon`.
+      plain_lr, plain_betas, moment_dtype, plain_moment_dtype, rounding, seed, nonfinite, maximize, stacked: as in
+        `Muon`.
 
     Raises, warns, determinism: as in `GaLoreAdamW`; ValueError where `basis` is "hadamard" and the side is no power of
       two.
@@ -77,6 +78,7 @@ class Trion(LowRankOptimizer):
         seed: int = 0,
         nonfinite: str = "skip",
         maximize: bool = False,
+        stacked: bool = False,
         **torch_keys: object,
     ) -> None:
         super().__init__(params, keys_of(locals()), torch_keys)
