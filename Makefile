@@ -18,7 +18,7 @@ comma := ,
 SOURCES := $(shell find cpp cuda -type f)
 FORMATTED = $(shell find cpp cuda tests/cpp tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: FORCE help train test test-all bench format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
+.PHONY: FORCE help train test test-all bench study format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
   floor mutate clean distclean
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' Makefile | expand -t 12
@@ -63,6 +63,10 @@ $(VENV)/.peers: $(VENV)/.built
 bench: $(VENV)/.peers  ## measure the kernels against their peers; a table in docs/results
 	set -e; for bench in bench/bench_*.py; do $(PY) $$bench $(ARGS); done
 	$(PY) bench/table.py
+
+study: $(VENV)/.peers  ## compare all optimizers, 6 hours on two cores; goes on where it was stopped (ARGS: --hours H)
+	$(VENV)/bin/lowrank-core train --optimizer all --out docs/results $(ARGS)
+	$(PY) tools/measured_pages.py
 
 # ---- for who changes something -----------------------------------------------------------------------------------
 

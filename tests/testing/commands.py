@@ -95,9 +95,10 @@ def _commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Argument
 
 
 def _names_of(parser: argparse.ArgumentParser) -> set[str]:
-    """Of commands, and of commands of commands."""
+    """Of commands, of commands of commands, and of what their options choose from."""
     below = _commands_of(parser)
-    return set(below).union(*map(_names_of, below.values()))
+    chosen = {str(choice) for action in parser._actions for choice in action.choices or ()}
+    return chosen.union(below, *map(_names_of, below.values()))
 
 
 def _make_texts(words: list[str]) -> None:

@@ -12,6 +12,7 @@ from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.defaults import ALL
 from lowrank_core.cli.options import LARGEST, add_options, flag, path, quoted, real, whole
 from lowrank_core.cli.presets import DTYPES, PRESETS
+from lowrank_core.cli.study.sizes import SIZES
 from lowrank_core.memory.frugal import SUBSPACES
 from lowrank_core.memory.geometry import PROJ_TYPES
 from lowrank_core.memory.methods import FACADES, METHODS, PROJECTORS
@@ -29,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 
 SAVE_EVERY = 50  # steps
-STUDY = ("hours", "recheck")  # options of the comparison of all optimizers alone
+STUDY = ("hours", "recheck", "time")  # options of the comparison of all optimizers alone
 MAX_THREADS = 1024  # beyond, systems refuse to start them, which ends the process
 
 _Commands = argparse._SubParsersAction  # the type of `add_subparsers`, which has no public name
@@ -86,6 +87,9 @@ def _add_train(commands: _Commands[Parser]) -> None:
     study.add_argument("--recheck", action="store_const", const=True, default=argparse.SUPPRESS,
                        help="where sources have changed, first repeat one run of each optimizer; if its losses are the "
                        "same to the bit, the others are not made again")
+    study.add_argument("--time", default=argparse.SUPPRESS, choices=SIZES, metavar="SIZE",
+                       help=f"make no runs, but measure the seconds of a step at that size, {' or '.join(SIZES)}; let "
+                       "nothing else run meanwhile")
 
 
 def _add_estimate(commands: _Commands[Parser]) -> None:

@@ -40,9 +40,9 @@ def run(options: argparse.Namespace) -> int:
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise CliError(f"needs {', '.join(missing)}; {how_to_install('train')}")
     if getattr(options, "optimizer", None) == ALL:
-        from lowrank_core.cli import study
+        from lowrank_core.cli.study import command
 
-        return study.run(options)
+        return command.run(options)
     for name in STUDY:
         if hasattr(options, name):
             raise CliError(f"`{flag(name)}` must come with `--optimizer {ALL}`; leave it out")

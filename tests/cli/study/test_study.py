@@ -7,9 +7,8 @@ import os
 import signal
 
 import pytest
-from lowrank_core.cli import study as command
 from lowrank_core.cli.stop import StopRequest
-from lowrank_core.cli.study import pool
+from lowrank_core.cli.study import command, pool
 from lowrank_core.cli.study.recheck import recheck
 from lowrank_core.cli.study.stages import Study
 from lowrank_core.cli.study.store import Store, decided_by

@@ -76,6 +76,12 @@ def point_of(study: Study, row: Contender, size: Size) -> Point | None:
         return None
 
 
+def state_bytes(study: Study, row: Contender, size: Size) -> int:
+    """What its state holds there, in the first of its runs that was made; 0 if none was."""
+    found = (study.store.find(trial) for trial in study.wanted_of(row, size))
+    return next((int(record["state_bytes"]) for record in found if record is not None), 0)
+
+
 def verdict(small: Figures | None, large: Figures | None) -> str:
     """Better or worse only where both intervals exclude zero, on the same side."""
     if small is None or large is None:

@@ -50,7 +50,7 @@ def text_of(study: Study, timing: dict[str, Any]) -> str:
     seconds: tables.Seconds = timing.get("sizes", {})
     parts = [
         _TITLE, f"Written by `{COMMAND}` from the files in `{RUNS}/`.", _HOW, _made(study),
-        "## In short", tables.in_short(study),
+        "## In short", tables.in_short(study, seconds),
         _heading(study.small), tables.of_size(study, study.small, seconds),
         _heading(study.large), tables.of_size(study, study.large, seconds),
         _clock(timing),

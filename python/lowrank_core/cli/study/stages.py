@@ -68,6 +68,14 @@ class Study:
         for row in self.contenders:
             yield from self._known(partial(self.runs, row, self.large))
 
+    def wanted_of(self, row: Contender, size: Size) -> Iterator[Trial]:
+        """Those of `wanted` that tell of `row` at that size, for the table of it."""
+        if size == self.small:
+            yield from self._searched(row)
+        else:
+            yield from self._known(partial(self.rates, row))
+        yield from self._known(partial(self.runs, row, size))
+
     def most_runs(self) -> int:
         """An upper bound: a search may end before its last trial, and runs may be the same."""
         each = TRIALS + RATES + 2 * len(self.seeds)

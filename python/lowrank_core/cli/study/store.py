@@ -14,6 +14,7 @@ from lowrank_core.cli.environment import environment, version
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import reading, write_atomic
 from lowrank_core.cli.resolve import resolve
+from lowrank_core.cli.study.sizes import SIZES
 from lowrank_core.cli.study.sources import PACKAGE, digest_of
 from lowrank_core.cli.study.trial import Trial
 
@@ -59,7 +60,8 @@ class Store:
         Raises:
           CliError: a file is damaged.
         """
-        yield from (load(path) for path in sorted(self.folder.glob("*-seed*.json")))
+        paths = (path for size in SIZES for path in self.folder.glob(f"*-{size}*-seed*.json"))
+        yield from (load(path) for path in sorted(paths))
 
     def forget(self, trial: Trial) -> None:
         """Reads the trial's file again the next time."""

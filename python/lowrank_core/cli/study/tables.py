@@ -21,24 +21,38 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def in_short(study: Study) -> str:
-    """One line for each: state, difference at both sizes, verdict, and the rate given AdamW's."""
+def in_short(study: Study, seconds: Seconds) -> str:
+    """One line for each: state, time of a step, difference at both sizes, verdict, and the rate given AdamW's."""
     head = [
-        "optimizer",
-        "state, of AdamW's",
-        "small: difference to AdamW",
-        "large: difference to AdamW",
-        "verdict",
-        "its `lr`, AdamW's = 1",
-    ]
+        "optimizer", "state, of AdamW's", "s/step, of AdamW's", "small: difference to AdamW",
+        "large: difference to AdamW", "verdict", "its `lr`, of AdamW's",
+    ]  # fmt: skip
     rows = []
     for row in study.contenders:
+        peer = row.name == PEERS[0]
         small, large = (figures.of(study, row, size) for size in (study.small, study.large))
-        kept = large or small
-        said = "" if row.name == PEERS[0] else figures.verdict(small, large)
-        cells = ["" if row.name == PEERS[0] else difference(one) for one in (small, large)]
-        rows.append([row.name, UNKNOWN if kept is None else f"{kept.ratio:.2f}", *cells, said, rate_rule(study, row)])
+        losses = ["", "", ""] if peer else [difference(small), difference(large), figures.verdict(small, large)]
+        rows.append([row.name, _state(study, row), _slowdown(study, row, seconds), *losses, rate_rule(study, row)])
     return markdown(head, rows)
+
+
+def _state(study: Study, row: Contender) -> str:
+    """Of the largest size where both have a run, if only one of the search."""
+    for size in (study.large, study.small):
+        held = [figures.state_bytes(study, one, size) for one in (row, study.row(PEERS[0]))]
+        if all(held):
+            return f"{held[0] / held[1]:.2f}"
+    return UNKNOWN
+
+
+def _slowdown(study: Study, row: Contender, seconds: Seconds) -> str:
+    """Of the largest size that was timed."""
+    for size in (study.large, study.small):
+        rows = seconds.get(size.name, {})
+        mine, peer = (rows.get(name, {}).get("seconds_per_step") for name in (row.name, PEERS[0]))
+        if mine and peer:
+            return f"{mine / peer:.2f}"
+    return UNKNOWN
 
 
 def rate_rule(study: Study, row: Contender) -> str:
