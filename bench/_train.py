@@ -6,7 +6,6 @@ seconds come from `bench/train_pairs.py --time`.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import platform
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from _harness import ROOT, commit, cpu_model, versions
+from lowrank_core.cli.study.sources import meaning
 
 RESULTS = ROOT / "docs" / "results"
 # The default of `lowrank-core train`, spelt out: a default that changes later makes no old run another. Only validation
@@ -116,7 +116,7 @@ def _fingerprint(optimizer: str, asked: dict[str, Any]) -> str:
     installed = versions()
     facts: list[Any] = [asked, platform.python_version(), installed["torch"], installed["numpy"]]
     for path in _files(_SOURCES[optimizer]):
-        facts.append((path.relative_to(ROOT).as_posix(), _digest(_meaning(path))))
+        facts.append((path.relative_to(ROOT).as_posix(), _digest(meaning(path))))
     return _digest(json.dumps(facts, sort_keys=True))
 
 
@@ -124,24 +124,6 @@ def _files(sources: list[str]) -> Iterator[Path]:
     for source in sources:
         found = [ROOT / source] if (ROOT / source).is_file() else sorted((ROOT / source).rglob("*"))
         yield from (path for path in found if path.suffix in {".py", ".h", ".cpp"})
-
-
-def _meaning(path: Path) -> str:
-    """The file without what computes nothing, if it is Python: comments, layout, docstrings."""
-    text = path.read_text()
-    if path.suffix != ".py":
-        return text
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            del body[0]
-    return ast.dump(tree)
 
 
 def _script() -> str:

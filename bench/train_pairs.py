@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 from itertools import combinations
-from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from _train import RESULTS, options, train, write
-from scipy.stats import t as student
+from lowrank_core.cli.study import intervals
 from train_sweep import SEED, meant
 
 RIVALS = ("galore", "adamw", "adamw, one rate")
@@ -26,11 +25,10 @@ RIVALS = ("galore", "adamw", "adamw, one rate")
 
 def paired(one: list[float], other: list[float]) -> dict[str, Any]:
     """Mean of the differences one - other, and its 95 % interval."""
+    found = intervals.paired(one, other)
+    seen = {-1: "less", 0: "no difference seen", 1: "more"}[found.sign]
     differences = [a - b for a, b in zip(one, other, strict=True)]
-    mean, count = fmean(differences), len(differences)
-    half = float(student.ppf(0.975, count - 1)) * stdev(differences) / sqrt(count)
-    seen = "less" if mean + half < 0 else "more" if mean - half > 0 else "no difference seen"
-    return {"differences": differences, "mean": mean, "interval": [mean - half, mean + half], "seen": seen}
+    return {"differences": differences, "mean": found.mean, "interval": [found.low, found.high], "seen": seen}
 
 
 def losses(best: dict[str, Any], seeds: list[int]) -> None:

@@ -13,23 +13,15 @@ command line are the best options found here.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any
 
 from _train import best, train, write
+from lowrank_core.cli.study.ladders import TRIALS, Ladder, Tried, points
 
-SEED, TRIALS = 0, 12
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """Values of one option in order; `first` are tried in any case. The ends are the option's own limits."""
-
-    option: str
-    values: tuple[Any, ...]
-    first: tuple[Any, ...]
+SEED = 0
 
 
 # 0.999 is an end: over 500 steps, 0.9999 averages the same.
@@ -68,40 +60,14 @@ def meant(point: dict[str, Any]) -> dict[str, Any]:
 def search(optimizer: str) -> Iterator[list[dict[str, Any]]]:
     """After each trial of `optimizer`, all so far in order: their points, losses and files."""
     rows: list[dict[str, Any]] = []
-    for point in islice(_points(optimizer, rows), TRIALS):
+    tried: list[Tried] = []
+    for point in islice(points(START[optimizer], SEARCH[optimizer], tried), TRIALS):
         record = train(optimizer, SEED, **meant(point))
         rows.append({"point": point, "val_loss": record["val_loss"], "file": record["file"]})
+        tried.append(Tried(point, math.inf if record["val_loss"] is None else record["val_loss"]))
         shown = "diverged" if record["val_loss"] is None else f"{record['val_loss']:.4f}"
         print(f"{optimizer:>8} {len(rows):>3}  {shown}  {point}  best {best(rows)['point']}", flush=True)
         yield rows
-
-
-def _points(optimizer: str, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The next point to try, given the trials in `rows`, which grow between two calls."""
-
-    def untried(option: str, values: tuple[Any, ...], base: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for value in values:
-            point = {**base, option: value}
-            if all(row["point"] != point for row in rows):
-                yield point
-
-    first = True
-    while True:
-        before = len(rows)
-        for ladder in SEARCH[optimizer]:
-            base = best(rows)["point"] if rows else START[optimizer]
-            if first:
-                yield from untried(ladder.option, ladder.first, base)
-            while point := next(untried(ladder.option, _neighbours(ladder, rows), best(rows)["point"]), None):
-                yield point
-        if len(rows) == before:
-            return  # every neighbour of the best has been tried
-        first = False
-
-
-def _neighbours(ladder: Ladder, rows: list[dict[str, Any]]) -> tuple[Any, ...]:
-    at = ladder.values.index(best(rows)["point"][ladder.option])
-    return ladder.values[max(0, at - 1) : at + 2]
 
 
 def keep(trials: dict[str, list[dict[str, Any]]]) -> None:

@@ -47,7 +47,7 @@ def walk(
     what is left goes to neighbours of the final best. `loss` is asked in that order; what it raises ends the search.
     """
     tried: list[Tried] = []
-    for point in islice(_points(start, ladders, tried), trials):
+    for point in islice(points(start, ladders, tried), trials):
         tried.append(Tried(point, loss(point)))
     return tried
 
@@ -63,8 +63,8 @@ def on_the_edge(ladders: tuple[Ladder, ...], tried: list[Tried]) -> list[str]:
     return found
 
 
-def _points(start: Point, ladders: tuple[Ladder, ...], tried: list[Tried]) -> Iterator[Point]:
-    """The next point, given what has been `tried`, which grows between two calls."""
+def points(start: Point, ladders: tuple[Ladder, ...], tried: list[Tried]) -> Iterator[Point]:
+    """The next point of `walk`, given what has been `tried`, which grows between two calls."""
 
     def untried(ladder: Ladder, values: tuple[Any, ...], base: Point) -> Iterator[Point]:
         for value in values:

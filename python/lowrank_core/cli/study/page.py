@@ -30,8 +30,9 @@ which are AdamW's with every method. `adamw` is torch's fused AdamW with that fr
 Losses are validation losses in nats per byte. "Better" and "worse" stand only where the 95 % interval (Student's,
 paired by seed) excludes zero at both sizes: with so many lines, one in twenty excludes it at one size by chance.
 Losses come from runs of one thread in the background. Seconds do not: they are steps times the seconds of one step,
-measured in turns on a quiet machine. The state is counted by the storages behind its tensors. Peak memory is that of
-the whole process, torch and text included."""
+measured in turns on a quiet machine, forward and backward pass included (`galore-torch`, which searches all subspaces
+in one step, does so at least once in the steps that are timed). The state is counted by the storages behind its
+tensors. Peak memory is that of the whole process, torch and text included."""
 
 
 def write_page(folder: Path) -> Path:
