@@ -1,6 +1,6 @@
 """`lowrank-core bench step` for docs/results: its table, and which of the targets each method reaches.
 
-    python bench/bench_step.py [--threads 2] [--rounds 7] [--only llama-130m small spread memory]
+    python bench/bench_step.py [--threads 2] [--rounds 7] [--only llama-130m small medium spread memory]
 
 Results of parts that are left out stay as they are in the file. Peers take part where they are installed:
 pip install '.[bench]'.
@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +26,8 @@ from lowrank_core.memory.methods import METHODS
 
 NAME = "bench_step"
 RANKS = {"llama-130m": 128, "small": 64}
-PARTS = (*RANKS, "spread", "memory")
-SPREAD = ("galore",)  # whose 400 steps are taken three times
+PARTS = (*RANKS, "medium", "spread", "memory")
+ALONE = ("galore",)  # what is also measured with products at "medium", and whose 400 steps are taken three times
 
 
 class Target(NamedTuple):
@@ -46,17 +47,20 @@ def part(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """What one part finds."""
     if name in RANKS:
         return measured(plan(name, options))
-    if name == "spread":
-        return measured(plan("llama-130m", options, methods=SPREAD, stagger=True))
+    if name in ("medium", "spread"):
+        return measured(plan("llama-130m", options, methods=ALONE, precision="medium", stagger=name == "spread"))
     chosen = plan("llama-130m", options)
-    rivals, _ = rivals_of(chosen.methods, with_peers=True)
-    return {"peaks": peaks_of(chosen, rivals)}
+    rivals, _ = rivals_of(chosen.methods, with_peers=False)
+    return {"plan": asdict(chosen), "peaks": peaks_of(chosen, rivals)}
 
 
 def targets(found: dict[str, Any]) -> Iterator[Target]:
     """All of the parts that were measured."""
     for row in found.get("llama-130m", {}).get("rows", []):
         yield from large(row)
+    for row in found.get("medium", {}).get("rows", []):
+        if row["name"] == GALORE:
+            yield Target('first step / galore_torch\'s, both at "medium"', row["first_of_galore_torch"], 0.07)
     for row in found.get("small", {}).get("rows", []):
         if row["ours"]:
             limit = 2.0 if row["name"] == GALORE else 2.3
@@ -94,14 +98,16 @@ def peaks(found: dict[str, Any]) -> Iterator[Target]:
                 yield Target(f"peak memory of {name}, {kind} / low-rank gradients and 2 %", size / allowed, 1.0)
 
 
-def table_rows(model: str, rows: list[dict[str, Any]]) -> Iterator[Row]:
-    """As those of other benches."""
+def table_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """Of one part, as those of other benches."""
+    rows = found.get("rows", [])
     if not rows:
         return
+    case = "{model}, rank {rank}, {precision}".format(**found["plan"])
     best = next(row["best_s"] for row in rows if row["name"] == ADAMW)
     for row in rows:
         yield Row(
-            case=f"{model}, rank {RANKS[model]}",
+            case=case,
             rival=row["name"],
             baseline=ADAMW,
             median_s=row["between_s"],
@@ -120,16 +126,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="parts that are measured")
     options = parser.parse_args()
     path = ROOT / "docs" / "results" / f"{NAME}.json"
-    found = json.loads(path.read_text())["parts"] if path.exists() else {}
     bench = Bench(NAME, rounds=options.rounds, threads=options.threads)
+    new = {}
     for name in options.only:
-        found[name] = {**part(name, options), "command": " ".join(["python", "bench/bench_step.py", *sys.argv[1:]])}
+        new[name] = {**part(name, options), "command": " ".join(["python", "bench/bench_step.py", *sys.argv[1:]])}
+    found = {**(json.loads(path.read_text())["parts"] if path.exists() else {}), **new}
     reached = list(targets(found))
     for target in reached:
         verdict = "reaches" if target.value <= target.limit else "MISSES"
         print(f"{target.what}: {target.value:.3f}, {verdict} {target.limit:g}")
-    for model in RANKS:
-        bench.rows += table_rows(model, found.get(model, {}).get("rows", []))
+    for name in (*RANKS, "medium"):
+        bench.rows += table_rows(found.get(name, {}))
     bench.finish(targets=[target._asdict() for target in reached], parts=found)
 
 
