@@ -38,7 +38,7 @@ class Size:
 
 
 SMALL = Size("small", dim=96, layers=3, heads=4, seq_len=64, steps=400)  # 0.38 million parameters
-LARGE = Size("large", dim=256, layers=4, heads=4, seq_len=128, steps=1000)  # 3.3 million
+LARGE = Size("large", dim=256, layers=4, heads=4, seq_len=128, steps=700)  # 3.3 million
 
 
 SIZES = (SMALL.name, LARGE.name)
