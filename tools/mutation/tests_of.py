@@ -85,6 +85,9 @@ _FIRST = (
     ("optim/parts/selectors", ("optim/test_selections.py", "optim/test_lisa.py")),
     ("optim/lisa", ("optim/test_lisa.py",)),
     ("optim/stacks", ("optim/test_lisa.py",)),
+    ("memory/stacks", ("optim/test_stacked_groups.py",)),
+    ("optim/experts", ("optim/test_stacked_groups.py",)),
+    ("optim/states", ("optim/test_stacked_state.py", "optim/test_load_state.py")),
     ("optim/targets", ("optim/test_targets.py", "optim/test_param_groups.py")),
     ("optim/groups", ("optim/test_param_groups.py", "optim/test_targets.py")),
     ("optim/estimate", ("optim/test_state_bytes.py",)),
@@ -92,7 +95,7 @@ _FIRST = (
     ("optim/admission", ("optim/test_admission.py", "optim/test_optim_refusals.py", "optim/test_drop_in.py")),
     ("optim/options", ("optim/test_optim_refusals.py", "optim/test_drop_in.py")),
     ("optim/devices", ("optim/test_deferred.py", "optim/test_deferred_state.py", "optim/test_golden.py")),
-    ("optim/slots", ("optim/test_drafts.py", "optim/test_draws.py", "optim/test_drop_in.py")),
+    ("optim/slots", ("optim/test_drafts.py", "optim/test_draws.py", "optim/test_drop_in.py", "optim/test_stacked.py")),
     ("optim/seeds", ("optim/test_seeds.py",)),
     ("optim/step", ("optim/test_half_steps.py", "optim/test_golden.py", "optim/test_deferred.py")),
     (
