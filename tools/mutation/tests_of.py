@@ -138,6 +138,7 @@ _FIRST = (
     ("ops/subspace_step/step", ("ops/subspace_step/test_subspace_step_refusals.py", "optim/test_admission.py")),
     ("ops/subspace_step/lines", ("ops/subspace_step/test_subspace_step_lines.py",)),
     ("ops/subspace_step/", ("ops/subspace_step/test_subspace_step_refusals.py", "ops/subspace_step")),
+    ("cli/study/", ("cli/study",)),
     ("cli/bench/products", ("cli/test_bench_products.py",)),
     ("cli/bench/", ("cli/test_bench.py", "cli/test_bench_peers.py")),
     ("cli/loop", ("cli/test_optimizers.py", "cli/test_growth.py", "cli/test_resume.py", "cli/test_methods.py")),

@@ -24,6 +24,11 @@ def test_a_rate_beyond_the_first_ones_is_followed_until_it_is_interior():
     assert not on_the_edge((RATE, DECAY), tried)
 
 
+def test_a_rate_below_the_first_ones_is_followed_too():
+    tried = walk(START, (RATE,), bowl(1 / 16))
+    assert [one.point["lr"] for one in tried[5:]] == [0.125, 0.0625, 0.03125] and best(tried).point["lr"] == 0.0625
+
+
 def test_each_option_starts_from_the_best_of_those_before():
     tried = walk(START, (RATE, DECAY), bowl(2.0))
     assert tried[5].point == {"lr": 2.0, "decay": 0.1}, "all first rates are there, so the decay is next"
