@@ -108,7 +108,7 @@ def test_a_run_that_came_to_nothing_is_in_nobodys_way(tiny, cli, tmp_path):
     """Killed before its first checkpoint, for want of memory say: the next command needs no further option."""
     with at_step(2, lambda: 1 / 0), pytest.raises(ZeroDivisionError):
         cli(*tiny, "--out", tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "run.json", "metrics.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "run.json", "metrics.jsonl", "galore.layers.jsonl"}
     assert cli(*tiny, "--dim", 32, "--out", tmp_path).code == 0
     assert rates(tmp_path) == expected((1, 24, 24))
     assert cli(*tiny, "--out", tmp_path).code == 2

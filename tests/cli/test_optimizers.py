@@ -189,6 +189,7 @@ def test_defaults():
         "moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest",
         "steps": 500, "batch_size": 8, "accumulation": 1, "warmup": 50,
         "min_lr_ratio": 0.1, "clip": 1.0, "precision": "fp32", "seed": 0, "eval_every": 50, "eval_batches": 16,
+        "monitor_every": 10,
     }  # fmt: skip
     assert TrainConfig().optimizer == "galore" and TrainConfig().compare == ()
 

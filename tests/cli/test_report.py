@@ -12,11 +12,13 @@ from collections import Counter
 
 import pytest
 from cli_cases import TINY
+from lowrank_core.cli.defaults import OPTIMIZERS, UNTUNED, listed
 from lowrank_core.cli.metrics import read
-from lowrank_core.cli.plots import COLORS, VARIABLES, panels, picture
+from lowrank_core.cli.palette import DARK, LIGHT
+from lowrank_core.cli.plots import VARIABLES, picture
 from lowrank_core.cli.report import what_it_buys
+from lowrank_core.cli.series import Series
 from lowrank_core.cli.table import table
-from matplotlib.figure import Figure
 
 ROW = {"optimizer": "galore", "val_loss": 5.0, "best_val_loss": 5.0, "state_bytes": 10, "ratio": 0.3}
 
@@ -44,11 +46,23 @@ def test_page_needs_no_other_file(page):
 def test_title_stands_once(page):
     (title,) = re.findall("<h1>(.*)</h1>", page)
     assert page.count(title) == 2 and f"<title>{title}</title>" in page
-    plots = re.findall("<svg .*?</svg>", page, re.DOTALL)
-    headings = [label for plot in plots for label in re.findall('aria-label="(.*?)"', plot)]
-    assert len(set(headings)) == len(plots) == 4
-    for plot, label in zip(plots, headings, strict=True):
-        assert len(re.findall(f">{label}[^<]*</text>", plot)) == 1
+    plots = re.findall('<svg role="img".*?</svg>', page, re.DOTALL)
+    labels = [label for plot in plots for label in re.findall('aria-label="(.*?)"', plot)]
+    assert labels == [
+        "Loss against steps", "Loss against compute", "Optimizer state", "Captured energy, median layer",
+        "Size of the update, median layer", "Time of searches", "galore: captured energy", "galore: subspace overlap",
+        "galore: update / weight norm", "galore: searches, % of time",
+    ]  # fmt: skip
+    for plot, label in zip(plots, labels, strict=True):
+        assert len(re.findall(f">{re.escape(label.removeprefix('galore: '))}[^<]*</text>", plot)) == 1
+
+
+def test_legend_stands_once(page):
+    """In the page, in its order; no plot has one of its own."""
+    (legend,) = re.findall('<ul class="legend kept">(.*?)</ul>', page)
+    colors = re.findall(r'stroke="var\(--(\w+)\)".*?</svg>(\w+)</li>', legend)
+    assert colors == [("hue1", "galore"), ("neutral", "adamw")]
+    assert 'id="legend' not in page
 
 
 def test_page_fits_narrow_and_dark_screens(page):
@@ -57,13 +71,16 @@ def test_page_fits_narrow_and_dark_screens(page):
         r":root \{ color-scheme: light dark;(.*?)\}\n@media .*?dark\) \{ :root \{(.*?)\}", page
     ).groups()
     used = set(re.findall(r"var\(--(\w+)\)", page))
-    assert len(set(COLORS.values())) == len(COLORS) == 2  # a run has two optimizers at most
-    assert used >= set(VARIABLES.values())
-    for scheme in (light, dark):
-        assert used | set(COLORS) <= set(re.findall(r"--(\w+):", scheme))
+    assert used == {"ink", "faint", "grid", "paper", "shade", "neutral", "hue1"}
+    for scheme, colors in ((light, LIGHT), (dark, DARK)):
+        assert dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", scheme)) == colors and used <= colors.keys()
     body = page.partition("</style></head>")[2]
     assert not [color for color in VARIABLES if color in body]  # none is fixed
     assert set(re.findall(r"#[0-9a-f]{6}\b", body)) <= {"#000000"}  # defaults of clips and markers, never seen
+    tables = re.findall("<table.*?</table>", page)
+    assert tables and page.count('<div class="scroll"><table') == len(
+        tables
+    )  # what is wider than the screen moves alone
 
 
 def test_plots_on_one_page_share_no_name(page):
@@ -88,6 +105,8 @@ def test_table_and_summary_agree(finished_runs, cli):
         line = next(line for line in outcome.out.splitlines() if re.match(rf"{row['optimizer']} +\d\.", line))
         assert line.split()[1] == f"{row['val_loss']:.4f}"
     assert summary["config"]["rank"] == 4 and {"versions", "machine", "date"} <= set(summary)
+    end = outcome.out.partition("\noptimizer ")[2].partition("\nreport:")[0]
+    assert end and max(map(len, end.splitlines())) < 80
     assert outcome.err == "" and str(finished_runs / "report.html") in outcome.out
     said = " ".join(outcome.out.split())
     assert what_it_buys([galore, adamw]) in said
@@ -100,6 +119,10 @@ def test_what_memory_buys():
     more = what_it_buys([adamw, {**ROW, "state_bytes": 4_000_000, "val_loss": 4.5}])
     assert "holds 1.00 MB more" in more and "0.5000 below" in more
     assert what_it_buys([adamw]) == ""
+    fira = {**ROW, "optimizer": "fira", "state_bytes": 2_000_000, "val_loss": 4.0}
+    several = what_it_buys([{**ROW, "state_bytes": 1_000_000}, adamw, fira])
+    assert "GaLore holds the least optimizer state, 1.00 MB, and AdamW the most, 3.00 MB" in several
+    assert "Final losses go from 4.0000 (Fira) to 5.0000 (GaLore), on one seed, which ranks nothing" in several
 
 
 def test_single_run_has_a_report_too(text, cli, tmp_path):
@@ -107,35 +130,41 @@ def test_single_run_has_a_report_too(text, cli, tmp_path):
     assert outcome.code == 0 and "GaLore" not in outcome.out
     assert_png((tmp_path / "report.png").read_bytes())
     page = (tmp_path / "report.html").read_text()
-    assert "no projected matrices in this run" in page and "<th>--compare</th><td>unset</td>" in page
+    assert "What happens in the layers" not in page and "<th>--compare</th><td>unset</td>" in page
+    assert page.count('<svg role="img"') == 3 and "Nobody has tuned" not in page
+
+
+def test_several_optimizers_in_one_report(text, cli, tmp_path):
+    """As many as there are: each has its row, its color or dashes, its bars."""
+    others = [name for name in OPTIMIZERS if name != "galore"]
+    folder = tmp_path / "run"
+    outcome = cli("train", "--text", text, *TINY, "--steps", 4, "--warmup", 0, "--compare", *others, "--out", folder)
+    assert outcome.code == 0, outcome.err
+    page = (folder / "report.html").read_text()
+    names = ["galore", *others]
+    (table,) = re.findall('<table class="numbers"><tr><th>optimizer.*?</table>', page)
+    assert re.findall("<tr><th>(.*?)</th>", table) == ["optimizer", *names]
+    (legend,) = re.findall('<ul class="legend">(.*?)</ul>', page)
+    looks = re.findall(r"(--\w+)\).*?dasharray=\"(.*?)\".*?</svg>(\w+)</li>", legend)
+    assert [name for *_, name in looks] == names and len({tuple(look) for *look, _ in looks}) == len(names)
+    assert [look for *look, name in looks if name == "adamw"] == [["--neutral", ""]]
+    untuned = html.unescape(re.search('<p class="note">(Nobody.*?)</p>', page)[1])
+    assert untuned == f"Nobody has tuned the rates of {listed(UNTUNED)}: this run does not say what they can do."
+    assert_png((folder / "report.png").read_bytes())
+    assert max(map(len, outcome.out.partition("\noptimizer ")[2].partition("\nreport:")[0].splitlines())) < 80
+
+
+def test_given_rates_are_not_called_untuned(text, cli, tmp_path):
+    options = ["--optimizer", "muon", "--lr", 0.02, "--compare", "fira"]
+    assert cli("train", "--text", text, *TINY, *options, "--steps", 2, "--warmup", 0, "--out", tmp_path).code == 0
+    assert "Nobody has tuned the rates of fira:" in (tmp_path / "report.html").read_text()
 
 
 def test_plots_survive_missing_values():
-    lines = [
-        {"run": "galore", "event": "train", "step": 1, "seconds": 0.1, "train_loss": None},
-        {"run": "galore", "event": "eval", "step": 1, "seconds": 0.1, "val_loss": 5.0},
-    ]
-    assert_png(picture(lines, [ROW], "title"))
-
-
-def refresh(step: int, *, rank: float = 4, captured: float = 0.75) -> dict[str, object]:
-    shares = {"captured": captured, "captured_min": captured / 2, "captured_max": 1.0}
-    return {"run": "galore", "event": "refresh", "step": step, "seconds": 0.1, "rank": rank, **shares}
-
-
-def test_energy_outside_has_a_log_scale_and_one_axis(monkeypatch):
-    """What is captured whole is shown at rounding's size: zero has no logarithm."""
-    drawn: list[Figure] = []
-    savefig = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), savefig(figure, *a, **k))[1])
-    plots = panels([refresh(1), refresh(6)], [ROW])
-    (axes,) = drawn[-1].axes
-    assert axes.get_yscale() == "log" and axes.get_title(loc="left").endswith("rank 4")
-    (mean,) = axes.lines
-    assert list(mean.get_ydata()) == [0.25, 0.25]
-    edge = axes.collections[0].get_paths()[0].vertices[:, 1]
-    assert edge.min() == 2.0**-23 and edge.max() == 0.625
-    assert "rank 4 to 6" in panels([refresh(1), refresh(6, rank=6)], [ROW])[-1] and "rank 4<" in plots[-1]
+    train = [{"event": "train", "step": 1, "seconds": 0.1, "train_loss": None, "tokens_per_s": 1.0}]
+    val = [{"event": "eval", "step": 1, "seconds": 0.1, "val_loss": loss} for loss in (None, 5.0)]
+    for lines in ((train, val), ([], []), (train, []), ([], val)):
+        assert_png(picture([Series(ROW, *lines, [], 16)], "title"))
 
 
 def test_only_computing_takes_seconds(tiny, cli, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -20,12 +21,14 @@ COMPARE = ("--compare", "adamw")
 
 
 def final_state(folder: Path) -> dict[str, Any]:
-    """Everything a finished run leaves that must not depend on interruptions."""
+    """Everything a finished run leaves that must not depend on interruptions: the checkpoints, lines and rows."""
     state: dict[str, Any] = {}
     for path in sorted(folder.glob("*.checkpoint.safetensors")):
         state[path.name] = checkpoint.load(path)
         state[path.name]["progress"].pop("seconds")
     lines = read(folder / "metrics.jsonl")
+    for path in sorted(folder.glob("*.layers.jsonl")):
+        state[path.name] = [{**row, "refresh_seconds": None} for row in map(json.loads, path.read_text().splitlines())]
     state["metrics"] = [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
     return state
 

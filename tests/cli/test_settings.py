@@ -9,11 +9,14 @@ import signal
 from dataclasses import replace
 
 import pytest
+import torch
 from cli_cases import TINY, at_step, flags
 from lowrank_core.cli import checkpoint
 from lowrank_core.cli.config import TrainConfig, read_settings
 from lowrank_core.cli.defaults import OPTIMIZERS, OWN, TUNED
 from lowrank_core.cli.memory import held_bytes
+from lowrank_core.cli.model import Decoder, ModelShape
+from lowrank_core.cli.optimizers import build_optimizer, state_bytes
 from lowrank_core.cli.options import check_values
 from lowrank_core.cli.resolve import resolve
 from lowrank_core.cli.settings import write
@@ -61,6 +64,18 @@ def test_a_setting_is_of_its_optimizer_alone():
         assert (found.rank_of("fira"), found.rank_of("galore")) == (3, 5)
         assert (found.own("fira")["moments"], found.own("galore")["moments"]) == ("rotate", "keep")
     assert held_bytes(resolve(config), "fira") < held_bytes(replace(resolve(config), set=()), "fira")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_each_of_several_is_said_to_hold(name):
+    """Weights, gradients, and the state of one step, in a run that has an option of every other one too."""
+    config = resolve(replace(SMALL, compare=tuple(one for one in OPTIMIZERS if one != "galore")))
+    model = Decoder(ModelShape(16, 1, 2, 24, 16), seed=0)
+    optimizer = build_optimizer(name, model, config)
+    model(torch.arange(32).reshape(2, 16)).square().mean().backward()
+    optimizer.step()
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    assert held_bytes(config, name) == 2 * weights + state_bytes(optimizer)
 
 
 def test_settings_are_written_as_they_are_read():

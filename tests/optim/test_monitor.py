@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_core.optim import GaLoreAdamW, Monitor, monitor
+from lowrank_core.optim import ApolloAdamW, GaLoreAdamW, Monitor, monitor
+from lowrank_core.optim.parts.subspaces.dense import Dense
 from optim_cases import Case, Zoo, backward, every_optimizer, same, snapshot, train
 from test_deferred import no_reading
 from test_deferred_state import defer
@@ -81,6 +82,27 @@ def test_every_figure_is_what_its_name_says() -> None:
                     )
                     assert rows[name]["captured"] == pytest.approx(float((low.norm() / grad.norm()) ** 2), rel=ROUNDING)
     assert late.rows == watching.rows  # read at the end alone
+
+
+def test_overlap_of_bases_that_are_drawn() -> None:
+    """Of their spans, as QR has them: the columns themselves are neither orthogonal nor of length one."""
+    old, new = (torch.randn(36, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    share = torch.linalg.qr(new.double()).Q.mT @ torch.linalg.qr(old.double()).Q
+    found = Dense({"left": new}).turn_from(Dense({"left": old})).overlap()
+    assert float(found) == pytest.approx(float(share.square().sum() / 6), rel=ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_overlap_of_apollos_subspaces_is_that_of_chance(dtype: torch.dtype) -> None:
+    """A share r / m of a direction lies in a random subspace of r of m dimensions."""
+    weight = nn.Parameter(torch.zeros(64, 80, dtype=dtype))
+    optimizer = ApolloAdamW([weight], rank=8, update_proj_gap=1)
+    with Monitor(optimizer) as watching:
+        for _ in range(9):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+    shares = [row["overlap"] for row in watching.rows[1:]]
+    assert len(shares) == 8 and all(1 / 32 < share < 1 / 4 for share in shares)  # 1 / 8 in the mean
 
 
 def test_plain_matrices_have_a_row_and_vectors_have_none() -> None:

@@ -167,6 +167,9 @@ class TrainConfig:
     seed: int = option("schedule", 0, "decides the weights and the batches", type=whole(0))
     eval_every: int | None = option("schedule", None, "steps between two validations", shown="steps // 10",
                                     type=whole(1), metavar="N")
+    monitor_every: int | None = option("schedule", None, "steps between two records of what each layer does (of "
+                                       "adamw and lisa none); 0: never", shown="steps // 50", type=whole(0),
+                                       metavar="N")
     eval_batches: int = option("schedule", 16, "validation batches, always the same", type=whole(1))
     # fmt: on
 

@@ -15,6 +15,7 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILES = ("report.png", "report.html", "summary.json")
 CHECKPOINT_SUFFIX = ".checkpoint.safetensors"
+LAYERS_SUFFIX = ".layers.jsonl"
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def run_files(folder: Path) -> list[Path]:
 def is_run_file(name: str) -> bool:
     """Whether a run writes files of that name into its folder."""
     name = name.removesuffix(atomic.PART_SUFFIX)
-    return name in (RUN_FILE, METRICS_FILE, *REPORT_FILES) or name.endswith(CHECKPOINT_SUFFIX)
+    return name in (RUN_FILE, METRICS_FILE, *REPORT_FILES) or name.endswith((CHECKPOINT_SUFFIX, LAYERS_SUFFIX))
 
 
 def holds_results(found: list[Path]) -> bool:

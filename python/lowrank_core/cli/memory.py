@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lowrank_core.cli.config import TrainConfig
+from lowrank_core.cli.defaults import takers
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.estimate import OWNED, STORED, decoder, estimate
 from lowrank_core.cli.subjects import Listed
@@ -47,7 +48,7 @@ def held_bytes(config: TrainConfig, name: str) -> int:
     """Bytes of weights, gradients and optimizer state of one of the run's optimizers."""
     dtype = "bf16" if config.precision == "bf16" else "fp32"
     parts = decoder(config.dim, config.ffn or 0, config.layers)
-    own = {"rank": config.rank_of(name), **config.own(name)}
+    own = {"rank": config.rank_of(name) if name in takers("rank") else None, **config.own(name)}
     deciding = METHODS[name].deciding if name in METHODS else tuple(OWNED) if name in FACADES else ()
     keys = {key: own[key] for key in ("rank", *STORED, *deciding) if own.get(key) is not None}
     asked = {} if name == "adamw" else {name: keys}

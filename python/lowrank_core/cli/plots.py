@@ -1,169 +1,97 @@
-"""The report's plots: loss against steps and seconds, optimizer memory, what the subspaces leave out."""
+"""The report's pictures: all panels as one PNG, and each as an SVG for the page."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.lines import Line2D
 
-from lowrank_core.cli.defaults import takers
-from lowrank_core.cli.metrics import Line
+from lowrank_core.cli.palette import HUES, LIGHT, NEUTRAL, looks
+from lowrank_core.cli.panels import PANELS, Looks, Panel, of_layers, style
+from lowrank_core.cli.series import Series
 
-COLORS = {"first": "#0b6e99", "second": "#d9730d"}  # of the optimizers of a run, in its order
-_INK, _FAINT, _GRID = "#37352f", "#9b9a97", "#ececec"
-# Each color of the plots, and the name by which the page sets it for light and dark screens.
-VARIABLES = {**{color: name for name, color in COLORS.items()}, _INK: "ink", _FAINT: "faint", _GRID: "grid"}
+# Each color of the plots, and the variable by which the page sets it for light and dark screens.
+VARIABLES = {LIGHT[role]: role for role in ("ink", "faint", "grid", NEUTRAL, *HUES)}
 _STYLE: Any = {
     "font.size": 10, "font.family": "sans-serif", "axes.titlesize": 11, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "axes.axisbelow": True, "axes.edgecolor": _FAINT, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _INK,
-    "ytick.color": _INK, "grid.color": _GRID, "legend.frameon": False, "lines.linewidth": 1.8, "svg.fonttype": "none",
+    "axes.axisbelow": True, "axes.edgecolor": LIGHT["faint"], "axes.labelcolor": LIGHT["ink"],
+    "text.color": LIGHT["ink"], "xtick.color": LIGHT["ink"], "ytick.color": LIGHT["ink"], "grid.color": LIGHT["grid"],
+    "legend.frameon": False, "svg.fonttype": "none", "lines.solid_capstyle": "round",
 }  # fmt: skip
-_SMALLEST_SHARE = float(np.finfo(np.float32).eps)  # below it, a share of energy is rounding
-Row = dict[str, Any]
+_SMALL: Any = {"axes.titlesize": 10, "axes.titleweight": "normal", "font.size": 9}
+CAPTION = "Losses: bold validation, thin training (smoothed)."
 
 
-def picture(lines: list[Line], rows: list[Row], title: str) -> bytes:
-    """All plots under `title`, as PNG bytes; `lines` of metrics.jsonl, `rows` of the final table."""
+def picture(found: Sequence[Series], title: str) -> bytes:
+    """All panels that have something to show under `title` and one legend, as PNG bytes."""
+    panels, seen = [panel for panel in PANELS if panel.has(found)], looks([one.name for one in found])
+    count = (len(panels) + 1) // 2
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(12, 8.4), dpi=120, layout="constrained")
+        figure = Figure(figsize=(11, 1.0 + 3.5 * count), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, draw in zip(figure.subplots(2, 2).flat, _PLOTS.values(), strict=True):
-            draw(axes, lines, rows)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        grid = figure.add_gridspec(count, 2)
+        for number, panel in enumerate(panels):
+            alone = number == len(panels) - 1 and number % 2 == 0
+            axes = figure.add_subplot(grid[number // 2, :] if alone else grid[number // 2, number % 2])
+            axes.set_title(panel.title)
+            panel.draw(axes, found, seen)
+        handles = [Line2D([], [], **style(look), lw=2.6, label=name) for name, look in seen.items()]
+        figure.legend(
+            handles=handles, loc="outside upper left", ncols=7, handlelength=2.4, fontsize=11, title=title,
+            title_fontproperties={"size": 14, "weight": "bold"}, alignment="left",
+        )  # fmt: skip
+        figure.supxlabel(CAPTION, x=0.01, ha="left", fontsize=9, color=LIGHT["faint"])
         out = io.BytesIO()
         figure.savefig(out, format="png")
     return out.getvalue()
 
 
-def panels(lines: list[Line], rows: list[Row]) -> list[str]:
-    """Each plot as an `<svg>` element without background that takes its colors from CSS variables, see `VARIABLES`."""
-    return [_svg(name, lines, rows) for name in _PLOTS]
+def comparison(found: Sequence[Series]) -> list[str]:
+    """Each panel that has something to show, as an `<svg>` element; see `_svg`."""
+    seen = looks([one.name for one in found])
+    bars = max(2.0, 1.1 + 0.32 * len(found))  # their height, inches
+    return [
+        _svg(panel.title, (4.6, bars if panel.bars else 3.4), _drawer(panel, found, seen))
+        for panel in PANELS
+        if panel.has(found)
+    ]
 
 
-def _svg(name: str, lines: list[Line], rows: list[Row]) -> str:
+def _drawer(panel: Panel, found: Sequence[Series], seen: Looks) -> Callable[[Axes], None]:
+    return lambda axes: panel.draw(axes, found, seen)
+
+
+def layer_panels(one: Series, found: Sequence[Series]) -> list[str]:
+    """What the layers of `one` of the optimizers did, a small `<svg>` element for each figure; see `_svg`."""
+    look = looks([other.name for other in found])[one.name]
+    drawn = of_layers(one, look).items()
+    return [_svg(title, (2.4, 1.8), draw, f"{one.name}: {title}", **_SMALL) for title, draw in drawn]
+
+
+def _svg(title: str, size: tuple[float, float], draw: Callable[[Axes], None], label: str = "", **own: Any) -> str:
+    """An element without background that takes its colors from CSS variables, see `VARIABLES`."""
+    label = label or title
     # The salt makes the names of clips and markers a function of the plot: equal runs give equal pages, and two plots
     # of one page share no name.
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(4.6, 3.5), layout="constrained")
+    chosen: Any = {**_STYLE, **own, "svg.hashsalt": label}
+    with mpl.rc_context(chosen):
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
-        _PLOTS[name](figure.subplots(), lines, rows)
+        axes = figure.subplots()
+        axes.set_title(title)
+        draw(axes)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
-    text = text[text.index("<svg ") :].replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
+    text = text[text.index("<svg ") :].replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
     for color, variable in VARIABLES.items():
         text = text.replace(color, f"var(--{variable})")
     return text
-
-
-def _by_step(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
-    axes.set_title("Loss against steps")
-    _losses(axes, lines, rows, "step", "optimizer step")
-
-
-def _by_time(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
-    axes.set_title("Loss against compute")
-    _losses(axes, lines, rows, "seconds", "CPU seconds of training")
-
-
-def _losses(axes: Axes, lines: list[Line], rows: list[Row], key: str, label: str) -> None:
-    for row in rows:
-        mine = [line for line in lines if line["run"] == row["optimizer"]]
-        train = [line for line in mine if line["event"] == "train"]
-        val = [line for line in mine if line["event"] == "eval"]
-        color = _color(row["optimizer"], rows)
-        smooth = _smooth([x["train_loss"] for x in train])
-        axes.plot([x[key] for x in train], smooth, color=color, alpha=0.35, lw=1.0)
-        axes.plot(
-            [x[key] for x in val], [x["val_loss"] for x in val], color=color, marker="o", ms=4,
-            label=f"{row['optimizer']}, final {row['val_loss']:.3f}",
-        )  # fmt: skip
-    axes.set(xlabel=label, ylabel="loss (nats per byte)")
-    axes.set_xlim(left=0)
-    # The first steps fall from far above; what sets the curves apart is further down.
-    axes.set_ylim(top=2 * min(row["best_val_loss"] for row in rows))
-    axes.legend(title="validation (faint: training, smoothed)", title_fontsize=9, alignment="left")
-
-
-def _memory(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
-    axes.set_title("Optimizer state")
-    names = [row["optimizer"] for row in rows]
-    sizes = [row["state_bytes"] / 1e6 for row in rows]
-    bars = axes.barh(names, sizes, color=[_color(name, rows) for name in names], height=0.45)
-    axes.bar_label(
-        bars,
-        [f"{s:.1f} MB\n{row['ratio']:.2f} of AdamW's" for s, row in zip(sizes, rows, strict=True)],
-        padding=6,
-    )
-    axes.set(xlabel="MB (10^6 bytes)", xlim=(0, 1.45 * max(sizes)), ylim=(len(rows) - 0.4, -0.6))
-    axes.grid(axis="y", visible=False)
-
-
-def _subspace(axes: Axes, lines: list[Line], rows: list[Row]) -> None:
-    refreshes = [line for line in lines if line["event"] == "refresh"]
-    if not refreshes:
-        axes.set_title("Energy outside the subspaces")
-        axes.set_axis_off()
-        projected = any(row["optimizer"] in takers("rank") for row in rows)
-        why = (
-            "a subspace that is drawn or that moves at each step measures none"
-            if projected
-            else "no projected matrices in this run"
-        )
-        axes.text(0.5, 0.5, why, ha="center", va="center", color=_FAINT)
-        return
-    low_rank, high_rank = (choice(line["rank"] for line in refreshes) for choice in (min, max))
-    rank = f"{low_rank:g}" if low_rank == high_rank else f"{low_rank:g} to {high_rank:g}"
-    axes.set_title(f"Energy outside the subspaces, rank {rank}")
-    outside = []
-    runs = dict.fromkeys(line["run"] for line in refreshes)
-    for run in runs:
-        mine, whose = [line for line in refreshes if line["run"] == run], f", {run}" if len(runs) > 1 else ""
-        steps = [line["step"] for line in mine]
-        high, mean, low = (
-            [max(1 - line[key], _SMALLEST_SHARE) for line in mine]
-            for key in ("captured_min", "captured", "captured_max")
-        )
-        label = f"smallest to largest matrix{whose}"
-        axes.fill_between(steps, low, high, color=_color(run, rows), alpha=0.15, lw=0, label=label)
-        axes.plot(steps, mean, color=_color(run, rows), marker="o", ms=4, label=f"mean of all matrices{whose}")
-        outside += high + low
-    axes.set(xlabel="optimizer step", ylabel="share of the gradient's energy", yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(outside) < 30 * min(outside) else (1,)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
-    axes.set_xlim(left=0)
-    axes.legend(loc="best")
-
-
-def _color(run: str, rows: list[Row]) -> str:
-    first = run == rows[0]["optimizer"]
-    return COLORS["first" if first else "second"]
-
-
-def _smooth(values: list[float | None], keep: float = 0.9) -> list[float]:
-    """Exponential moving average, corrected for its start; values that are not numbers are passed over."""
-    mean = weight = 0.0
-    out = []
-    for value in values:
-        if value is not None:
-            mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        out.append(mean / weight if weight else float("nan"))
-    return out
-
-
-_PLOTS: dict[str, Callable[[Axes, list[Line], list[Row]], None]] = {
-    "Loss against steps": _by_step,
-    "Loss against compute": _by_time,
-    "Optimizer state": _memory,
-    "Energy outside the subspaces": _subspace,
-}

@@ -8,29 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_core.cli.config import TrainConfig
-from lowrank_core.cli.defaults import listed
+from lowrank_core.cli.defaults import TUNED, UNTUNED, listed
 from lowrank_core.cli.environment import environment
-from lowrank_core.cli.files import METRICS_FILE, write_atomic
-from lowrank_core.cli.metrics import read
+from lowrank_core.cli.files import write_atomic
+from lowrank_core.cli.layer_table import layer_table, searched
 from lowrank_core.cli.options import flag, in_words
-from lowrank_core.cli.page import folded, heading, html_table, page, paragraph, written
-from lowrank_core.cli.plots import panels, picture
+from lowrank_core.cli.page import folded, heading, html_table, legend, page, paragraph, plots, written
+from lowrank_core.cli.palette import looks
+from lowrank_core.cli.plots import comparison, layer_panels, picture
+from lowrank_core.cli.series import Series, series
 from lowrank_core.cli.table import megabytes, table
 from lowrank_core.memory.methods import METHODS
 
 Row = dict[str, Any]
-_HEAD = (
-    "optimizer", "final val loss", "best val loss", "optimizer state", "of AdamW's", "CPU s/step", "CPU seconds",
-)  # fmt: skip
+_HEAD = ("optimizer", "val loss", "best", "state, MB", "of AdamW's", "CPU s/step", "CPU s")
 # As the names of the classes have it.
-NAMES = {"adamw": "AdamW", "lisa": "LISA"} | {
-    name: method.optimizer.partition(":")[2].removesuffix("AdamW") for name, method in METHODS.items()
-}
+NAMES = (
+    {"adamw": "AdamW", "lisa": "LISA"}
+    | {name: method.optimizer.partition(":")[2].removesuffix("AdamW") for name, method in METHODS.items()}
+    | {"ldadam": "LDAdam"}
+)
 _NOTES = (
-    "Losses are mean cross-entropies in nats per byte; the validation windows are the same for every optimizer. CPU "
-    "seconds are those that this process computed in training steps, all threads together: validation, checkpoints, "
-    "stops and other programs do not count. The energy outside a subspace is the share of a gradient's squared norm "
-    "that the subspace leaves out, at the step that chose it."
+    "Losses are mean cross-entropies in nats per byte, bold on validation windows that are the same for every "
+    "optimizer, thin of training, smoothed. The beginning, which falls from far above, is cut off. MB are 10^6 bytes. "
+    "CPU seconds are those that this process computed in training steps, all threads together: validation, "
+    "checkpoints, stops and other programs do not count."
+)
+_LAYERS = (
+    "Lines are medians over the matrices, shades go from the least to the greatest. Captured energy is the share of a "
+    "gradient's squared norm inside its subspace, at the step that chose it; overlap the mean squared cosine between a "
+    "subspace and the one before. Searches count in seconds of the wall clock."
 )
 
 
@@ -41,15 +48,16 @@ def write_report(folder: Path, config: TrainConfig, rows: list[Row]) -> str:
       CliError: the disk refused.
     """
     title = f"{listed(config.runs)}: {config.steps} steps of {config.bytes_per_step} bytes"
-    where, lines = environment(), list(read(folder / METRICS_FILE))
-    cells = [_cells(row) for row in rows]
+    where, found = environment(), series(folder, rows, config.bytes_per_step)
     meaning = what_it_buys(rows)
-    summary = {"runs": rows, "config": config.to_json(), **where}
-    write_atomic(folder / "report.png", picture(lines, rows, title))
-    write_atomic(folder / "report.html", page(title, _parts(config, rows, panels(lines, rows), where)).encode())
+    summary = {
+        "runs": [{**one.row, "layers": one.summary()} for one in found], "config": config.to_json(), **where
+    }  # fmt: skip
+    write_atomic(folder / "report.png", picture(found, title))
+    write_atomic(folder / "report.html", page(title, _parts(config, found, where)).encode())
     write_atomic(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-    said = ["", textwrap.fill(meaning, 100)] if meaning else []
-    return "\n".join(("", table(_HEAD, cells), *said, "", f"report: {folder / 'report.html'}"))
+    said = ["", textwrap.fill(meaning, 79)] if meaning else []
+    return "\n".join(("", table(_HEAD, [*map(_cells, rows)]), *said, "", f"report: {folder / 'report.html'}"))
 
 
 def what_it_buys(rows: list[Row]) -> str:
@@ -85,21 +93,38 @@ def _of_several(rows: list[Row]) -> str:
     )
 
 
-def _parts(config: TrainConfig, rows: list[Row], plots: list[str], where: dict[str, Any]) -> list[str]:
-    columns = [[name, *values] for name, *values in zip(_HEAD, *map(_cells, rows), strict=True)]
+def _parts(config: TrainConfig, found: list[Series], where: dict[str, Any]) -> list[str]:
+    rows = [one.row for one in found]
     place = [(name, str(value)) for name, value in {**where["versions"], **where["machine"]}.items()]
     options = [(flag(name), in_words(value)) for name, value in config.to_json().items()]
-    meaning = what_it_buys(rows)
+    said = [(what_it_buys(rows), "plain"), (_untuned(config), "note")]
     return [
-        html_table(columns[0], columns[1:], "numbers"),
-        *([paragraph(meaning, "plain")] if meaning else []),
-        f'<div class="plots">{"".join(f"<figure>{plot}</figure>" for plot in plots)}</div>',
+        html_table(_HEAD, [*map(_cells, rows)], "numbers"),
+        *(paragraph(text, kind) for text, kind in said if text),
+        legend(looks(config.runs)),
+        plots(comparison(found)),
         paragraph(_NOTES),
+        *_layers(found),
         *_samples(config, rows),
         heading("How it was made"),
         folded("Options", html_table(("option", "value"), options)),
         folded("Versions and machine", html_table(("", ""), place)),
+        *(folded(f"Layers of {one.name}", layer_table(one)) for one in found if one.layers),
     ]
+
+
+def _untuned(config: TrainConfig) -> str:
+    """Which optimizers have rates that nobody tuned."""
+    found = tuple(run for run in config.runs if run in UNTUNED and config.tuned(run) == TUNED[run])
+    return f"Nobody has tuned the rates of {listed(found)}: this run does not say what they can do." if found else ""
+
+
+def _layers(found: list[Series]) -> list[str]:
+    parts = []
+    for one in found:
+        if drawn := layer_panels(one, found):
+            parts += [f"<h3>{one.name}</h3>", paragraph(searched(one)), plots(drawn, "plots small")]
+    return [heading("What happens in the layers"), *parts, paragraph(_LAYERS)] if parts else []
 
 
 def _samples(config: TrainConfig, rows: list[Row]) -> list[str]:
@@ -117,7 +142,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row["optimizer"],
         f"{row['val_loss']:.4f}",
         f"{row['best_val_loss']:.4f}",
-        megabytes(row["state_bytes"]),
+        f"{row['state_bytes'] / 1e6:,.2f}",
         f"{row['ratio']:.3f}",
         f"{row['seconds_per_step']:.3f}",
         f"{row['seconds']:.1f}",

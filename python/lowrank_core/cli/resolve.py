@@ -11,6 +11,7 @@ from lowrank_core.cli.defaults import OWN, PAIRED, TUNED, WITHOUT_BETAS, check_c
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.options import flag
 from lowrank_core.cli.settings import Key, label, options_of, write
+from lowrank_core.memory.methods import METHODS
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -30,6 +31,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         set=write(settings),
         warmup=(warmup := config.steps // 10 if config.warmup is None else config.warmup),
         eval_every=config.eval_every or max(1, config.steps // 10),
+        monitor_every=max(1, config.steps // 50) if config.monitor_every is None else config.monitor_every,
     )
     if warmup > filled.steps:
         raise CliError(f"`--warmup` must be at most `--steps`, {filled.steps}, got {warmup}; lower it")
@@ -87,6 +89,10 @@ def _check_runs(config: TrainConfig) -> None:
         raise CliError(
             f"`--eps` must come with an optimizer that has it, got {listed(config.runs)}, which leave it at "
             f"{TrainConfig.eps:g}; leave it out"
+        )
+    if config.monitor_every is not None and not set(config.runs) & set(METHODS):
+        raise CliError(
+            f"`--monitor-every` must come with an optimizer other than {listed(config.runs, 'or')}; leave it out"
         )
     for name in ("rank", *dict.fromkeys(name for own in OWN.values() for name in own)):
         if getattr(config, name) is not None and not set(takers(name)) & set(config.runs):

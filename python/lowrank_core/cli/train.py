@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,30 +104,37 @@ def _train_one(training: Run, config: TrainConfig, folder: Path, stop: StopReque
     """Takes `training` to its last step or, if asked to stop, to the next one; leaves a checkpoint either way."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
+    from lowrank_core.cli.layers import recorded
     from lowrank_core.cli.metrics import MetricsLog, cut_back
 
     new, steps = training.progress["val_loss"] is None, config.steps
     saved = -1 if new else training.step  # the step of the checkpoint
     if lost := cut_back(folder / METRICS_FILE, training.name, saved):
         _say_lost(training, lost)
+    layers_of = partial(recorded, training.name, training.optimizer, folder, config.monitor_every)
     if saved == steps:
-        return
+        with layers_of():  # which says what is lost
+            return
     with (
         MetricsLog(folder / METRICS_FILE) as log,
+        layers_of() as layers,
         tqdm(total=steps, initial=training.step, desc=training.name, unit="step", disable=None) as bar,
     ):
         if new:
             tqdm.write(_eval_line(training, training.evaluate(log), steps))
         while training.step < steps and stop.signum is None:
-            loss, speed = training.train_step(log)
+            with layers.written():
+                loss, speed = training.train_step(log)
             bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             bar.update()
             last = training.step == steps
             if last or training.step % (config.eval_every or steps) == 0:
                 tqdm.write(f"{_eval_line(training, training.evaluate(log), steps)}  train loss {loss:.4f}")
             if last or training.step % save_every == 0:
+                layers.sync()
                 saved = training.save(log)
         if saved != training.step:
+            layers.sync()
             training.save(log)
 
 

@@ -10,6 +10,7 @@ from lowrank_core.memory.gradients import GradientBytes
 from lowrank_core.optim.estimate import estimate_state_bytes
 from lowrank_core.optim.groups import param_groups
 from lowrank_core.optim.int8 import Int8Linear
+from lowrank_core.optim.layer_plot import plot_layers
 from lowrank_core.optim.layerwise import FusedBackward, fused_backward
 from lowrank_core.optim.lisa import LISA
 from lowrank_core.optim.loop import LowRankOptimizer
@@ -60,5 +61,6 @@ __all__ = [
     "fused_backward",
     "load_state",
     "param_groups",
+    "plot_layers",
     "save_state",
 ]

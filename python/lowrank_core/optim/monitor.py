@@ -8,7 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,15 +17,13 @@ from lowrank_core.atomic import write_atomic
 from lowrank_core.checks import is_count, require
 from lowrank_core.memory.geometry import is_matrix
 from lowrank_core.optim.base import StateOptimizer
+from lowrank_core.optim.layer_plot import plot_layers
+from lowrank_core.optim.monitor_rows import KEYS, Row, row_of
 from lowrank_core.optim.slots import Key, Slot
 from lowrank_core.optim.states import state_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-KEYS = ("step", "name", "rank", "captured", "overlap", "refreshes", "refresh_seconds", "update_ratio")
-
-Row = dict[str, Any]
 
 
 class _Held(NamedTuple):
@@ -94,7 +92,10 @@ class Monitor:
         self._before: dict[Slot, tuple[int, Tensor]] = {}
         self._overlaps: dict[Key, Tensor] = {}
         self._seconds: dict[Key, float] = defaultdict(float)
-        self._file: IO[str] | None = None if path is None else _opened(Path(path), self._steps())
+        self._file: IO[str] | None = None
+        if path is not None:
+            self._file, held = _opened(Path(path), self.steps)
+            self._take_up(held)
         self._hooks = [
             optimizer.register_step_pre_hook(lambda *_: self._start()),
             optimizer.register_step_post_hook(lambda *_: self._finish()),
@@ -106,6 +107,15 @@ class Monitor:
         """All rows so far, in order. Waits for an accelerator."""
         self._held = [_Held(_read(held), {}) for held in self._held]
         return [dict(held.row) for held in self._held]
+
+    @property
+    def steps(self) -> int:
+        """The most steps that a matrix has taken, recorded or not."""
+        return max((self._optimizer.finished_steps(slot) for slot in self._matrices()), default=0)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws `rows` over time into `path`; see `plot_layers`. Waits for an accelerator."""
+        plot_layers(self.rows, path)
 
     def close(self) -> None:
         """Detaches it from the optimizer and closes its file. `rows` stay."""
@@ -138,14 +148,17 @@ class Monitor:
             if is_matrix(slot.shape) and slot.param.requires_grad:
                 yield slot
 
-    def _steps(self) -> int:
-        """The most steps that a matrix has taken."""
-        return max((self._optimizer.finished_steps(slot) for slot in self._matrices()), default=0)
+    def _take_up(self, rows: list[Row]) -> None:
+        """The overlaps of the last searches, which the optimizer's state does not hold."""
+        last = {row["name"]: row["overlap"] for row in rows}
+        for slot in self._matrices():
+            if last.get(slot.name) is not None:
+                self._overlaps[slot.key] = torch.tensor(last[slot.name], dtype=torch.float64)
 
     @torch.no_grad()
     def _start(self) -> None:
         self._before.clear()
-        if (self._steps() + 1) % self._every == 0:
+        if (self.steps + 1) % self._every == 0:
             for slot in self._matrices():
                 self._before[slot] = self._optimizer.finished_steps(slot), slot.weight.detach().clone()
 
@@ -202,26 +215,26 @@ def _read(held: _Held) -> Row:
     return {**held.row, **{key: value if math.isfinite(value) else None for key, value in values.items()}}
 
 
-def _opened(path: Path, steps: int) -> IO[str]:
-    """The file, to be appended to, without what an earlier run wrote of steps that come again.
+def _opened(path: Path, steps: int) -> tuple[IO[str], list[Row]]:
+    """The file, to be appended to, and its rows, without what an earlier run wrote of steps that come again.
 
     Raises:
       ValueError: it holds something else than rows.
     """
+    kept: list[Row] = []
     if path.exists():
         text = path.read_text(encoding="utf-8", errors="replace")
         whole = text[: text.rfind("\n") + 1]  # a last line without an end was being written when its run ended
-        kept = "".join(line for line in whole.splitlines(keepends=True) if _step_of(line, path) <= steps)
-        if kept != text:
-            write_atomic(path, kept.encode())
-    return open(path, "a", encoding="utf-8")
-
-
-def _step_of(line: str, path: Path) -> int:
-    try:
-        row = json.loads(line)
-        if tuple(row) == KEYS:
-            return int(row["step"])
-    except (ValueError, TypeError):
-        pass
-    raise ValueError(f"Monitor: `path` must be a new file or one of a Monitor, got '{path}' with other lines")
+        lines = []
+        for line in whole.splitlines(keepends=True):
+            row = row_of(line)
+            if row is None:
+                raise ValueError(
+                    f"Monitor: `path` must be a new file or one of a Monitor, got '{path}' with other lines"
+                )
+            if row["step"] <= steps:
+                lines.append(line)
+                kept.append(row)
+        if (left := "".join(lines)) != text:
+            write_atomic(path, left.encode())
+    return open(path, "a", encoding="utf-8"), kept

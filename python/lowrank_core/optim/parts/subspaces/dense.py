@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lowrank_core.optim.parts.products import principal_cosines, project, project_back
+from lowrank_core.optim.parts.products import orthonormal, principal_cosines, project, project_back
 from lowrank_core.optim.parts.rules import Turn
 from lowrank_core.optim.parts.subspaces import Bases, Subspace
 
@@ -56,7 +56,10 @@ class DenseTurn:
         return _multiplied(low, {side: change.square() for side, change in self.change.items()})
 
     def overlap(self) -> Tensor:
-        shares = [change.square().sum() / min(change.shape) for change in self.change.values()]
+        # Columns that were drawn are neither orthogonal nor of length one.
+        pairs = [(orthonormal(self.old.bases[side]), orthonormal(basis)) for side, basis in self.new.bases.items()]
+        changes = [project(old, new, "left") for old, new in pairs]
+        shares = [change.square().sum() / min(change.shape) for change in changes]
         return torch.stack(shares).mean().clamp(max=1)
 
     def cosine(self) -> Tensor:

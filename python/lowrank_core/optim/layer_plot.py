@@ -1,0 +1,162 @@
+"""A picture of what an optimizer does to each layer: heat maps of a `Monitor`'s rows, step by step."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowrank_core.extras import how_to_install
+from lowrank_core.optim.monitor_rows import Row, row_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Figure, title, least and greatest value of its colors (None: of the data), whether by its logarithm.
+_MAPS: tuple[tuple[str, str, float | None, float | None, bool], ...] = (
+    ("captured", "captured energy", None, 1.0, False),
+    ("overlap", "subspace overlap", None, 1.0, False),
+    ("rank", "rank", 0.0, None, False),
+    ("update_ratio", "update / weight norm", None, None, True),
+)
+_SEARCHES = "refresh_seconds"
+_NOTHING, _LINE = "#e4e4e2", "#ffffff"  # where there is no figure; between blocks
+_STYLE: Any = {
+    "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.spines.top": False,
+    "axes.spines.right": False, "image.cmap": "viridis", "svg.fonttype": "none",
+}  # fmt: skip
+_ROW, _LABEL, _LEAST, _MOST = 0.17, 0.15, 2.0, 14.0  # inches: of a layer, of its name at least, of all layers
+
+
+def plot_layers(rows: Sequence[Row] | str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Draws captured energy, overlap, rank and size of the update of each layer over its steps, a heat map each.
+
+    Layers go down in the order of the rows, steps to the right; a cell reaches back to the record before. Bars at the
+    right say how long the searches of each layer took in all. What no row has (nothing is projected, say) is left out;
+    single layers without a figure are grey. Two hundred layers fit: their blocks are named then.
+
+    Args:
+      rows: of a `Monitor`, or the path of its file of JSON lines; broken lines of it are passed over.
+      path: of the picture; its ending decides the format (.png, .svg, .pdf). A file that is there is replaced.
+
+    Raises:
+      ValueError: there are no rows, or matplotlib knows no such ending.
+      ModuleNotFoundError: matplotlib is not installed.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.optim import GaLoreAdamW, Monitor, plot_layers
+      >>> optimizer = GaLoreAdamW(torch.nn.Linear(64, 32).named_parameters(), rank=8)
+      >>> plot_layers(Monitor(optimizer).rows, "layers.png")
+      Traceback (most recent call last):
+      ValueError: plot_layers: `rows` must hold rows of a Monitor, got none; take a step that it records first
+    """
+    try:
+        import matplotlib as mpl
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ModuleNotFoundError as missing:
+        if missing.name != "matplotlib":
+            raise
+        sentence = f"plot_layers: needs matplotlib, which is not installed; {how_to_install('train')}"
+        raise ModuleNotFoundError(sentence, name="matplotlib") from None
+    found = list(rows) if isinstance(rows, Sequence) and not isinstance(rows, str) else _read(Path(rows))
+    if not found:
+        raise ValueError("plot_layers: `rows` must hold rows of a Monitor, got none; take a step that it records first")
+    endings = FigureCanvasAgg.get_supported_filetypes()
+    if (ending := Path(path).suffix.removeprefix(".")) not in endings:
+        raise ValueError(f"plot_layers: `path` must end in .png, .svg or .pdf, got '{Path(path).name}'; choose one")
+    with mpl.rc_context(_STYLE):
+        _drawn(found).savefig(path, format=ending)
+
+
+def _read(path: Path) -> list[Row]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [row for line in lines if (row := row_of(line)) is not None]
+
+
+def _drawn(rows: list[Row]) -> Figure:
+    from matplotlib.figure import Figure
+
+    names, steps = list(dict.fromkeys(row["name"] for row in rows)), sorted({row["step"] for row in rows})
+    maps = [one for one in _MAPS if any(row[one[0]] is not None for row in rows)]
+    searched = any(row[_SEARCHES] for row in rows)
+    high = min(max(_ROW * len(names), _LEAST), _MOST)
+    count = len(maps) + searched
+    figure = Figure(figsize=(2.2 + 2.3 * count, high + 1.6), dpi=150, layout="constrained")
+    panels: Sequence[Axes] = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    for axes, (key, title, low, top, logarithmic) in zip(panels, maps, strict=False):
+        axes.set_title(title)
+        _heat_map(figure, axes, _grid(rows, key, names, steps), steps, (low, top), logarithmic=logarithmic)
+    if searched:
+        _bars(panels[-1], rows, names)
+    _name_layers(panels, names, room=int(high / _LABEL))
+    return figure
+
+
+def _grid(rows: list[Row], key: str, names: list[str], steps: list[int]) -> Any:
+    """The figure of each layer (row) at each step (column), masked where there is none."""
+    place = {name: i for i, name in enumerate(names)}, {step: i for i, step in enumerate(steps)}
+    values = np.full((len(names), len(steps)), np.nan)
+    for row in rows:
+        if row[key] is not None:
+            values[place[0][row["name"]], place[1][row["step"]]] = row[key]
+    return np.ma.masked_invalid(values)
+
+
+def _heat_map(
+    figure: Figure, axes: Axes, values: Any, steps: list[int], limits: tuple[float | None, float | None], *,
+    logarithmic: bool,
+) -> None:  # fmt: skip
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.ticker import MaxNLocator
+
+    low = float(values.min()) if limits[0] is None else limits[0]
+    top = float(values.max()) if limits[1] is None else limits[1]
+    if logarithmic:
+        values = np.ma.masked_less_equal(values, 0.0)  # a weight that was not moved has no logarithm
+        low = float(values.min()) if values.count() else 1.0
+        norm: Normalize = LogNorm(low, max(top, 1.001 * low))
+    else:
+        norm = Normalize(low, top if top > low else low + 1.0)
+    edges = [max(0, steps[0] - (steps[1] - steps[0] if len(steps) > 1 else 1)), *steps]
+    axes.set_facecolor(_NOTHING)
+    cells = axes.pcolorfast(edges, range(len(values) + 1), values, norm=norm)
+    bar = figure.colorbar(cells, ax=axes, location="bottom", aspect=18, pad=0.0)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def _bars(axes: Axes, rows: list[Row], names: list[str]) -> None:
+    """The time of each layer's searches."""
+    spent = dict.fromkeys(names, 0.0)
+    for row in rows:
+        spent[row["name"]] += row[_SEARCHES]
+    axes.barh(np.arange(len(names)) + 0.5, list(spent.values()), height=0.8, color="#414487")
+    axes.set_title("time of searches")
+    axes.set_xlabel("seconds in all")
+
+
+def _name_layers(panels: Sequence[Axes], names: list[str], *, room: int) -> None:
+    """Names every layer where there is `room` for so many names, else the first of each block, with a line above."""
+    short = [name.removesuffix(".weight") for name in names]
+    ticks = dict(enumerate(short))
+    if len(names) > room:
+        blocks = [found[0] if (found := re.match(r".*?\.\d+(?=\.)", name)) else name for name in short]
+        starts = [i for i, block in enumerate(blocks) if i == 0 or block != blocks[i - 1]]
+        ticks = {}
+        for i in starts:  # each far enough from the one before
+            if not ticks or i - next(reversed(ticks)) >= len(names) / room:
+                ticks[i] = blocks[i]
+        for axes in panels:
+            axes.hlines(starts[1:], *axes.get_xlim(), color=_LINE, lw=0.5)
+    panels[0].set_yticks([i + 0.5 for i in ticks], list(ticks.values()), fontsize=8)
+    for axes in panels:
+        axes.set_ylim(len(names), 0)
+        axes.tick_params(axis="y", length=0)
