@@ -24,6 +24,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OPTIONAL = {"torch", "cupy", "hypothesis", "scipy", "sklearn", "safetensors", "matplotlib", "tqdm"}
+OPTIONAL |= {"transformers", "accelerate", "peft", "lightning", "tensorboard"}  # of the extra "integrations"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("transformers", reason="needs transformers: pip install '.[integrations]'")
-pytest.importorskip("accelerate", reason="needs accelerate: pip install '.[integrations]'")
-
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, PartialState
 from integration_cases import batches, tiny_llama
 from lowrank_core.optim import GaLoreAdamW, param_groups
@@ -57,4 +54,30 @@ def test_it_trains_and_resumes_to_the_bit(mixed_precision: str, tmp_path: Path) 
     second[0].load_state(str(tmp_path / "state"))
     assert run(*second, range(8, 24)) == losses[8:]
     for one, other in zip(whole[1].parameters(), second[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_scaler_of_accelerate_skips_what_overflows() -> None:
+    """As with `mixed_precision="fp16"`: the optimizer does not see the step. Powers of two change no bit."""
+    prepared("no")  # the state of accelerate that a wrapped optimizer reads
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1000)
+    model, plain = tiny_llama(), tiny_llama()
+    inside, reference = (
+        GaLoreAdamW(one.named_parameters(), lr=0.02, rank=4, update_proj_gap=2) for one in (model, plain)
+    )
+    optimizer = AcceleratedOptimizer(inside, scaler=scaler)
+    for number, batch in enumerate(batches(6, 4)):
+        before = [param.detach().clone() for param in model.parameters()]
+        bad = number == 3
+        optimizer.zero_grad()
+        loss = scaler.scale(model(**batch).loss)
+        (loss * torch.inf if bad else loss).backward()
+        optimizer.step()
+        assert optimizer.step_was_skipped == bad and inside.skipped_steps == 0
+        assert bad == all(torch.equal(one, param) for one, param in zip(before, model.parameters(), strict=True))
+        if not bad:
+            reference.zero_grad()
+            plain(**batch).loss.backward()
+            reference.step()
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("tensorboard", reason="needs tensorboard: pip install '.[integrations]'")
-
 import torch
 from lowrank_core.optim import GaLoreAdamW, Monitor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -6,10 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("transformers", reason="needs transformers: pip install '.[integrations]'")
-pytest.importorskip("accelerate", reason="needs accelerate: pip install '.[integrations]'")
-
 import torch
 from integration_cases import examples, tiny_llama
 from lowrank_core.optim import GaLoreAdamW, param_groups

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lowrank_core.optim import GaLoreAdamW
-from optim_cases import Zoo, draw, same, snapshot, train
+from optim_cases import CASES, Case, Zoo, draw, same, snapshot, train
 from torch import nn
 
 
@@ -222,16 +222,17 @@ def test_a_refused_step_has_counted_nothing() -> None:
     assert int(optimizer.state[good]["step"]) == 2
 
 
-def test_a_rate_as_a_tensor() -> None:
-    w, plain, rate = weight(), weight(), torch.tensor(0.125)
-    optimizer, reference = GaLoreAdamW([w], lr=rate, rank=4), GaLoreAdamW([plain], lr=0.125, rank=4)
-    for seed, value in ((1, 0.125), (2, 0.25)):
+@pytest.mark.parametrize("case", [case for case in CASES if case.name == case.method], ids=lambda case: case.name)
+def test_a_rate_as_a_tensor(case: Case) -> None:
+    """One that is written in place acts as a number that is set."""
+    model, plain, rate = Zoo(), Zoo(), torch.tensor(0.125)
+    optimizer, reference = case.make(model.parameters(), lr=rate), case.make(plain.parameters(), lr=0.125)
+    for number, value in ((0, 0.125), (1, 0.25), (2, 0.0625)):
         rate.fill_(value)
         reference.param_groups[0]["lr"] = value
-        w.grad = plain.grad = draw(16, 24, seed=seed)
-        optimizer.step()
-        reference.step()
-    assert torch.equal(w, plain)
+        assert train(model, optimizer, [number]) == train(plain, reference, [number])
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert same(dict(model.state_dict()), dict(plain.state_dict()))
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), torch.tensor(float("nan"))])

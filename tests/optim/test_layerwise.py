@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from layerwise_runs import apart, backward, every_accumulating, every_stepping_inside, keys, shake, taken, train, way
+from layerwise_runs import (
+    apart,
+    backward,
+    every_accumulating,
+    every_stepping_inside,
+    keys,
+    shake,
+    steps_inside,
+    taken,
+    train,
+    way,
+)
 from lowrank_core.memory.gradients import Way
 from lowrank_core.optim import GaLoreAdamW, fused_backward
 from optim_cases import CASES, Case, Zoo, composed, draw, every_dtype, every_optimizer, loss_of, same, snapshot
@@ -91,6 +102,23 @@ def test_a_sum_is_held_in_the_subspace_within_rounding() -> None:
     assert (draft.low[0] - total @ basis).abs().max() <= bound
     assert draft.grads[0].untyped_storage().nbytes() == 4  # one element, which is not a number
     assert draft.grads[0].isnan().all()
+
+
+@every_optimizer
+def test_a_closure_has_the_bits_of_ordinary_training(case: Case) -> None:
+    """As Lightning steps: what a closure leaves of its backward is what the step takes."""
+    model, plain = Zoo(), Zoo()
+    optimizer, reference = (case.make(one.named_parameters(), **keys(case)) for one in (model, plain))
+    fused_backward(model, optimizer)
+
+    def closure(step: int) -> float:
+        optimizer.zero_grad()
+        return backward(model, step, 1)
+
+    if not steps_inside(case):
+        backward(model, 90, 1)  # forgotten: the closure zeroes first
+    assert [optimizer.step(lambda step=step: closure(step)) for step in range(5)] == train(plain, reference, 5)
+    assert same(snapshot(model, optimizer), snapshot(plain, reference))
 
 
 @every_stepping_inside

@@ -9,7 +9,7 @@ import pytest
 import torch
 from layerwise_runs import every_stepping_inside, keys
 from lowrank_core.optim import GaLoreAdamW, fused_backward
-from optim_cases import Case, Zoo, backward, loss_of
+from optim_cases import Case, Zoo, loss_of
 from torch import Tensor, distributed, nn
 
 
@@ -46,16 +46,6 @@ def test_two_handles() -> None:
         fused_backward(model, GaLoreAdamW(model.named_parameters(), rank=4))
     handle.remove()
     fused_backward(model, optimizer)
-
-
-def test_a_closure() -> None:
-    model = Zoo()
-    optimizer = made(model)
-    handle = fused_backward(model, optimizer)
-    with pytest.raises(RuntimeError, match=r"^step: `closure` must be None while `fused_backward` takes the gradients"):
-        optimizer.step(lambda: 0.0)
-    handle.remove()
-    assert optimizer.step(lambda: backward(model, 0)) > 0
 
 
 @every_stepping_inside

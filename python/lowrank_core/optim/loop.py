@@ -68,16 +68,10 @@ class LowRankOptimizer(GatheringOptimizer):
 
         Raises:
           RuntimeError: a gradient is sparse; a gradient is not finite and its group says `nonfinite="raise"`;
-            an exact SVD does not converge; `closure` is given although `fused_backward` takes the gradients. Nothing is
-            changed then.
+            an exact SVD does not converge. Nothing is changed then.
           ValueError: a group's `rank` or `proj_type` is no longer what its state was made with.
         """
         loss = None
-        if closure is not None and self._source is not None:
-            raise RuntimeError(
-                "step: `closure` must be None while `fused_backward` takes the gradients, got one; "
-                "call backward before step(), or handle.remove()"
-            )
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
