@@ -67,6 +67,7 @@ __all__: list[str] = [
     "set_num_threads",
     "share_memory",
     "sketch",
+    "sketched_step",
     "subspace_project",
     "subspace_update",
     "taylor_error",
@@ -667,6 +668,33 @@ def sketch(
 ) -> None:
     """
     Fills `out` with the random signs that a sketch of its shape has.
+    """
+
+def sketched_step(
+    params: collections.abc.Sequence[numpy.typing.ArrayLike],
+    grads: collections.abc.Sequence[numpy.typing.ArrayLike],
+    bases: collections.abc.Sequence[numpy.typing.ArrayLike],
+    low: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg_scales: collections.abc.Sequence[numpy.typing.ArrayLike],
+    row_means: collections.abc.Sequence[numpy.typing.ArrayLike],
+    col_means: collections.abc.Sequence[numpy.typing.ArrayLike],
+    right: collections.abc.Sequence[bool],
+    steps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    seeds: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    decays: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    *,
+    beta1: typing.SupportsFloat | typing.SupportsIndex,
+    eps: typing.SupportsFloat | typing.SupportsIndex,
+    threshold: typing.SupportsFloat | typing.SupportsIndex,
+    lr: typing.SupportsFloat | typing.SupportsIndex,
+    weight_decay: typing.SupportsFloat | typing.SupportsIndex,
+    maximize: bool,
+    stochastic: bool,
+    precision: str,
+) -> None:
+    """
+    Adafactor with a sketched momentum, for a list of weights.
     """
 
 def subspace_project(

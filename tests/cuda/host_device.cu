@@ -18,6 +18,7 @@
 #include "lowrank_core/subspace_step.h"
 #include "lowrank_core/subspace_step_lines.h"
 #include "lowrank_core/subspace_step_plain.h"
+#include "lowrank_core/subspace_step_sketched.h"
 #include "lowrank_core/view.h"
 
 namespace lowrank {
@@ -178,7 +179,7 @@ template <class T>
 __device__ void rules(subspace_step::Factors<T> f, T* x) {
   using namespace subspace_step;
   x[0] = adam(f, x[1], x[2], x[3]) + adam(f, x[1], x[2], x[3], x[27]) + lion(f, x[4], x[5]) + momentum(f, x[6], x[7]) +
-         sign(x[8]) + root(x[9]);
+         sign(x[8]) + root(x[9]) + average(f, x[28], x[29]);
   x[10] = write_back(x[11], x[12], x[13], folded_direction(x[14], x[15], x[16], x[17]));
   x[18] = less_scaled(x[10], x[19], x[20]) + less_sign(x[10], x[21], x[22], x[23], x[24]) + sign_above(x[25], x[26]);
 }
@@ -210,6 +211,8 @@ __global__ void subspace_step_elements(subspace_step::Factors<float> narrow, sub
   y[38] = limiter(y[39], y[40], y[41], limiter_floor(y[42])) + sign_threshold(y[43], y[44], y[45]);
   y[46] = keep_factor(y[47], y[48]);
   y[49] = line_factor(y[50], y[51]) + line_entry(y[52], y[53], y[54], y[55], y[56]) + double(line_scale(x[32]));
+  y[64] = over_root(moved_mean(y[50], y[51], y[52], y[53], y[54]), y[55]);
+  y[57] = clip_divisor(joined_square(y[58], y[59], y[60], y[61]), y[62], y[63]);
   words[0] = philox::bits(1, weight_draw(2, 3, 4, 5, true, 6)) ^ philox::bits(1, moment_draw(2, 3, true, 6));
 }
 

@@ -10,7 +10,8 @@ import lowrank_core as lc
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.optim import SCALE, GaLoreAdamW, SinkGD, devices, fused
+from lowrank_core.optim import SCALE, FloraAdamW, GaLoreAdamW, SinkGD, devices, fused
+from lowrank_core.optim.loop import LowRankOptimizer
 from optim_cases import draw
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ WRITES: dict[str, tuple[str, ...]] = {
 PRIVATE = {  # PATHS and the test of lines call them
     "adamw_step": ("params", "exp_avg", "exp_avg_scales", "exp_avg_sq", "exp_avg_sq_scales"),
     "lines_step": ("params",),
+    "sketched_step": ("params", "exp_avg", "exp_avg_scales", "row_means", "col_means"),
 }
 FRESH = {
     "adapter_gradient", "adapter_linear", "are_ordinary", "array_refusal", "attention_chained", "attention_exact",
@@ -92,6 +94,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "fused int8": {"moment_dtype": "int8"},
     "fused bfloat16": {"dtype": torch.bfloat16, "rounding": "stochastic"},
     "fused 3-D": {"shape": (8, 4, 3)},
+    "sketched": {"method": FloraAdamW},
     "composed full": {"proj_type": "full"},
     "composed without kernels": {"kernels": False},
     "composed bfloat16": {"dtype": torch.bfloat16, "proj_type": "full", "rounding": "stochastic"},
@@ -112,15 +115,16 @@ def stepped_once(
     kernels: bool = True,
     deferred: bool = False,
     channels_last: bool = False,
+    method: type[LowRankOptimizer] = GaLoreAdamW,
     **keys: Any,
-) -> tuple[nn.Parameter, GaLoreAdamW]:
+) -> tuple[nn.Parameter, LowRankOptimizer]:
     """A weight after two steps, the first of which found its basis."""
     if not kernels:
         monkeypatch.setattr(fused, "FUSED", {})
     monkeypatch.setattr(devices, "deferred", lambda device: deferred)
     start = draw(*shape).to(dtype)
     weight = nn.Parameter(start.transpose(-1, -2).contiguous().transpose(-1, -2) if channels_last else start)
-    optimizer = GaLoreAdamW([weight], **{"lr": 0.1, "rank": 3, **keys})
+    optimizer = method([weight], **{"lr": 0.1, "rank": 3, **keys})  # type: ignore[arg-type]
     for seed in (1, 2):
         weight.grad = draw(*shape, seed=seed).to(dtype)
         optimizer.step()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer, QGaLoreAdamW, devices, fused
+from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer, QGaLoreAdamW, devices, lifts
 from optim_cases import draw, same
 from testing import machine
 from torch import Tensor, nn
@@ -118,13 +118,13 @@ def test_qgalore_decodes_few_bases_at_a_time(
         return list(update.counts)
 
     bases = 7 * 400 * 16  # elements: 2.7 hundredths of those of 7 weights
-    monkeypatch.setattr(fused, "_MADE_IN_ANY_CASE", 0)
+    monkeypatch.setattr(lifts, "_MADE_IN_ANY_CASE", 0)
     assert calls(SHAPES, 4) == [1, 1, 1, 1] * 3
     assert calls([(400, 600)] * 7, 2) == [7] * 3
     assert calls([(400, 600)] * 7, 16) == [2, 2, 2, 1] * 3
-    monkeypatch.setattr(fused, "_MADE_IN_ANY_CASE", bases - 1)
+    monkeypatch.setattr(lifts, "_MADE_IN_ANY_CASE", bases - 1)
     assert calls([(400, 600)] * 7, 16) == [6, 1] * 3
-    monkeypatch.setattr(fused, "_MADE_IN_ANY_CASE", bases)
+    monkeypatch.setattr(lifts, "_MADE_IN_ANY_CASE", bases)
     assert calls([(400, 600)] * 7, 16) == [7] * 3
 
 

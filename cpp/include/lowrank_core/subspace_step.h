@@ -26,7 +26,7 @@
 
 namespace lowrank::subspace_step {
 
-enum class Rule : uint8_t { kAdam, kLion, kMomentum };
+enum class Rule : uint8_t { kAdam, kLion, kMomentum, kAverage };
 enum class Residual : uint8_t { kDrop, kScaled, kSign, kChannel };
 
 // ---- mathematics -------------------------------------------------------------------------------------------------
@@ -85,6 +85,14 @@ template <class T>
 LRC_HD T momentum(const Factors<T>& f, T g, T& m) {
   m = f.beta1 * m + g;
   return m;
+}
+
+// A running mean. Returns what it held before this step, decayed: what is left of it in the mean.
+template <class T>
+LRC_HD T average(const Factors<T>& f, T g, T& m) {
+  const T before = f.beta1 * m;
+  m += f.rest1 * (g - m);
+  return before;
 }
 
 // phi = |N_j| / |R_j| from squared norms. The constant is Fira's and APOLLO's.

@@ -178,7 +178,9 @@ class Nest {
       for (int64_t j = t.j.begin; j < t.j.end; ++j) {
         if (!wanted(i, j)) continue;
         Acc* const sums = partial_ ? partial(slice, i, j) : t.tile(i, j);
-        Prefetcher prefetcher(last ? next_tile(t, i, j) : Ahead{}, turns, &operands);
+        Prefetcher reads(last ? next_tile(product_.epilogue.read, t, i, j) : Ahead{}, turns);
+        Prefetcher prefetcher(last ? next_tile(product_.epilogue.ahead, t, i, j) : Ahead{}, turns, &operands,
+                              product_.epilogue.read ? &reads : nullptr);
         const auto kernel = K::choose(rows(i), columns(j), by_depth_);
         kernel(packed, t.a + (i - group.begin) * Size::kSizeA, b + (j - t.j.begin) * Size::kSizeB, sums, d > t.d.begin,
                prefetcher);
@@ -229,11 +231,12 @@ class Nest {
 
   Ahead ahead_of_a(const Range& group, int64_t d) const { return product_.a.ahead(product_.a.load, slab_a(group, d)); }
 
-  Ahead next_tile(const Task& t, int64_t i, int64_t j) const {
-    const Epilogue& epilogue = product_.epilogue;
-    if (!epilogue.ahead) return {};
+  // What `ahead`, of the epilogue, says of the tile after (i, j).
+  Ahead next_tile(decltype(Epilogue::ahead) ahead, const Task& t, int64_t i, int64_t j) const {
+    if (!ahead) return {};
     if (++j == t.j.end) j = t.j.begin, ++i;
-    return i < t.i.end ? epilogue.ahead(epilogue.self, i * K::kRows, j * K::kColumns, rows(i), columns(j)) : Ahead{};
+    if (i >= t.i.end) return {};
+    return ahead(product_.epilogue.self, i * K::kRows, j * K::kColumns, rows(i), columns(j));
   }
 
   int rows(int64_t i) const { return int(smaller(K::kRows, product_.m - i * K::kRows)); }

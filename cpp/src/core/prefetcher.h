@@ -11,14 +11,15 @@ namespace {
 
 class Prefetcher {
  public:
-  // `turns`: how often lines() will be called; `beside` has none beside it.
-  Prefetcher(const Ahead& ahead, int64_t turns, Prefetcher* beside = nullptr)
+  // `turns`: how often lines() will be called; `beside` and `also` have none beside them.
+  Prefetcher(const Ahead& ahead, int64_t turns, Prefetcher* beside = nullptr, Prefetcher* also = nullptr)
       : next_(ahead.data),
         end_(ahead.data + ahead.bytes),
         ahead_(ahead),
         left_(ahead.runs),
-        pace_(int(ceil_div(ahead.runs * ceil_div(ahead.bytes, 64), larger(1, turns)))),
-        beside_(beside) {}
+        pace_(ahead.runs == 0 ? 0 : int(ceil_div(ahead.runs * ceil_div(ahead.bytes, 64), larger(1, turns)))),
+        beside_(beside),
+        also_(also) {}
 
   int pace() const { return pace_; }
 
@@ -28,6 +29,7 @@ class Prefetcher {
   LRC_INLINE void lines(int count) {
     own_lines<kLocality>(count);
     if (beside_) beside_->own_lines<kLocality>(beside_->pace_);
+    if (also_) also_->own_lines<kLocality>(also_->pace_);
   }
 
  private:
@@ -50,7 +52,7 @@ class Prefetcher {
   const Ahead ahead_;
   int64_t left_;
   const int pace_;
-  Prefetcher* const beside_;
+  Prefetcher *const beside_, *const also_;
 };
 
 }  // namespace

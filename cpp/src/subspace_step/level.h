@@ -46,11 +46,11 @@ struct Gradient {
   double sign = 1.0;
 };
 
-// Less gain_j g_ij, or gain_i g_ij with gain_by_row.
+// Less (row_i g_ij) col_j; either gains may be missing. They are of the working dtype.
 struct ScaledWriteBack : WriteBack {
   Gradient gradient;
-  const void* gains = nullptr;  // of the working dtype
-  bool gain_by_row = false;
+  const void* row_gains = nullptr;
+  const void* col_gains = nullptr;
 };
 
 // Less gain sign_above(g_ij - (left other)_ij, threshold). One operand is pairs of lines, one of `right` (or `left`)
@@ -119,6 +119,10 @@ struct WeightLevel {
   int64_t (*paired_lines)(bool rows, Arithmetic arithmetic);
   // sums[j] += squares of column j
   void (*add_column_squares)(double* sums, const Matrix& x);
+  // rows[i] and cols[j] += squares of row i and column j
+  void (*add_squares)(double* rows, double* cols, const Matrix& x);
+  // Sum of rows[i] cols[j] x_ij²
+  double (*weighted_squares)(const double* rows, const double* cols, const Matrix& x);
 
   static const WeightLevel generic, avx2, avx512, avx512bf16;
 };

@@ -7,32 +7,12 @@
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/dense.h"
 #include "lowrank_core/parallel.h"
-#include "subspace_step/level.h"
+#include "subspace_step/job.h"
 
 namespace lowrank::subspace_step {
 namespace {
 
 constexpr int64_t kColumns = 128;  // of which one task takes the norms
-constexpr int64_t kShare = 8;      // a weight of more than this part of all is worked on by all threads
-
-int64_t size_of(const Matrix& m) { return m.rows * m.cols; }
-
-// Calls one(job) for every job: large ones with all threads each, then the others side by side, longest first. Either
-// way the same bits.
-template <class One>
-void for_each_job(const std::vector<Job>& jobs, const One& one) {
-  std::vector<const Job*> order;
-  int64_t total = 0;
-  for (const Job& job : jobs) {
-    order.push_back(&job);
-    total += size_of(job.w);
-  }
-  std::stable_sort(order.begin(), order.end(),
-                   [](auto* left, auto* right) { return size_of(left->w) > size_of(right->w); });
-  size_t first = 0;
-  for (; first < order.size() && size_of(order[first]->w) * kShare > total; ++first) one(*order[first]);
-  parallel_for(int64_t(order.size() - first), [&](int64_t i) { one(*order[first + size_t(i)]); });
-}
 
 bool finite(const Matrix& low) {
   std::atomic<bool> sound{true};
@@ -41,64 +21,6 @@ bool finite(const Matrix& low) {
     if (!moment_level().finite(from, low.dtype, end - begin)) sound = false;
   });
   return sound;
-}
-
-// Turns `low`, which holds R in the order of job.low, into N, and moves the moments.
-void advance(const Job& job, const Params& p, const Matrix& low) {
-  const int64_t size = size_of(low);
-  const Advance a{.rule = p.rule,
-                  .beta1 = p.beta1,
-                  .beta2 = p.beta2,
-                  .eps = p.eps,
-                  .step = job.step,
-                  .low = low.data,
-                  .dtype = low.dtype,
-                  .size = size,
-                  .first = job.first,
-                  .second = job.second,
-                  .seed = job.seed};
-  parallel_chunks(size, kChunk, [&](int64_t begin, int64_t end) { moment_level().advance(a, begin, end); });
-}
-
-// What every write-back has in common, and all that there is to one where the rest of the gradient is dropped.
-WriteBack plain_write_back(const Job& job, const Params& p, const Matrix& direction) {
-  return {.to = {job.w, job.transposed, p.stochastic, job.seed, job.step},
-          .left = job.basis,
-          .right = direction,
-          .keep = keep_factor(p.lr, p.weight_decay),
-          .step = p.lr * p.scale,
-          .arithmetic = arithmetic_for(job.low.dtype, p.math)};
-}
-
-Gradient gradient_of(const Job& job, const Params& p) { return {job.g, p.maximize ? -1.0 : 1.0}; }
-
-bool runs_along_columns(const Matrix& w) { return std::abs(w.row_stride) < std::abs(w.col_stride); }
-
-void transpose(Target& to) {
-  to.w = to.w.transposed();
-  to.transposed = !to.transposed;
-}
-void transpose(WriteBack& product) {
-  transpose(product.to);
-  const Matrix left = product.left;
-  product.left = product.right.transposed();
-  product.right = left.transposed();
-}
-void transpose(ScaledWriteBack& product) {
-  transpose(static_cast<WriteBack&>(product));
-  product.gradient.g = product.gradient.g.transposed();
-  product.gain_by_row = !product.gain_by_row;
-}
-void transpose(SignWriteBack& product) {
-  transpose(static_cast<WriteBack&>(product));
-  product.gradient.g = product.gradient.g.transposed();
-}
-
-// The same with w's rows along memory.
-template <class Product>
-Product along_memory(Product product) {
-  if (runs_along_columns(product.to.w)) transpose(product);
-  return product;
 }
 
 // Squared norms of channels: N_j, R_j, G_j, and P R_j, which is R_jᵀ (Pᵀ P) R_j.
@@ -190,7 +112,7 @@ void write_back_scaled(const Job& job, const Params& p, const Matrix& n, const M
   }
   Buffer<T> factors(int64_t(gains.size()));
   for (size_t j = 0; j < gains.size(); ++j) factors[int64_t(j)] = T(p.lr * gains[j]);
-  product.gains = factors.data();
+  product.col_gains = factors.data();
   weight_level().write_back_scaled(along_memory(product));
 }
 

@@ -7,7 +7,6 @@ the gradients and says whether they are finite, `finish` changes moments and wei
 from __future__ import annotations
 
 from itertools import product
-from math import prod
 from typing import Protocol
 
 import torch
@@ -19,10 +18,9 @@ from lowrank_core.optim.bucket import Bucket, batches
 from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.each_step import EachStep
 from lowrank_core.optim.following import FollowingStep
-from lowrank_core.optim.lifts import lift_steps, matrix_of, rights_of
+from lowrank_core.optim.lifts import bases_held, lift_steps, matrix_of, rights_of, together
 from lowrank_core.optim.lines import LinesStep
 from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
-from lowrank_core.optim.parts.projectors import Projector
 from lowrank_core.optim.parts.projectors.by_energy import ByEnergy
 from lowrank_core.optim.parts.projectors.correlated import Correlated
 from lowrank_core.optim.parts.projectors.following import Following
@@ -36,23 +34,24 @@ from lowrank_core.optim.parts.residuals.fed_back import FedBack
 from lowrank_core.optim.parts.residuals.feedback import Feedback
 from lowrank_core.optim.parts.residuals.limited import Limits, ScaledGradient, ScaledRest
 from lowrank_core.optim.parts.residuals.sign import SignRest
+from lowrank_core.optim.parts.residuals.sketched import SketchedMomentum
 from lowrank_core.optim.parts.rules.adabelief import AdaBelief
 from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
+from lowrank_core.optim.parts.rules.average import Average
 from lowrank_core.optim.parts.rules.column_adam import ColumnAdam
 from lowrank_core.optim.parts.rules.lines import Lines, MomentumLines, Sinkhorn
 from lowrank_core.optim.parts.rules.lion import Lion
 from lowrank_core.optim.parts.rules.newton_schulz import NewtonSchulz
 from lowrank_core.optim.plain import PlainStep
-from lowrank_core.optim.slots import Draft, Slot, State
+from lowrank_core.optim.sketched import SketchedStep
+from lowrank_core.optim.slots import Draft, State
 from lowrank_core.optim.states import stored
 from lowrank_core.optim.step import ruled
 
 Key = tuple[str, type | None, type | None, type, type]  # device, projector, residual, rule, moment codec
 
 _LIFTED_TOGETHER = 4  # directions that are held at the same time
-_MADE_SHARE = 0.01  # of the weights' elements, or
-_MADE_IN_ANY_CASE = 1 << 20  # elements: what bases that are drawn or decoded may have at the same time; one always is
 
 
 class FusedStep(Protocol):
@@ -73,9 +72,9 @@ class SubspaceStep:
     def draft(self, bucket: Bucket, draft: Draft, states: list[State]) -> None:
         projector, count = bucket.parts.projector, len(draft.slots)
         draft.low, draft.finite = [], True
-        for some in batches(_together(bucket, draft), count):
+        for some in batches(together(bucket, draft), count):
             slots = draft.slots[some]
-            bases = _stored(projector, slots, states[some])
+            bases = bases_held(projector, slots, states[some])
             low, finite = project_list(
                 [matrix_of(slot) for slot in slots], draft.grads[some], bases, rights_of(slots),
                 maximize=bucket.maximize, precision=resolve_precision("step", None),
@@ -85,7 +84,7 @@ class SubspaceStep:
 
     def finish(self, bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
         lows, count = draft.low or [], len(states)
-        for some in batches(count if _by_shape(bucket) else _together(bucket, draft), count):
+        for some in batches(count if _by_shape(bucket) else together(bucket, draft), count):
             self._finish(bucket, Draft(draft.slots[some], draft.grads[some], lows[some]), states[some])
 
     def _finish(self, bucket: Bucket, draft: Draft, states: list[State]) -> None:
@@ -143,25 +142,7 @@ def _bases(bucket: Bucket, draft: Draft, states: list[State]) -> list[Tensor]:
     if _by_shape(bucket):
         shapes = [next(iter(slot.where(state).basis_shapes.values())) for slot, state in slots]
         return [low.new_zeros(()).expand(shape) for low, shape in zip(draft.low or (), shapes, strict=True)]
-    return _stored(projector, draft.slots, states)
-
-
-def _stored(projector: Projector, slots: list[Slot], states: list[State]) -> list[Tensor]:
-    """The bases held, decoded or drawn in one call where they are not stored as they are."""
-    if isinstance(projector, (PackedBasis, Gaussian)):
-        return projector.stored_bases(slots, states)
-    return [projector.stored_basis(slot, state) for slot, state in zip(slots, states, strict=True)]
-
-
-def _together(bucket: Bucket, draft: Draft) -> int:
-    """How many weights a call takes: all of them, unless their bases are made for it and are dense only then."""
-    count = len(draft.slots)
-    if not isinstance(bucket.parts.projector, (PackedBasis, Gaussian)):
-        return count
-    places = [slot.geometry for slot in draft.slots if slot.geometry is not None]
-    dense = sum(prod(shape) for where in places for shape in where.basis_shapes.values())
-    allowed = max(_MADE_SHARE * sum(where.rows * where.cols for where in places), _MADE_IN_ANY_CASE)
-    return max(1, int(count * allowed / max(dense, 1)))
+    return bases_held(projector, draft.slots, states)
 
 
 def _by_shape(bucket: Bucket) -> bool:
@@ -189,6 +170,7 @@ FUSED |= {
     )
 }
 FUSED |= {("cpu", PackedBasis, Drop, Adam, moments): SubspaceStep() for moments in _CODECS}
+FUSED |= {("cpu", Gaussian, SketchedMomentum, Average, moments): SketchedStep() for moments in _CODECS}
 FUSED |= {("cpu", Following, FedBack, Adam, moments): FollowingStep() for moments in _CODECS}
 FUSED |= {("cpu", None, None, Adam, moments): PlainStep() for moments in _CODECS}
 FUSED |= {

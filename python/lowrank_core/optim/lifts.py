@@ -1,7 +1,9 @@
-"""Out of subspaces with a basis on one side, into matrices in place: the way back of the steps that kernels take."""
+"""Lists of weights with a basis on one side, as kernels step them: the bases held, and the way back into matrices."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -11,7 +13,13 @@ from lowrank_core.memory.geometry import Side
 from lowrank_core.ops.arrays import resolve_precision
 from lowrank_core.ops.subspace_step.step import step_list
 from lowrank_core.optim.bucket import Bucket
-from lowrank_core.optim.slots import Draft, Slot
+from lowrank_core.optim.parts.projectors import Projector
+from lowrank_core.optim.parts.projectors.gaussian import Gaussian
+from lowrank_core.optim.parts.projectors.packed import PackedBasis
+from lowrank_core.optim.slots import Draft, Slot, State
+
+_MADE_SHARE = 0.01  # of the weights' elements, or
+_MADE_IN_ANY_CASE = 1 << 20  # elements: what bases that are drawn or decoded may have at the same time; one always is
 
 
 def lift_steps(bucket: Bucket, draft: Draft, bases: list[Tensor], steps: list[int]) -> None:
@@ -59,3 +67,21 @@ def matrix_of(slot: Slot) -> Tensor:
 def rights_of(slots: list[Slot]) -> list[bool]:
     """Whether the basis of each is on the right."""
     return [slot.geometry is not None and slot.geometry.side == Side.RIGHT for slot in slots]
+
+
+def together(bucket: Bucket, draft: Draft) -> int:
+    """How many weights a call takes: all of them, unless their bases are made for it and are dense only then."""
+    count = len(draft.slots)
+    if not isinstance(bucket.parts.projector, (PackedBasis, Gaussian)):
+        return count
+    places = [slot.geometry for slot in draft.slots if slot.geometry is not None]
+    dense = sum(prod(shape) for where in places for shape in where.basis_shapes.values())
+    allowed = max(_MADE_SHARE * sum(where.rows * where.cols for where in places), _MADE_IN_ANY_CASE)
+    return max(1, int(count * allowed / max(dense, 1)))
+
+
+def bases_held(projector: Projector, slots: Sequence[Slot], states: Sequence[State]) -> list[Tensor]:
+    """The bases held, decoded or drawn in one call where they are not stored as they are."""
+    if isinstance(projector, (PackedBasis, Gaussian)):
+        return projector.stored_bases(slots, states)
+    return [projector.stored_basis(slot, state) for slot, state in zip(slots, states, strict=True)]

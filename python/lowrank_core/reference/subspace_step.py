@@ -121,3 +121,42 @@ def _limited(rest: Tensor, previous: float | None, growth: float) -> tuple[Tenso
     if previous > 1e-12 * math.sqrt(rest.numel()) and norm > growth * previous:
         return rest * (growth * previous / norm), growth * previous
     return rest, norm
+
+
+class Sketched(NamedTuple):
+    """What a step of Adafactor with a sketched momentum makes of one weight and its state, and the direction."""
+
+    param: Tensor
+    exp_avg: Tensor
+    row_means: Tensor
+    col_means: Tensor
+    direction: Tensor
+
+
+def sketched_step(
+    param: Tensor,
+    grad: Tensor,
+    basis: Tensor,
+    exp_avg: Tensor,
+    row_means: Tensor,
+    col_means: Tensor,
+    *,
+    right: bool,
+    decay: float,
+    beta1: float,
+    eps: float,
+    threshold: float,
+    lr: float,
+    weight_decay: float,
+    maximize: bool = False,
+) -> Sketched:
+    """y = (1 - b1) x + b1 P C, clipped, with x the gradient that Adafactor has normalized."""
+    w, g, p, c, row, col = (x.double() for x in (param, grad, basis, exp_avg, row_means, col_means))
+    g = -g if maximize else g
+    row = decay * row + (1 - decay) * (g.square() + eps**2).mean(1)
+    col = decay * col + (1 - decay) * (g.square() + eps**2).mean(0)
+    x = g / (torch.outer(row, col) / row.mean()).sqrt()
+    low, lifted = (x @ p, c @ p.mT) if right else (p.mT @ x, p @ c)
+    y = (1 - beta1) * x + beta1 * lifted
+    y = y / max(1.0, float(y.square().mean().sqrt()) / threshold)
+    return Sketched((1 - lr * weight_decay) * w - lr * y, beta1 * c + (1 - beta1) * low, row, col, y)

@@ -69,6 +69,8 @@ struct Epilogue {
   bool (*wanted)(const void* self, int64_t row, int64_t col, int cols) = nullptr;
   // The memory that `finish` will change for the tile at (row, col); null: none that is worth a prefetch.
   Ahead (*ahead)(const void* self, int64_t row, int64_t col, int rows, int cols) = nullptr;
+  // The same of memory that it only reads.
+  Ahead (*read)(const void* self, int64_t row, int64_t col, int rows, int cols) = nullptr;
 };
 
 struct Product {

@@ -61,6 +61,9 @@ void advance(Rule rule, const Factors<T>& f, T* low, T* first, T* second, int64_
       return;
     case Rule::kMomentum:
       for (int64_t i = 0; i < count; ++i) low[i] = subspace_step::momentum(f, low[i], first[i]);
+      return;
+    case Rule::kAverage:
+      for (int64_t i = 0; i < count; ++i) low[i] = subspace_step::average(f, low[i], first[i]);
   }
 }
 

@@ -4,6 +4,7 @@
 #include "lowrank_core/dense.h"
 #include "lowrank_core/dispatch.h"
 #include "lowrank_core/simd/dense_load.h"
+#include "subspace_step/levels/squares.h"
 #include "subspace_step/target_line.h"
 
 namespace lowrank::LRC_LEVEL {
@@ -48,12 +49,15 @@ template <class T, class Acc>
 void finish_scaled(const void* self, const void* finished) {
   const auto& p = *static_cast<const ScaledWriteBack*>(self);
   const auto& tile = *static_cast<const Tile<Acc>*>(finished);
-  const Acc* const gains = static_cast<const Acc*>(p.gains);
+  const auto* const row_gains = static_cast<const Acc*>(p.row_gains);
+  const auto* const col_gains = static_cast<const Acc*>(p.col_gains);
   for_each_line<T>(p.to, tile.row, tile.col, tile.rows, tile.cols, [&](int i, const uint32_t* words) {
     const int64_t row = tile.row + i;
     finish_line<T>(p, row, tile.col, tile[i], tile.cols, words, [&](int j, int count, const Vec<Acc>& value) {
-      const auto gain = p.gain_by_row ? broadcast(gains[row]) : load_part<Acc>(gains + tile.col + j, 1, count);
-      return less_scaled(value, gain, load_gradient<Acc>(p.gradient, row, tile.col + j, count));
+      const Vec<Acc> g = load_gradient<Acc>(p.gradient, row, tile.col + j, count);
+      if (!col_gains) return less_scaled(value, broadcast(row_gains[row]), g);
+      const Vec<Acc> gain = load_part<Acc>(col_gains + tile.col + j, 1, count);
+      return less_scaled(value, gain, row_gains ? broadcast(row_gains[row]) * g : g);
     });
   });
 }
@@ -87,12 +91,18 @@ void finish_sign(const void* self, const void* finished) {
   }
 }
 
+// A tile of `x`, unless its lines do not run along memory.
+Ahead tile_ahead(const Matrix& x, int64_t row, int64_t col, int rows, int cols) {
+  const int64_t item = item_size(x.dtype);
+  if (x.col_stride != 1) return {};
+  return {static_cast<const char*>(x.data) + (row * x.row_stride + col) * item, rows, cols * item, x.row_stride * item};
+}
 template <class Job>
 Ahead ahead(const void* self, int64_t row, int64_t col, int rows, int cols) {
-  const Matrix& w = static_cast<const Job*>(self)->to.w;
-  const int64_t item = item_size(w.dtype);
-  if (w.col_stride != 1) return {};
-  return {static_cast<const char*>(w.data) + (row * w.row_stride + col) * item, rows, cols * item, w.row_stride * item};
+  return tile_ahead(static_cast<const Job*>(self)->to.w, row, col, rows, cols);
+}
+Ahead gradient_ahead(const void* self, int64_t row, int64_t col, int rows, int cols) {
+  return tile_ahead(static_cast<const ScaledWriteBack*>(self)->gradient.g, row, col, rows, cols);
 }
 
 Epilogue epilogue(const WriteBack& p) {
@@ -104,7 +114,7 @@ Epilogue epilogue(const WriteBack& p) {
 Epilogue epilogue(const ScaledWriteBack& p) {
   return with_float_type(p.to.w.dtype, [&](auto tag) -> Epilogue {
     using T = decltype(tag);
-    return {&p, finish_scaled<T, accumulator_t<T>>, nullptr, ahead<ScaledWriteBack>};
+    return {&p, finish_scaled<T, accumulator_t<T>>, nullptr, ahead<ScaledWriteBack>, gradient_ahead};
   });
 }
 Epilogue epilogue(const SignWriteBack& p) {
@@ -170,37 +180,6 @@ void round_matrix(const Target& to, const Matrix& from) {
   with_float_type(to.w.dtype, [&](auto tag) { round_lines<decltype(tag)>(to, from); });
 }
 
-// `count` elements of row i of `m` from column j on.
-LRC_INLINE void load_line(double* to, const Matrix& m, int64_t i, int64_t j, int count) {
-  const int64_t at = i * m.row_stride + j * m.col_stride;
-  with_float_type(m.dtype, [&](auto tag) {
-    const auto* from = m.as<decltype(tag)>() + at;
-    if (m.col_stride == 1) {
-      for (int k = 0; k < count; ++k) to[k] = double(to_float(from[k]));
-    } else {
-      for (int k = 0; k < count; ++k) to[k] = double(to_float(from[k * m.col_stride]));
-    }
-  });
-}
-
-void add_column_squares(double* sums, const Matrix& x) {
-  constexpr int few = 256;
-  double line[few];
-  const bool by_columns = x.row_stride * x.row_stride < x.col_stride * x.col_stride;
-  const Matrix lines = by_columns ? x.transposed() : x;
-  for (int64_t i = 0; i < lines.rows; ++i) {
-    for (int64_t j = 0; j < lines.cols; j += few) {
-      const int count = int(smaller(few, lines.cols - j));
-      load_line(line, lines, i, j, count);
-      if (by_columns) {
-        sums[i] += DenseLevel::LRC_LEVEL.vectors.twofold.dot(line, line, count);
-      } else {
-        for (int k = 0; k < count; ++k) sums[j + k] += line[k] * line[k];
-      }
-    }
-  }
-}
-
 }  // namespace
 }  // namespace lowrank::LRC_LEVEL
 
@@ -213,6 +192,8 @@ constinit const subspace_step::WeightLevel subspace_step::WeightLevel::LRC_LEVEL
     .round = LRC_LEVEL::round_matrix,
     .paired_lines = LRC_LEVEL::paired_lines,
     .add_column_squares = LRC_LEVEL::add_column_squares,
+    .add_squares = LRC_LEVEL::add_squares,
+    .weighted_squares = LRC_LEVEL::weighted_squares,
 };
 
 }  // namespace lowrank

@@ -175,14 +175,22 @@ def step_list(
             return False
     moments = (exp_avg, exp_avg_scales, exp_avg_sq, exp_avg_sq_scales)
     lists = (params, grads, bases, low, *moments, limits, right, steps, seeds)
-    try:
+    if drafted:
+        in_turn(_core.subspace_update, lists, options)
+    else:
         call_named(OP, _core.subspace_update, *lists, arrays={}, **options)
-    except _core.SharingError:  # raised before anything was changed
-        if not drafted or not _core.share_memory(params):
-            raise
-        for i in range(len(params)):
-            call_named(OP, _core.subspace_update, *(one[i : i + 1] for one in lists), arrays={}, **options)
     return True
+
+
+def in_turn(kernel: Any, lists: tuple[list[Any], ...], options: dict[str, Any]) -> None:
+    """Calls `kernel` with lists of which the first are weights; one after the other where weights share memory."""
+    try:
+        call_named(OP, kernel, *lists, arrays={}, **options)
+    except _core.SharingError:  # raised before anything was changed
+        if not _core.share_memory(lists[0]):
+            raise
+        for i in range(len(lists[0])):
+            call_named(OP, kernel, *(one[i : i + 1] for one in lists), arrays={}, **options)
 
 
 def count_step(counts: list[Array]) -> None:

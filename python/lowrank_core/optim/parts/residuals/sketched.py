@@ -12,7 +12,7 @@ from lowrank_core.memory.storage import Layout, whole_means
 from lowrank_core.optim.parts.residuals import Seen
 from lowrank_core.optim.parts.residuals.drop import Scaled
 from lowrank_core.optim.parts.rules import Direction, Moments
-from lowrank_core.optim.parts.rules.adafactor import Adafactor, clipped
+from lowrank_core.optim.parts.rules.adafactor import THRESHOLD, Adafactor, clipped
 from lowrank_core.optim.slots import State
 
 
@@ -42,12 +42,21 @@ class SketchedMomentum(Scaled):
         before = seen.direction.dense().sub_(seen.low, alpha=1 - self.beta1)
         return Direction(clipped(seen.subspace.up(before).add_(seen.grad, alpha=1 - self.beta1)))
 
-    def kernel(self) -> dict[str, Any] | None:
-        return None
+    def means(self, states: list[State]) -> tuple[list[Tensor], list[Tensor]]:
+        """Adafactor's means over rows, and those over columns, of a list of weights."""
+        rows, cols = ([state[f"residual.{key}"] for state in states] for key in _MEANS)
+        return rows, cols
+
+    def kernel(self) -> dict[str, Any]:
+        """Its arguments of `sketched_list`."""
+        return {"beta1": self.beta1, "eps": self.adafactor.eps, "threshold": THRESHOLD}
+
+
+_MEANS = ("exp_avg_sq_row", "exp_avg_sq_col")
 
 
 def _means(state: State) -> Moments:
-    return {key: state[f"residual.{key}"] for key in ("exp_avg_sq_row", "exp_avg_sq_col")}
+    return {key: state[f"residual.{key}"] for key in _MEANS}
 
 
 def _count(state: State) -> Tensor:

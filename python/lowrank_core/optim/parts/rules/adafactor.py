@@ -49,12 +49,13 @@ class Adafactor:
         square, decay = grad.contiguous().square(), self.decay(step)  # whose sums would follow another layout
         for kept, dim in ((moments["exp_avg_sq_row"], 1), (moments["exp_avg_sq_col"], 0)):
             mean = (_mean(square, dim).double() + self.eps**2) * (1 - decay)
-            kept.copy_((kept * decay + mean).clamp(max=torch.finfo(kept.dtype).max))
+            kept.copy_((kept.to(square.dtype) * decay + mean).clamp(max=torch.finfo(kept.dtype).max))
 
     def normalized(self, grad: Tensor, moments: Moments) -> Tensor:
         """u: `grad` over the root of the second moment."""
-        means = _shares(moments["exp_avg_sq_row"]), moments["exp_avg_sq_col"]
-        least = torch.finfo(means[0].dtype).tiny ** 0.5
+        row, col = moments["exp_avg_sq_row"], moments["exp_avg_sq_col"]
+        least = torch.finfo(row.dtype).tiny ** 0.5
+        means = _shares(row.to(grad.dtype)), col.to(grad.dtype)
         # Where a root is 0, so is the gradient.
         over_row, over_col = (1 / mean.sqrt().clamp(min=least) for mean in means)
         return (grad * over_row[:, None]).mul_(over_col)

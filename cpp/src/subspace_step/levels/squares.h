@@ -1,0 +1,93 @@
+// squares: sums of squares of lines, for the norms that a step needs before it writes.
+#pragma once
+
+#include "lowrank_core/dense.h"
+#include "subspace_step/target_line.h"
+
+namespace lowrank::LRC_LEVEL {
+namespace {
+
+// `count` elements of row i of `m` from column j on.
+LRC_INLINE void load_line(double* to, const Matrix& m, int64_t i, int64_t j, int count) {
+  const int64_t at = i * m.row_stride + j * m.col_stride;
+  with_float_type(m.dtype, [&](auto tag) {
+    const auto* from = m.as<decltype(tag)>() + at;
+    if (m.col_stride == 1) {
+      for (int k = 0; k < count; ++k) to[k] = double(to_float(from[k]));
+    } else {
+      for (int k = 0; k < count; ++k) to[k] = double(to_float(from[k * m.col_stride]));
+    }
+  });
+}
+
+void add_column_squares(double* sums, const Matrix& x) {
+  constexpr int few = 256;
+  double line[few];
+  const bool by_columns = x.row_stride * x.row_stride < x.col_stride * x.col_stride;
+  const Matrix lines = by_columns ? x.transposed() : x;
+  for (int64_t i = 0; i < lines.rows; ++i) {
+    for (int64_t j = 0; j < lines.cols; j += few) {
+      const int count = int(smaller(few, lines.cols - j));
+      load_line(line, lines, i, j, count);
+      if (by_columns) {
+        sums[i] += DenseLevel::LRC_LEVEL.vectors.twofold.dot(line, line, count);
+      } else {
+        for (int k = 0; k < count; ++k) sums[j + k] += line[k] * line[k];
+      }
+    }
+  }
+}
+
+// A matrix with its lines along memory, whose rows or columns they are.
+LRC_INLINE bool lines_are_columns(const Matrix& x) { return x.row_stride * x.row_stride < x.col_stride * x.col_stride; }
+
+LRC_INLINE double sum_of(const Vec<double>& v) {
+  double sum = 0.0;
+  for (int k = 0; k < kLanes<double>; ++k) sum += v[k];
+  return sum;
+}
+
+void add_squares(double* rows, double* cols, const Matrix& x) {
+  const bool turned = lines_are_columns(x);
+  const Matrix lines = turned ? x.transposed() : x;
+  double* const along = turned ? rows : cols;
+  double* const across = turned ? cols : rows;
+  with_float_type(x.dtype, [&](auto tag) {
+    for (int64_t i = 0; i < lines.rows; ++i) {
+      const auto* const line = lines.as<decltype(tag)>() + i * lines.row_stride;
+      Vec<double> sum{};
+      for (int64_t j = 0; j < lines.cols; j += kLanes<double>) {
+        const int count = int(smaller(kLanes<double>, lines.cols - j));
+        const Vec<double> value = load_part<double>(line + j * lines.col_stride, lines.col_stride, count);
+        sum += value * value;
+        store_part<double, double>(along + j, 1, load_part<double>(along + j, 1, count) + value * value, count,
+                                   nullptr);
+      }
+      across[i] += sum_of(sum);
+    }
+  });
+}
+
+double weighted_squares(const double* rows, const double* cols, const Matrix& x) {
+  const bool turned = lines_are_columns(x);
+  const Matrix lines = turned ? x.transposed() : x;
+  const double* const along = turned ? rows : cols;
+  const double* const across = turned ? cols : rows;
+  double total = 0.0;
+  with_float_type(x.dtype, [&](auto tag) {
+    for (int64_t i = 0; i < lines.rows; ++i) {
+      const auto* const line = lines.as<decltype(tag)>() + i * lines.row_stride;
+      Vec<double> sum{};
+      for (int64_t j = 0; j < lines.cols; j += kLanes<double>) {
+        const int count = int(smaller(kLanes<double>, lines.cols - j));
+        const Vec<double> value = load_part<double>(line + j * lines.col_stride, lines.col_stride, count);
+        sum += load_part<double>(along + j, 1, count) * (value * value);
+      }
+      total += across[i] * sum_of(sum);
+    }
+  });
+  return total;
+}
+
+}  // namespace
+}  // namespace lowrank::LRC_LEVEL
