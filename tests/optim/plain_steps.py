@@ -116,9 +116,9 @@ def normal(rows: int, cols: int, seed: int) -> ndarray:
     return numbers.reshape(rows, cols)
 
 
-def projection(rows: int, rank: int, seed: int, index: int, refresh: int) -> ndarray:
-    """P of the weight number `index` after `refresh` draws before."""
-    return normal(rows, rank, mix_seed(seed, index, refresh)) / sqrt(rank)
+def projection(rows: int, rank: int, seed: int, *position: int) -> ndarray:
+    """P of a position: number of the weight, number of draws before."""
+    return normal(rows, rank, mix_seed(seed, *position)) / sqrt(rank)
 
 
 def of(optimizer: torch.optim.Optimizer, grads: list[torch.Tensor], lr: float = 1.0) -> list[torch.Tensor]:

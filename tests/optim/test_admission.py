@@ -227,3 +227,14 @@ def test_lazy_parameters_are_refused_until_they_have_a_shape() -> None:
         GaLoreAdamW(model.named_parameters(), rank=3)
     model(draw(4, 12))
     assert [row.projected for row in GaLoreAdamW(model.named_parameters(), rank=3).plan()] == [True, False]
+
+
+def test_parameters_that_were_flattened_behind_the_optimizer() -> None:
+    """As DeepSpeed's ZeRO does: one vector for all parameters of a group."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    optimizer = GaLoreAdamW(model.named_parameters(), rank=2)
+    flat = nn.Parameter(torch.cat([param.detach().flatten() for param in model.parameters()]))
+    optimizer.param_groups[0]["params"] = [flat]
+    flat.grad = torch.ones_like(flat)
+    with pytest.raises(ValueError, match=r"^step: `params` of a group must be the 4 that it was made with, got"):
+        optimizer.step()

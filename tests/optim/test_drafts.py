@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lowrank_core.optim import GaLoreAdamW
-from lowrank_core.optim.slots import Draft
+from lowrank_core.optim.draft import Draft
 from optim_cases import draw, same
 from torch import nn
 

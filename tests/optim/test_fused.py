@@ -8,12 +8,13 @@ import pytest
 import torch
 from lowrank_core.optim import GaLoreAdamW, fused
 from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.fused import SubspaceStep
 from lowrank_core.optim.parts.codecs import Blocks8, Float32
 from lowrank_core.optim.parts.projectors.orthonormal import RandomizedSVD
 from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.rules.adam import Adam
-from lowrank_core.optim.slots import Draft, State
+from lowrank_core.optim.slots import State
 from optim_cases import CASES, Case, Zoo, composed, every_dtype, every_optimizer, same, snapshot, train
 from testing import tolerance
 from torch import Tensor, nn

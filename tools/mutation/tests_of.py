@@ -22,6 +22,7 @@ _FIRST = (
         (f"optim/{file}", ("optim/test_flora.py", "optim/test_rules.py"))
         for file in ("methods/flora", "parts/residuals/sketched", "parts/rules/average", "parts/rules/adafactor")
     ),
+    ("optim/layerwise/compressed", ("optim/test_flora_accumulation.py",)),
     ("optim/int8", ("optim/test_int8.py", "optim/test_int8_training.py")),
     *(
         (f"optim/{file}", ("optim/test_qgalore.py", "optim/test_optim_defaults.py", "optim/test_contract_state.py"))

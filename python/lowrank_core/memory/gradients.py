@@ -16,6 +16,7 @@ class Way(Enum):
     """How a gradient is taken out of backward."""
 
     SUBSPACE = "in its subspace"
+    SKETCH = "as a random sketch"
     WHOLE = "whole"
     AT_ONCE = "stepped at once"
 
@@ -64,4 +65,5 @@ def _held(gradient: Gradient, way: Way, sketched: bool) -> int:
     if way is Way.WHOLE or where is None:
         return gradient.size
     lines = where.rows if where.side == Side.LEFT else where.cols
-    return (prod(where.low_shape) + (lines * SKETCH_COLUMNS if sketched else 0)) * gradient.work
+    estimated = sketched and way is Way.SUBSPACE  # a sketch of the gradient tells its norm itself
+    return (prod(where.low_shape) + (lines * SKETCH_COLUMNS if estimated else 0)) * gradient.work

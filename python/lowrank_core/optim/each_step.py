@@ -12,6 +12,7 @@ from lowrank_core.memory.geometry import Geometry
 from lowrank_core.ops.subspace_step.scratch import scratch
 from lowrank_core.ops.subspace_step.step import count_step
 from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.lines import step_along
 from lowrank_core.optim.parts.atoms import lift_into
@@ -25,7 +26,7 @@ from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.parts.subspaces.indices import Indices
 from lowrank_core.optim.parts.subspaces.selection import All
 from lowrank_core.optim.refresh import signed, take
-from lowrank_core.optim.slots import Draft, Draw, Slot, State
+from lowrank_core.optim.slots import Draw, Slot, State
 from lowrank_core.optim.step import ruled, write
 
 _TOGETHER = 2**21  # elements of matrices whose directions are held at the same time

@@ -7,12 +7,13 @@ from typing import cast
 from torch import Tensor
 
 from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.lifts import lift_steps, rights_of, subtract_lifted
 from lowrank_core.optim.parts.projectors.orthonormal import bases_of
 from lowrank_core.optim.parts.residuals.fed_back import FedBack
 from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.refresh import query_of, take
-from lowrank_core.optim.slots import Draft, Slot, State
+from lowrank_core.optim.slots import Slot, State
 from lowrank_core.optim.step import ruled
 
 

@@ -16,6 +16,7 @@ from lowrank_core.ops.arrays import resolve_precision
 from lowrank_core.ops.subspace_step.step import count_step, project_list, step_list
 from lowrank_core.optim.bucket import Bucket, batches
 from lowrank_core.optim.devices import can_draw
+from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.each_step import EachStep
 from lowrank_core.optim.following import FollowingStep
 from lowrank_core.optim.lifts import bases_held, lift_steps, matrix_of, rights_of, together
@@ -45,7 +46,7 @@ from lowrank_core.optim.parts.rules.lion import Lion
 from lowrank_core.optim.parts.rules.newton_schulz import NewtonSchulz
 from lowrank_core.optim.plain import PlainStep
 from lowrank_core.optim.sketched import SketchedStep
-from lowrank_core.optim.slots import Draft, State
+from lowrank_core.optim.slots import State
 from lowrank_core.optim.states import stored
 from lowrank_core.optim.step import ruled
 

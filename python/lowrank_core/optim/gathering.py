@@ -14,9 +14,10 @@ from lowrank_core.optim.base import StateOptimizer
 from lowrank_core.optim.bucket import Alike, Bucket
 from lowrank_core.optim.checkpoint import check_state
 from lowrank_core.optim.devices import can_draw
+from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.options import check_rates
 from lowrank_core.optim.parts import Parts
-from lowrank_core.optim.slots import Draft, Key, Slot
+from lowrank_core.optim.slots import Key, Slot
 from lowrank_core.optim.states import keep_state, open_state, state_of
 
 Drafts = dict[Bucket, Draft]
@@ -86,7 +87,7 @@ class GatheringOptimizer(StateOptimizer):
             held = self._source.drafts()
             for number, group, slot in self._slots():
                 if (one := held.get(slot.key)) is not None:
-                    self._sorted(sorting, number, group, slot, one.freed)[1].extend(one)
+                    self._sorted(sorting, number, group, slot, one)[1].extend(one)
         else:
             taking = [(*place, grad) for place in self._slots() if (grad := place[2].param.grad) is not None]
             ordinary = all_ordinary((slot for _, _, slot, _ in taking), (grad for *_, grad in taking))
@@ -103,9 +104,9 @@ class GatheringOptimizer(StateOptimizer):
         return Sorting(asked, {number for number in asked if self._asked.get(number, asked[number]) != asked[number]})
 
     def _sorted(
-        self, sorting: Sorting, number: int, group: dict[str, Any], slot: Slot, freed: bool = False
+        self, sorting: Sorting, number: int, group: dict[str, Any], slot: Slot, held: Draft | None = None
     ) -> tuple[Bucket, Draft]:
-        """The bucket of `slot`, and its draft. `freed`: of the gradient only its part in the subspace held is left."""
+        """The bucket of `slot`, and its draft. `held`: what a source holds of the gradient, if it has taken it."""
         where, weight, varied = slot.geometry, slot.weight, self.varied(group, slot)
         key = (number, weight.device, weight.dtype, *varied.values())
         kind = sorting.kinds.get(key)
@@ -116,9 +117,10 @@ class GatheringOptimizer(StateOptimizer):
             self._check_edit(group, slot)
         projected = where is not None
         two_sided = where is not None and where.side == Side.BOTH
-        due = projected and not freed and self._due(slot, kind.parts)
+        settled, freed = held is not None and held.settled, held is not None and held.freed
+        due = projected and not settled and self._due(slot, kind.parts)
         differs = projected, two_sided, slot.is_stored_as_matrix, due
-        place = *differs, freed
+        place = *differs, settled, freed
         found = kind.buckets.get(place)
         if found is None:
             alike = Alike(*differs, weight.device, weight.dtype)

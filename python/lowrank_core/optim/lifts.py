@@ -13,10 +13,11 @@ from lowrank_core.memory.geometry import Side
 from lowrank_core.ops.arrays import resolve_precision
 from lowrank_core.ops.subspace_step.step import step_list
 from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.parts.projectors import Projector
 from lowrank_core.optim.parts.projectors.gaussian import Gaussian
 from lowrank_core.optim.parts.projectors.packed import PackedBasis
-from lowrank_core.optim.slots import Draft, Slot, State
+from lowrank_core.optim.slots import Slot, State
 
 _MADE_SHARE = 0.01  # of the weights' elements, or
 _MADE_IN_ANY_CASE = 1 << 20  # elements: what bases that are drawn or decoded may have at the same time; one always is

@@ -10,6 +10,7 @@ from torch import Tensor
 from lowrank_core.ops.subspace_step.lines import lines_list
 from lowrank_core.ops.subspace_step.step import count_step
 from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.lifts import matrix_of
 from lowrank_core.optim.parts.codecs import decoded, encode
 from lowrank_core.optim.parts.residuals.drop import Drop
@@ -17,7 +18,7 @@ from lowrank_core.optim.parts.rules import Direction
 from lowrank_core.optim.parts.rules.lines import OfLines
 from lowrank_core.optim.parts.subspaces.selection import All
 from lowrank_core.optim.refresh import signed, take
-from lowrank_core.optim.slots import Draft, Slot, State
+from lowrank_core.optim.slots import Slot, State
 from lowrank_core.optim.step import write
 
 

@@ -12,12 +12,13 @@ from torch._compile import _disable_dynamo
 
 from lowrank_core.optim import devices
 from lowrank_core.optim.bucket import Bucket, batches
+from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.fused import fused
 from lowrank_core.optim.gathering import Drafts, GatheringOptimizer
 from lowrank_core.optim.parts.projectors import Found
 from lowrank_core.optim.refresh import adopt, find
-from lowrank_core.optim.slots import Draft, Slot, State
+from lowrank_core.optim.slots import Slot, State
 from lowrank_core.optim.states import keep_state, open_state, state_of
 from lowrank_core.optim.step import compose
 
@@ -149,13 +150,13 @@ class LowRankOptimizer(GatheringOptimizer):
         found: dict[Slot, Found | None] = {}
         for bucket, draft in due.items():
             if bucket.parts.projector.may_fail:  # one by one: an error then names the parameter
-                for slot, grad in zip(draft.slots, draft.grads, strict=True):
+                for slot, grad in zip(draft.slots, draft.gradients(), strict=True):
                     state, started = state_of(self.state, slot) or self._opened(bucket, slot), perf_counter()
                     found[slot] = find(bucket, [slot], [grad], [state])[0]
                     self._tell([slot], perf_counter() - started)
         for bucket, draft in due.items():
-            for some in batches(_REFRESHED_TOGETHER, len(draft.slots)):
-                started, slots, grads = perf_counter(), draft.slots[some], draft.grads[some]
+            for some in batches(_REFRESHED_TOGETHER if draft.lifts is None else 1, len(draft.slots)):
+                started, slots, grads = perf_counter(), draft.slots[some], list(draft.gradients(some))
                 states = [self._state(bucket, slot) for slot in slots]
                 if not bucket.parts.projector.may_fail:
                     found |= zip(slots, find(bucket, slots, grads, states), strict=True)
@@ -173,7 +174,7 @@ class LowRankOptimizer(GatheringOptimizer):
                 if slot.key in self._bounds:
                     self._bounds[slot.key] += 1
         kernel, states = fused(bucket), self._states(bucket, draft)
-        if kernel is None:
+        if kernel is None or draft.lifts is not None:  # sketches: one whole gradient is there at a time
             compose(bucket, draft, states, gate)
             return
         # A gradient of zeros names no subspace, and a weight without one only decays.

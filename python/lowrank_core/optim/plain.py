@@ -12,9 +12,10 @@ from lowrank_core.ops.subspace_step.plain import adamw_list
 from lowrank_core.ops.subspace_step.step import count_step
 from lowrank_core.optim.bucket import Bucket
 from lowrank_core.optim.devices import is_run
+from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.int8 import Int8Weight
 from lowrank_core.optim.parts.rules.adam import Adam
-from lowrank_core.optim.slots import Draft, Slot, State
+from lowrank_core.optim.slots import Slot, State
 from lowrank_core.optim.states import stored
 from lowrank_core.optim.step import compose
 from lowrank_core.optim.torch_rounding import torchs_rounding

@@ -11,9 +11,10 @@ from lowrank_core.ops.arrays import resolve_precision
 from lowrank_core.ops.subspace_step.sketched import sketched_list
 from lowrank_core.ops.subspace_step.step import count_step
 from lowrank_core.optim.bucket import Bucket, batches
+from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.lifts import bases_held, matrix_of, rights_of, together
 from lowrank_core.optim.parts.residuals.sketched import SketchedMomentum
-from lowrank_core.optim.slots import Draft, State
+from lowrank_core.optim.slots import State
 from lowrank_core.optim.states import stored
 
 

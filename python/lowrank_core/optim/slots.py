@@ -1,4 +1,4 @@
-"""One parameter as a step sees it, and what is known of a step before anything is changed."""
+"""One parameter, or one matrix of a stack, as a step sees it."""
 
 from __future__ import annotations
 
@@ -139,6 +139,11 @@ def slots(group: dict[str, Any], start: int, first: int, placed: Placed = place_
     """
     params, seed, stacked = group["params"], group["seed"], group["stacked"]
     names = group.get("param_names") or [number_name(start + offset) for offset in range(len(params))]
+    if len(names) != len(params):
+        raise ValueError(
+            f"step: `params` of a group must be the {len(names)} that it was made with, got {len(params)}; what "
+            "flattens parameters, such as DeepSpeed's ZeRO, leaves no matrices to project: shard nothing"
+        )
     if stacked:
         for name, param in zip(names, params, strict=True):
             check_stack("step", name, tuple(param.shape))
@@ -198,87 +203,3 @@ def steppable(dtype: torch.dtype) -> bool:
 def number_name(index: int) -> str:
     """The name of a parameter that was given none."""
     return f"parameter {index}"
-
-
-@dataclass(eq=False)
-class Draft:
-    """The part of a step that is known before anything is changed: gradients, whole or already in their subspaces.
-
-    Everything before the rule is linear in the gradient, so drafts of several backward passes may be added up.
-    What changes a draft in place overwrites its tensors: only who owns them may call it.
-    """
-
-    slots: list[Slot] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)  # matrices of projected weights; untouched, not yet negated
-    low: list[Tensor] | None = None  # the same in the subspaces held, in the working dtype; negated to maximize
-    finite: bool = False  # True: all of `grads` are known to be
-    freed: bool = False  # True: `grads` have shapes only, and `low` is all that is left of them
-
-    def add(self, slot: Slot, grad: Tensor) -> None:
-        """Takes up one more parameter."""
-        self.slots.append(slot)
-        self.grads.append(grad)
-
-    def seeds(self, drawn: bool) -> list[int]:
-        """The seeds of the draws of each weight; zeros if nothing is `drawn`."""
-        return [slot.draw(0).seed for slot in self.slots] if drawn else [0] * len(self.slots)
-
-    def extend(self, other: Draft) -> None:
-        """Takes up the parameters of another draft, which must be in its subspaces as this one is."""
-        self.finite = other.finite and (self.finite or not self.slots)
-        self.freed = other.freed
-        self.low = other.low if not self.slots else None if other.low is None else [*(self.low or []), *other.low]
-        self.slots += other.slots
-        self.grads += other.grads
-
-    def free_(self) -> None:
-        """Lets go of the gradients. Whoever reads one all the same finds that no entry is a number."""
-        self.grads = [torch.full((), torch.nan, dtype=g.dtype, device=g.device).expand(g.shape) for g in self.grads]
-        self.freed = True
-
-    @property
-    def evidence(self) -> list[Tensor]:
-        """What is left of each gradient, and not finite if the gradient was not."""
-        return self.low if self.freed and self.low is not None else self.grads
-
-    def add_(self, other: Draft) -> None:
-        """Adds the draft of another backward pass, of the same slots, to this one.
-
-        Raises:
-          ValueError: one of them is in its subspaces and the other one is not, or they are of other slots.
-        """
-        if [slot.key for slot in self.slots] != [slot.key for slot in other.slots]:
-            raise ValueError("Draft: `other` must be of the same parameters, got others")
-        if (self.low is None, self.freed) != (other.low is None, other.freed):
-            raise ValueError("Draft: `other` must be in its subspaces as this one is, got only one that is")
-        if self.low is not None and other.low is not None:
-            torch._foreach_add_(self.low, other.low)
-        if not self.freed:
-            torch._foreach_add_(self.grads, other.grads)
-        self.finite = False  # a sum may overflow
-
-    def scale_(self, factor: float | Tensor) -> None:
-        """Multiplies the draft, as the mean over backward passes does. A 0-d tensor is not read."""
-        for tensor in (*(self.low or ()), *(() if self.freed else self.grads)):
-            tensor.mul_(factor.to(tensor.device) if isinstance(factor, Tensor) else factor)
-        self.finite = False
-
-    def squared_norm(self) -> Tensor:
-        """0-d float64 on the gradients' device: |G|_F^2 of all of them together. Does not wait."""
-        squares = [torch.linalg.vector_norm(grad, dtype=torch.float64).square() for grad in self.grads]
-        return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
-
-    def each(self) -> Iterator[Draft]:
-        """The draft of each of its slots."""
-        for i, (slot, grad) in enumerate(zip(self.slots, self.grads, strict=True)):
-            yield Draft([slot], [grad], None if self.low is None else [self.low[i]], self.finite, self.freed)
-
-    def part(self, chosen: list[bool]) -> tuple[Draft, Draft]:
-        """The slots that are `chosen`, and the others."""
-        parts = []
-        for wanted in (True, False):
-            at = [i for i, choice in enumerate(chosen) if choice is wanted]
-            low = None if self.low is None else [self.low[i] for i in at]
-            some = [self.slots[i] for i in at], [self.grads[i] for i in at]
-            parts.append(Draft(*some, low, self.finite, self.freed))
-        return parts[0], parts[1]

@@ -8,13 +8,14 @@ from torch import Tensor
 from lowrank_core.ops.subspace_step.codecs import round_stochastic
 from lowrank_core.optim.bucket import Bucket
 from lowrank_core.optim.devices import only_if
+from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.int8 import Int8Weight
 from lowrank_core.optim.parts.codecs import Codec, decoded, encode
 from lowrank_core.optim.parts.residuals import Seen
 from lowrank_core.optim.parts.rules import Direction, Rule, layout_of
 from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.refresh import select, signal_of, signed
-from lowrank_core.optim.slots import Draft, Draw, Slot, State
+from lowrank_core.optim.slots import Draw, Slot, State
 
 
 def compose(bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
@@ -26,8 +27,8 @@ def compose(bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | No
       states: their states, subspaces up to date.
       gate: None, or a 0-d bool on the bucket's device: if it is false, nothing changes.
     """
-    lows = draft.low if draft.freed and draft.low is not None else [None for _ in draft.slots]
-    for slot, grad, low, state in zip(draft.slots, draft.grads, lows, states, strict=True):
+    lows = draft.low if draft.settled and draft.low is not None else [None for _ in draft.slots]
+    for slot, grad, low, state in zip(draft.slots, draft.gradients(), lows, states, strict=True):
         with only_if(gate, [slot.weight, *(value for value in state.values() if isinstance(value, Tensor))]):
             state["step"] += 1
             # On the host the count is a number; behind a gate it stays where it is, in double for the powers.

@@ -31,6 +31,7 @@ def fused_backward(
     max_norm: float | None = None,
     clip: str = "whole",
     at_once: bool = False,
+    compressed: bool = False,
 ) -> FusedBackward:
     """Takes each gradient of `model` while backward runs and lets go of it; the training loop stays as it is.
 
@@ -39,8 +40,14 @@ def fused_backward(
     whole until `step()` are the gradients of weights that are not projected, that look for their subspace in this step,
     and of methods whose selection or feedback needs them. The table in docs/guides/layerwise.md says it by method.
 
-    A method whose step reads the gradient itself (Fira, APOLLO, FRUGAL) steps inside backward, and with `at_once` every
-    weight of any method does. That takes one backward per step, no `max_norm`, and groups with `nonfinite="raise"`.
+    A method whose step reads the gradient itself (Fira, APOLLO, FRUGAL, Flora) steps inside backward, and with
+    `at_once` every weight of any method does. That takes one backward per step, no `max_norm`, and groups with
+    `nonfinite="raise"`.
+
+    With `compressed` Flora accumulates as its paper does: C = P^T (sum of gradients), with a P that is drawn for each
+    step, and the step is Flora's with P C for the gradient. Exact to rounding: C, so that k backward passes are one
+    with the whole batch. An estimate, also with one backward: P C, which is the gradient in the mean over P, and off by
+    sqrt((m + 1) / r) of its length in the root mean square, m the side that is projected.
 
     After backward `.grad` is None, but for one parameter: it has a sparse gradient of one element there, by which a
     `GradScaler` works as usual. `torch.nn.utils.clip_grad_norm_` refuses it: pass `max_norm` instead. What `.grad`
@@ -54,9 +61,11 @@ def fused_backward(
         `clip_grad_norm_`; inf only measures. None: neither.
       clip: which norm: "whole", that of the gradients, or "projected", that of what is applied: the low-rank gradients,
         and the others as they are. "whole" is exact for one backward per step. For more, what the subspaces drop is
-        estimated from sketches of 16 columns (`handle.norm_error`). "projected" is always exact.
+        estimated from sketches of 16 columns, or from the r lines of C (`handle.norm_error`). "projected" is always
+        exact; with `compressed` it is the norm of P C.
       at_once: True: each weight steps as soon as its gradient is there, searches and what is not projected too. No
         gradient is held until `step()`, in no step.
+      compressed: True: gradients of matrices that `FloraAdamW` projects add up in sketches; not beside `at_once`.
 
     Returns:
       A handle: `remove()`, `last_norm`, `norm_error`, `plan()`.
@@ -64,13 +73,15 @@ def fused_backward(
     Raises:
       TypeError: not a module, or not an optimizer of this package.
       ValueError: a value out of its range; no parameter in common; `max_norm` or `nonfinite="skip"` where weights are
-        stepped inside backward; gradients that are taken already.
+        stepped inside backward; `compressed` where there are no sketches; gradients that are taken already.
       NotImplementedError: gradients are to be averaged over processes.
 
     Determinism: that of the optimizer; norms and sketches are D1 (same bits for any number of threads;
       docs/numerics.md) on the CPU. With one backward per step and no `max_norm`, the bits of ordinary training.
     Source: the hooks are those of per-layer updates in Zhao et al. 2024 (GaLore, arXiv:2403.03507, section 4.3), which
-      take one optimizer step per backward; accumulation, clipping and loss scaling are ours.
+      take one optimizer step per backward; accumulation, clipping and loss scaling are ours. `compressed`: Hao, Cao,
+      Mou 2024 (Flora, arXiv:2402.03293), algorithm 1 before algorithm 2. Deviation: P is keyed by seed, place and step,
+      not by a chain of seeds.
 
     Example:
       >>> import torch
@@ -86,8 +97,9 @@ def fused_backward(
       True
     """
     _check_arguments(model, optimizer, max_norm, clip, at_once)
-    _check_places(model, optimizer, max_norm, at_once)
-    return FusedBackward(model, optimizer, None if max_norm is None else Clip(max_norm, clip == "whole"), at_once)
+    _check_places(model, optimizer, max_norm, at_once, compressed)
+    measured = None if max_norm is None else Clip(max_norm, clip == "whole")
+    return FusedBackward(model, optimizer, measured, at_once, compressed)
 
 
 class FusedBackward:
@@ -104,9 +116,11 @@ class FusedBackward:
       >>> handle.remove()
     """
 
-    def __init__(self, model: nn.Module, optimizer: LowRankOptimizer, clip: Clip | None, at_once: bool) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: LowRankOptimizer, clip: Clip | None, at_once: bool, compressed: bool
+    ) -> None:
         self._optimizer, self._clip = optimizer, clip
-        self._taker = Taker(model, optimizer, clip, at_once)
+        self._taker = Taker(model, optimizer, clip, at_once, compressed)
         self._hooks = [
             optimizer.register_state_dict_pre_hook(_of_states(self._taker, _saving)),
             optimizer.register_load_state_dict_pre_hook(_of_states(self._taker, _loading)),
@@ -125,7 +139,7 @@ class FusedBackward:
     def plan(self) -> GradientBytes:
         """The bytes of gradients, in ordinary training and with this handle."""
         places = [(slot, parts) for _, slot, parts in _places(self._optimizer) if slot.param in self._taker.hooks]
-        return planned(places, self._taker.sketches, self._taker.at_once)
+        return planned(places, self._taker.sketches, self._taker.at_once, self._taker.compressed)
 
     def remove(self) -> None:
         """Goes back to ordinary training.
@@ -162,15 +176,20 @@ def _check_arguments(
     _check_processes(model)
 
 
-def _check_places(model: nn.Module, optimizer: LowRankOptimizer, max_norm: float | None, at_once: bool) -> None:
+def _check_places(
+    model: nn.Module, optimizer: LowRankOptimizer, max_norm: float | None, at_once: bool, compressed: bool
+) -> None:
+    require(isinstance(compressed, bool), OP, "compressed", "be True or False", compressed)
     params = set(model.parameters())
     shared = [entry for entry in _places(optimizer) if entry[1].param in params]
     if not shared:
         raise ValueError(f"{OP}: `optimizer` must have parameters of `model`, got none of them")
+    ways = set()
     for group, slot, parts in shared:
         if is_taken(slot.param):
             raise ValueError(f"{OP}: `{slot.name}` must have no handle yet, got that of another optimizer")
-        if way_of(parts, slot.geometry is not None, False, at_once) is Way.AT_ONCE:
+        ways.add(way := way_of(parts, slot.geometry is not None, False, at_once, compressed))
+        if way is Way.AT_ONCE:
             if max_norm is not None:
                 who = "with at_once=True" if at_once else f"for {type(optimizer).__name__}"
                 raise ValueError(
@@ -179,6 +198,11 @@ def _check_places(model: nn.Module, optimizer: LowRankOptimizer, max_norm: float
                 )
             if group["nonfinite"] != "raise":
                 raise ValueError(no_skip(OP))
+    if compressed and Way.SKETCH not in ways:
+        who = "beside at_once=True" if at_once else f"for this {type(optimizer).__name__}"
+        raise ValueError(
+            f"{OP}: `compressed` must be False {who}, got True; only matrices that FloraAdamW projects have sketches"
+        )
 
 
 def _check_processes(model: nn.Module) -> None:

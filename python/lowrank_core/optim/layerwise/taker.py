@@ -16,12 +16,13 @@ from lowrank_core.memory.gradients import Way
 from lowrank_core.optim import devices
 from lowrank_core.optim.admission import check_ready
 from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.gathering import Drafts, Sorting
 from lowrank_core.optim.layerwise.flag import Flag, at_the_end_of_backward
 from lowrank_core.optim.layerwise.held import Held, way_of
 from lowrank_core.optim.layerwise.norms import Clip, squared_norm, total
 from lowrank_core.optim.loop import LowRankOptimizer
-from lowrank_core.optim.slots import Draft, Key, Slot
+from lowrank_core.optim.slots import Key, Slot
 from lowrank_core.optim.states import state_of
 from lowrank_core.optim.step import lower
 
@@ -32,9 +33,12 @@ Places = dict[Tensor, list[Place]]  # of the weights of each parameter
 class Taker:
     """The source of the gradients of `optimizer`: those of `model`, as backward finishes them."""
 
-    def __init__(self, model: nn.Module, optimizer: LowRankOptimizer, clip: Clip | None, at_once: bool) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: LowRankOptimizer, clip: Clip | None, at_once: bool, compressed: bool
+    ) -> None:
         self._model, self._optimizer, self._clip = model, optimizer, clip
         self.at_once = at_once  # every weight steps inside backward
+        self.compressed = compressed  # gradients add up in sketches
         self.held: dict[Key, Held] = {}
         self.stepped: set[Tensor] = set()  # inside backward, since the last step()
         self._where: tuple[Places, Sorting] | None = None  # as it is from the first gradient to the step
@@ -118,7 +122,8 @@ class Taker:
                 if draft.low is None:
                     seen = Draft(draft.slots, draft.grads)
                     lower(bucket, seen, self._optimizer._states(bucket, draft))
-            squares += [squared_norm(tensor) for tensor in (seen.grads if seen.low is None else seen.low)]
+            applied = seen.low if seen.low is not None and seen.lifts is None else seen.gradients()
+            squares += [squared_norm(tensor) for tensor in applied]
         factor = cast(Clip, self._clip).factor(total(squares).sqrt())
         if _acts(factor):
             for draft in drafts.values():
@@ -178,8 +183,8 @@ class Taker:
         for number, group, slot in places:
             before = self.held.get(slot.key)
             bucket = before.bucket if before else self._optimizer._sorted(self._places()[1], number, group, slot)[0]
-            drafts = ways.setdefault(way_of(bucket.parts, bucket.projected, bucket.due, self.at_once), {})
-            drafts.setdefault(bucket, Draft()).add(slot, slot.gradient(grad))
+            way = way_of(bucket.parts, bucket.projected, bucket.due, self.at_once, self.compressed)
+            ways.setdefault(way, {}).setdefault(bucket, Draft()).add(slot, slot.gradient(grad))
         if at_once := ways.pop(Way.AT_ONCE, None):
             self._step_at_once(first, at_once)
         for way, drafts in ways.items():
@@ -197,7 +202,9 @@ class Taker:
                 lower(bucket, draft, states)
         for i, one in enumerate(draft.each()):
             held = Held(bucket, one)
-            if way is Way.SUBSPACE:
+            if way is Way.SKETCH:
+                held.compress(self._count(held.slot), self.sketches)
+            elif way is Way.SUBSPACE:
                 if self.sketches:
                     held.measure(held.slot.where(states[i]), self._count(held.slot))
                 one.free_()
@@ -209,25 +216,27 @@ class Taker:
 
     def _step_at_once(self, slot: Slot, drafts: Drafts) -> None:
         for bucket in drafts:
-            self._check_at_once(slot, bucket.nonfinite)
+            self._check_at_once(bucket, slot)
         self._optimizer._apply(drafts)
         self.stepped.add(slot.param)
 
-    def _check_at_once(self, slot: Slot, nonfinite: str) -> None:
+    def _check_at_once(self, bucket: Bucket, slot: Slot) -> None:
         if slot.param in self.stepped:
+            sketches = not self.at_once and bucket.parts.residual.takes_sketches
+            way_out = ", or pass `compressed=True` to it" if sketches else ""
             why = "at_once=True" if self.at_once else "its method reads the whole gradient"
             raise RuntimeError(
                 f"backward: `{slot.param_name}` must get one gradient per step, because {why} and it has stepped with "
                 "the first one, got another; use a larger batch, or accumulate without "
-                f"{'at_once' if self.at_once else 'fused_backward'}"
+                f"{'at_once' if self.at_once else 'fused_backward'}{way_out}"
             )
-        if nonfinite != "raise":
+        if bucket.nonfinite != "raise":
             raise RuntimeError(no_skip("backward"))
 
     def _count(self, slot: Slot) -> int:
         """How many steps are finished, or an upper bound where an accelerator counts."""
-        bound = self._optimizer._bounds.get(slot.key)
-        return int(state_of(self._optimizer.state, slot)["step"]) if bound is None else bound
+        bound, state = self._optimizer._bounds.get(slot.key), state_of(self._optimizer.state, slot)
+        return bound if bound is not None else int(state["step"]) if state else 0
 
     def _clip_whole(self) -> None:
         states = self._optimizer.state

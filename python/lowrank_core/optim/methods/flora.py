@@ -50,8 +50,8 @@ class FloraAdamW(LowRankOptimizer):
 
     Source: Hao, Cao, Mou 2024 (arXiv:2402.03293), algorithm 2, on Adafactor (arXiv:1804.04235). Deviations: the rate is
       `lr` alone, not relative to the weight; a new sketch is drawn between two steps; embeddings and all other matrices
-      are sketched alike; full rank and vectors are AdamW; the decay comes first. The compressed accumulation of the
-      paper is not part of it.
+      are sketched alike; full rank and vectors are AdamW; the decay comes first. The compressed accumulation of
+      algorithm 1 is `fused_backward(..., compressed=True)`.
 
     Example:
       >>> import torch

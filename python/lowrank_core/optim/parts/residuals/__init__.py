@@ -40,6 +40,11 @@ class Residual(Protocol):
         """True if `enter` makes something else of the gradient, so that gradients do not add up behind it."""
         ...
 
+    @property
+    def takes_sketches(self) -> bool:
+        """True if its method lets gradients add up in random sketches, which give them back in the mean."""
+        ...
+
     def layout(self, where: Geometry) -> Layout:
         """What it keeps in the state: `residual.<field>`."""
         ...

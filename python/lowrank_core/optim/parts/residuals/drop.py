@@ -23,6 +23,7 @@ class Scaled:
 
     scale: float = 1.0
     needs_whole: ClassVar[bool] = True
+    takes_sketches: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(is_number(self.scale), type(self).__name__, "scale", "be a finite number", self.scale)

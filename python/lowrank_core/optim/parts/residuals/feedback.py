@@ -52,6 +52,7 @@ class Feedback:
     weight: str = "float32"  # the weight's dtype, which the codec looks at
 
     needs_whole: ClassVar[bool] = True
+    takes_sketches: ClassVar[bool] = False
     feeds_back: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

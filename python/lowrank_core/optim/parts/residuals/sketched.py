@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ class SketchedMomentum(Scaled):
 
     Source: Hao, Cao, Mou 2024 (Flora, arXiv:2402.03293), algorithm 2, with Adafactor as its base.
     """
+
+    takes_sketches: ClassVar[bool] = True
 
     beta1: float = 0.9
     adafactor: Adafactor = field(default_factory=Adafactor)
