@@ -59,11 +59,14 @@ void every_level_fills_the_same() {
   const std::string before = name(isa());
   for (const std::string& level : isa_levels()) {
     set_isa(level);
-    std::vector<T> out(count);
-    fill(row_of(out), 12, 3.0);
+    std::vector<T> out(count), other(count / 3);
+    fill({{row_of(other), 5, 1.0}, {row_of(out), 12, 3.0}});  // of a list, each as alone
     for (int64_t i = 0; i < count; ++i) {
       const philox::Position at{uint64_t(2 * i), kStream, 0}, next{uint64_t(2 * i + 1), kStream, 0};
       CHECK(out[size_t(i)] == T(from_words(philox::bits(12, at), philox::bits(12, next)) / 3.0));
+      if (i < int64_t(other.size())) {
+        CHECK(other[size_t(i)] == T(from_words(philox::bits(5, at), philox::bits(5, next))));
+      }
     }
   }
   set_isa(before);
@@ -73,7 +76,7 @@ void every_level_fills_the_same() {
 void they_are_normal() {
   constexpr int64_t count = 1 << 22;
   std::vector<double> x(count);
-  fill(row_of(x), 3, 1.0);
+  fill({{row_of(x), 3, 1.0}});
   double powers[5] = {};
   for (const double value : x) {
     for (int p = 1; p <= 4; ++p) powers[p] += std::pow(value, p) / double(count);
