@@ -173,8 +173,8 @@ def test_an_option_that_the_method_does_not_have(text, cli, tmp_path, options, p
 
 def test_the_help_says_what_is_whose(cli):
     said = " ".join(cli("train", "--help").out.split())
-    names, untuned = ",".join(OPTIMIZERS), listed(UNTUNED)
-    assert f"{{{names}}} optimizer to train with; {untuned} are not tuned (default: galore)" in said
+    names, untuned = ",".join((*OPTIMIZERS, "all")), listed(UNTUNED)
+    assert f"{{{names}}} optimizer to train with; {untuned} are not tuned; all: the comparison of all" in said
     assert "(default: 0.125, for apollo 1.0" in said and "(default: rsvd, for apollo random" in said
     assert "a channel or the whole matrix, of apollo (default: channel)" in said
 
