@@ -377,7 +377,7 @@ void test_gram() {
 // C <- alpha A B in an arithmetic of this CPU.
 void multiply_in(Arithmetic arithmetic, const Array& c, const Matrix& a, const Matrix& b, double alpha,
                  bool symmetric) {
-  GemmLevel::avx512bf16.multiply({c.view(), a, b, alpha, 0.0, arithmetic, symmetric, {}});
+  GemmLevel::avx512bf16.multiply({c.view(), a, b, alpha, 0.0, arithmetic, symmetric, c.view()});
 }
 
 // Edges of tiles of 16 and 32, blocks of 512 along k, and what is packed across k in groups.
