@@ -232,7 +232,7 @@ def test_peak_is_that_of_the_step():
     found = peak.peak_of("galore", "galore", shapes, 8, 1)
     assert found is not None and set(found) == set(peak.KINDS)
     assert all(0 <= size < 4 * elements(shapes) for size in found.values())
-    whole = peak.peak_of("sinkgd", "sinkgd", shapes, 8, 1)
+    whole = peak.peak_of("muon", "muon", shapes, 8, 1)
     assert whole is not None and whole["refresh"] is None and whole["between"] > found["between"]
 
 

@@ -143,10 +143,8 @@ def test_positive_features_approach_the_kernel() -> None:
 
 def test_normal_numbers_of_a_seed() -> None:
     first, second = torch.empty(200, 50, dtype=torch.float64), torch.empty(200, 50, dtype=torch.float64)
-    _core.gaussian(first, seed=1)
-    _core.gaussian(second, seed=2)
     part = torch.empty(4, 50, dtype=torch.float64)
-    _core.gaussian(part, seed=1)
+    _core.gaussian([first, second, part], seeds=[1, 2, 1], divisors=[1.0, 1.0, 1.0])
     assert torch.equal(part, first[:4]) and not torch.equal(first, second)
     deviation = 1 / math.sqrt(first.numel())
     assert abs(float(first.mean())) < 4 * deviation and abs(float(first.std()) - 1) < 4 * deviation
