@@ -81,7 +81,7 @@ def _bars(axes: Axes, found: Sequence[Series], looks: Looks, sizes: list[float],
     colors = [LIGHT[looks[one.name].role] for one in found]
     bars = axes.barh([one.name for one in found], sizes, color=colors, height=0.6)
     axes.bar_label(bars, said, padding=4, fontsize=9)
-    axes.set(xlim=(0, 1.55 * max(sizes) or 1.0), ylim=(len(found) - 0.4, -0.6))
+    axes.set(xlim=(0, 1.55 * max(sizes, default=0.0) or 1.0), ylim=(len(found) - 0.4, -0.6))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
 
