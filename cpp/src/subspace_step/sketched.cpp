@@ -2,6 +2,7 @@
 #include "lowrank_core/subspace_step_sketched.h"
 
 #include <limits>
+#include <utility>
 
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/dense.h"
@@ -12,37 +13,34 @@ namespace {
 
 constexpr int64_t kLines = 64;  // of a gradient that one task reads
 
-// Numbers of the rows and of the columns of a gradient, as the job has it.
+// Numbers of the rows and of the columns of a gradient.
 struct Margins {
   std::vector<double> rows, cols;
 };
 
-// Calls body(task, part) for runs of lines along the memory of `x`.
+// The gradient as the user sees it. Its rows are what is summed along, whatever its strides: one order for every
+// layout.
+Matrix as_seen(const SketchJob& job) { return job.transposed ? job.g.transposed() : job.g; }
+
+int64_t parts_of(const Matrix& x) { return (x.rows + kLines - 1) / kLines; }
+
+// Calls body(number, first row, part) for runs of rows.
 template <class Body>
 void for_each_part(const Matrix& x, const Body& body) {
-  const bool by_columns = runs_along_columns(x);
-  parallel_chunks(by_columns ? x.cols : x.rows, kLines, [&](int64_t begin, int64_t end) {
-    const Matrix part = by_columns ? x.block(0, begin, x.rows, end - begin) : x.block(begin, 0, end - begin, x.cols);
-    body(begin / kLines, part, by_columns ? 0 : begin, by_columns ? begin : 0);
+  parallel_chunks(x.rows, kLines, [&](int64_t begin, int64_t end) {
+    body(begin / kLines, begin, x.block(begin, 0, end - begin, x.cols));
   });
 }
-
-int64_t parts_of(const Matrix& x) { return ((runs_along_columns(x) ? x.cols : x.rows) + kLines - 1) / kLines; }
 
 // Sums of squares.
 Margins squares_of(const Matrix& x) {
   Margins sums{std::vector<double>(size_t(x.rows)), std::vector<double>(size_t(x.cols))};
-  const bool by_columns = runs_along_columns(x);
-  std::vector<double>& across = by_columns ? sums.rows : sums.cols;  // to which every part adds
-  const int64_t length = int64_t(across.size()), parts = parts_of(x);
-  std::vector<double> partial(size_t(parts * length));
-  for_each_part(x, [&](int64_t number, const Matrix& part, int64_t row, int64_t col) {
-    double* const own = partial.data() + number * length;
-    weight_level().add_squares(by_columns ? own : sums.rows.data() + row, by_columns ? sums.cols.data() + col : own,
-                               part);
+  std::vector<double> partial(size_t(parts_of(x) * x.cols));
+  for_each_part(x, [&](int64_t number, int64_t row, const Matrix& part) {
+    weight_level().add_squares(sums.rows.data() + row, partial.data() + number * x.cols, part);
   });
-  for (int64_t number = 0; number < parts; ++number) {
-    for (int64_t i = 0; i < length; ++i) across[size_t(i)] += partial[size_t(number * length + i)];
+  for (int64_t number = 0; number < parts_of(x); ++number) {
+    for (int64_t j = 0; j < x.cols; ++j) sums.cols[size_t(j)] += partial[size_t(number * x.cols + j)];
   }
   return sums;
 }
@@ -53,8 +51,8 @@ double scaled_square(const Matrix& x, const Margins& factors) {
   for (double& factor : squared.rows) factor *= factor;
   for (double& factor : squared.cols) factor *= factor;
   std::vector<double> sums(size_t(parts_of(x)));
-  for_each_part(x, [&](int64_t number, const Matrix& part, int64_t row, int64_t col) {
-    sums[size_t(number)] = weight_level().weighted_squares(squared.rows.data() + row, squared.cols.data() + col, part);
+  for_each_part(x, [&](int64_t number, int64_t row, const Matrix& part) {
+    sums[size_t(number)] = weight_level().weighted_squares(squared.rows.data() + row, squared.cols.data(), part);
   });
   double total = 0.0;
   for (const double sum : sums) total += sum;
@@ -76,13 +74,11 @@ std::vector<double> moved_over_roots(float* means, const std::vector<double>& sq
   return roots;
 }
 
-// The factors a and b of the gradient; Adafactor's means move.
-Margins normalization(const SketchJob& job, double eps) {
-  const Margins squares = squares_of(job.g);
-  float* const rows = job.transposed ? job.col_means : job.row_means;
-  float* const cols = job.transposed ? job.row_means : job.col_means;
-  return {moved_over_roots(rows, squares.rows, job.g.cols, job, eps, !job.transposed),
-          moved_over_roots(cols, squares.cols, job.g.rows, job, eps, job.transposed)};
+// The factors of the rows and columns of `x`, the gradient as seen; Adafactor's means move.
+Margins normalization(const SketchJob& job, const Matrix& x, double eps) {
+  const Margins squares = squares_of(x);
+  return {moved_over_roots(job.row_means, squares.rows, x.cols, job, eps, true),
+          moved_over_roots(job.col_means, squares.cols, x.rows, job, eps, false)};
 }
 
 template <class T>
@@ -131,7 +127,10 @@ template <class T>
 void step(const SketchJob& job, const SketchParams& params) {
   const Params& p = params.step;
   const double rest = 1.0 - p.beta1;
-  const Margins factors = normalization(job, p.eps);
+  const Matrix seen = as_seen(job);
+  Margins factors = normalization(job, seen, p.eps);
+  const double normalized = scaled_square(seen, factors);
+  if (job.transposed) std::swap(factors.rows, factors.cols);
   const Buffer<T> rows = rounded<T>(factors.rows, 1.0);
   sketch<T>(job, p, rows.data(), rounded<T>(factors.cols, 1.0).data());
   Buffer<T> memory(size_of(job.low));
@@ -140,7 +139,7 @@ void step(const SketchJob& job, const SketchParams& params) {
   before.data = memory.data();
   advance(job, p, before);
   const double both = vectors<T>().dot(job.low.as<T>(), memory.data(), memory.size());
-  const double squared = joined_square(rest, scaled_square(job.g, factors), both, lifted_square<T>(job.basis, before));
+  const double squared = joined_square(rest, normalized, both, lifted_square<T>(job.basis, before));
   ScaledWriteBack product{plain_write_back(job, p, before), gradient_of(job, p)};
   product.step = p.lr / clip_divisor(squared, double(size_of(job.g)), params.threshold);
   const Buffer<T> gains = rounded<T>(factors.cols, product.step * rest);

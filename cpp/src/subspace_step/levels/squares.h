@@ -38,9 +38,6 @@ void add_column_squares(double* sums, const Matrix& x) {
   }
 }
 
-// A matrix with its lines along memory, whose rows or columns they are.
-LRC_INLINE bool lines_are_columns(const Matrix& x) { return x.row_stride * x.row_stride < x.col_stride * x.col_stride; }
-
 LRC_INLINE double sum_of(const Vec<double>& v) {
   double sum = 0.0;
   for (int k = 0; k < kLanes<double>; ++k) sum += v[k];
@@ -48,42 +45,33 @@ LRC_INLINE double sum_of(const Vec<double>& v) {
 }
 
 void add_squares(double* rows, double* cols, const Matrix& x) {
-  const bool turned = lines_are_columns(x);
-  const Matrix lines = turned ? x.transposed() : x;
-  double* const along = turned ? rows : cols;
-  double* const across = turned ? cols : rows;
   with_float_type(x.dtype, [&](auto tag) {
-    for (int64_t i = 0; i < lines.rows; ++i) {
-      const auto* const line = lines.as<decltype(tag)>() + i * lines.row_stride;
+    for (int64_t i = 0; i < x.rows; ++i) {
+      const auto* const line = x.as<decltype(tag)>() + i * x.row_stride;
       Vec<double> sum{};
-      for (int64_t j = 0; j < lines.cols; j += kLanes<double>) {
-        const int count = int(smaller(kLanes<double>, lines.cols - j));
-        const Vec<double> value = load_part<double>(line + j * lines.col_stride, lines.col_stride, count);
+      for (int64_t j = 0; j < x.cols; j += kLanes<double>) {
+        const int count = int(smaller(kLanes<double>, x.cols - j));
+        const Vec<double> value = load_part<double>(line + j * x.col_stride, x.col_stride, count);
         sum += value * value;
-        store_part<double, double>(along + j, 1, load_part<double>(along + j, 1, count) + value * value, count,
-                                   nullptr);
+        store_part<double, double>(cols + j, 1, load_part<double>(cols + j, 1, count) + value * value, count, nullptr);
       }
-      across[i] += sum_of(sum);
+      rows[i] += sum_of(sum);
     }
   });
 }
 
 double weighted_squares(const double* rows, const double* cols, const Matrix& x) {
-  const bool turned = lines_are_columns(x);
-  const Matrix lines = turned ? x.transposed() : x;
-  const double* const along = turned ? rows : cols;
-  const double* const across = turned ? cols : rows;
   double total = 0.0;
   with_float_type(x.dtype, [&](auto tag) {
-    for (int64_t i = 0; i < lines.rows; ++i) {
-      const auto* const line = lines.as<decltype(tag)>() + i * lines.row_stride;
+    for (int64_t i = 0; i < x.rows; ++i) {
+      const auto* const line = x.as<decltype(tag)>() + i * x.row_stride;
       Vec<double> sum{};
-      for (int64_t j = 0; j < lines.cols; j += kLanes<double>) {
-        const int count = int(smaller(kLanes<double>, lines.cols - j));
-        const Vec<double> value = load_part<double>(line + j * lines.col_stride, lines.col_stride, count);
-        sum += load_part<double>(along + j, 1, count) * (value * value);
+      for (int64_t j = 0; j < x.cols; j += kLanes<double>) {
+        const int count = int(smaller(kLanes<double>, x.cols - j));
+        const Vec<double> value = load_part<double>(line + j * x.col_stride, x.col_stride, count);
+        sum += load_part<double>(cols + j, 1, count) * (value * value);
       }
-      total += across[i] * sum_of(sum);
+      total += rows[i] * sum_of(sum);
     }
   });
   return total;

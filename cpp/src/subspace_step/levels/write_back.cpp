@@ -57,7 +57,9 @@ void finish_scaled(const void* self, const void* finished) {
       const Vec<Acc> g = load_gradient<Acc>(p.gradient, row, tile.col + j, count);
       if (!col_gains) return less_scaled(value, broadcast(row_gains[row]), g);
       const Vec<Acc> gain = load_part<Acc>(col_gains + tile.col + j, 1, count);
-      return less_scaled(value, gain, row_gains ? broadcast(row_gains[row]) * g : g);
+      if (!row_gains) return less_scaled(value, gain, g);
+      const Vec<Acc> of_row = broadcast(row_gains[row]);  // the gain of the weight's row first, in every layout
+      return p.to.transposed ? less_scaled(value, of_row, gain * g) : less_scaled(value, gain, of_row * g);
     });
   });
 }
