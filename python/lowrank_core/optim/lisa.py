@@ -7,6 +7,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from lowrank_core.checks import is_count, require, require_choice
 from lowrank_core.optim.parts.selectors import selected
@@ -98,6 +99,8 @@ class LISA(torch.optim.Optimizer):
     state = property(lambda self: self.optimizer.state)
     defaults = property(lambda self: self.optimizer.defaults)
 
+    # Whose gradients are there changes with the period, and torch's optimizers would be compiled anew for each set.
+    @_disable_dynamo
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """The optimizer's step. After the last one of a period other layers are trained."""
         result = self.optimizer.step() if closure is None else self.optimizer.step(closure)

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from lowrank_core.atomic import write_atomic
 from lowrank_core.checks import is_count, require
@@ -155,6 +156,7 @@ class Monitor:
             if last.get(slot.name) is not None:
                 self._overlaps[slot.key] = torch.tensor(last[slot.name], dtype=torch.float64)
 
+    @_disable_dynamo  # as the step itself is: see `LowRankOptimizer._take`
     @torch.no_grad()
     def _start(self) -> None:
         self._before.clear()
@@ -162,6 +164,7 @@ class Monitor:
             for slot in self._matrices():
                 self._before[slot] = self._optimizer.finished_steps(slot), slot.weight.detach().clone()
 
+    @_disable_dynamo
     @torch.no_grad()
     def _finish(self) -> None:
         came = []

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.utils.hooks import RemovableHandle
 
 
@@ -42,6 +43,7 @@ class Flag:
             both = isinstance(finite, Tensor) and isinstance(mine, Tensor)
             self._finite = mine & (finite.to(mine.device) if both else finite)  # type: ignore[union-attr]
 
+    @_disable_dynamo  # it is called by backward, which a compiled training step calls
     def show(self) -> None:
         """Puts the flag where a `GradScaler` sees it, unless it is there or the owner has a gradient."""
         owner = self._owner
@@ -95,6 +97,7 @@ class Flag:
 def _making_room(flag: weakref.ref[Flag]) -> Callable[[Tensor], None]:
     """A hook that runs before a gradient is added to that of the owner."""
 
+    @_disable_dynamo
     def before(grad: Tensor) -> None:
         if (alive := flag()) is not None:
             alive.make_room()

@@ -146,7 +146,6 @@ class Taker:
                 hook = _taking(weakref.ref(self))
                 self.hooks[param] = param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
-    @_disable_dynamo
     @torch.no_grad()
     def _arrived(self, param: Tensor) -> None:
         """Takes the gradient that backward has just finished."""
@@ -277,6 +276,7 @@ def _finite(draft: Draft) -> bool | Tensor:
 def _taking(taker: weakref.ref[Taker]) -> Callable[[Tensor], None]:
     """A hook that does nothing once the taker is gone, with its optimizer."""
 
+    @_disable_dynamo  # else it is compiled anew for each kind of parameter
     def taking(param: Tensor) -> None:
         if (alive := taker()) is not None:
             alive._arrived(param)
