@@ -64,7 +64,7 @@ bench: $(VENV)/.peers  ## measure the kernels against their peers; a table in do
 	set -e; for bench in bench/bench_*.py; do $(PY) $$bench $(ARGS); done
 	$(PY) bench/table.py
 
-study: $(VENV)/.peers  ## compare all optimizers, 6 hours on two cores; goes on where it was stopped (ARGS: --hours H)
+study: $(VENV)/.peers  ## compare all optimizers, 3 hours on two cores; goes on where it was stopped (ARGS: --hours H)
 	$(VENV)/bin/lowrank-core train --optimizer all --out docs/results $(ARGS)
 	$(PY) tools/measured_pages.py
 

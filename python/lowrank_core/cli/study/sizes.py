@@ -37,9 +37,10 @@ class Size:
         }  # fmt: skip
 
 
-HORIZON = 400  # steps, at both sizes
-SMALL = Size("small", dim=96, layers=3, heads=4, seq_len=64, steps=HORIZON)  # 0.38 million parameters
-LARGE = Size("large", dim=256, layers=4, heads=4, seq_len=128, steps=HORIZON)  # 3.3 million
+HORIZON = 400  # steps; the same windows at both sizes
+WINDOW = 64  # bytes
+SMALL = Size("small", dim=96, layers=3, heads=4, seq_len=WINDOW, steps=HORIZON)  # 0.38 million parameters
+LARGE = Size("large", dim=256, layers=4, heads=4, seq_len=WINDOW, steps=HORIZON)  # 3.3 million
 
 SIZES = (SMALL.name, LARGE.name)
 THIN = "-d8"  # of the name
