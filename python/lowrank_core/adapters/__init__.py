@@ -13,14 +13,23 @@ from lowrank_core.adapters.cotangents import (
     softmax_cotangents,
     split_score,
 )
+from lowrank_core.adapters.find import Pair, find_pairs
 from lowrank_core.adapters.jacobian import jacobian_rows
+from lowrank_core.adapters.layers import LoRALinear
+from lowrank_core.adapters.loraplus import loraplus_param_groups
+from lowrank_core.adapters.scaled import ScaledAdamW
 from lowrank_core.adapters.tape import LinearTape, record_linears
 
 __all__ = [
     "LinearTape",
+    "LoRALinear",
+    "Pair",
+    "ScaledAdamW",
+    "find_pairs",
     "identity_cotangents",
     "jacobian_rows",
     "kalman",
+    "loraplus_param_groups",
     "lumped_cotangents",
     "monte_carlo_cotangents",
     "noise",
