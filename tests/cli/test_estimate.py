@@ -183,6 +183,16 @@ def test_qgalore_of_7b(cli):
     assert small["at_once"]["total"] <= 9.5e9 < small["added"]["total"] < paper["at_once"]["total"]
 
 
+def test_sketches(cli):
+    """By hand: of a matrix [64, 32] at rank 8 a sketch of 64 lines in float32. Of other methods there is no column."""
+    size = ["estimate", "--shape", "64x32*3", "--rank", 8, "--dtype", "bf16", "--optimizer"]
+    ways = numbers(cli(*size, "flora", "--json"))["bytes"][1]["layerwise"]
+    assert ways["added"] is None and ways["compressed"]["held"] == ways["compressed"]["due"] == 3 * 4 * 64 * 8
+    assert ways["compressed"]["gradients"] == ways["compressed"]["held"] + 2 * 64 * 32
+    assert "in sketches: gradients" in cli(*size, "flora").out and "compressed=True" in cli("estimate").out
+    assert "sketches" not in cli(*size, "galore").out and "sketches" not in cli(*size, "adamw").out
+
+
 def test_table(cli):
     outcome = cli("estimate", "--preset", "60m", "--dtype", "bf16", "--optimizer", "galore")
     assert outcome.code == 0 and "58,073,600 parameters, bf16, rank 128" in outcome.out

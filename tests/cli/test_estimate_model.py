@@ -159,6 +159,29 @@ def test_layerwise_updates(cli, tmp_path, name):
     assert added["total"] == row["weights"] + row["state"] + added["gradients"]
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_sketches_of_flora(cli, tmp_path, kind, dtype):
+    """With `compressed=True` every step holds the same: sketches in the working dtype, and what is plain whole."""
+    row = rows(cli, written(tmp_path, CONFIGS[kind]), "--dtype", dtype, name="flora")["flora"]
+    sketches = row["layerwise"]["compressed"]
+    model = real(kind, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    optimizer = made("flora", model)
+    with every_gradient_alive(model, optimizer) as alive:
+        handle = fused_backward(model, optimizer, compressed=True)
+        for _ in range(2):
+            backward(model)
+            backward(model)
+            assert bytes_held(optimizer) == sketches["held"] == sketches["due"]
+            assert sketches["held"] < max(alive) <= sketches["gradients"]
+            optimizer.step()
+            optimizer.zero_grad()
+            alive.clear()
+    assert handle.plan()._asdict() == {key: sketches[key] for key in ("ordinary", "held", "due", "passing")}
+    assert sketches["gradients"] == sketches["held"] + sketches["passing"]
+    assert sketches["total"] == row["weights"] + row["state"] + sketches["gradients"]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_weights_in_8_bits(cli, tmp_path, name):
     row = rows(cli, written(tmp_path, LLAMA), "--dtype", "bf16", "--int8-weights", name=name)

@@ -10,7 +10,9 @@ import pytest
 import torch
 from layerwise_runs import backward, every_accumulating, keys
 from lowrank_core.memory.geometry import FULL
+from lowrank_core.memory.gradients import Way
 from lowrank_core.memory.methods import METHODS as KEPT
+from lowrank_core.memory.training import SKETCHED
 from lowrank_core.optim import METHODS, fused_backward
 from lowrank_core.optim.layerwise.held import way_of
 from optim_cases import Case, Zoo, every_optimizer
@@ -127,3 +129,4 @@ def test_the_registry_says_how_a_method_takes_gradients(name: str) -> None:
     ((_, group, slot),) = optimizer._slots()
     parts = optimizer._parts_of(group, slot)
     assert slot.geometry is not None and way_of(parts, True, due=False) is KEPT[name].way
+    assert (way_of(parts, True, due=True, compressed=True) is Way.SKETCH) == (name in SKETCHED)

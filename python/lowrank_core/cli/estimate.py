@@ -16,12 +16,14 @@ from lowrank_core.cli.presets import DTYPES, PRESETS, Parts, Sizes
 from lowrank_core.cli.resolve import resolve
 from lowrank_core.cli.subjects import Built, Listed, Subject
 from lowrank_core.cli.table import megabytes, table
+from lowrank_core.memory.gradients import GradientBytes
 from lowrank_core.memory.methods import FACADES, METHODS
 from lowrank_core.memory.training import TrainingBytes
 
 BYTE_VALUES = 256
 STORED = ("proj_type", "projector", "moment_dtype", "plain_moment_dtype")  # keys of the optimizer that decide its bytes
 OWNED = {"density": "frugal", "subspace": "frugal", "active": "lisa"}  # keys of one optimizer that decide its bytes
+_WAYS = {"at_once": "at once", "added": "added up", "compressed": "in sketches"}  # of layer-wise updates
 _OF_ONE = ("proj_type", "projector")  # keys whose values differ from optimizer to optimizer
 
 
@@ -64,10 +66,7 @@ def _row(name: str, rank: int | None, held: TrainingBytes, base: int) -> dict[st
     layerwise = one = None
     if name in METHODS:
         one = {"gradients": held.passing, "total": kept + held.passing}
-        layerwise = {"at_once": one, "added": None}
-        if held.added is not None:
-            peak = held.added.held + held.added.passing
-            layerwise["added"] = {"gradients": peak, "total": kept + peak, **held.added._asdict()}
+        layerwise = {"at_once": one, "added": _held(held.added, kept), "compressed": _held(held.compressed, kept)}
     return {
         "optimizer": name,
         "rank": rank,
@@ -78,6 +77,14 @@ def _row(name: str, rank: int | None, held: TrainingBytes, base: int) -> dict[st
         "state_of_adamw": held.state / base,
         "total": kept + held.gradients,
     }
+
+
+def _held(planned: GradientBytes | None, kept: int) -> dict[str, int] | None:
+    """What is there at the peak where backward passes are added up, beside weights and state."""
+    if planned is None:
+        return None
+    peak = planned.held + planned.passing
+    return {"gradients": peak, "total": kept + peak, **planned._asdict()}
 
 
 def decoder(dim: int, ffn: int, layers: int) -> Parts:
@@ -147,23 +154,30 @@ def _keys(options: argparse.Namespace, optimizer: str, subject: Subject) -> dict
 def _text(result: dict[str, Any]) -> str:
     rank = f", rank {result['rank']}" if result["rank"] else ""
     size = f"{result['parameters']:,} parameters, {result['dtype']}{rank}; in MB (10^6 bytes)"
-    head = (
-        "optimizer", "weights", "state", "of AdamW's", "gradients", "total",
-        "at once: gradients", "total", "added up: gradients", "total",
-    )  # fmt: skip
-    rows = [_cells(row) for row in result["bytes"]]
+    head = ("optimizer", "weights", "state", "of AdamW's", "gradients", "total")
+    ways = [way for way in _WAYS if way != "compressed" or _compresses(result)]
+    head += tuple(name for way in ways for name in (f"{_WAYS[way]}: gradients", "total"))
+    rows = [_cells(row, ways) for row in result["bytes"]]
     return f"{size}\n\n{table(head, rows)}\n\n" + "\n".join(_notes(result))
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _found(row: dict[str, Any], way: str) -> dict[str, int] | None:
+    return (row["layerwise"] or {}).get(way)
+
+
+def _compresses(result: dict[str, Any]) -> bool:
+    return any(_found(row, "compressed") for row in result["bytes"])
+
+
+def _cells(row: dict[str, Any], ways: Sequence[str]) -> tuple[str, ...]:
     def in_mb(count: int) -> str:
         return megabytes(count).removesuffix(" MB")
 
     ordinary = [in_mb(row[key]) for key in ("weights", "state", "gradients", "total")]
     ordinary.insert(2, f"{row['state_of_adamw']:.3f}")
     cells = [row["optimizer"], *ordinary]
-    for way in ("at_once", "added"):
-        found = (row["layerwise"] or {}).get(way)
+    for way in ways:
+        found = _found(row, way)
         cells += [in_mb(found[key]) for key in ("gradients", "total")] if found else ["-", "-"]
     return tuple(cells)
 
@@ -177,6 +191,8 @@ def _notes(result: dict[str, Any]) -> list[str]:
         "Layer-wise updates (`fused_backward`), at the peak: `at once`, one backward a step, at_once=True; `added up`,",
         "any number of them, in steps in which no subspace is looked for (--json has those in which all are: `due`).",
     ]
+    if _compresses(result):
+        notes.append("`in sketches`: those added up with compressed=True, in every step.")
     if result["int8_weights"]:
         notes.append("Weights of linear layers in 8 bits (Int8Linear), but for AdamW, which cannot train them.")
     kept = {name: _moments(result, name) for name in names}

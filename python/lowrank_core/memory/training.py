@@ -12,6 +12,8 @@ from lowrank_core.memory.lisa import ACTIVE, lisa_bytes
 from lowrank_core.memory.methods import FACADES, METHODS
 from lowrank_core.memory.storage import ITEM_SIZES, STORAGES, WORK, Field, Role, layout_bytes, work_dtype
 
+SKETCHED = ("flora",)  # the methods of which `fused_backward(compressed=True)` adds gradients up in sketches
+
 
 class TrainingBytes(NamedTuple):
     """Bytes of one optimizer's training."""
@@ -22,6 +24,7 @@ class TrainingBytes(NamedTuple):
     passing: int  # the largest gradient: all that is there at a time where each weight steps inside backward
     # What `fused_backward` holds where backward passes are added up; None where it refuses that.
     added: GradientBytes | None
+    compressed: GradientBytes | None = None  # what it holds with `compressed=True`, likewise
 
 
 def training_bytes(
@@ -38,8 +41,9 @@ def training_bytes(
     if optimizer in METHODS:
         planned = gradient_bytes(_gradients(optimizer, weights, keys))
         adds = METHODS[optimizer].way is not Way.AT_ONCE
+        sketches = gradient_bytes(_gradients(optimizer, weights, keys, True)) if optimizer in SKETCHED else None
         state = all_bytes(optimizer, weights, keys)
-        return TrainingBytes(stored, planned.ordinary, state, planned.passing, planned if adds else None)
+        return TrainingBytes(stored, planned.ordinary, state, planned.passing, planned if adds else None, sketches)
     sizes = [(name, gradient_size(weight), n) for name, weight, n in weights]
     largest = max((size for _, size, _ in sizes), default=0)
     if optimizer in FACADES:  # the layers at rest have no gradients
@@ -61,8 +65,10 @@ def gradient_size(weight: Weight) -> int:
     return prod(weight.shape) * ITEM_SIZES[weight.dtype]
 
 
-def _gradients(optimizer: str, weights: Sequence[Counted], keys: Iterable[Keys]) -> Iterator[Gradient]:
-    way = METHODS[optimizer].way
+def _gradients(
+    optimizer: str, weights: Sequence[Counted], keys: Iterable[Keys], compressed: bool = False
+) -> Iterator[Gradient]:
+    way = Way.SKETCH if compressed else METHODS[optimizer].way
     for (_, weight, count), own in zip(weights, keys, strict=True):
         where = place_of(optimizer, weight, own)
         taken = Way.WHOLE if where is None else way
