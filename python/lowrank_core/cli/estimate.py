@@ -154,9 +154,9 @@ def _keys(options: argparse.Namespace, optimizer: str, subject: Subject) -> dict
 def _text(result: dict[str, Any]) -> str:
     rank = f", rank {result['rank']}" if result["rank"] else ""
     size = f"{result['parameters']:,} parameters, {result['dtype']}{rank}; in MB (10^6 bytes)"
-    head = ("optimizer", "weights", "state", "of AdamW's", "gradients", "total")
+    head = ["optimizer", "weights", "state", "of AdamW's", "gradients", "total"]
     ways = [way for way in _WAYS if way != "compressed" or _compresses(result)]
-    head += tuple(name for way in ways for name in (f"{_WAYS[way]}: gradients", "total"))
+    head += [name for way in ways for name in (f"{_WAYS[way]}: gradients", "total")]
     rows = [_cells(row, ways) for row in result["bytes"]]
     return f"{size}\n\n{table(head, rows)}\n\n" + "\n".join(_notes(result))
 

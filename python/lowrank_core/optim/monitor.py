@@ -17,11 +17,10 @@ from torch._compile import _disable_dynamo
 from lowrank_core.atomic import write_atomic
 from lowrank_core.checks import is_count, require
 from lowrank_core.memory.geometry import is_matrix
-from lowrank_core.optim.base import StateOptimizer
 from lowrank_core.optim.layer_plot import plot_layers
 from lowrank_core.optim.monitor_rows import KEYS, Row, row_of
 from lowrank_core.optim.slots import Key, Slot
-from lowrank_core.optim.states import state_of
+from lowrank_core.optim.watched import Watched
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -42,7 +41,7 @@ class Monitor:
     a `path` or a `writer` read each record when it comes. A step that is recorded holds a copy of the matrices.
 
     One row, a dict, for each weight of two or more dimensions that has been stepped:
-      step: its finished steps.
+      step: its finished steps; of torch's optimizers and within a `LISA` the optimizer's.
       name: of the parameter; of a matrix in a stack with its number, as in "experts.up[3]".
       rank: of its subspace; None where it is not projected.
       captured: share in [0, 1] of the gradient's energy that the subspace held when it was found; None where nothing
@@ -55,14 +54,15 @@ class Monitor:
       update_ratio: |dW|_F / |W|_F of this step, rate and decay included; None for a weight of zeros.
 
     Args:
-      optimizer: of this package.
+      optimizer: of this package, a `LISA` over any, or one of torch such as AdamW, whose rows tell of the update alone,
+        for what has a gradient when the step is over.
       every: >= 1, steps from one record to the next.
       path: of a file that gets each row as a line of JSON, at once. Of a file that is there the lines up to the
         optimizer's step are kept: those behind it are of steps that a resumed run takes again.
       writer: a torch.utils.tensorboard.SummaryWriter, or what has its `add_scalar`; it gets "name/key".
 
     Raises:
-      TypeError: `optimizer` is none of this package.
+      TypeError: `optimizer` is no optimizer that has torch's hooks.
       ValueError: `every` is no int >= 1, or `path` holds something else than such lines. Nothing is changed then.
 
     Example:
@@ -79,16 +79,17 @@ class Monitor:
 
     def __init__(
         self,
-        optimizer: StateOptimizer,
+        optimizer: torch.optim.Optimizer,
         *,
         every: int = 1,
         path: str | os.PathLike[str] | None = None,
         writer: SummaryWriter | None = None,
     ) -> None:
-        if not isinstance(optimizer, StateOptimizer):
-            raise TypeError(f"Monitor: `optimizer` must be one of lowrank_core, got {type(optimizer).__name__}")
+        if not hasattr(optimizer, "_optimizer_step_post_hooks"):  # which wrappers of other packages lack
+            got = type(optimizer).__name__
+            raise TypeError(f"Monitor: `optimizer` must be an optimizer of torch or lowrank_core, got {got}; pass that")
         require(is_count(every, 1), "Monitor", "every", "be an int >= 1", every)
-        self._optimizer, self._every, self._writer = optimizer, every, writer
+        self._watched, self._every, self._writer = Watched(optimizer), every, writer
         self._held: list[_Held] = []
         self._before: dict[Slot, tuple[int, Tensor]] = {}
         self._overlaps: dict[Key, Tensor] = {}
@@ -97,11 +98,13 @@ class Monitor:
         if path is not None:
             self._file, held = _opened(Path(path), self.steps)
             self._take_up(held)
+        hooked = self._watched.optimizer
         self._hooks = [
-            optimizer.register_step_pre_hook(lambda *_: self._start()),
-            optimizer.register_step_post_hook(lambda *_: self._finish()),
+            hooked.register_step_pre_hook(lambda *_: self._start()),
+            hooked.register_step_post_hook(lambda *_: self._finish()),
         ]
-        optimizer.watches = (*optimizer.watches, self)
+        if self._watched.ours is not None:
+            self._watched.ours.watches = (*self._watched.ours.watches, self)
 
     @property
     def rows(self) -> list[Row]:
@@ -112,7 +115,7 @@ class Monitor:
     @property
     def steps(self) -> int:
         """The most steps that a matrix has taken, recorded or not."""
-        return max((self._optimizer.finished_steps(slot) for slot in self._matrices()), default=0)
+        return self._watched.steps(self._matrices())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draws `rows` over time into `path`; see `plot_layers`. Waits for an accelerator."""
@@ -122,7 +125,8 @@ class Monitor:
         """Detaches it from the optimizer and closes its file. `rows` stay."""
         for hook in self._hooks:
             hook.remove()
-        self._optimizer.watches = tuple(watch for watch in self._optimizer.watches if watch is not self)
+        if self._watched.ours is not None:
+            self._watched.ours.watches = tuple(watch for watch in self._watched.ours.watches if watch is not self)
         self._before.clear()
         if self._file is not None:
             self._file.close()
@@ -145,7 +149,7 @@ class Monitor:
             self._seconds[slot.key] += seconds * slot.weight.numel() / total
 
     def _matrices(self) -> Iterator[Slot]:
-        for slot in self._optimizer.slots():
+        for slot in self._watched.slots():
             if is_matrix(slot.shape) and slot.param.requires_grad:
                 yield slot
 
@@ -162,16 +166,17 @@ class Monitor:
         self._before.clear()
         if (self.steps + 1) % self._every == 0:
             for slot in self._matrices():
-                self._before[slot] = self._optimizer.finished_steps(slot), slot.weight.detach().clone()
+                self._before[slot] = self._watched.finished(slot), slot.weight.detach().clone()
 
     @_disable_dynamo
     @torch.no_grad()
     def _finish(self) -> None:
         came = []
         for slot, (steps, weight) in self._before.items():
-            now = self._optimizer.finished_steps(slot)
-            if now > steps:
-                came.append(self._row(slot, now, weight))
+            number = self._watched.number(slot, steps)
+            if number is not None:
+                came.append(self._row(slot, number, weight))
+        self._watched.ended()
         self._before.clear()
         if self._file is not None or self._writer is not None:
             came = [_Held(_read(held), {}) for held in came]
@@ -179,7 +184,7 @@ class Monitor:
         self._held += came
 
     def _row(self, slot: Slot, step: int, before: Tensor) -> _Held:
-        state, projected = state_of(self._optimizer.state, slot), slot.geometry is not None
+        state, projected = self._watched.state(slot), slot.geometry is not None
         refreshes = state.get("proj.refreshes", 0)
         row: Row = dict.fromkeys(KEYS)
         row |= {
