@@ -8,7 +8,7 @@ from typing import Any
 
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import reading, write_atomic
-from lowrank_core.cli.study import tables
+from lowrank_core.cli.study import machines, published, tables
 from lowrank_core.cli.study.sizes import Size
 from lowrank_core.cli.study.stages import Study
 from lowrank_core.cli.study.store import COMMAND, Store
@@ -55,6 +55,7 @@ def text_of(study: Study, timing: dict[str, Any]) -> str:
         _heading(study.small), tables.of_size(study, study.small, seconds),
         _heading(study.large), tables.of_size(study, study.large, seconds),
         _clock(timing),
+        "## Published, and here", _published(study), published.published(study, seconds),
         "## What was found by tuning", _TUNED, tables.tuned(study),
         "## One key of the default otherwise", _ABLATED, tables.ablations(study),
         "## Twice the steps, half the rank", _FOLLOWED, tables.followed(study),
@@ -81,6 +82,16 @@ def read_seconds(folder: Path) -> dict[str, Any]:
     return found
 
 
+_PAIRS = """\
+Another kind of processor rounds otherwise, and training amplifies that, as it does another seed: a pair of which one
+run was made on another processor than the other is no exact pair. It counts all the same, as its interval holds what
+that adds. Of {total} pairs with AdamW's runs {mixed} are of two kinds."""
+_CLAIMED = """\
+Each line is one published figure beside ours. Perplexities are shown as they are, with the loss relative to the peer's,
+which is the same for tokens and bytes: ln(perplexity) over ln(the peer's), less one; here it is the mean difference and
+its 95 % interval over the peer's mean. State and time are ratios. "As published" and "not reproduced" are said of
+losses, where both sizes show a sign, against the sign of the mean claim. The models there are 20 to 3,000 times as
+large, trained on thousands of times the text, and timed on GPUs."""
 _TUNED = """\
 `lr` and what follows are options of `lowrank-core train`; `scale` of galore, galore-torch, qgalore, fira and
 adarankgrad stays at 0.25, the first beta at 0.9 (ldadam 0.908). An option "at the edge" was best at the smallest or
@@ -103,11 +114,16 @@ def _made(study: Study) -> str:
     if not records:
         return "No run has been made yet."
     dates = sorted(record["date"][:10] for record in records)
-    machines = sorted({record["machine"]["cpu"] for record in records})
     between = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    return (
-        f"{len(records)} of at most {study.most_runs()} runs are made ({', '.join(machines)}, one thread; {between})."
-    )
+    total, mixed = machines.pairs(study)
+    exact = _PAIRS.format(total=total, mixed=mixed)
+    done = f"{len(records)} of at most {study.most_runs()} runs are made, one thread each, {between}"
+    return f"{done}: {machines.kinds(study)}.\n\n{exact}"
+
+
+def _published(study: Study) -> str:
+    names = published.without(study)
+    return f"{_CLAIMED}\n\nNo published figure was at hand of {', '.join(names)}." if names else _CLAIMED
 
 
 def _clock(timing: dict[str, Any]) -> str:
