@@ -17,6 +17,8 @@ from testing import machine
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+SIZES = [(5, 3), (16, 33), (67, 67), (131, 64), (40, 300)]
+
 
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -41,6 +43,24 @@ def test_the_iteration_is_its_polynomial(shape: tuple[int, ...], dtype: torch.dt
         return
     with without_kernels():
         check()
+
+
+@pytest.mark.parametrize("level", _core.isa_levels())
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_polynomial_at_every_level(dtype: torch.dtype, threads: int, level: str) -> None:
+    """In tiles, vectors and what is left of both, the members of a list of very different length."""
+    matrices = [draw(*shape, seed=i).to(dtype) * 10.0 ** (i - 2) for i, shape in enumerate(SIZES)]
+    rule = NewtonSchulz()
+    with machine.isa(level), machine.threads(threads):
+        unit = {torch.float64: UNIT, torch.float32: 2.0**-9 if takes_bfloat16() else 2.0**-24}[dtype]
+        found = [torch.full_like(matrix, float("nan")) for matrix in matrices]
+        rule.orthogonalize_into(found, matrices)
+    for matrix, ours in zip(matrices, found, strict=True):
+        expected = torch.from_numpy(newton_schulz(matrix.double().numpy()))
+        # In each of five steps: rounded operands decide, or else sums of min(m, n) and of max(m, n) products.
+        terms = 8 if unit > 2.0**-20 else 8 * sum(matrix.shape)
+        assert (ours.double() - expected).norm() <= 5 * terms * unit * expected.norm() * STEEP
 
 
 def test_a_batch_is_each_alone() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 STEPS, SEEN = 60, (1, 20, 60)
 LEFT, RIGHT, SQUARE, RAGGED, CONV, VECTOR = (24, 40), (40, 24), (32, 32), (37, 53), (16, 4, 3, 3), (29,)
 MIXED = (LEFT, RIGHT, RAGGED, CONV, VECTOR)
+STACKS = ((3, *LEFT), (4, *RAGGED), (2, *RIGHT))  # matrices of one parameter, as the experts of a mixture
 MANY = ((12, 20), (20, 12), (9, 17)) * 7  # more than are searched together
 BFLOAT16, INT8 = {"moment_dtype": "bfloat16"}, {"moment_dtype": "int8"}
 HALF = torch.bfloat16
@@ -46,6 +47,10 @@ RUNS: tuple[tuple[str, tuple[tuple[int, ...], ...], torch.dtype, dict[str, Any]]
     ("full bfloat16 stochastic", (LEFT, RAGGED), HALF, {"proj_type": "full", "rounding": "stochastic"}),
     ("plain", MIXED, torch.float32, {"rank": None}),
     ("plain int8 moments", MIXED, torch.float32, {"rank": None, **INT8}),
+    ("stacked", STACKS, torch.float32, {"stacked": True}),
+    ("stacked int8 moments rotate", STACKS, torch.float32, {"stacked": True, "moments": "rotate", **INT8}),
+    ("stacked bfloat16 stochastic", STACKS, HALF, {"stacked": True, "rounding": "stochastic"}),
+    ("stacked plain", STACKS, torch.float32, {"stacked": True, "rank": None}),
     ("forced", (LEFT, VECTOR), torch.float32, {"rank": 24, "force_projection": True}),
 )
 

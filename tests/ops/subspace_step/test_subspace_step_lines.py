@@ -85,7 +85,8 @@ def test_it_is_the_formula(shape: tuple[int, int], lines: str, iterations: int) 
 def test_at_every_level_and_for_any_threads(lines: str, level: str) -> None:
     ends = []
     with machine.isa(level):
-        check(cases.gaussian(130, 67).float(), uneven((130, 67)), lines, 3, maximize=True)
+        for shape in SHAPES:
+            check(cases.gaussian(*shape).float(), uneven(shape), lines, 3, maximize=True)
         for count in (1, 2, 3):
             weights = [cases.gaussian(*shape, seed=i).bfloat16() for i, shape in enumerate(SHAPES)]
             grads = [uneven(shape, DTYPES[i % 3]) for i, shape in enumerate(SHAPES)]
