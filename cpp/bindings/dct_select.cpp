@@ -180,7 +180,7 @@ void for_each_of(const Reads& matrices, const One& one) {
 
 void bind_feedback_list(const Writes& indices, const Writes& coeffs, const Writes& captured, const Writes& residuals,
                         const Reads& g, const std::vector<bool>& left, double keep, const std::string& basis,
-                        int64_t norm_ord) {
+                        int64_t norm_ord, bool finite) {
   const size_t count = g.size();
   expect(indices.size() == count && coeffs.size() == count && captured.size() == count, "indices");
   expect(residuals.size() == count && left.size() == count, "residuals");
@@ -195,7 +195,7 @@ void bind_feedback_list(const Writes& indices, const Writes& coeffs, const Write
   for_each_of(g, [&](size_t i) {
     *to[i].captured = dct_select::feedback_cpu(to[i].indices, oriented(coeffs[i].view, 0, left[i]),
                                                oriented(residuals[i].view, 0, left[i]), oriented(g[i].view, 0, left[i]),
-                                               keep, selections[i]);
+                                               keep, selections[i], finite);
   });
 }
 
@@ -258,7 +258,8 @@ void register_dct_select(py::module_& module) {
          py::kw_only(), "keep"_a, "basis"_a, "atoms"_a = py::none(), "side"_a, "norm_ord"_a = 2,
          "The same for coordinates of `g` plus `residual`, which becomes what was not chosen.");
   kernel(module, "dct_select_feedback_list", &bind_feedback_list, "indices"_a, "coeffs"_a, "captured"_a, "residuals"_a,
-         "g"_a, "left"_a, py::kw_only(), "keep"_a, "basis"_a, "norm_ord"_a, "The same for a list of matrices.");
+         "g"_a, "left"_a, py::kw_only(), "keep"_a, "basis"_a, "norm_ord"_a, "finite"_a,
+         "The same for a list of matrices; `finite`: the caller knows that all of `g` are.");
   kernel(module, "dct_project_back", &bind_project_back, "out"_a, "coeffs"_a, "indices"_a, py::kw_only(), "basis"_a,
          "atoms"_a = py::none(), "side"_a, "The matrix that has these coordinates into out.");
   kernel(module, "dct_project_back_list", &bind_project_back_list, "out"_a, "coeffs"_a, "indices"_a, "left"_a,

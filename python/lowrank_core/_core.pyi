@@ -321,9 +321,10 @@ def dct_select_feedback_list(
     keep: typing.SupportsFloat | typing.SupportsIndex,
     basis: str,
     norm_ord: typing.SupportsInt | typing.SupportsIndex,
+    finite: bool,
 ) -> None:
     """
-    The same for a list of matrices.
+    The same for a list of matrices; `finite`: the caller knows that all of `g` are.
     """
 
 def dct_transform(

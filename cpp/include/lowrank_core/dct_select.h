@@ -122,10 +122,10 @@ struct Selection {
 double select_cpu(int64_t* indices, const Matrix& coeffs, const Matrix& g, const Selection& selection);
 
 // The same of S = coordinates of g + residual, with error feedback in coordinates: residual [m, n] <- S, with the
-// chosen columns multiplied by `keep`. NaN and infinity are refused before anything is
-// written.
+// chosen columns multiplied by `keep`. NaN and infinity are refused before anything is written; where the caller knows
+// that g is `finite` and no float64, which saves a reading of both, they are refused once residual is S.
 double feedback_cpu(int64_t* indices, const Matrix& coeffs, const Matrix& residual, const Matrix& g, double keep,
-                    const Selection& selection);
+                    const Selection& selection, bool finite = false);
 
 // out [m, n] <- coeffs [m, r] times the transposed atoms of `indices`, ascending; a shorter or wrong list throws Error.
 void project_back_cpu(const Matrix& out, const Matrix& coeffs, const int64_t* indices, const Selection& selection);

@@ -41,6 +41,9 @@ struct RowJob {
 template <class T>
 struct RowFunctions {
   void (*run)(const RowJob<T>& job);
+  // Adds the sums of rows in the identity, those of each part of `each` rows in turn, to those that are there; the
+  // residual, where there is one, is added and overwritten first. The rows of both run along memory, or the columns.
+  void (*add_lines)(const RowJob<T>& job, int64_t each, bool along_rows);
 };
 
 struct Level {

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "dct_select/engine.h"
+#include "dct_select/lines.h"
 #include "lowrank_core/dense.h"
 #include "lowrank_core/gemm.h"
 #include "lowrank_core/parallel.h"
@@ -12,6 +13,7 @@ namespace lowrank::dct_select {
 namespace {
 
 constexpr int64_t kSlab = int64_t(1) << 21;  // numbers of a spectrum that are held at a time where it is a product
+constexpr int64_t kColumnNumbers = int64_t(1) << 15;  // of a task that has whole columns
 
 // Sums per coordinate, over all rows in a fixed order.
 struct Sums {
@@ -26,12 +28,35 @@ struct Sums {
   double* ranked() { return with_magnitudes ? magnitudes.data() : squares.data(); }
 };
 
+// The same for the identity and lines that run along memory, which are shared out as they lie there.
+template <class T>
+void add_columns(RowJob<T> job, Sums& sums) {
+  const int64_t rows = job.in.rows, some = std::max<int64_t>(1, kColumnNumbers / std::max<int64_t>(1, rows));
+  job.end = rows;
+  parallel_chunks(job.in.cols, some, [&](int64_t begin, int64_t end) {
+    RowJob<T> part = job;
+    part.in = job.in.block(0, begin, rows, end - begin);
+    if (part.residual.data) part.residual = job.residual.block(0, begin, rows, end - begin);
+    part.squares = sums.squares.data() + begin;
+    if (sums.with_magnitudes) part.magnitudes = sums.magnitudes.data() + begin;
+    at_level<Level>().rows.of<T>().add_lines(part, rows_of_a_task(rows), false);
+  });
+}
+
 // Adds the sums of all rows of `job`, task by task.
 template <class T>
 void add_sums(const Engine<T>& engine, const RowJob<T>& job, Sums& sums) {
   const int64_t rows = job.in.rows, each = rows_of_a_task(rows), tasks = ceil_div(rows, each);
+  const Matrix &in = job.in, &other = job.residual.data ? job.residual : job.in;
+  const bool identity = engine.transform().basis == Basis::kIdentity;
+  const bool lines = identity && in.col_stride == 1 && other.col_stride == 1;
+  if (identity && !lines && in.row_stride == 1 && other.row_stride == 1) return add_columns(job, sums);
   const int64_t n = sums.squares.size();
   Buffer<double> squares(tasks * n), magnitudes(sums.with_magnitudes ? tasks * n : 0);
+  if (lines) {
+    std::fill_n(squares.data(), squares.size(), 0.0);
+    std::fill_n(magnitudes.data(), magnitudes.size(), 0.0);
+  }
   parallel_for(tasks, [&](int64_t i) {
     RowJob<T> part = job;
     part.transform = &engine.transform();
@@ -39,7 +64,7 @@ void add_sums(const Engine<T>& engine, const RowJob<T>& job, Sums& sums) {
     part.end = std::min(rows, part.begin + each);
     part.squares = squares.data() + i * n;
     if (sums.with_magnitudes) part.magnitudes = magnitudes.data() + i * n;
-    run_rows(part);
+    lines ? at_level<Level>().rows.of<T>().add_lines(part, each, true) : run_rows(part);
   });
   for (int64_t i = 0; i < tasks; ++i) {
     for (int64_t k = 0; k < n; ++k) sums.squares[k] += squares[i * n + k];
@@ -98,6 +123,7 @@ class Analysis {
 
   void back(const Matrix& out, const Matrix& coeffs, const int64_t* columns) const {
     if (atoms_) return gemm(out, coeffs, chosen(columns, coeffs.cols).view().transposed());
+    if (back_->transform().basis == Basis::kIdentity) return put_columns(out, coeffs, columns);
     RowJob<T> all{.transform = nullptr, .in = coeffs, .in_columns = columns, .scale = back_->amplitude()};
     all.out = out;
     back_->run(all);
@@ -170,31 +196,6 @@ double summed(const Analysis<T>& analysis, const Matrix& g, Sums& sums, int norm
 }
 
 template <class T>
-void multiply_columns(const Matrix& a, const int64_t* columns, int64_t count, double factor) {
-  const auto multiply = [&](int64_t i, int64_t k) {
-    T& x = a.as<T>()[i * a.row_stride + columns[k] * a.col_stride];
-    x = Store<T>::from(accumulator_t<T>(factor) * to_float(x));
-  };
-  if (std::abs(a.col_stride) <= std::abs(a.row_stride)) {
-    parallel_chunks(a.rows, kTaskRows, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        for (int64_t k = 0; k < count; ++k) multiply(i, k);
-      }
-    });
-  } else {
-    parallel_chunks(count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) {
-        for (int64_t i = 0; i < a.rows; ++i) multiply(i, k);
-      }
-    });
-  }
-}
-
-void multiply_columns(const Matrix& a, const int64_t* columns, int64_t count, double factor) {
-  with_float_type(a.dtype, [&](auto tag) { multiply_columns<decltype(tag)>(a, columns, count, factor); });
-}
-
-template <class T>
 void rotate(const Matrix& out, const Matrix& x, const std::vector<int64_t>& source) {
   const Matrix to = out, given = x;  // copies, which no store can change for all that the compiler knows
   const int64_t* const sources = source.data();
@@ -235,19 +236,20 @@ double select_cpu(int64_t* indices, const Matrix& coeffs, const Matrix& g, const
 }
 
 double feedback_cpu(int64_t* indices, const Matrix& coeffs, const Matrix& residual, const Matrix& g, double keep,
-                    const Selection& selection) {
+                    const Selection& selection, bool finite) {
   if (g.cols == 0) return 1.0;
-  const bool finite = std::isfinite(largest_magnitude(g)) && std::isfinite(largest_magnitude(residual)) &&
-                      (!selection.atoms || std::isfinite(largest_magnitude(*selection.atoms)));
-  if (!finite) throw NotFinite();  // before anything is written
+  const bool sums_tell = finite && g.dtype != DType::kFloat64;  // squares of float64 can overflow
+  const bool begins = sums_tell || (std::isfinite(largest_magnitude(g)) && std::isfinite(largest_magnitude(residual)) &&
+                                    (!selection.atoms || std::isfinite(largest_magnitude(*selection.atoms))));
+  if (!begins) throw NotFinite();  // before anything is written
   return with_work_type(g.dtype, [&](auto tag) {
     using T = decltype(tag);
     Sums sums(g.cols, selection.norm_ord);
     Analysis<T>(selection, g.cols).add(residual, g, sums);
+    if (sums_tell && !std::isfinite(total(sums))) throw NotFinite();
     const double captured = choose_by(sums, indices, coeffs.cols);
     if (coeffs.empty()) return captured;
-    Analysis<T>({.basis = Basis::kIdentity}, g.cols).coordinates(coeffs, residual, indices, 1.0);
-    multiply_columns(residual, indices, coeffs.cols, keep);
+    take_columns(coeffs, residual, indices, keep);
     return captured;
   });
 }

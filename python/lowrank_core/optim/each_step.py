@@ -46,9 +46,8 @@ class EachStep:
             directions = _directions(bucket, slots, [low for _, low in chosen], states[some])
             scales = [_scale(bucket, *place) for place in zip(slots, states[some], strict=True)]
             if isinstance(bucket.parts.projector, EachStepSelection):
-                lows = [direction.dense(scale) for direction, scale in zip(directions, scales, strict=True)]
+                lows = [one.numerator if one.denominator is None else one.dense() for one in directions]
                 matrices = _lifted(lows, [cast(Indices, subspace) for subspace, _ in chosen])
-                scales = [1.0] * len(slots)
             else:  # a matrix that is taken whole is orthogonalized
                 matrices = [direction.numerator for direction in directions]
             if not step_along(bucket, slots, matrices, scales, states[some]):

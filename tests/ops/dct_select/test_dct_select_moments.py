@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import dct_family as family
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lowrank_core.ops.dct_select.lists import select_feedback_list_
 from lowrank_core.reference import dct_select as reference
 from testing import cases, checks, layouts, tolerance
 from torch import Tensor
@@ -159,6 +161,29 @@ def test_keeping_a_share_of_the_identity_is_momentum_on_chosen_rows() -> None:
         assert torch.equal(out.indices, rows) and checks.same_bits(out.coeffs, momentum[rows])
         momentum[rows] *= mu
         assert checks.same_bits(state, momentum)
+
+
+@pytest.mark.parametrize("norm_ord", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1), (70, 33), (300, 301), (5000, 3)], ids=str)
+def test_the_layout_changes_no_bit_of_feedback_by_unit_vectors(shape: tuple[int, int], norm_ord: int) -> None:
+    """Lines along memory are added up as they lie there; others go through the lanes of a transform."""
+    found = []
+    for of_g, of_residual in itertools.product(layouts.LAYOUTS.values(), repeat=2):
+        g, residual = of_g(cases.gaussian(*shape).float()), of_residual(cases.gaussian(*shape, seed=1).float())
+        rank = (min(shape) + 1) // 2
+        out = lowrank_core.dct_select_feedback_(
+            residual, g, rank, keep=0.5, basis="identity", side="right", norm_ord=norm_ord
+        )
+        found.append([residual.contiguous(), *out[:3]])
+    assert all(all(map(checks.same_bits, some, found[0])) for some in found)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_list_with_a_residual_that_is_not_finite_is_refused(value: float) -> None:
+    residuals, matrices = [torch.ones(6, 5), torch.ones(6, 5)], [torch.ones(6, 5), torch.ones(6, 5)]
+    residuals[1][2, 3] = value
+    with pytest.raises(ValueError, match=r"dct_select_feedback_: `residual\[1\]` must be finite"):
+        select_feedback_list_(residuals, matrices, [2, 2], ["left", "right"], keep=0.5, basis="identity", norm_ord=1)
 
 
 @pytest.mark.parametrize("where", ["g", "residual", "basis"])

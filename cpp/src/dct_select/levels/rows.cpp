@@ -1,5 +1,6 @@
 // Rows through a fast transform, one in each lane of a vector, and what is made of their coordinates.
 #include "lowrank_core/simd/rows.h"
+#include "dct_select/levels/lines.h"
 #include "dct_select/levels/tile.h"
 #include "lowrank_core/dispatch.h"
 
@@ -185,6 +186,7 @@ void run(const RowJob<T>& job) {
 
 namespace lowrank {
 
-constinit const dct_select::Level dct_select::Level::LRC_LEVEL = {{{LRC_LEVEL::run<float>}, {LRC_LEVEL::run<double>}}};
+constinit const dct_select::Level dct_select::Level::LRC_LEVEL = {
+    {{LRC_LEVEL::run<float>, LRC_LEVEL::add_lines<float>}, {LRC_LEVEL::run<double>, LRC_LEVEL::add_lines<double>}}};
 
 }  // namespace lowrank

@@ -17,12 +17,16 @@ def select_feedback_list_(
     basis: str,
     norm_ord: int,
 ) -> list[Triplet]:
-    """`dct_select_feedback_` of each of `matrices` [m, n], in a named basis, with the bits that it has alone."""
+    """`dct_select_feedback_` of each of `matrices` [m, n], in a named basis, with the bits that it has alone.
+
+    The caller knows that `matrices` are finite. Where residuals are not, or do not stay so, the error comes once they
+    are written, but for float64.
+    """
     out = [outputs(g, rank, None, side=side) for g, rank, side in zip(matrices, ranks, sides, strict=True)]
     lists = [list(part) for part in zip(*out, strict=True)]
     lists += [residuals, matrices, [side == "left" for side in sides]]
-    named = {f"g[{i}]": g for i, g in enumerate(matrices)}
-    options = {"keep": keep, "basis": basis, "norm_ord": norm_ord}
+    named = {f"residual[{i}]": residual for i, residual in enumerate(residuals)}
+    options = {"keep": keep, "basis": basis, "norm_ord": norm_ord, "finite": True}
     call_finite("dct_select_feedback_", _core.dct_select_feedback_list, *lists, arrays=named, **options)
     return out
 
