@@ -33,7 +33,7 @@ BELOW: dict[str, set[str]] = {
     "tree_file": {"atomic"},
     "memory": {"checks", "ops"},
     "optim": {"checks", "extras", "memory", "ops", "telemetry", "tree_file", "atomic"},
-    "adapters": {"checks", "extras", "ops", "optim", "telemetry"},
+    "adapters": {"checks", "extras", "memory", "ops", "optim", "telemetry"},
     "integrations": {"checks", "extras", "memory", "ops", "optim", "adapters", "telemetry"},
     "cli": {
         *("__version__", "_core", "extras", "atomic", "tree_file", "telemetry"),

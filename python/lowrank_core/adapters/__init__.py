@@ -16,12 +16,14 @@ from lowrank_core.adapters.cotangents import (
 from lowrank_core.adapters.find import Pair, find_pairs
 from lowrank_core.adapters.jacobian import jacobian_rows
 from lowrank_core.adapters.layers import LoRALinear
+from lowrank_core.adapters.loko import LoKO
 from lowrank_core.adapters.loraplus import loraplus_param_groups
 from lowrank_core.adapters.scaled import ScaledAdamW
 from lowrank_core.adapters.tape import LinearTape, record_linears
 
 __all__ = [
     "LinearTape",
+    "LoKO",
     "LoRALinear",
     "Pair",
     "ScaledAdamW",

@@ -141,9 +141,34 @@ def divergence(jac: Rows, delta: Rows) -> float:
       >>> kalman.divergence(torch.eye(2), torch.tensor([1.0, 2.0]))
       2.5
     """
+    return 0.5 * float(predicted_change(jac, delta).square().sum())
+
+
+def predicted_change(jac: Rows, delta: Rows) -> Tensor:
+    """M delta [m] in float64, summed over lists: how the outputs change, to first order.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.adapters import kalman
+      >>> kalman.predicted_change(torch.eye(2), torch.tensor([1.0, 2.0])).tolist()
+      [1.0, 2.0]
+    """
     pairs = [(jac, delta)] if isinstance(jac, Tensor) and isinstance(delta, Tensor) else zip(jac, delta, strict=True)
-    change = sum(rows.reshape(rows.shape[0], -1).double() @ d.reshape(-1).double() for rows, d in pairs)
-    return 0.5 * float(torch.as_tensor(change).detach().square().sum())
+    parts = [rows.reshape(rows.shape[0], -1).double() @ d.reshape(-1).double() for rows, d in pairs]
+    return torch.stack(parts).sum(0).detach()
+
+
+def moved_on(score: Sequence[Tensor], jac: Sequence[Tensor], delta: Sequence[Tensor]) -> list[Tensor]:
+    """The score after the parameters have moved by `delta`, on the same linearization: g - Mᵀ M delta.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core.adapters import kalman
+      >>> kalman.moved_on([torch.tensor([3.0])], [torch.tensor([[2.0]])], [torch.tensor([0.5])])
+      [tensor([1.])]
+    """
+    ahead = predicted_change(jac, delta).unsqueeze(0)
+    return [g - _mixed(ahead, rows)[0] for g, rows in zip(score, jac, strict=True)]
 
 
 def predict_variance(p: Tensor, *, q: float = 0.0, alpha: float = 0.0, gamma: float = 1.0) -> Tensor:

@@ -1,0 +1,181 @@
+"""LoKO: equal to a dense filter's diagonal, safe for any start, and a citizen of any loop."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from loko_cases import CLASSES, batch, model, theta, variances
+from lowrank_core import adapters
+from testing.tolerance import gamma
+from torch import Tensor, nn
+
+
+def jacobian(net: nn.Module, f: Any) -> Tensor:
+    """[outputs, parameters] of f(net), row by row."""
+    out = f(net).flatten()
+    params = [p for p in net.parameters() if p.requires_grad]
+    rows = [torch.autograd.grad(value, params, retain_graph=True) for value in out]
+    return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+
+
+def dense(p: Tensor, h: Tensor, e: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """The textbook filter: change and variances, from a covariance that is diagonal before the step."""
+    cov = torch.diag(p)
+    gain = cov @ h.mT @ torch.linalg.inv(h @ cov @ h.mT + r)
+    return gain @ e, torch.diag(cov - gain @ h @ cov)
+
+
+@pytest.mark.parametrize("b", [1, 3])
+def test_a_stacked_step_is_the_diagonal_of_a_dense_filter(b: int) -> None:
+    net, (x, y) = model(), batch(b)
+    probabilities = torch.softmax(net(x).detach(), -1)
+    h = jacobian(net, lambda n: torch.softmax(n(x), -1)[:, :-1])  # one class less: the others say it
+    e = (nn.functional.one_hot(y, CLASSES) - probabilities)[:, :-1].flatten()
+    r = torch.block_diag(*[torch.diag(v) - torch.outer(v, v) for v in probabilities[:, :-1]])
+    start = theta(net)
+    delta, p = dense(torch.full_like(start, 0.2), h, e, r)
+    optimizer = adapters.LoKO(net, p0=0.2, kl_limit=None)
+    loss = optimizer.step(net(x), y)
+    torch.testing.assert_close(theta(net) - start, delta)
+    torch.testing.assert_close(variances(optimizer, net), p)
+    exact = -probabilities[range(b), y].log().mean()
+    torch.testing.assert_close(loss.double(), exact, rtol=gamma(CLASSES + b, torch.float32), atol=0)
+
+
+def test_float_targets_are_observed_with_noise_1() -> None:
+    net, (x, _) = model(), batch(2)
+    target = torch.randn(2, CLASSES, dtype=torch.float64)
+    start, h = theta(net), jacobian(net, lambda n: n(x))
+    delta, p = dense(torch.full_like(start, 0.2), h, (target - net(x).detach()).flatten(), torch.eye(6).double())
+    optimizer = adapters.LoKO(net, p0=0.2, kl_limit=None)
+    optimizer.step(net(x), target)
+    torch.testing.assert_close(theta(net) - start, delta)
+    torch.testing.assert_close(variances(optimizer, net), p)
+
+
+def test_one_weight_is_recursive_least_squares() -> None:
+    layer, p0 = nn.Linear(1, 1, bias=False).double(), 2.0
+    nn.init.constant_(layer.weight, 0.5)
+    optimizer = adapters.LoKO(layer, p0=p0, kl_limit=None)
+    xs, ys = torch.randn(7, 1, dtype=torch.float64), torch.randn(7, 1, dtype=torch.float64)
+    for x, y in zip(xs, ys, strict=True):
+        optimizer.step(layer(x[None]), y[None])
+    precision = 1 / p0 + xs.square().sum()
+    torch.testing.assert_close(1 / optimizer.state[layer.weight]["variance"].squeeze(), precision)
+    torch.testing.assert_close(layer.weight.detach().squeeze(), ((xs * ys).sum() + 0.5 / p0) / precision)
+
+
+def test_sequential_is_one_dense_filter_after_the_other_on_one_linearization() -> None:
+    net, (x, y) = model(), batch(3)
+    start = theta(net)
+    moved, p = torch.zeros_like(start), torch.full_like(start, 0.2)
+    for i in range(3):
+        logits = net(x[i : i + 1]).detach()[0]
+        probabilities = torch.softmax(logits, -1)
+        fisher = torch.diag(probabilities) - torch.outer(probabilities, probabilities)
+        h = jacobian(net, lambda n, i=i: n(x[i : i + 1]))
+        g = h.mT @ (nn.functional.one_hot(y[i], CLASSES) - probabilities) - h.mT @ fisher @ h @ moved
+        information = torch.diag(1 / p) + h.mT @ fisher @ h
+        moved, p = moved + torch.linalg.solve(information, g), torch.diag(torch.linalg.inv(information))
+    optimizer = adapters.LoKO(net, p0=0.2, kl_limit=None, batch="sequential")
+    optimizer.step(net(x), y)
+    torch.testing.assert_close(theta(net) - start, moved)
+    torch.testing.assert_close(variances(optimizer, net), p)
+
+
+def test_the_mean_of_equal_samples_is_their_stack() -> None:
+    found = []
+    for mode in ("mean", "stacked"):
+        net, (x, y) = model(), batch(1)
+        optimizer = adapters.LoKO(net, p0=0.2, kl_limit=None, batch=mode)
+        optimizer.step(net(x.expand(4, -1)), y.expand(4))
+        found.append((theta(net), variances(optimizer, net)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("fisher", ["full", "lumped", "monte_carlo"])
+def test_tokens_that_are_ignored_do_not_count(fisher: str) -> None:
+    found = []
+    for ignored in (False, True):
+        net, (x, y) = model(), batch(4)
+        tokens, targets = net(x).view(2, 2, CLASSES), y.view(2, 2)
+        if ignored:
+            more = net(torch.randn(2, 5, dtype=torch.float64)).view(2, 1, CLASSES)
+            tokens = torch.cat([tokens, more], 1)
+            targets = torch.cat([targets, torch.full((2, 1), -100)], 1)
+        optimizer = adapters.LoKO(net, p0=0.2, fisher=fisher, draws=400)
+        optimizer.step(tokens, targets)
+        found.append(theta(net) - theta(model()))
+    if fisher == "monte_carlo":  # other draws: the same step but for their noise
+        assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.9
+    else:
+        torch.testing.assert_close(*found)
+
+
+def test_gradients_alone_are_one_observation() -> None:
+    net, (x, y) = model(), batch(4)
+    start = theta(net)
+    optimizer = adapters.LoKO(net, p0=0.2, kl_limit=None)
+    nn.functional.cross_entropy(net(x), y).backward()
+    g = torch.cat([p.grad.flatten() for p in net.parameters() if p.requires_grad])  # type: ignore[union-attr]
+    assert optimizer.step() is None
+    weight = 1 + (0.2 * g * g).sum()
+    torch.testing.assert_close(theta(net) - start, -0.2 * g / weight)
+    torch.testing.assert_close(variances(optimizer, net), 0.2 - (0.2 * g).square() / weight)
+
+
+def test_a_closure_is_evaluated_and_its_loss_returned() -> None:
+    net, (x, y) = model(), batch(4)
+    optimizer = adapters.LoKO(net)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        return loss
+
+    before = theta(net)
+    assert optimizer.step(closure).requires_grad
+    assert not torch.equal(before, theta(net))
+
+
+@pytest.mark.parametrize("policy", ["ggn", "ema_pre", "ema_post", "innovation", "scalar", "fixed"])
+@pytest.mark.parametrize("p0", [1e-3, 1.0])
+def test_variances_stay_positive_and_weights_finite(policy: str, p0: float) -> None:
+    net = model(torch.float32)
+    optimizer = adapters.LoKO(net, p0=p0, policy=policy)
+    for step in range(60):
+        x, y = batch(2, torch.float32, seed=step // 20)  # three batches, each until it is known by heart
+        optimizer.step(net(10 * x), y)
+        p = variances(optimizer, net)
+        assert bool((p > 0).all()) and bool((p <= p0).all()) and bool(theta(net).isfinite().all())
+    assert optimizer.skipped_steps == 0
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e-5])
+def test_predictions_move_no_further_than_the_limit(limit: float) -> None:
+    moved = []
+    for own in (None, limit):
+        net, (x, y) = model(), batch(1)
+        probabilities, h, before = torch.softmax(net(x).detach()[0], -1), jacobian(net, lambda n, x=x: n(x)), theta(net)
+        adapters.LoKO(net, p0=1.0, kl_limit=own).step(net(x), y)
+        change = h @ (theta(net) - before)
+        fisher = torch.diag(probabilities) - torch.outer(probabilities, probabilities)
+        moved.append(float(0.5 * change @ fisher @ change))
+    assert moved[0] > limit >= moved[1] * (1 - gamma(len(before), torch.float64))
+    assert moved[1] > limit * (1 - gamma(len(before), torch.float64))
+
+
+def test_process_noise_gives_variance_back_up_to_the_start() -> None:
+    net, (x, y) = model(), batch(1)
+    plain = adapters.LoKO(copy.deepcopy(net), p0=0.2)
+    noisy = adapters.LoKO(net, p0=0.2, process_noise=1e-2)
+    for optimizer in (plain, noisy):
+        (own := optimizer._model).zero_grad()  # type: ignore[union-attr]
+        optimizer.step(own(x), y)  # type: ignore[misc]
+    expected = (variances(plain, plain._model) + 2e-3).clamp(max=0.2)  # type: ignore[arg-type]
+    torch.testing.assert_close(variances(noisy, net), expected)

@@ -1,0 +1,138 @@
+"""LoKO in a run: goes on to the bit, skips what is not finite, refuses what does not fit."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from loko_cases import batch, model, theta, variances
+from lowrank_core import adapters
+
+
+@pytest.mark.parametrize("policy", ["ggn", "ema_pre", "scalar"])
+def test_a_run_goes_on_to_the_bit(policy: str) -> None:
+    net = model(torch.float32)
+    optimizer = adapters.LoKO(net, policy=policy, fisher="monte_carlo")
+    for step in range(3):
+        x, y = batch(2, torch.float32, seed=step)
+        optimizer.step(net(x), y)
+    file = io.BytesIO()
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    other = model(torch.float32, seed=9)
+    other.load_state_dict(saved["model"])
+    again = adapters.LoKO(other, policy=policy, fisher="monte_carlo")
+    again.load_state_dict(saved["optimizer"])
+    for step in range(3, 6):
+        x, y = batch(2, torch.float32, seed=step)
+        optimizer.step(net(x), y)
+        again.step(other(x), y)
+    assert torch.equal(theta(net), theta(other))
+    assert torch.equal(variances(optimizer, net), variances(again, other))
+
+
+@pytest.mark.parametrize("policy", ["ggn", "ema_pre"])
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+def test_what_is_not_finite_changes_nothing(policy: str, nonfinite: str) -> None:
+    net, (x, y) = model(torch.float32), batch(2, torch.float32)
+    optimizer = adapters.LoKO(net, policy=policy, nonfinite=nonfinite, batch="sequential")
+    optimizer.step(net(x), y)
+    kept = theta(net), variances(optimizer, net), copy.deepcopy(optimizer.state_dict()["filter"]["noise"])
+    net[0].lora_B.register_hook(lambda grad: grad * torch.nan)
+    if nonfinite == "raise":
+        with pytest.raises(RuntimeError, match="must be finite"):
+            optimizer.step(net(x), y)
+    else:
+        optimizer.step(net(x), y)
+        assert optimizer.skipped_steps == 2  # one for each sample
+    assert torch.equal(kept[0], theta(net)) and torch.equal(kept[1], variances(optimizer, net))
+    noise = optimizer.state_dict()["filter"]["noise"]
+    assert noise.keys() == kept[2].keys() and all(torch.equal(noise[key], kept[2][key]) for key in noise)
+
+
+def test_recorded_inputs_change_nothing_but_the_time() -> None:
+    found = []
+    for recorded in (False, True):
+        net, (x, y) = model(), batch(2)
+        optimizer = adapters.LoKO(net)
+        if recorded:
+            with optimizer.recording():
+                outputs = net(x)
+        else:
+            outputs = net(x)
+        optimizer.step(outputs, y)
+        found.append(theta(net))
+    torch.testing.assert_close(*found)
+
+
+def test_a_copy_goes_on_by_itself() -> None:
+    net, (x, y) = model(), batch(2)
+    optimizer = adapters.LoKO(net, policy="ema_pre")
+    optimizer.step(net(x), y)
+    twin, twins = copy.deepcopy((net, optimizer))
+    optimizer.step(net(x), y)
+    twins.step(twin(x), y)
+    assert torch.equal(theta(net), theta(twin))
+
+
+def test_outputs_of_autocast_are_taken() -> None:
+    net, (x, y) = model(torch.float32), batch(4, torch.float32)
+    optimizer = adapters.LoKO(net)
+    losses = []
+    for _ in range(8):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = net(x)
+        losses.append(float(optimizer.step(outputs, y)))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"policy": "none"}, "`policy` must be"),
+        ({"batch": "both"}, "`batch` must be"),
+        ({"policy": "fixed", "batch": "mean"}, '`batch` must be "sequential" where `policy` estimates the noise'),
+        ({"p0": 0.0}, "`p0` must be a number > 0, or None, got 0.0"),
+        ({"process_noise": -1}, "`process_noise` must be a number >= 0, got -1"),
+        ({"kl_limit": 0}, "`kl_limit` must be > 0 or None, got 0"),
+        ({"fisher": "some"}, "`fisher` must be"),
+        ({"draws": 0}, "`draws` must be an int >= 1, got 0"),
+        ({"policy": "ema_pre", "policy_options": {"beta": 2.0}}, "`beta` must be in"),
+        ({"nonfinite": "ignore"}, "`nonfinite` must be"),
+    ],
+)
+def test_values_out_of_range_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        adapters.LoKO(model(), **keys)
+
+
+def test_what_does_not_fit_is_refused_by_a_sentence() -> None:
+    net, (x, y) = model(), batch(2)
+    optimizer = adapters.LoKO(net)
+    cases: list[tuple[Any, Any, str]] = [
+        (net(x), y[:1], r"`targets` must be \[2\] for `outputs` of shape \[2, 3\], got shape \[1\]"),
+        (net(x)[0], y[0], r"`outputs` must be \[B, C\]"),
+        (net(x), torch.full((2,), -100), "`targets` must have a class that counts"),
+        (net(x), torch.zeros(2), r"`targets` must be \[2, 3\]"),
+    ]
+    for outputs, targets, message in cases:
+        with pytest.raises(ValueError, match=message):
+            optimizer.step(outputs, targets)
+    with pytest.raises(TypeError, match="`targets` must be a tensor, got list"):
+        optimizer.step(net(x), [0, 1])
+    groups = [{"params": [p], "lr": float(i + 1)} for i, p in enumerate(net.parameters()) if p.requires_grad]
+    with pytest.raises(ValueError, match="`lr` must be the same in all groups, which are one filter"):
+        adapters.LoKO(groups).step(net(x), y)
+    with pytest.raises(ValueError, match="must be made of a module, got parameters"), adapters.LoKO(groups).recording():
+        pass
+    with pytest.raises(ValueError, match="`weight_decay` must be left out of its groups"):
+        adapters.LoKO([{**groups[0], "weight_decay": 0.1}])
+    other = adapters.LoKO(model(), policy="fixed")
+    with pytest.raises(ValueError, match="`state_dict` must be of policy 'fixed', got one of 'ggn'"):
+        other.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"`outputs` must be \[B, C\] with C up to 64"):
+        other.step(net(x)[:, None], y[:, None])
