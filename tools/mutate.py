@@ -1,8 +1,8 @@
 """Plants mutants one by one in a copy of the tree and runs the tests that should catch them: `make mutate`.
 
-Mutants are drawn by a seed from all places of optim/, adapters/, ops/ and the headers that generic operators of
-mutation reach; those that were planted by hand once come first. Results are kept in build/mutate, and a later run goes
-on there. A summary is written to docs/results/mutants.md after a run over all files.
+Mutants are drawn by a seed from all places of optim/, adapters/, ops/, memory/, cli/study/ and the headers that generic
+operators of mutation reach; those that were planted by hand once come first. Results are kept in build/mutate, and a
+later run goes on there. A summary is written to docs/results/mutants.md after a run over all files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from mutation.verdict import summary, unsound, write_page
 from report import ROOT
 
 PACKAGE = "lowrank_core"
-DRAWN_FROM = tuple(f"python/{PACKAGE}/{folder}/**/*.py" for folder in ("optim", "adapters", "ops"))
+FOLDERS = ("optim", "adapters", "ops", "memory", "cli/study")
+DRAWN_FROM = tuple(f"python/{PACKAGE}/{folder}/**/*.py" for folder in FOLDERS)
 HEADERS = (f"cpp/include/{PACKAGE}/**/*.h",)
 PLANTED_IN = (f"python/{PACKAGE}/cli/*.py",)
 OF_HEADERS = 4  # one mutant of so many is one of a header
@@ -48,7 +49,7 @@ def cases(sources: dict[str, str], seed: int, count: int) -> Iterator[Case]:
 
 def of_python(sources: dict[str, str], seed: int) -> Iterator[Case]:
     """In the order of the draw."""
-    chosen = {path for path in sources if any(f"/{PACKAGE}/{part}/" in path for part in ("optim", "adapters", "ops"))}
+    chosen = {path for path in sources if any(f"/{PACKAGE}/{part}/" in path for part in FOLDERS)}
     places: list[Site] = []
     for path in sorted(path for path in chosen if path.endswith(".py")):
         places += python_sites.sites(path, sources[path])

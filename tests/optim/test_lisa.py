@@ -250,6 +250,7 @@ def test_what_no_estimate_says() -> None:
         ({"active": 0}, "`active` must be an int from 1 to 6, got 0"),
         ({"period": 0}, "`period` must be an int >= 1, got 0"),
         ({"state": "offload"}, "`state` must be one of drop, keep, got 'offload'"),
+        ({"seed": -(2**63) - 1}, "`seed` must be an int >= -2.*63, got -9223372036854775809"),
         ({"seed": 0.5}, "`seed` must be an int >= -2.*63, got 0.5"),
         ({"layers": "blocks"}, "`layers` must be the name of a module of the model, got 'blocks'"),
         ({"layers": [nn.Linear(2, 2)]}, "`layers` must be modules of the model, one or more, got"),

@@ -23,6 +23,12 @@ _FIRST = (
         for file in ("methods/flora", "parts/residuals/sketched", "parts/rules/average", "parts/rules/adafactor")
     ),
     ("optim/layerwise/compressed", ("optim/test_flora_accumulation.py",)),
+    ("optim/layerwise/flag", ("optim/test_layerwise_scaler.py", "optim/test_layerwise_handle.py")),
+    ("optim/layerwise/norms", ("optim/test_layerwise_clip.py",)),
+    ("optim/watched", ("optim/test_monitor_others.py", "optim/test_monitor.py")),
+    ("optim/monitor", ("optim/test_monitor.py", "optim/test_monitor_others.py")),
+    ("memory/gradients", ("optim/test_layerwise_memory.py", "cli/test_estimate.py", "cli/test_estimate_model.py")),
+    ("memory/training", ("cli/test_estimate.py", "cli/test_estimate_model.py")),
     ("optim/int8", ("optim/test_int8.py", "optim/test_int8_training.py")),
     *(
         (f"optim/{file}", ("optim/test_qgalore.py", "optim/test_optim_defaults.py", "optim/test_contract_state.py"))
@@ -139,6 +145,10 @@ _FIRST = (
     ("ops/subspace_step/step", ("ops/subspace_step/test_subspace_step_refusals.py", "optim/test_admission.py")),
     ("ops/subspace_step/lines", ("ops/subspace_step/test_subspace_step_lines.py",)),
     ("ops/subspace_step/", ("ops/subspace_step/test_subspace_step_refusals.py", "ops/subspace_step")),
+    *(
+        (f"cli/study/{stem}", (f"cli/study/test_{stem}.py",))
+        for stem in ("intervals", "ladders", "published", "stages")
+    ),
     ("cli/study/", ("cli/study",)),
     ("cli/bench/products", ("cli/test_bench_products.py",)),
     ("cli/bench/", ("cli/test_bench.py", "cli/test_bench_peers.py")),
@@ -148,6 +158,7 @@ _FIRST = (
 # Folder of the source, tests that then run: the neighbourhood, and what uses it.
 _THEN = (
     ("optim/", (("optim",), ("cli/test_methods.py", "cli/test_optimizers.py", "test_docs.py", "test_docstrings.py"))),
+    ("memory/", (("optim/test_state_bytes.py", "cli/test_estimate.py", "optim/test_contract_state.py"),)),
     ("adapters/", (("adapters",), ("test_docs.py", "test_docstrings.py"))),
     *(
         (f"ops/{family}/", ((f"ops/{family}", "ops"), ("adapters" if family == "kalman_diag" else "optim",)))

@@ -46,9 +46,11 @@ def test_a_best_at_the_edge_of_what_was_tried_is_told():
     assert on_the_edge((RATE, DECAY), tried) == ["lr", "decay"]
 
 
-def test_an_end_of_the_ladder_is_no_edge():
-    short = Ladder("lr", (0.5, 1.0), (0.5, 1.0))
-    assert on_the_edge((short,), walk({"lr": 1.0}, (short,), lambda point: point["lr"])) == []
+@pytest.mark.parametrize("values", [(0.5, 1.0), (0.5, 1.0, 2.0)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_end_of_the_ladder_is_no_edge(sign, values):
+    short = Ladder("lr", values, values)
+    assert on_the_edge((short,), walk({"lr": 1.0}, (short,), lambda point: sign * point["lr"])) == []
 
 
 def test_a_diverged_run_is_never_the_best():

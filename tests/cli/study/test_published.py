@@ -45,6 +45,40 @@ def test_claims_are_of_contenders_and_have_a_source():
     assert all((claim.ratio is None) == (claim.figure == published.LOSS) for claim in CLAIMS)
 
 
+# Typed a second time from the papers, so that a slip of the pen shows.
+LOSSES = {
+    "galore": "60M 34.88 for 34.06: +0.7%; 130M 25.36 for 25.08: +0.3%; 350M 18.95 for 18.80: +0.3%; "
+    "1B 15.64 for 15.56: +0.2%",
+    "coap": "the same",
+    "apollo": "60M 31.55 for 34.06: -2.2%; 130M 22.94 for 25.08: -2.8%; 350M 16.85 for 18.80: -3.7%; "
+    "1B 14.20 for 15.56: -3.3%",
+    "adarankgrad": "60M 34.24 for 34.06: +0.1%; 130M 25.22 for 25.08: +0.2%; 350M 18.91 for 18.80: +0.2%; "
+    "1B 14.71 for 15.56: -2.0%",
+    "dct": "800M 13.69 for 11.73: +6.3%",
+    "qgalore": "60M 34.88 for 34.06: +0.7%; 130M 25.53 for 25.08: +0.6%; 350M 19.79 for 18.80: +1.7%; "
+    "1B 16.25 for 15.56: +1.6%",
+    "fira": "60M 31.06 for 34.06: -2.6%; 130M 22.73 for 25.08: -3.1%; 350M 16.85 for 18.80: -3.7%; "
+    "1B 14.31 for 15.56: -3.1%",
+    "ldadam": "800M 13.91 for 11.73: +6.9%",
+    "trion": "350M 15.30 for 14.99: +0.8%; 800M 12.22 for 12.05: +0.6%; 1.3B 11.28 for 11.13: +0.6%",
+}
+STATES = {"galore": "0.34", "coap": "0.39"}
+TIMES = {
+    "galore": "1.04", "coap": "1.02", "lisa": "0.34", "dct": "1.05", "qgalore": "1.17", "fira": "1.06", "ldadam": "1.32"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"), [(published.LOSS, LOSSES), (published.STATE, STATES), (published.TIME, TIMES)]
+)
+def test_the_numbers_are_those_of_the_papers(figure, said):
+    assert {claim.method: claim.said for claim in CLAIMS if claim.figure == figure} == said
+    assert {claim.method: claim.peer for claim in CLAIMS if claim.peer != "adamw"} == {
+        "qgalore": "galore",
+        "trion": "muon",
+    }
+
+
 def test_a_claim_is_told_as_it_is_and_relative_to_the_peer():
     claim = claim_of((math.e**2.2, math.e**2), (math.e**1.9, math.e**2))
     assert claim.said.startswith("0 9.03 for 7.39: +10.0%; 1 6.69 for 7.39: -5.0%")
