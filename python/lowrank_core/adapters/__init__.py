@@ -1,4 +1,4 @@
-"""Training of adapters: rows of their Jacobian, and what a Kalman filter needs of a model's outputs (needs torch)."""
+"""Adapters: their starts and mergers, their training, and what a Kalman filter needs of a model (needs torch)."""
 # ruff: noqa: E402  (what is missing must be said before it is imported)
 
 from lowrank_core.extras import require_torch
@@ -18,7 +18,11 @@ from lowrank_core.adapters.jacobian import jacobian_rows
 from lowrank_core.adapters.layers import LoRALinear
 from lowrank_core.adapters.loko import LoKO
 from lowrank_core.adapters.loraplus import loraplus_param_groups
+from lowrank_core.adapters.merging import extract_lora, merge_adapters
+from lowrank_core.adapters.peft_state import PeftAdapter, read_adapter, save_adapter
 from lowrank_core.adapters.scaled import ScaledAdamW
+from lowrank_core.adapters.square import fold_square_
+from lowrank_core.adapters.starts import init_lora_
 from lowrank_core.adapters.tape import LinearTape, record_linears
 
 __all__ = [
@@ -26,16 +30,23 @@ __all__ = [
     "LoKO",
     "LoRALinear",
     "Pair",
+    "PeftAdapter",
     "ScaledAdamW",
+    "extract_lora",
     "find_pairs",
+    "fold_square_",
     "identity_cotangents",
+    "init_lora_",
     "jacobian_rows",
     "kalman",
     "loraplus_param_groups",
     "lumped_cotangents",
+    "merge_adapters",
     "monte_carlo_cotangents",
     "noise",
+    "read_adapter",
     "record_linears",
+    "save_adapter",
     "softmax_cotangents",
     "split_score",
 ]

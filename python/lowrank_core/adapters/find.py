@@ -117,7 +117,7 @@ def require_pairs(op: str, model: nn.Module, *, trained: bool = True) -> list[Pa
 def _pairs_of(name: str, module: nn.Module, adapter: str | None) -> Iterator[Pair]:
     found = cast(Any, module)
     if isinstance(getattr(module, "lora_A", None), nn.Parameter):
-        yield Pair(name, found.lora_A, found.lora_B, module)
+        yield Pair(name, found.lora_A, getattr(module, "outer", found.lora_B), module)
     for first, second in (("lora_A", "lora_B"), _EMBEDDING):
         inner, outer = (_by_adapter(getattr(module, each, None)) for each in (first, second))
         if not inner:

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lowrank_core.adapters.products import with_product
 from lowrank_core.checks import is_count, is_number, require
-from lowrank_core.ops.chain_lr import lora_linear
+from lowrank_core.ops.chain_lr import lora_linear, usv_linear
 
 
 class LoRALinear(nn.Module):
@@ -16,6 +17,7 @@ class LoRALinear(nn.Module):
 
     W and bias are those of `base`, frozen. `lora_A` [rank, in] starts as torch.nn.Linear's weight does, `lora_B`
     [out, rank] at zero, so the layer starts as `base`. They have the base's dtype where it trains, else float32.
+    `init_lora_` may put `lora_S` [rank, rank] between them: then B S takes the place of B, and S alone trains.
 
     Args:
       base: torch.nn.Linear.
@@ -48,20 +50,44 @@ class LoRALinear(nn.Module):
         made = weight if weight.is_floating_point() else weight.new_empty((), dtype=torch.float32)
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, dtype=made.dtype, device=weight.device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=made.dtype, device=weight.device))
+        self.lora_S: nn.Parameter | None
+        self.register_parameter("lora_S", None)
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        base = self.base_layer
-        return lora_linear(x, base.weight, self.lora_A, self.lora_B, scale=self.scaling, bias=base.bias)
+        w, bias, a, b = self.base_layer.weight, self.base_layer.bias, self.lora_A, self.lora_B
+        if self.lora_S is None:
+            return lora_linear(x, w, a, b, scale=self.scaling, bias=bias)
+        return usv_linear(x, w, b, self.lora_S, a.mT, scale=self.scaling, bias=bias)
+
+    @property
+    def outer(self) -> Tensor:
+        """[out, rank]: B, or B S."""
+        return self.lora_B if self.lora_S is None else self.lora_B @ self.lora_S
+
+    def set_square(self, square: Tensor) -> None:
+        """Freezes the factors and trains `square` [rank, rank] between them."""
+        self.lora_A.requires_grad_(False)
+        self.lora_B.requires_grad_(False)
+        self.lora_S = nn.Parameter(square)
+
+    @torch.no_grad()
+    def fold_square(self) -> bool:
+        """Makes B S the outer factor and lets both train; whether there was a square."""
+        if self.lora_S is None:
+            return False
+        self.lora_B.copy_(self.outer)
+        self.lora_S = None
+        self.lora_A.requires_grad_(True)
+        self.lora_B.requires_grad_(True)
+        return True
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
         """`base` with W + scale B A as its weight, formed in float32 and rounded once."""
         base = self.base_layer
-        wide = torch.promote_types(base.weight.dtype, torch.float32)
-        added = torch.addmm(base.weight.to(wide), self.lora_B.to(wide), self.lora_A.to(wide), alpha=self.scaling)
-        base.weight.copy_(added)
+        base.weight.copy_(with_product(base.weight, self.outer, self.lora_A, self.scaling))
         return base
 
     def extra_repr(self) -> str:

@@ -1,0 +1,67 @@
+"""The weight that an adapter adds to, as the matrix that the product of its factors has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lowrank_core.adapters.find import Pair
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_QUANTIZED = ("Params4bit", "Int8Params")  # of bitsandbytes, whose 4-bit codes may be stored as floating point
+
+
+@dataclass(frozen=True, eq=False)
+class BaseWeight:
+    """W0 of one pair.
+
+    Example: of an embedding [11, 6] the matrix is [6, 11], of a convolution [8, 6, 3] it is [8, 18].
+    """
+
+    param: Tensor
+    expert: int | None  # which of the matrices of `param`
+    transposed: bool  # whether the product is added to the transpose
+
+    def matrix_of(self, tensor: Tensor) -> Tensor:
+        """[m, n]: the matrix in a tensor of the shape of `param`."""
+        matrix = self._own(tensor).flatten(1)
+        return matrix.mT if self.transposed else matrix
+
+    @property
+    def matrix(self) -> Tensor:
+        """[m, n]"""
+        return self.matrix_of(self.param.detach())
+
+    @torch.no_grad()
+    def write(self, matrix: Tensor) -> None:
+        """Rounds `matrix` [m, n] to the dtype of the weight, in place."""
+        own = self._own(self.param)
+        own.copy_((matrix.mT if self.transposed else matrix).reshape(own.shape))
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        return tensor if self.expert is None else tensor[self.expert]
+
+
+def base_weight(pair: Pair) -> BaseWeight | str:
+    """The weight beside `pair`, or what stands in its place: the end of a sentence that refuses it."""
+    module = cast(Any, pair.module)
+    base: Any = module.get_base_layer() if hasattr(module, "get_base_layer") else getattr(module, "base_layer", None)
+    param = module.get_param() if hasattr(module, "get_param") else getattr(base, "weight", None)
+    kind = type(base).__name__
+    if not isinstance(param, Tensor):
+        return f"a layer {kind} without a weight"
+    if type(param).__name__ in _QUANTIZED or type(param).__module__.startswith("torchao") or param.dtype not in DTYPES:
+        return f"a quantized weight ({type(param).__name__}, {str(param.dtype).removeprefix('torch.')})"
+    if param.is_meta:
+        return "a weight without values, on the device meta"
+    if getattr(base, "groups", 1) != 1:
+        return f"a layer {kind} of {base.groups} groups"
+    swapped = not getattr(module, "_did_swap_in_out_features", True)  # experts stored as [in, out]
+    transposed = pair.embedding or bool(getattr(module, "fan_in_fan_out", False))
+    expert = None if pair.expert is None else pair.expert[0]
+    found = BaseWeight(param, expert, transposed or (expert is not None and swapped))
+    shape, product = tuple(found.matrix.shape), (pair.b_of(pair.b).shape[0], pair.a_of(pair.a).shape[1])
+    return found if shape == product else f"a weight {list(shape)} beside a product {list(product)}"
