@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 DOCUMENTS = [*PAGES, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "adr").glob("*.md"))]
 SHELL = ("sh", "bash", "shell")
-FOREIGN = {"integrations": ("transformers", "accelerate", "peft", "lightning")}  # pages about other packages
+FOREIGN = {  # pages about other packages
+    "adapters": ("transformers", "peft"),
+    "integrations": ("transformers", "accelerate", "peft", "lightning"),
+}
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
