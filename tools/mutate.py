@@ -2,7 +2,8 @@
 
 Mutants are drawn by a seed from all places of optim/, adapters/, ops/, memory/, cli/study/ and the headers that generic
 operators of mutation reach; those that were planted by hand once come first. Results are kept in build/mutate, and a
-later run goes on there. A summary is written to docs/results/mutants.md after a run over all files.
+later run goes on there. A summary is written to docs/results/mutants.md after a run over all files, and to
+docs/results/mutants_of_files.md after one with --each.
 """
 
 from __future__ import annotations
@@ -45,6 +46,12 @@ def cases(sources: dict[str, str], seed: int, count: int) -> Iterator[Case]:
     for fault, mutant in (*planted(sources), *defaults(sources)):
         yield Case(mutant, fault)
     yield from islice(of_python(sources, seed), count - count // OF_HEADERS)
+
+
+def of_each(sources: dict[str, str], seed: int, number: int) -> Iterator[Case]:
+    """So many mutants drawn in each of the Python files."""
+    for path in sorted(sources):
+        yield from islice(of_python({path: sources[path]}, seed), number)
 
 
 def of_python(sources: dict[str, str], seed: int) -> Iterator[Case]:
@@ -101,6 +108,9 @@ def run(options: argparse.Namespace, ledger: Ledger) -> list[Record]:
         return [found for key in keys if (found := ledger.get(key))]
 
     found: list[Record] = []
+    if options.each:
+        named = {path: text for path, text in sources.items() if options.only and path.startswith(tuple(options.only))}
+        return finish(list(of_each(named, options.seed, options.each)), Copy, extension())
     if options.part in ("all", "python"):
         found += finish(
             [case for case in cases(sources, options.seed, options.count) if wanted(case)], Copy, extension()
@@ -126,7 +136,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--seed", type=int, default=10, help="of the draw (10)")
     made.add_argument("--count", type=int, default=160, help="mutants drawn, a quarter of them of headers (160)")
-    made.add_argument("--only", metavar="PATH", nargs="+", help="files whose path starts so; no summary is written")
+    made.add_argument("--only", metavar="PATH", nargs="+", help="files whose path starts so")
+    made.add_argument("--each", type=int, default=0, help="mutants drawn in each Python file of --only, and no others")
     made.add_argument("--part", choices=("all", "python", "headers"), default="all", help="what mutants are made of")
     made.add_argument("--jobs", type=int, default=1, help="copies that are tested at the same time (1)")
     made.add_argument("--quick", action="store_true", help="run the nearest tests alone; a later run settles the rest")
@@ -144,8 +155,10 @@ def main() -> int:
     for test in wrong:
         print(f"mutate: {test} fails without a mutant, too")
     print(summary(found))
-    if options.only is None and options.part == "all" and not options.quick:
-        write_page(ROOT / "docs/results/mutants.md", found, options)
+    if options.each:
+        write_page(ROOT / "docs/results/mutants_of_files.md", found, f"--seed {options.seed} --each {options.each}")
+    elif options.only is None and options.part == "all" and not options.quick:
+        write_page(ROOT / "docs/results/mutants.md", found, f"--seed {options.seed} --count {options.count}")
     return 1 if wrong or any(one["outcome"] in ("survived", "unsettled") and proof(one) is None for one in found) else 0
 
 

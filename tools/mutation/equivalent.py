@@ -28,4 +28,9 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "run = torch_ops().kalman_diag_step_ if lists[0] and is_torch(lists[0][0]) else _step_list",
         "run = torch_ops().kalman_diag_step_ if lists[0] and is_torch(lists[ -1][0]) else _step_list",
     ): "`check_lists` has refused a score of another library than its theta, and lists of other lengths.",
+    (
+        "python/lowrank_core/memory/gradients.py",
+        "return min(1.0, (self.held + self.passing) / max(1, self.ordinary))",
+        "return min(1.0, (self.held + self.passing) / max( 2, self.ordinary))",
+    ): "An element has two bytes or more, and without any the numerator is zero.",
 }

@@ -27,8 +27,8 @@ _FIRST = (
     ("optim/layerwise/norms", ("optim/test_layerwise_clip.py",)),
     ("optim/watched", ("optim/test_monitor_others.py", "optim/test_monitor.py")),
     ("optim/monitor", ("optim/test_monitor.py", "optim/test_monitor_others.py")),
-    ("memory/gradients", ("optim/test_layerwise_memory.py", "cli/test_estimate.py", "cli/test_estimate_model.py")),
-    ("memory/training", ("cli/test_estimate.py", "cli/test_estimate_model.py")),
+    ("memory/gradients", ("cli/test_estimate.py", "optim/test_layerwise_memory.py")),
+    ("memory/training", ("cli/test_estimate.py", "optim/test_layerwise_memory.py")),
     ("optim/int8", ("optim/test_int8.py", "optim/test_int8_training.py")),
     *(
         (f"optim/{file}", ("optim/test_qgalore.py", "optim/test_optim_defaults.py", "optim/test_contract_state.py"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import platform
 import subprocess
@@ -58,12 +57,14 @@ def _end(one: Record) -> str:
     return "equivalent" if one["outcome"] in _NOT_CAUGHT and proof(one) is not None else one["outcome"]
 
 
-def write_page(path: Path, found: Iterable[Record], options: argparse.Namespace) -> None:
-    """docs/results/mutants.md."""
+def write_page(path: Path, found: Iterable[Record], options: str) -> None:
+    """docs/results/mutants.md, or the page of some files; `options` say what was drawn."""
     mutants = counted(found)
+    files = sorted({one["path"] for one in mutants if one["origin"] == "drawn" and one["path"].endswith(".py")})
     rows: list[tuple[str, Callable[[Record], bool]]] = [
         ("planted by hand once, and every default of a method", lambda one: one["origin"] != "drawn"),
-        *((f"drawn in {part}/", _drawn_in(part)) for part in ("optim", "adapters", "ops")),
+        *((f"drawn in {part}/", _drawn_in(part)) for part in ("optim", "adapters", "ops", "memory", "cli/study")),
+        *((f"drawn in `{path}`", _of_file(path)) for path in files if "--each" in options),
         ("drawn in the headers", lambda one: one["origin"] == "drawn" and one["path"].endswith(".h")),
         *((f"drawn, kind: {kind}", _of_kind(kind)) for kind in sorted({m["kind"] for m in mutants} - {"planted"})),
     ]
@@ -74,7 +75,7 @@ def write_page(path: Path, found: Iterable[Record], options: argparse.Namespace)
         "should notice. The places are drawn by a seed; `tools/mutation/python_sites.py` and",
         "`tools/mutation/header_sites.py` say which there are and what is left out.",
         "",
-        f"`python tools/mutate.py --seed {options.seed} --count {options.count}` at commit {_commit(path.parent)}, "
+        f"`python tools/mutate.py {options}` at commit {_commit(path.parent)}, "
         f"{datetime.date.today()}, {_processor()}, Python {platform.python_version()}.",
         "",
         summary(mutants).removeprefix("mutate: ")
@@ -96,6 +97,10 @@ def write_page(path: Path, found: Iterable[Record], options: argparse.Namespace)
 
 def _drawn_in(part: str) -> Callable[[Record], bool]:
     return lambda one: one["origin"] == "drawn" and f"/lowrank_core/{part}/" in one["path"]
+
+
+def _of_file(path: str) -> Callable[[Record], bool]:
+    return lambda one: one["path"] == path
 
 
 def _of_kind(kind: str) -> Callable[[Record], bool]:
