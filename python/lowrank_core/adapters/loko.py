@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from lowrank_core.adapters import kalman
 from lowrank_core.adapters.cotangents import split_score
@@ -152,6 +153,7 @@ class LoKO(StateOptimizer):
         with record_linears(self._model) as self._tape:
             yield
 
+    @_disable_dynamo  # it walks a graph of autograd backwards, which is nothing to compile
     @torch.no_grad()
     def step(self, outputs: Any = None, targets: Tensor | None = None) -> Any:
         """One step of the filter.
