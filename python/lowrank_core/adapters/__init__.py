@@ -14,8 +14,9 @@ from lowrank_core.adapters.cotangents import (
     split_score,
 )
 from lowrank_core.adapters.find import Pair, find_pairs
+from lowrank_core.adapters.geolora import GeoLoRA
 from lowrank_core.adapters.jacobian import jacobian_rows
-from lowrank_core.adapters.layers import LoRALinear
+from lowrank_core.adapters.layers import LoRALinear, USVLinear
 from lowrank_core.adapters.loko import LoKO
 from lowrank_core.adapters.loraplus import loraplus_param_groups
 from lowrank_core.adapters.merging import extract_lora, merge_adapters
@@ -26,12 +27,14 @@ from lowrank_core.adapters.starts import init_lora_
 from lowrank_core.adapters.tape import LinearTape, record_linears
 
 __all__ = [
+    "GeoLoRA",
     "LinearTape",
     "LoKO",
     "LoRALinear",
     "Pair",
     "PeftAdapter",
     "ScaledAdamW",
+    "USVLinear",
     "extract_lora",
     "find_pairs",
     "fold_square_",

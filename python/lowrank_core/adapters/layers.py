@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +94,101 @@ class LoRALinear(nn.Module):
     def extra_repr(self) -> str:
         """Rank and scale."""
         return f"rank={self.lora_A.shape[0]}, scale={self.scaling:g}"
+
+
+class USVLinear(nn.Module):
+    """A linear layer and a part U S Vᵀ beside it: base(x) + scale ((x V) Sᵀ) Uᵀ, with the gradients of `usv_linear`.
+
+    U [out, k], S [k, k] and V [in, k] have room for the largest rank k; beyond the rank r, which may move, they are
+    zero. The first r columns of U and V start random and orthonormal, S at zero, so the layer starts as `base`.
+
+    Args:
+      base: torch.nn.Linear, or a module with `in_features` and `out_features` that holds a quantized weight; frozen.
+      rank: from 1 to min(in, out).
+      max_rank: from `rank` to min(in, out); None: `rank`.
+      scale: a number apart from 0; constant, whatever the rank.
+      seed: of the columns.
+
+    Raises:
+      TypeError: `base` is no linear layer. ValueError: a value out of its range.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core import adapters
+      >>> layer = adapters.USVLinear(torch.nn.Linear(6, 4), rank=2)
+      >>> layer(torch.ones(3, 6)).square().mean().backward()
+      >>> layer.rank, bool(layer.u.grad.any())  # the K-gradient, from S = 0 on
+      (2, True)
+    """
+
+    def __init__(
+        self, base: nn.Module, rank: int, *, max_rank: int | None = None, scale: float = 1.0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        op = type(self).__name__
+        sizes = getattr(base, "out_features", None), getattr(base, "in_features", None)
+        if not isinstance(base, nn.Module) or None in sizes:
+            raise TypeError(f"{op}: `base` must be a torch.nn.Linear, got {type(base).__name__}")
+        m, n = cast(tuple[int, int], sizes)
+        require(is_count(rank, 1) and rank <= min(m, n), op, "rank", f"be an int from 1 to {min(m, n)}", rank)
+        room, rule = rank if max_rank is None else max_rank, f"be an int from {rank} to {min(m, n)}, or None"
+        require(is_count(room, rank) and room <= min(m, n), op, "max_rank", rule, max_rank)
+        require(is_number(scale) and scale != 0, op, "scale", "be a number apart from 0", scale)
+        weight = cast(Tensor, base.weight)
+        made = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
+        generator = torch.Generator().manual_seed(seed)
+        self.base_layer = base.requires_grad_(False)
+        self.scaling = float(scale)
+        columns = [torch.randn(length, rank, dtype=torch.float64, generator=generator) for length in (m, n)]
+        u, v = (nn.functional.pad(torch.linalg.qr(q).Q, (0, room - rank)).to(weight.device, made) for q in columns)
+        self.u, self.v = nn.Parameter(u), nn.Parameter(v)
+        self.s = nn.Parameter(torch.zeros(room, room, dtype=made, device=weight.device))
+        self.register_buffer("active", torch.tensor(rank))
+        self.active: Tensor
+
+    @property
+    def rank(self) -> int:
+        """r, now."""
+        return int(self.active)
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """u [out, r], s [r, r] and v [in, r] as they are now: views."""
+        r = self.rank
+        return self.u.detach()[:, :r], self.s.detach()[:r, :r], self.v.detach()[:, :r]
+
+    @torch.no_grad()
+    def take(self, u: Tensor, s: Tensor, v: Tensor) -> None:
+        """Takes over parts of another rank, in place."""
+        for param, value in ((self.u, u), (self.s, s), (self.v, v)):  # padded before, for it may be part of `param`
+            rows, columns = (room - size for room, size in zip(param.shape, value.shape, strict=True))
+            param.copy_(nn.functional.pad(value, (0, columns, 0, rows)))
+        self.active.fill_(len(s))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        base = self.base_layer
+        if type(base) is nn.Linear:
+            return usv_linear(x, base.weight, self.u, self.s, self.v, scale=self.scaling, bias=base.bias)
+        correction = usv_linear(x, None, self.u, self.s, self.v, scale=self.scaling)
+        return cast(Tensor, base(x)) + correction
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """(b [out, r], a [r, in]) with b a = U S Vᵀ."""
+        u, s, v = self.parts()
+        return u @ s, v.mT
+
+    @torch.no_grad()
+    def merge(self) -> nn.Module:
+        """`base` with W + scale U S Vᵀ as its weight, formed in float32 and rounded once."""
+        base = self.base_layer
+        _check_linear("merge", base)
+        kept = cast(nn.Linear, base).weight
+        kept.copy_(with_product(kept, *self.factors(), self.scaling))
+        return base
+
+    def extra_repr(self) -> str:
+        """Rank and scale."""
+        return f"rank={self.rank}, scale={self.scaling:g}"
 
 
 def _check_linear(op: str, base: object) -> None:

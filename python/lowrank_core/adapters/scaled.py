@@ -42,6 +42,8 @@ class ScaledAdamW(PairOptimizer):
       >>> optimizer = adapters.ScaledAdamW(model, lr=1e-3)
       >>> model(torch.ones(3, 6)).square().mean().backward()
       >>> optimizer.step()
+      >>> [bool(factor.grad.any()) for factor in (model[0].lora_A, model[0].lora_B)]  # B = 0 at the start
+      [False, True]
     """
 
     def __init__(

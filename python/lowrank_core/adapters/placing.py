@@ -1,0 +1,76 @@
+"""Putting layers with a low-rank part in the place of a model's linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+from torch import Tensor, nn
+
+from lowrank_core.adapters.layers import USVLinear
+from lowrank_core.checks import require, words_of
+from lowrank_core.optim.seeds import mix_seed
+from lowrank_core.optim.targets import find_targets, names_of
+
+
+def linear_targets(
+    op: str, model: nn.Module, target_modules: str | Iterable[str], exclude: str | Iterable[str]
+) -> list[str]:
+    """The names of the linear layers that are meant."""
+    names, words = names_of(op, model), words_of(op, "exclude", exclude)
+    wanted = find_targets(op, model, names, target_modules, set())
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.weight in wanted and not any(word in name for word in words)
+    ]
+    require(bool(found), op, "target_modules", "mean a linear layer that is not excluded", target_modules)
+    return found
+
+
+def put_in_place(
+    model: nn.Module, names: list[str], rank: int, max_rank: int, scale: float, seed: int
+) -> dict[str, USVLinear]:
+    """A `USVLinear` for each of the layers `names`, by its name; ranks are cut to the layer's."""
+    layers = {}
+    for number, name in enumerate(names):
+        base = cast(nn.Linear, model.get_submodule(name))
+        shorter = min(base.in_features, base.out_features)
+        room = min(max_rank, shorter)
+        layers[name] = USVLinear(
+            base, min(rank, shorter), max_rank=room, scale=scale, seed=mix_seed(seed, number) % 2**63
+        )
+    for name, layer in layers.items():
+        set_module(model, name, layer)
+    return layers
+
+
+def saved_words(op: str, model: nn.Module, given: str | Iterable[str]) -> tuple[str, ...]:
+    """The words of `modules_to_save`, each of which must be in the name of a parameter."""
+    words, names = words_of(op, "modules_to_save", given), [name for name, _ in model.named_parameters()]
+    for word in words:
+        rule = "have words that are in the name of a parameter"
+        require(any(word in name for name in names), op, "modules_to_save", rule, word)
+    return words
+
+
+def train_only(model: nn.Module, words: tuple[str, ...]) -> list[tuple[str, Tensor]]:
+    """Freezes all but the parts and what has one of `words` in its name, which it returns.
+
+    Names are those from before layers were put in place.
+    """
+    parts = {p for layer in model.modules() if isinstance(layer, USVLinear) for p in (layer.u, layer.s, layer.v)}
+    kept: list[tuple[str, Tensor]] = []
+    for name, p in model.named_parameters():
+        if p in parts:
+            continue
+        trained = any(word in name.replace("base_layer.", "") for word in words)
+        p.requires_grad_(trained)
+        kept += [(name, p)] if trained else []
+    return kept
+
+
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Makes `module` the one of that name in `model`."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
