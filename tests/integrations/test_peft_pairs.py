@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import peft
@@ -138,3 +139,25 @@ def test_gradients_stay_and_what_is_not_finite_changes_nothing(nonfinite: str) -
         optimizer.step()
         assert optimizer.skipped_steps == 1
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+def test_adalora_steps_and_chooses_as_pefts_own() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 3))
+    keys = {"init_r": 4, "target_r": 2, "tinit": 3, "tfinal": 6, "deltaT": 2, "total_step": 30}
+    theirs = peft.get_peft_model(net, peft.AdaLoraConfig(target_modules=["0", "2"], **keys))
+    ours = copy.deepcopy(theirs)
+    adam = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], 1e-2, weight_decay=0.0)
+    adalora = adapters.AdaLoRA(ours, target_rank=2, total_steps=30, t_init=3, t_final=6, gap=2, lr=1e-2)
+    chosen = []
+    for step in range(1, 24):
+        x = torch.randn(16, 12)
+        for model, optimizer in ((theirs, adam), (ours, adalora)):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)).backward()
+            optimizer.step()
+        theirs.base_model.update_and_allocate(step)  # while the gradients are there
+        chosen.append(sum(adalora.ranks().values()))
+        for one, other in zip(theirs.parameters(), ours.parameters(), strict=True):
+            assert torch.equal(one, other)
+    assert min(chosen) == 4 and max(chosen) == 8

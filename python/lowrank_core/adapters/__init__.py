@@ -6,6 +6,7 @@ from lowrank_core.extras import require_torch
 require_torch(__name__)
 
 from lowrank_core.adapters import kalman, noise
+from lowrank_core.adapters.adalora import AdaLoRA
 from lowrank_core.adapters.cotangents import (
     identity_cotangents,
     lumped_cotangents,
@@ -16,7 +17,7 @@ from lowrank_core.adapters.cotangents import (
 from lowrank_core.adapters.find import Pair, find_pairs
 from lowrank_core.adapters.geolora import GeoLoRA
 from lowrank_core.adapters.jacobian import jacobian_rows
-from lowrank_core.adapters.layers import LoRALinear, USVLinear
+from lowrank_core.adapters.layers import AdaLoRALinear, LoRALinear, USVLinear
 from lowrank_core.adapters.loko import LoKO
 from lowrank_core.adapters.loraplus import loraplus_param_groups
 from lowrank_core.adapters.merging import extract_lora, merge_adapters
@@ -27,6 +28,8 @@ from lowrank_core.adapters.starts import init_lora_
 from lowrank_core.adapters.tape import LinearTape, record_linears
 
 __all__ = [
+    "AdaLoRA",
+    "AdaLoRALinear",
     "GeoLoRA",
     "LinearTape",
     "LoKO",

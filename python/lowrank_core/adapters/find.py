@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+_PEFT_EPS = 1e-5  # that PEFT adds to a rank before it divides by it
 _EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 
 
@@ -44,8 +45,13 @@ class Pair:
     @property
     def scale(self) -> float:
         """The factor of the product now: alpha / r, or what the module has made of it."""
-        scale = cast(Any, self.module).scaling
-        return float(scale if self.adapter is None else scale[self.adapter])
+        module = cast(Any, self.module)
+        if self.adapter is None:
+            return float(module.scaling)
+        number = getattr(module, "ranknum", None)  # of AdaLoRA, whose alpha is divided by it in the forward pass
+        return float(module.scaling[self.adapter]) / (
+            1.0 if number is None else float(number[self.adapter]) + _PEFT_EPS
+        )
 
     @property
     def trained(self) -> bool:
@@ -117,7 +123,8 @@ def require_pairs(op: str, model: nn.Module, *, trained: bool = True) -> list[Pa
 def _pairs_of(name: str, module: nn.Module, adapter: str | None) -> Iterator[Pair]:
     found = cast(Any, module)
     if isinstance(getattr(module, "lora_A", None), nn.Parameter):
-        yield Pair(name, found.lora_A, getattr(module, "outer", found.lora_B), module)
+        outer = getattr(module, "outer", found.lora_B)
+        yield Pair(name, found.lora_A, outer, module, values=getattr(module, "lora_E", None))
     for first, second in (("lora_A", "lora_B"), _EMBEDDING):
         inner, outer = (_by_adapter(getattr(module, each, None)) for each in (first, second))
         if not inner:

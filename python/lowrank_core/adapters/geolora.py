@@ -22,6 +22,7 @@ from lowrank_core.optim.options import check_values
 from lowrank_core.optim.parts import Parts, taken_whole
 from lowrank_core.optim.parts.rules import check_keys
 from lowrank_core.optim.parts.rules.adam import Adam
+from lowrank_core.optim.seeds import mix_seed
 from lowrank_core.optim.slots import Slot, State
 from lowrank_core.optim.targets import ALL_LINEAR
 
@@ -139,8 +140,15 @@ class GeoLoRA(LowRankOptimizer):
         require(enough, op, "budget", rule_of_budget, budget)
         self.rule, self.tol, self.basis_gap, self.budget = rule, tol, basis_gap, budget
         self.max_rank, self.min_rank = cast(int, most), min_rank
-        self.layers = put_in_place(model, names, rank, cast(int, most), scale, seed)
-        kept = train_only(model, words)
+
+        def make(base: nn.Linear, number: int) -> USVLinear:
+            shorter, own = min(base.in_features, base.out_features), mix_seed(seed, number)
+            return USVLinear(
+                base, min(rank, shorter), max_rank=min(cast(int, most), shorter), scale=scale, seed=own % 2**63
+            )
+
+        self.layers = put_in_place(model, names, make)
+        kept = train_only(model, self.layers.values(), words)
         own = [(f"{name}.{key}", getattr(layer, key)) for name, layer in self.layers.items() for key in "usv"]
         self._squares = {layer.s for layer in self.layers.values()}
         self._bases = {basis for layer in self.layers.values() for basis in (layer.u, layer.v)}

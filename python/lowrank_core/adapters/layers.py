@@ -40,17 +40,10 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base: nn.Linear, rank: int, *, alpha: float | None = None) -> None:
         super().__init__()
-        _check_linear("LoRALinear", base)
-        most = min(base.in_features, base.out_features)
-        require(is_count(rank, 1) and rank <= most, "LoRALinear", "rank", f"be an int from 1 to {most}", rank)
-        rule = "be a number apart from 0, or None"
-        require(alpha is None or (is_number(alpha) and alpha != 0), "LoRALinear", "alpha", rule, alpha)
-        self.base_layer = base.requires_grad_(False)
-        self.scaling = 1.0 if alpha is None else alpha / rank
-        weight = base.weight
-        made = weight if weight.is_floating_point() else weight.new_empty((), dtype=torch.float32)
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, dtype=made.dtype, device=weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=made.dtype, device=weight.device))
+        self.base_layer, self.scaling, dtype = _checked_base(type(self).__name__, base, rank, alpha)
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, dtype=dtype, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=dtype, device=device))
         self.lora_S: nn.Parameter | None
         self.register_parameter("lora_S", None)
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
@@ -94,6 +87,67 @@ class LoRALinear(nn.Module):
     def extra_repr(self) -> str:
         """Rank and scale."""
         return f"rank={self.lora_A.shape[0]}, scale={self.scaling:g}"
+
+
+class AdaLoRALinear(nn.Module):
+    """A linear layer and a part P diag(e) Q beside it, of which single values can be 0.
+
+    `lora_A` is Q [rank, in] and `lora_B` P [out, rank], both normal with deviation 0.02; `lora_E` [rank, 1] starts at
+    zero, so the layer starts as `base`, which is frozen.
+
+    Args:
+      base, rank, alpha: as in `LoRALinear`.
+      seed: of the factors.
+
+    Raises:
+      TypeError: `base` is no torch.nn.Linear. ValueError: a value out of its range.
+
+    Source: Zhang et al. 2023 (arXiv:2303.10512); the deviation as in the authors' code.
+
+    Example:
+      >>> import torch
+      >>> from lowrank_core import adapters
+      >>> layer = adapters.AdaLoRALinear(torch.nn.Linear(6, 4), rank=3)
+      >>> layer.rank  # values that are not 0
+      0
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, *, alpha: float | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.base_layer, self.scaling, dtype = _checked_base(type(self).__name__, base, rank, alpha)
+        generator, device = torch.Generator().manual_seed(seed), base.weight.device
+        inner, outer = (
+            torch.randn(*shape, generator=generator) for shape in ((rank, base.in_features), (base.out_features, rank))
+        )
+        self.lora_A = nn.Parameter((0.02 * inner).to(device, dtype))
+        self.lora_E = nn.Parameter(torch.zeros(rank, 1, dtype=dtype, device=device))
+        self.lora_B = nn.Parameter((0.02 * outer).to(device, dtype))
+
+    @property
+    def rank(self) -> int:
+        """How many values are not 0."""
+        return int(self.lora_E.count_nonzero())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        w, bias = self.base_layer.weight, self.base_layer.bias
+        return lora_linear(x, w, self.lora_A * self.lora_E, self.lora_B, scale=self.scaling, bias=bias)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """(b [out, r], a [r, in]) with b a = P diag(e) Q, without the values that are 0."""
+        kept = self.lora_E.detach().flatten() != 0
+        return self.lora_B.detach()[:, kept], (self.lora_A * self.lora_E).detach()[kept]
+
+    @torch.no_grad()
+    def merge(self) -> nn.Linear:
+        """`base` with the part added to its weight, formed in float32 and rounded once."""
+        base = self.base_layer
+        base.weight.copy_(with_product(base.weight, *self.factors(), self.scaling))
+        return base
+
+    def extra_repr(self) -> str:
+        """Room and scale."""
+        return f"room={len(self.lora_E)}, scale={self.scaling:g}"
 
 
 class USVLinear(nn.Module):
@@ -194,3 +248,14 @@ class USVLinear(nn.Module):
 def _check_linear(op: str, base: object) -> None:
     if not isinstance(base, nn.Linear):
         raise TypeError(f"{op}: `base` must be a torch.nn.Linear, got {type(base).__name__}")
+
+
+def _checked_base(op: str, base: nn.Linear, rank: int, alpha: float | None) -> tuple[nn.Linear, float, torch.dtype]:
+    """The frozen base, the scale alpha / rank, and the dtype of the factors."""
+    _check_linear(op, base)
+    most = min(base.in_features, base.out_features)
+    require(is_count(rank, 1) and rank <= most, op, "rank", f"be an int from 1 to {most}", rank)
+    rule = "be a number apart from 0, or None"
+    require(alpha is None or (is_number(alpha) and alpha != 0), op, "alpha", rule, alpha)
+    dtype = base.weight.dtype if base.weight.is_floating_point() else torch.float32
+    return base.requires_grad_(False), 1.0 if alpha is None else alpha / rank, dtype

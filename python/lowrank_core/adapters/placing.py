@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Callable, Iterable
+from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
-from lowrank_core.adapters.layers import USVLinear
 from lowrank_core.checks import require, words_of
-from lowrank_core.optim.seeds import mix_seed
 from lowrank_core.optim.targets import find_targets, names_of
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def linear_targets(
@@ -28,18 +28,9 @@ def linear_targets(
     return found
 
 
-def put_in_place(
-    model: nn.Module, names: list[str], rank: int, max_rank: int, scale: float, seed: int
-) -> dict[str, USVLinear]:
-    """A `USVLinear` for each of the layers `names`, by its name; ranks are cut to the layer's."""
-    layers = {}
-    for number, name in enumerate(names):
-        base = cast(nn.Linear, model.get_submodule(name))
-        shorter = min(base.in_features, base.out_features)
-        room = min(max_rank, shorter)
-        layers[name] = USVLinear(
-            base, min(rank, shorter), max_rank=room, scale=scale, seed=mix_seed(seed, number) % 2**63
-        )
+def put_in_place(model: nn.Module, names: list[str], make: Callable[[nn.Linear, int], Layer]) -> dict[str, Layer]:
+    """A layer in the place of each of those of `names`, by its name; `make` gets the layer and its number."""
+    layers = {name: make(cast(nn.Linear, model.get_submodule(name)), number) for number, name in enumerate(names)}
     for name, layer in layers.items():
         set_module(model, name, layer)
     return layers
@@ -54,12 +45,12 @@ def saved_words(op: str, model: nn.Module, given: str | Iterable[str]) -> tuple[
     return words
 
 
-def train_only(model: nn.Module, words: tuple[str, ...]) -> list[tuple[str, Tensor]]:
-    """Freezes all but the parts and what has one of `words` in its name, which it returns.
+def train_only(model: nn.Module, layers: Iterable[nn.Module], words: tuple[str, ...]) -> list[tuple[str, Tensor]]:
+    """Freezes all but the parts of `layers` and what has one of `words` in its name, which it returns.
 
     Names are those from before layers were put in place.
     """
-    parts = {p for layer in model.modules() if isinstance(layer, USVLinear) for p in (layer.u, layer.s, layer.v)}
+    parts = {p for layer in layers for _, p in layer.named_parameters(recurse=False)}
     kept: list[tuple[str, Tensor]] = []
     for name, p in model.named_parameters():
         if p in parts:
