@@ -217,9 +217,8 @@ class AdaLoRA(LowRankOptimizer):
         values = cast(Tensor, pair.values)
         if not all(self.state.get(param) for param in (pair.a, pair.b, values)):
             return torch.zeros(pair.rank)
-        each = [
-            self.state[param]["importance"] * self.state[param]["uncertainty"] for param in (values, pair.a, pair.b)
-        ]
+        states = [self.state[param] for param in (values, pair.a, pair.b)]
+        value, inner, outer = (state["importance"] * state["uncertainty"] for state in states)
         return cast(Tensor, value.flatten() + pair.a_of(inner).mean(1) + pair.b_of(outer).mean(0))
 
     def _choose(self, budget: int) -> None:
