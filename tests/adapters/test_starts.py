@@ -7,7 +7,7 @@ import torch
 from lowrank_core import adapters
 from lowrank_core.adapters.starts import METHODS
 from start_cases import RANK, REVEALING, N, batches, data, layers, loss, model, moved, triplets, turning, weights
-from testing import tolerance
+from testing import cases, tolerance
 from torch import Tensor, nn
 
 SCALE = 2.0
@@ -59,6 +59,16 @@ def test_olora_is_the_leading_part_of_a_qr_factorization() -> None:
         torch.testing.assert_close(layer.lora_A.detach(), signs.unsqueeze(-1) * r[:RANK], rtol=0, atol=bound)
 
 
+def test_olora_has_no_negative_diagonal_where_columns_depend_on_each_other() -> None:
+    for seed in range(8):
+        layer = adapters.LoRALinear(nn.Linear(16, 12), rank=3)
+        with torch.no_grad():
+            weight = layer.base_layer.weight.copy_(cases.gaussian(12, 16, seed=seed))
+            weight[:, 2] = weight[:, 1] + 1e-7 * weight[:, 2]
+        adapters.init_lora_(nn.Sequential(layer), "olora")
+        assert (layer.lora_A.diagonal() >= 0).all()
+
+
 def gradients(net: nn.Module) -> list[Tensor]:
     """Mean gradients of the base weights, by autograd alone, with the adapters as they are (B = 0)."""
     params = [layer.base_layer.weight.requires_grad_() for layer in layers(net)]
@@ -78,12 +88,15 @@ def test_lora_ga_takes_vectors_of_the_mean_gradient(at_once: int | None) -> None
         u, _, vh = triplets(gradient, 2 * RANK)
         size = gradient.shape[0] ** 0.25 / 3.0
         bound = size * turning(gradient, 2 * RANK)
+        assert bound < size * 1e-3  # or there would be nothing to see
         torch.testing.assert_close(layer.lora_A.detach(), size * vh[:RANK], rtol=0, atol=bound)
         torch.testing.assert_close(layer.lora_B.detach(), size * u[:, RANK:], rtol=0, atol=bound)
 
 
 def test_lora_sb_starts_with_the_first_step_of_full_training() -> None:
     net = model()
+    for seed, layer in enumerate(layers(net)):  # whose gradients have signs of many directions
+        layer.base_layer.weight.data.copy_(cases.gaussian(*layer.base_layer.weight.shape, seed=seed) / 4)
     found = gradients(net)
     adapters.init_lora_(net, "lora_sb", batches=batches(), loss_fn=loss, eta=0.25)
     for layer, gradient in zip(layers(net), found, strict=True):
@@ -91,6 +104,7 @@ def test_lora_sb_starts_with_the_first_step_of_full_training() -> None:
         u, s, vh = triplets(step, RANK)
         product = SCALE * layer.lora_B @ layer.lora_S @ layer.lora_A
         bound = tolerance.norm(step) * turning(step, RANK)
+        assert bound < float(s[-1])  # or there would be nothing to see
         torch.testing.assert_close(product.detach(), (u * s) @ vh, rtol=0, atol=bound)
         eye = torch.eye(RANK, dtype=torch.float64)
         bound = tolerance.orthonormality(torch.float64, RANK)
@@ -149,6 +163,15 @@ def test_a_seed_decides_and_layers_of_one_shape_are_as_alone(method: str) -> Non
         adapters.init_lora_(alone, method, seed=7)
         assert torch.equal(alone[0].lora_B, results[0]["2.lora_B"])
         assert torch.equal(alone[0].lora_A, results[0]["2.lora_A"])
+
+
+def test_another_seed_is_another_search() -> None:
+    found = []
+    for seed in (1, 2):
+        net = model()
+        adapters.init_lora_(net, "pissa", seed=seed, oversample=0, niter=0)
+        found.append(net[0].lora_B.detach())
+    assert not torch.allclose(*found)
 
 
 @pytest.mark.parametrize("method", METHODS)

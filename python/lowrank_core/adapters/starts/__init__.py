@@ -44,7 +44,7 @@ def init_lora_(
     seed: int = 0,
     adapter: str | None = None,
     oversample: int = 10,
-    niter: int = 2,
+    niter: int = 4,
     gamma: float = 16.0,
     eta: float = 1e-5,
     std: float = 1e-5,
@@ -74,7 +74,8 @@ def init_lora_(
       loss_fn: loss_fn(model, batch) -> a loss of one number; None: model(**batch).loss.
       seed: 0 <= seed < 2**63, of all that is drawn.
       adapter: the name of one of PEFT's adapters; None: the active one.
-      oversample, niter: of the search for singular vectors, as of `lowrank_core.rsvd`.
+      oversample, niter: of the search for singular vectors, as of `lowrank_core.rsvd`, with more
+        iterations than there, for a start is made once.
       gamma: > 0, of "lora_ga": the factors are as long as m^(1/4) / √gamma for a weight of m outputs.
       eta: > 0, of "lora_sb": the rate of the one step of full training by which W0 + c B S A starts.
       std: >= 0, of "lora_xs": the standard deviation of S.

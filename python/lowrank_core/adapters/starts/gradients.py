@@ -1,4 +1,4 @@
-"""Gradients of base weights, averaged over batches: what some starts look at."""
+"""Gradients of base weights, summed over batches: what some starts look at."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from lowrank_core.adapters.progress import progress
 from lowrank_core.adapters.starts.start import OP, Settings, Target
 
 
-def mean_gradients(
+def summed_gradients(
     model: nn.Module, targets: list[Target], settings: Settings
 ) -> Iterator[tuple[list[Target], list[Tensor]]]:
-    """Some targets at a time, and for each the mean over batches of the gradient at W0: [m, n], float32 or float64.
+    """Some targets at a time, and for each the sum over batches of the gradient at W0: [m, n], float32 or float64.
+
+    Directions and signs are looked at, which the sum shares with the mean.
 
     The adapters act as if they were absent, and the model evaluates, without dropout. A gradient is taken and freed as
-    soon as backward has made it; the means of the `at_once` weights are held, and of all if that is None. The batches
+    soon as backward has made it; the sums of the `at_once` weights are held, and of all if that is None. The batches
     are gone through once for each part.
 
     Raises:
@@ -31,11 +33,11 @@ def mean_gradients(
         batches = list(batches)
     for part in parts:
         params = list(dict.fromkeys(target.weight.param for target in part))
-        means = _means(model, targets, params, batches, settings.loss_fn)
+        sums = _sums(model, targets, params, batches, settings.loss_fn)
         for target in part:
-            if target.weight.param not in means:
+            if target.weight.param not in sums:
                 raise ValueError(f"{OP}: `batches` must reach every adapted layer, got no gradient for {target.name}")
-        found = [target.weight.matrix_of(means[target.weight.param]) for target in part]
+        found = [target.weight.matrix_of(sums[target.weight.param]) for target in part]
         named = [(target.name, gradient) for target, gradient in zip(part, found, strict=True)]
         settings.search.require_finite("model", "gradients", named)
         yield part, found
@@ -62,7 +64,7 @@ def _loss(model: nn.Module, batch: Any, loss_fn: Callable[[nn.Module, Any], Tens
     return loss
 
 
-def _means(
+def _sums(
     model: nn.Module,
     targets: list[Target],
     params: list[Tensor],
@@ -86,7 +88,7 @@ def _means(
             _loss(model, batch, loss_fn).backward()  # type: ignore[no-untyped-call]
             count += 1
     require_batches(count)
-    return {param: total.div_(count) for param, total in sums.items()}
+    return sums
 
 
 def require_batches(count: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lowrank_core.adapters.starts.gradients import mean_gradients
+from lowrank_core.adapters.starts.gradients import summed_gradients
 from lowrank_core.adapters.starts.start import Factors, Settings, Target
 
 
@@ -17,7 +17,7 @@ def lora_ga(model: nn.Module, targets: list[Target], settings: Settings) -> list
     Source: Wang, Yu, Li 2024 (arXiv:2407.05000), theorems 3.1 and 3.2.
     """
     factors: dict[Target, Factors] = {}
-    for part, gradients in mean_gradients(model, targets, settings):
+    for part, gradients in summed_gradients(model, targets, settings):
         named = [(target.name, gradient) for target, gradient in zip(part, gradients, strict=True)]
         found = settings.search.leading("model", "gradients", named, [2 * target.pair.rank for target in part])
         for target, (u, _, vh) in zip(part, found, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lowrank_core.adapters.starts.gradients import mean_gradients
+from lowrank_core.adapters.starts.gradients import summed_gradients
 from lowrank_core.adapters.starts.start import Factors, Settings, Target
 
 
@@ -14,7 +14,7 @@ def lora_sb(model: nn.Module, targets: list[Target], settings: Settings) -> list
     Source: Ponkshe et al. 2024 (arXiv:2411.19557), algorithm 1, in which sign(G) is Adam's first step.
     """
     factors: dict[Target, Factors] = {}
-    for part, gradients in mean_gradients(model, targets, settings):
+    for part, gradients in summed_gradients(model, targets, settings):
         named = [(t.name, gradient.sign().mul_(-settings.eta)) for t, gradient in zip(part, gradients, strict=True)]
         found = settings.search.leading("model", "gradients", named, [target.pair.rank for target in part])
         for target, (u, s, vh) in zip(part, found, strict=True):
