@@ -40,6 +40,7 @@ __all__: list[str] = [
     "encode_moment",
     "factored_svd",
     "fast_bfloat16",
+    "follow_step",
     "gaussian",
     "gemm",
     "int4_project",
@@ -400,6 +401,26 @@ def factored_svd(
 def fast_bfloat16() -> bool:
     """
     Whether bfloat16 products are faster than float32 here, so that precision 'medium' uses them.
+    """
+
+def follow_step(
+    errors: collections.abc.Sequence[numpy.typing.ArrayLike],
+    grads: collections.abc.Sequence[numpy.typing.ArrayLike],
+    bases: collections.abc.Sequence[numpy.typing.ArrayLike],
+    low: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg_sq: collections.abc.Sequence[numpy.typing.ArrayLike],
+    right: collections.abc.Sequence[bool],
+    steps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    *,
+    beta1: typing.SupportsFloat | typing.SupportsIndex,
+    beta2: typing.SupportsFloat | typing.SupportsIndex,
+    rho: typing.SupportsFloat | typing.SupportsIndex,
+    maximize: bool,
+    precision: str,
+) -> None:
+    """
+    One power step of subspaces that follow the gradient, for a list of weights.
     """
 
 def gaussian(

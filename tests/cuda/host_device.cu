@@ -16,6 +16,7 @@
 #include "lowrank_core/rounding.h"
 #include "lowrank_core/rsvd.h"
 #include "lowrank_core/subspace_step.h"
+#include "lowrank_core/subspace_step_following.h"
 #include "lowrank_core/subspace_step_lines.h"
 #include "lowrank_core/subspace_step_plain.h"
 #include "lowrank_core/subspace_step_sketched.h"
@@ -212,6 +213,7 @@ __global__ void subspace_step_elements(subspace_step::Factors<float> narrow, sub
   y[46] = keep_factor(y[47], y[48]);
   y[49] = line_factor(y[50], y[51]) + line_entry(y[52], y[53], y[54], y[55], y[56]) + double(line_scale(x[32]));
   y[64] = over_root(moved_mean(y[50], y[51], y[52], y[53], y[54]), y[55]);
+  y[64] += variance(y[50], y[51], y[52], y[53]) + second_of(y[50], y[51], y[52], y[53]);
   y[57] = clip_divisor(joined_square(y[58], y[59], y[60], y[61]), y[62], y[63]);
   words[0] = philox::bits(1, weight_draw(2, 3, 4, 5, true, 6)) ^ philox::bits(1, moment_draw(2, 3, true, 6));
 }

@@ -16,6 +16,7 @@ _FIRST = (
     ("optim/parts/projectors/following", ("optim/test_ldadam.py",)),
     ("optim/parts/residuals/fed_back", ("optim/test_ldadam.py",)),
     ("optim/following", ("optim/test_ldadam.py",)),
+    ("ops/subspace_step/following", ("ops/subspace_step/test_follow_step.py", "optim/test_ldadam.py")),
     ("optim/lifts", ("optim/test_ldadam.py", "optim/test_rules.py")),
     ("optim/methods/s", ("optim/test_whole.py", "optim/test_optim_defaults.py")),
     *(

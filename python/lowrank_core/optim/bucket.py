@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.parts.codecs import Codec, Float32
 from lowrank_core.optim.slots import Draw, Slot, State
 from lowrank_core.optim.watch import Watch
+
+_TOGETHER = 2**21  # elements of matrices whose directions are held at the same time
 
 
 class Alike(NamedTuple):
@@ -83,6 +86,19 @@ class Bucket:
 def batches(size: int, count: int) -> Iterator[slice]:
     """Slices that cover `count` places, of at most `size` each."""
     return (slice(start, start + size) for start in range(0, count, size))
+
+
+def runs(slots: list[Slot]) -> Iterator[slice]:
+    """Slices of neighbours with `_TOGETHER` elements at most, or of one weight; in their order, which counts where
+    weights share memory."""
+    start, held = 0, 0
+    for stop, slot in enumerate(slots):
+        size = prod(slot.weight.shape)
+        if stop > start and held + size > _TOGETHER:
+            yield slice(start, stop)
+            start, held = stop, 0
+        held += size
+    yield slice(start, len(slots))
 
 
 def plain_rate(group: dict[str, Any]) -> float | Tensor:

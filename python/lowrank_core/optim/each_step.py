@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import prod
 from typing import cast
 
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from lowrank_core.memory.geometry import Geometry
 from lowrank_core.ops.subspace_step.scratch import scratch
 from lowrank_core.ops.subspace_step.step import count_step
-from lowrank_core.optim.bucket import Bucket
+from lowrank_core.optim.bucket import Bucket, runs
 from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.lines import step_along
@@ -29,8 +27,6 @@ from lowrank_core.optim.refresh import signed, take
 from lowrank_core.optim.slots import Draw, Slot, State
 from lowrank_core.optim.step import ruled, write
 
-_TOGETHER = 2**21  # elements of matrices whose directions are held at the same time
-
 
 class EachStep:
     """`compose` with the choice, the feedback and what is read of a gradient in one pass; matrices are orthogonalized,
@@ -40,7 +36,7 @@ class EachStep:
         """Nothing: a choice that is fed back changes the state."""
 
     def finish(self, bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
-        for some in _runs(draft.slots):
+        for some in runs(draft.slots):
             slots = draft.slots[some]
             chosen = _choose(bucket, slots, draft.grads[some], states[some])
             directions = _directions(bucket, slots, [low for _, low in chosen], states[some])
@@ -115,16 +111,3 @@ def _scale(bucket: Bucket, slot: Slot, state: State) -> float:
     """The factor on a direction."""
     residual = bucket.parts.residual
     return residual.factor(slot.where(state)) if isinstance(residual, Feedback) else cast(Drop, residual).scale
-
-
-def _runs(slots: list[Slot]) -> Iterator[slice]:
-    """Slices of neighbours with `_TOGETHER` elements at most, or of one weight; in their order, which counts where
-    weights share memory."""
-    start, held = 0, 0
-    for stop, slot in enumerate(slots):
-        size = prod(slot.weight.shape)
-        if stop > start and held + size > _TOGETHER:
-            yield slice(start, stop)
-            start, held = stop, 0
-        held += size
-    yield slice(start, len(slots))

@@ -34,10 +34,13 @@ def lift_steps(bucket: Bucket, draft: Draft, bases: list[Tensor], steps: list[in
     torch.autograd.graph.increment_version(params)
 
 
-def subtract_lifted(target: Tensor, low: Tensor, basis: Tensor, right: bool, factor: float) -> None:
-    """target <- target - factor P X, or X P^T on the right, for `low` X. Nothing of its size is made."""
+def subtract_lifted(
+    targets: list[Tensor], lows: list[Tensor], bases: list[Tensor], right: list[bool], factor: float
+) -> None:
+    """target <- target - factor P X, or X P^T on the right, for the `lows` X. Nothing of its size is made."""
     options: dict[str, Any] = {"residual": "drop", "residual_scale": 0.0, "growth": 1.0, "weight_decay": 0.0}
-    lift([target], [low], [basis], [right], steps=[1], seeds=[0], lr=1.0, scale=factor, stochastic=False, **options)
+    steps, seeds = [1] * len(lows), [0] * len(lows)
+    lift(targets, lows, bases, right, steps=steps, seeds=seeds, lr=1.0, scale=factor, stochastic=False, **options)
 
 
 def lift(
