@@ -12,6 +12,7 @@ from lowrank_core.memory.plan import format_plan
 from lowrank_core.optim import SCALE, GaLoreAdamW, SinkGD, param_groups
 from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD
 from lowrank_core.optim.parts.projectors.selected import Whole
+from lowrank_core.optim.parts.rules.lines import Lines, MomentumLines, Sinkhorn
 from lowrank_core.optim.parts.subspaces.dense import Dense
 from lowrank_core.optim.parts.subspaces.selection import All
 from numpy import ndarray
@@ -250,6 +251,11 @@ def test_keys_of_subspaces_are_unknown(key: str) -> None:
     for kind in (SCALE, SinkGD):
         with pytest.raises(TypeError, match=f"`{key}` must be one of its keys"):
             kind([nn.Parameter(torch.zeros(6, 8))], **{key: 1})
+
+
+def test_lines_of_one_length_have_no_bias() -> None:
+    """What divides a moment out of its first zeros is 1, also for the limiter of a residual."""
+    assert [rule.unbias(1) for rule in (Lines(), MomentumLines(), Sinkhorn())] == [1.0] * 3
 
 
 def test_a_state_of_another_kind_is_refused() -> None:

@@ -33,4 +33,14 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return min(1.0, (self.held + self.passing) / max(1, self.ordinary))",
         "return min(1.0, (self.held + self.passing) / max( 2, self.ordinary))",
     ): "An element has two bytes or more, and without any the numerator is zero.",
+    (
+        "python/lowrank_core/cli/study/intervals.py",
+        "low, high = 0.0, 1.0",
+        "low, high = 0.0, 2.0",
+    ): "A bisection to the last bit ends at the same number from any bracket around it.",
+    (
+        "python/lowrank_core/cli/study/published.py",
+        'Claim("ldadam", TIME, _DCT, ratio=(2 * 24 + 1 + 24 / 60) / (24 + 13 + 22 / 60)),',
+        'Claim("ldadam", TIME, _DCT, ratio=(2 * 24 + 1 + 24 / 60) / (24 + 13 + 22 / 61)),',
+    ): "The ratio is shown with two digits behind the point, which are the same.",
 }

@@ -146,10 +146,8 @@ _FIRST = (
     ("ops/subspace_step/step", ("ops/subspace_step/test_subspace_step_refusals.py", "optim/test_admission.py")),
     ("ops/subspace_step/lines", ("ops/subspace_step/test_subspace_step_lines.py",)),
     ("ops/subspace_step/", ("ops/subspace_step/test_subspace_step_refusals.py", "ops/subspace_step")),
-    *(
-        (f"cli/study/{stem}", (f"cli/study/test_{stem}.py",))
-        for stem in ("intervals", "ladders", "published", "stages")
-    ),
+    *((f"cli/study/{stem}", (f"cli/study/test_{stem}.py",)) for stem in ("intervals", "ladders", "published")),
+    ("cli/study/stages", ("cli/study/test_stages.py", "cli/study/test_page.py")),
     ("cli/study/", ("cli/study",)),
     ("cli/bench/products", ("cli/test_bench_products.py",)),
     ("cli/bench/", ("cli/test_bench.py", "cli/test_bench_peers.py")),
