@@ -80,6 +80,7 @@ def by_kernel(golden: Golden, number: int) -> bool:
     ruled = golden["keys"].get("rule") in ("adabelief", "adafactor")
     method = golden.get("method", "galore")
     ruled |= method == "dct" or METHODS[method].full_rank in (WHOLE, "project")
+    ruled |= method == "frugal" and golden["keys"].get("subspace", "columns") not in ("random", "svd")
     return _projected(golden, number) and golden["keys"].get("proj_type") != "full" and not ruled
 
 
