@@ -43,6 +43,7 @@ Job job_of(const View& low, const View& g, const View& basis, bool right) {
 
 Rule rule_of(const std::string& rule) {
   if (rule == "adam") return Rule::kAdam;
+  if (rule == "adabelief") return Rule::kAdaBelief;
   if (rule == "lion") return Rule::kLion;
   expect(rule == "momentum", "rule");
   return Rule::kMomentum;
@@ -52,8 +53,9 @@ Residual residual_of(const std::string& residual) {
   if (residual == "drop") return Residual::kDrop;
   if (residual == "scaled") return Residual::kScaled;
   if (residual == "sign") return Residual::kSign;
-  expect(residual == "channel", "residual");
-  return Residual::kChannel;
+  if (residual == "channel") return Residual::kChannel;
+  expect(residual == "tensor", "residual");
+  return Residual::kTensor;
 }
 
 bool bind_project(const Writes& low, const Reads& grads, const Reads& bases, const std::vector<bool>& right,
@@ -118,8 +120,8 @@ void bind_update(const Writes& params, const Reads& grads, const Reads& bases, c
                  const Writes& first_scales, const Writes& second, const Writes& second_scales, const Writes& limits,
                  const std::vector<bool>& right, const std::vector<int64_t>& steps, const std::vector<uint64_t>& seeds,
                  const std::string& rule, std::pair<double, double> betas, double eps, double lr, double weight_decay,
-                 double scale, const std::string& residual, double residual_scale, double growth, bool maximize,
-                 bool stochastic, const std::string& precision) {
+                 double scale, const std::string& residual, double residual_scale, double cap, double growth,
+                 bool maximize, bool stochastic, const std::string& precision) {
   const Weights weights{.params = params,
                         .grads = grads,
                         .bases = bases,
@@ -138,6 +140,7 @@ void bind_update(const Writes& params, const Reads& grads, const Reads& bases, c
                    .scale = scale,
                    .residual = residual_of(residual),
                    .residual_scale = residual_scale,
+                   .cap = cap,
                    .growth = growth,
                    .maximize = maximize,
                    .stochastic = stochastic,
@@ -181,7 +184,7 @@ void register_subspace_step(py::module_& module) {
   kernel(module, "subspace_update", &bind_update, "params"_a, "grads"_a, "bases"_a, "low"_a, "exp_avg"_a,
          "exp_avg_scales"_a, "exp_avg_sq"_a, "exp_avg_sq_scales"_a, "limits"_a, "right"_a, "steps"_a, "seeds"_a,
          py::kw_only(), "rule"_a, "betas"_a, "eps"_a, "lr"_a, "weight_decay"_a, "scale"_a, "residual"_a,
-         "residual_scale"_a, "growth"_a, "maximize"_a, "stochastic"_a, "precision"_a = "highest",
+         "residual_scale"_a, "cap"_a, "growth"_a, "maximize"_a, "stochastic"_a, "precision"_a = "highest",
          "Moments and weights of a list, from the low-rank gradients, which it overwrites.");
   kernel(module, "round_stochastic", &bind_round, "to"_a, "from_"_a, py::kw_only(), "seed"_a, "step"_a,
          "Rounds a matrix as a step rounds the weights: bfloat16 stochastically, other dtypes to nearest.");

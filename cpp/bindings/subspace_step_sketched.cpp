@@ -12,6 +12,7 @@ namespace py = pybind11;
 namespace lowrank {
 namespace {
 
+using subspace_step::FactoredJob;
 using subspace_step::Rule;
 using subspace_step::SketchJob;
 using subspace_step::SketchParams;
@@ -81,6 +82,31 @@ void bind_sketched(const Writes& params, const Reads& grads, const Reads& bases,
   subspace_step::sketched_cpu(jobs, p);
 }
 
+void bind_factored(const Writes& low, const Writes& row_means, const Writes& row_scales, const Writes& col_means,
+                   const Writes& col_scales, const std::vector<int64_t>& steps, const std::vector<uint64_t>& seeds,
+                   const std::vector<double>& decays, double eps, double threshold) {
+  const size_t count = low.size();
+  for (const size_t size : {row_means.size(), col_means.size(), steps.size(), seeds.size(), decays.size()}) {
+    expect(size == count, "low");
+  }
+  for (const Writes* scales : {&row_scales, &col_scales}) expect(scales->empty() || scales->size() == count, "scales");
+  const auto means_at = [](const Writes& means, const Writes& scales, size_t i, int64_t size, DType work) {
+    return moment_of(means[i].view, scales.empty() ? nullptr : &scales[i], size, work, true, "means");
+  };
+  std::vector<FactoredJob> jobs;
+  for (size_t i = 0; i < count; ++i) {
+    const Matrix x = expect.matrix(low[i].view, "low");
+    expect(low[i].view.contiguous() && (x.dtype == DType::kFloat32 || x.dtype == DType::kFloat64), "low");
+    jobs.push_back({.low = x,
+                    .rows = means_at(row_means, row_scales, i, x.rows, x.dtype),
+                    .cols = means_at(col_means, col_scales, i, x.cols, x.dtype),
+                    .step = steps[i],
+                    .seed = seeds[i],
+                    .decay = decays[i]});
+  }
+  subspace_step::factored_cpu(jobs, eps, threshold);
+}
+
 }  // namespace
 
 void register_subspace_step_sketched(py::module_& module) {
@@ -89,6 +115,9 @@ void register_subspace_step_sketched(py::module_& module) {
          "exp_avg_scales"_a, "row_means"_a, "col_means"_a, "right"_a, "steps"_a, "seeds"_a, "decays"_a, py::kw_only(),
          "beta1"_a, "eps"_a, "threshold"_a, "lr"_a, "weight_decay"_a, "maximize"_a, "stochastic"_a, "precision"_a,
          "Adafactor with a sketched momentum, for a list of weights.");
+  kernel(module, "factored_directions", &bind_factored, "low"_a, "row_means"_a, "row_scales"_a, "col_means"_a,
+         "col_scales"_a, "steps"_a, "seeds"_a, "decays"_a, py::kw_only(), "eps"_a, "threshold"_a,
+         "Adafactor's directions of low-rank gradients, in their place.");
 }
 
 }  // namespace lowrank

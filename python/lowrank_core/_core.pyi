@@ -38,6 +38,7 @@ __all__: list[str] = [
     "dequantize_int4",
     "dequantize_int4_list",
     "encode_moment",
+    "factored_directions",
     "factored_svd",
     "fast_bfloat16",
     "follow_step",
@@ -385,6 +386,23 @@ def encode_moment(
 ) -> None:
     """
     Stores a float32 moment as a step does: in bfloat16 or 8-bit blocks.
+    """
+
+def factored_directions(
+    low: collections.abc.Sequence[numpy.typing.ArrayLike],
+    row_means: collections.abc.Sequence[numpy.typing.ArrayLike],
+    row_scales: collections.abc.Sequence[numpy.typing.ArrayLike],
+    col_means: collections.abc.Sequence[numpy.typing.ArrayLike],
+    col_scales: collections.abc.Sequence[numpy.typing.ArrayLike],
+    steps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    seeds: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    decays: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    *,
+    eps: typing.SupportsFloat | typing.SupportsIndex,
+    threshold: typing.SupportsFloat | typing.SupportsIndex,
+) -> None:
+    """
+    Adafactor's directions of low-rank gradients, in their place.
     """
 
 def factored_svd(
@@ -754,6 +772,7 @@ def subspace_update(
     scale: typing.SupportsFloat | typing.SupportsIndex,
     residual: str,
     residual_scale: typing.SupportsFloat | typing.SupportsIndex,
+    cap: typing.SupportsFloat | typing.SupportsIndex,
     growth: typing.SupportsFloat | typing.SupportsIndex,
     maximize: bool,
     stochastic: bool,

@@ -36,8 +36,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "rsvd": SKETCH,
     "subspace_step_": {
         "exp_avg_sq": None, "rule": "adam", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "scale": 1.0,
-        "residual": "drop", "residual_scale": 1.0, "limits": None, "growth": 1.01, "rounding": "nearest",
-        "seeds": None, "maximize": False, "precision": None,
+        "residual": "drop", "residual_scale": 1.0, "cap": float("inf"), "limits": None, "growth": 1.01,
+        "rounding": "nearest", "seeds": None, "maximize": False, "precision": None,
     },
     "svd_lowrank": {"q": 6, "niter": 2, "seed": 0},
     "usv_linear": {"bias": None},

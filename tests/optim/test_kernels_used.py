@@ -79,29 +79,29 @@ def test_no_other_key_turns_the_kernel_off(update: Spy, keys: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(
-    ("kind", "keys", "stepped"),
+    ("kind", "keys"),
     [
-        (GaLoreAdamW, {"rule": "lion"}, True),
-        (FiraAdamW, {}, True),
-        (FiraAdamW, {"residual": "code", "limiter": None}, True),
-        (ApolloAdamW, {}, True),
-        (ApolloAdamW, {"projector": "svd", "limiter": None}, True),
-        (ApolloAdamW, {"scale_cap": 10}, False),
-        (ApolloAdamW, {"rank": 1, "scale_type": "tensor", "scale": 128}, False),
+        (GaLoreAdamW, {"rule": "lion"}),
+        (GaLoreAdamW, {"rule": "adabelief"}),
+        (FiraAdamW, {}),
+        (FiraAdamW, {"residual": "code", "limiter": None}),
+        (ApolloAdamW, {}),
+        (ApolloAdamW, {"projector": "svd", "limiter": None}),
+        (ApolloAdamW, {"scale_cap": 10}),
+        (ApolloAdamW, {"rank": 1, "scale_type": "tensor", "scale": 128}),
     ],
 )
 @pytest.mark.parametrize("moment_dtype", MOMENTS)
 def test_other_rules_and_residuals(
-    update: Spy, kind: type[LowRankOptimizer], keys: dict[str, Any], stepped: bool, moment_dtype: str
+    update: Spy, kind: type[LowRankOptimizer], keys: dict[str, Any], moment_dtype: str
 ) -> None:
     trained(SHAPES, torch.float32, kind=kind, moment_dtype=moment_dtype, **keys)
-    assert update.counts == ([len(SHAPES)] * 3 if stepped else [])
+    assert update.counts == [len(SHAPES)] * 3
 
 
-@pytest.mark.parametrize("rule", ["adabelief", "adafactor"])
 @pytest.mark.parametrize("moment_dtype", MOMENTS)
-def test_what_a_rule_without_a_kernel_gives_is_lifted_by_one(update: Spy, rule: str, moment_dtype: str) -> None:
-    trained([*SHAPES, (9, 30)], torch.float32, rule=rule, moment_dtype=moment_dtype)
+def test_directions_of_adafactor_are_lifted_by_a_kernel(update: Spy, moment_dtype: str) -> None:
+    trained([*SHAPES, (9, 30)], torch.float32, rule="adafactor", moment_dtype=moment_dtype)
     assert update.counts == [4, 1] * 3  # four directions are held at a time
 
 

@@ -81,7 +81,9 @@ def advanced(
         return Ranged(n, error), error, None
     assert v1 is not None
     dm = (1 - beta1) * r.error + 4 * unit * (1 - beta1) * (read + kept) + unit * m1.abs()
-    dv = (1 - beta2) * (2 * read * r.error + r.error**2) + 5 * unit * v1
+    squared, off = (r.value - m1, r.error + dm) if rule == "adabelief" else (r.value, r.error)
+    off = off + unit * squared.abs() if rule == "adabelief" else off
+    dv = (1 - beta2) * (2 * squared.abs() * off + off**2) + 6 * unit * v1
     first, root = 1 / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
     below = v1.sqrt() * root + eps
     dbelow = root * ((v1 + dv).sqrt() - (v1 - dv).clamp(min=0).sqrt()) + 4 * unit * below
@@ -89,22 +91,30 @@ def advanced(
     return Ranged(n, dn.nan_to_num(nan=JUMP, posinf=math.inf)), dm, dv
 
 
-def channel_scale(n: Ranged, r: Ranged) -> Ranged:
-    """phi, from the ends of both norms; the squares are summed in float64."""
-    above, dabove = n.value.norm(dim=0), n.error.norm(dim=0)
-    below, dbelow = r.value.norm(dim=0), r.error.norm(dim=0)
+def channel_scale(n: Ranged, r: Ranged, residual: str, cap: float) -> Ranged:
+    """phi, from the ends of both norms; the squares are summed in float64. A median moves no more than all it is of."""
+    dims = (0, 1) if residual == "tensor" else 0
+    above, dabove = n.value.norm(dim=dims), n.error.norm(dim=dims)
+    below, dbelow = r.value.norm(dim=dims), r.error.norm(dim=dims)
     phi = above / (below + 1e-8)
     highest = (above + dabove) / ((below - dbelow).clamp(min=0) + 1e-8)
     lowest = (above - dabove).clamp(min=0) / (below + dbelow + 1e-8)
-    summed = 2 * tolerance.gamma(len(n.value), torch.float64) * phi
-    return Ranged(phi, torch.maximum(highest - phi, phi - lowest) + summed)
+    summed = 2 * tolerance.gamma(n.value.numel(), torch.float64) * phi
+    error = torch.maximum(highest - phi, phi - lowest) + summed
+    value = reference.channel_scale(n.value, r.value, residual, cap)
+    if math.isfinite(cap) and bool((phi > 0).any()):
+        most, off = cap * phi[phi > 0].median(), cap * error.max()
+        ends = torch.minimum(phi + error, most + off) - value, value - torch.minimum(phi - error, most - off)
+        error = torch.maximum(*ends)
+    return Ranged(value, error)
 
 
 def squared_rest(p: Tensor, g: Tensor, r: Ranged, kappa: float, precision: Precision) -> Ranged:
-    """Squared norms of the columns of G - kappa P R from those of G, R and P R, the last one by PᵀP."""
+    """Squared norms of the columns of G - kappa P R from those of G, R and P R, the last one by PᵀP and R Rᵀ, whose
+    columns have factors."""
     value = (g - kappa * (p @ r.value)).square().sum(dim=0)
     gram, size = p.mT.abs() @ p.abs(), r.value.abs()
-    rounded = tolerance.gamma(len(p) + 2, precision.work) + tolerance.gamma(len(r.value) + 2, precision.work)
+    rounded = tolerance.gamma(len(p) + 2, precision.work) + tolerance.gamma(r.value.shape[1] + 4, precision.work)
     image = gram @ size
     dpr = ((rounded + 2 * precision.unit) * size * image).sum(dim=0) + (2 * r.error * (gram @ r.most)).sum(dim=0)
     dr = (2 * size * r.error + r.error**2).sum(dim=0)
@@ -119,8 +129,9 @@ def limited(phi: Ranged, squares: Ranged, previous: float | None, growth: float,
         return Ranged(one, 0 * one), 0.0
     squared = float((phi.value.square() * squares.value).sum())
     highest = math.sqrt(float((phi.most.square() * squares.most).sum()))
-    lower = (phi.value - phi.error).clamp(min=0).square() * (squares.value - squares.error).clamp(min=0)
-    norm, lowest = math.sqrt(squared), math.sqrt(float(lower.sum()))
+    least = squares.value - squares.error  # where it is below 0, it takes off what other columns have
+    lower = torch.where(least > 0, (phi.value - phi.error).clamp(min=0), phi.most).square() * least
+    norm, lowest = math.sqrt(squared), math.sqrt(max(0.0, float(lower.sum())))
     allowed = growth * previous if previous > 1e-12 * math.sqrt(elements) else math.inf
     ends = [min(1.0, allowed / x) if x > 0 else 1.0 for x in (highest, norm, lowest)]
     factor = Ranged(one * ends[1], one * (ends[2] - ends[0]))
@@ -157,8 +168,8 @@ def step(
 def _left(
     w: Tensor, g: Tensor, p: Tensor, m: Tensor, v: Tensor | None, precision: Precision, *, step: int, lr: float,
     rule: str = "adam", betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0,
-    scale: float = 1.0, residual: str = "drop", residual_scale: float = 1.0, limit: float | None = None,
-    growth: float = 1.01, maximize: bool = False,
+    scale: float = 1.0, residual: str = "drop", residual_scale: float = 1.0, cap: float = math.inf,
+    limit: float | None = None, growth: float = 1.01, maximize: bool = False,
 ) -> tuple[Ranged, Tensor, Tensor | None, float]:  # fmt: skip
     unit, g = precision.unit, -g if maximize else g
     r = projected(p, g, precision)
@@ -166,15 +177,15 @@ def _left(
     wide, kept = p.abs(), 0.0
     lifted, rest = abs(scale) * n.most, Ranged(torch.zeros_like(g), torch.zeros_like(g))
     error = abs(scale) * (wide @ n.error)
-    if residual in ("scaled", "channel"):
+    if residual in ("scaled", "channel", "tensor"):
         kappa, factor = (residual_scale, 1.0) if residual == "scaled" else (0.0, abs(scale))
-        phi = Ranged(*(factor * x for x in channel_scale(n, r)))
+        phi = Ranged(*(factor * x for x in channel_scale(n, r, residual, cap)))
         squares = squared_rest(p, g, r, kappa, precision)
         allowed, kept = limited(phi, squares, limit, growth, g.numel())
         gains = times(phi, allowed)
         rest = Ranged(gains.value * g, gains.error * (g - kappa * (p @ r.value)).abs())
-        error = (0.0 if residual == "channel" else error) + gains.most * abs(kappa) * (wide @ r.error)
-        lifted = 0 * lifted if residual == "channel" else lifted + gains.most * abs(kappa) * r.most
+        error = (error if residual == "scaled" else 0.0) + gains.most * abs(kappa) * (wide @ r.error)
+        lifted = lifted + gains.most * abs(kappa) * r.most if residual == "scaled" else 0 * lifted
     elif residual == "sign":
         rest = Ranged(torch.full_like(g, residual_scale), abs(residual_scale) * _jumps(p, g, r, precision))
     error = error + precision.product(wide, lifted) + rest.error

@@ -11,7 +11,8 @@ import torch
 from source import DTYPES, FEW, Cases, Source, named, size, with_gradients
 from torch import Tensor
 
-RULES = ("adam", "lion", "momentum")
+RULES = ("adam", "adabelief", "lion", "momentum")
+SECOND = ("adam", "adabelief")
 
 # ---- dct_select ----------------------------------------------------------------------------------------------------
 
@@ -134,9 +135,10 @@ def _filter(m: int, n: int, options: dict[str, Any], x: Source) -> Any:
 def steps() -> Cases:
     bare: tuple[dict[str, Any], ...] = (
         *({"rule": rule, "moments": stored} for rule in RULES for stored in ("work", "bfloat16", "int8")),
-        *({"residual": kind, "limits": limits} for kind in ("scaled", "channel") for limits in (False, True)),
-        {"residual": "sign"}, {"maximize": True}, {"rounding": "stochastic"}, {"precision": "medium"},
-        {"rounding": "stochastic", "moments": "int8"}, {"weight_decay": 0.0}, {"scale": 0.25, "lr": 0.0},
+        *({"residual": kind, "limits": limits} for kind in ("scaled", "channel", "tensor") for limits in (False, True)),
+        {"residual": "channel", "cap": 1.5}, {"residual": "sign"}, {"maximize": True}, {"rounding": "stochastic"},
+        {"precision": "medium"}, {"rounding": "stochastic", "moments": "int8"}, {"weight_decay": 0.0},
+        {"scale": 0.25, "lr": 0.0},
     )  # fmt: skip
     for options in bare:
         yield "subspace_step_", named(options), partial(_step, options)
@@ -152,7 +154,7 @@ def _step(options: dict[str, Any], x: Source) -> Any:
     bases = [x.basis(m, k) for m, k in zip(rows, ranks, strict=True)]
     stored = options.pop("moments", "work")
     first = [moment(stored, shape, False, x) for shape in low]
-    second = [moment(stored, shape, True, x) for shape in low] if options["rule"] == "adam" else None
+    second = [moment(stored, shape, True, x) for shape in low] if options["rule"] in SECOND else None
     limits = [torch.full((1,), 0.1) for _ in shapes] if options.pop("limits", False) else None
     taken = []
     for step in (1, 2, 3):

@@ -10,14 +10,17 @@
 //   scaled        c phi_j (G - kappa P R)_j,   phi_j = |N_j| / |R_j|                          Fira
 //   sign          weight * sign(G - P R)                                                      FRUGAL
 //   channel       c scale phi_j G_j, in place of scale P N                                    APOLLO
+//   tensor        the same with one phi = |N| / |R|                                           APOLLO-Mini
 //
-// Column j is a channel. c <= 1 limits the growth of |S| from step to step. A basis on the right is one on the left of
-// the transposed matrices. Sources: Zhao et al. 2024 (GaLore, arXiv 2403.03507), Chen et al. 2024 (Fira, 2410.01623,
-// equations of its section 3), Zmushko et al. 2024 (FRUGAL, 2411.07837), Zhu et al. 2024 (APOLLO, 2412.05270).
+// Column j is a channel; of `channel` no phi_j is above `cap` times the median of those that are not 0. c <= 1 limits
+// the growth of |S| from step to step. A basis on the right is one on the left of the transposed matrices. Sources:
+// Zhao et al. 2024 (GaLore, arXiv 2403.03507), Chen et al. 2024 (Fira, 2410.01623, equations of its section 3), Zmushko
+// et al. 2024 (FRUGAL, 2411.07837), Zhu et al. 2024 (APOLLO, 2412.05270).
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "lowrank_core/blockwise.h"
@@ -26,8 +29,11 @@
 
 namespace lowrank::subspace_step {
 
-enum class Rule : uint8_t { kAdam, kLion, kMomentum, kAverage };
-enum class Residual : uint8_t { kDrop, kScaled, kSign, kChannel };
+enum class Rule : uint8_t { kAdam, kAdaBelief, kLion, kMomentum, kAverage };
+enum class Residual : uint8_t { kDrop, kScaled, kSign, kChannel, kTensor };
+
+// Whether a rule keeps a second moment.
+LRC_HD bool has_second(Rule rule) { return rule == Rule::kAdam || rule == Rule::kAdaBelief; }
 
 // ---- mathematics -------------------------------------------------------------------------------------------------
 
@@ -52,19 +58,35 @@ Factors<T> factors(double beta1, double beta2, double eps, int64_t t) {
 LRC_HD float root(float x) { return sqrtf(x); }
 LRC_HD double root(double x) { return sqrt(x); }
 
-// Adam with torch's eps: outside the bias correction. Kingma, Ba 2015, algorithm 1. `root_v` becomes root(v), by which
-// second moments are coded, too.
+// Adam's direction from its moments, torch's eps outside the bias correction. `root_v` becomes root(v), by which second
+// moments are coded, too.
+template <class T>
+LRC_HD T corrected(const Factors<T>& f, T m, T v, T& root_v) {
+  root_v = root(v);
+  return m * f.correction1 / (root_v * f.root2 + f.eps);
+}
+
+// Kingma, Ba 2015 (Adam), algorithm 1.
 template <class T>
 LRC_HD T adam(const Factors<T>& f, T g, T& m, T& v, T& root_v) {
   m += f.rest1 * (g - m);
   v = f.beta2 * v + f.rest2 * g * g;
-  root_v = root(v);
-  return m * f.correction1 / (root_v * f.root2 + f.eps);
+  return corrected(f, m, v, root_v);
 }
 template <class T>
 LRC_HD T adam(const Factors<T>& f, T g, T& m, T& v) {
   T root_v;
   return adam(f, g, m, v, root_v);
+}
+
+// Zhuang et al. 2020 (AdaBelief, arXiv 2010.07468), algorithm 2: v is the variance around the mean m, and eps stands in
+// both places.
+template <class T>
+LRC_HD T adabelief(const Factors<T>& f, T g, T& m, T& v, T& root_v) {
+  m += f.rest1 * (g - m);
+  const T apart = g - m;
+  v = f.beta2 * v + f.rest2 * apart * apart + f.eps;
+  return corrected(f, m, v, root_v);
 }
 
 template <class T>
@@ -95,10 +117,10 @@ LRC_HD T average(const Factors<T>& f, T g, T& m) {
   return before;
 }
 
-// phi = |N_j| / |R_j| from squared norms. The constant is Fira's and APOLLO's.
+// phi = |N_j| / |R_j| from squared norms, of a channel or of all of them. The constant is Fira's and APOLLO's.
 LRC_HD double channel_scale(double squared_n, double squared_r) { return root(squared_n) / (root(squared_r) + 1e-8); }
 
-// |(G - kappa P R)_j|² from squared norms, of G_j, R_j = Pᵀ G_j and P R_j.
+// |S|² of S = phi (G - kappa P R) from squared norms, of phi G, phi R = Pᵀ (phi G) and P (phi R).
 LRC_HD double residual_norm(double g, double r, double pr, double kappa) {
   const double squared = g - 2.0 * kappa * r + kappa * kappa * pr;
   return squared > 0.0 ? squared : 0.0;
@@ -124,7 +146,8 @@ LRC_HD T sign_above(T x, T threshold) {
 // ---- the write-back ----------------------------------------------------------------------------------------------
 
 // W <- keep W - step (left right) - S, with one of
-//   scaled, channel   S = gain_j g_j      left right = P (scale N - kappa phi R), or nothing for `channel`; step = lr
+//   scaled            S = gain_j g_j      left right = P (scale N - kappa phi R); step = lr
+//   channel, tensor   S = gain_j g_j      left right = nothing
 //   sign              S = gain sign_above(g - other, threshold)
 LRC_HD double keep_factor(double lr, double weight_decay) { return 1.0 - lr * weight_decay; }
 
@@ -141,7 +164,7 @@ LRC_HD T less_sign(T w, T gain, T g, T other, T threshold) {
   return w - gain * sign_above(g - other, threshold);
 }
 
-// An entry of scale N - kappa phi R, with `share` for kappa phi.
+// An entry of scale N - share (phi R).
 template <class T>
 LRC_HD T folded_direction(T scale, T n, T share, T r) {
   return scale * n - share * r;
@@ -189,7 +212,8 @@ struct Params {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   double lr = 1e-3, weight_decay = 0.0, scale = 1.0;
   Residual residual = Residual::kDrop;
-  double residual_scale = 1.0;  // kappa, or the weight of `sign`
+  double residual_scale = 1.0;                           // kappa, or the weight of `sign`
+  double cap = std::numeric_limits<double>::infinity();  // of phi_j, in medians; of `channel`
   double growth = 1.01;
   bool maximize = false, stochastic = false;
   Math math = Math::kFloat32;

@@ -1,5 +1,5 @@
 // subspace_step_sketched: Adafactor with a momentum that is kept as a random sketch of itself (Flora), for a list of
-// weights, without any temporary of a weight's size.
+// weights, without any temporary of a weight's size; and Adafactor of low-rank gradients.
 //
 //   x = G over the root of Adafactor's second moment            R = Pᵀ x   [r, n]
 //   y = (1 - b1) x + b1 P C     C <- b1 C + (1 - b1) R          C before the step in y
@@ -56,6 +56,19 @@ struct SketchParams {
   Params step;  // its eps is that of the means
   double threshold = 1.0;
 };
+
+// A low-rank gradient with Adafactor's means over its rows and columns, stored as moments are.
+struct FactoredJob {
+  Matrix low;  // rows along memory; float32, or float64 with means of its own
+  Moment rows, cols;
+  int64_t step;   // its number, from 1
+  uint64_t seed;  // of its draws
+  double decay;   // of the means in this step
+};
+
+// low <- its direction by Adafactor: over the root of the second moment, clipped to a root mean square of `threshold`.
+// The means move. Tier D1; draws as update_cpu does.
+void factored_cpu(const std::vector<FactoredJob>& jobs, double eps, double threshold);
 
 // The step of every weight. Tier D1; draws as update_cpu does.
 void sketched_cpu(const std::vector<SketchJob>& jobs, const SketchParams& params);

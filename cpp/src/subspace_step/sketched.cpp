@@ -2,11 +2,10 @@
 #include "lowrank_core/subspace_step_sketched.h"
 
 #include <limits>
+#include <numeric>
 #include <utility>
 
-#include "lowrank_core/buffer.h"
-#include "lowrank_core/dense.h"
-#include "subspace_step/job.h"
+#include "subspace_step/scaling.h"
 
 namespace lowrank::subspace_step {
 namespace {
@@ -59,58 +58,34 @@ double scaled_square(const Matrix& x, const Margins& factors) {
   return total;
 }
 
-// Moves the means of lines of `length` entries. Returns 1 over their roots, of their shares in their mean if `shares`.
-std::vector<double> moved_over_roots(float* means, const std::vector<double>& squares, int64_t length,
-                                     const SketchJob& job, double eps, bool shares) {
-  constexpr double tiny = double(std::numeric_limits<float>::min()), most = double(std::numeric_limits<float>::max());
-  std::vector<double> roots(squares.size());
-  double total = 0.0;
-  for (size_t i = 0; i < roots.size(); ++i) {
-    means[i] = float(std::min(moved_mean(double(means[i]), job.decay, squares[i], double(length), eps), most));
-    total += double(means[i]);
-  }
-  const double mean = shares ? std::max(total / double(roots.size()), tiny) : 1.0;
-  for (size_t i = 0; i < roots.size(); ++i) roots[i] = over_root(double(means[i]) / mean, root(tiny));
+// Moves `kept`, a mean over a line of `length` entries, by the sum of its squares. T: what it is stored in.
+template <class T>
+T moved(T kept, double squares, double length, double decay, double eps) {
+  return T(std::min(moved_mean(double(kept), decay, squares, length, eps), double(std::numeric_limits<T>::max())));
+}
+
+// 1 over the roots of means, of their shares in their mean if `shares`.
+template <class T>
+std::vector<double> over_roots(const T* means, size_t count, bool shares) {
+  constexpr double tiny = double(std::numeric_limits<T>::min());
+  const double total = std::accumulate(means, means + count, 0.0);
+  const double mean = shares ? std::max(total / double(count), tiny) : 1.0;
+  std::vector<double> roots(count);
+  for (size_t i = 0; i < count; ++i) roots[i] = over_root(double(means[i]) / mean, root(tiny));
   return roots;
 }
 
-// The factors of the rows and columns of `x`, the gradient as seen; Adafactor's means move.
-Margins normalization(const SketchJob& job, const Matrix& x, double eps) {
+// The factors of the rows and columns of `x`, by the means of its squares, which move.
+template <class T>
+Margins normalization(const Matrix& x, T* row_means, T* col_means, double decay, double eps) {
   const Margins squares = squares_of(x);
-  return {moved_over_roots(job.row_means, squares.rows, x.cols, job, eps, true),
-          moved_over_roots(job.col_means, squares.cols, x.rows, job, eps, false)};
-}
-
-template <class T>
-Buffer<T> rounded(const std::vector<double>& values, double factor) {
-  Buffer<T> to(int64_t(values.size()));
-  for (size_t i = 0; i < values.size(); ++i) to[int64_t(i)] = T(factor * values[i]);
-  return to;
-}
-
-// x <- diag(rows) x diag(cols), without those that are null
-template <class T>
-void scale(const Matrix& x, const T* rows, const T* cols) {
-  const bool by_columns = runs_along_columns(x);
-  const Matrix lines = by_columns ? x.transposed() : x;
-  const T* const across = by_columns ? cols : rows;
-  const T* const along = by_columns ? rows : cols;
-  parallel_chunks(lines.rows, std::max<int64_t>(1, kChunk / lines.cols), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      T* const line = lines.as<T>() + i * lines.row_stride;
-      for (int64_t j = 0; across && j < lines.cols; ++j) line[j] *= across[i];
-      for (int64_t j = 0; along && j < lines.cols; ++j) line[j] *= along[j];
-    }
-  });
-}
-
-// |P D|² = <Pᵀ P, D Dᵀ>
-template <class T>
-double lifted_square(const Matrix& basis, const Matrix& direction) {
-  MatrixBuffer<T> of_basis(basis.cols, basis.cols), of_direction(basis.cols, basis.cols);
-  gram(of_basis.view(), basis);
-  gram(of_direction.view(), direction.transposed());
-  return vectors<T>().dot(of_basis.data(), of_direction.data(), of_basis.size());
+  for (int64_t i = 0; i < x.rows; ++i) {
+    row_means[i] = moved(row_means[i], squares.rows[size_t(i)], double(x.cols), decay, eps);
+  }
+  for (int64_t j = 0; j < x.cols; ++j) {
+    col_means[j] = moved(col_means[j], squares.cols[size_t(j)], double(x.rows), decay, eps);
+  }
+  return {over_roots(row_means, squares.rows.size(), true), over_roots(col_means, squares.cols.size(), false)};
 }
 
 // low <- Pᵀ x
@@ -128,7 +103,7 @@ void step(const SketchJob& job, const SketchParams& params) {
   const Params& p = params.step;
   const double rest = 1.0 - p.beta1;
   const Matrix seen = as_seen(job);
-  Margins factors = normalization(job, seen, p.eps);
+  Margins factors = normalization(seen, job.row_means, job.col_means, job.decay, p.eps);
   const double normalized = scaled_square(seen, factors);
   if (job.transposed) std::swap(factors.rows, factors.cols);
   const Buffer<T> rows = rounded<T>(factors.rows, 1.0);
@@ -148,7 +123,57 @@ void step(const SketchJob& job, const SketchParams& params) {
   weight_level().write_back_scaled(along_memory(product));
 }
 
+// The numbers of a moment that is stored in any way, held in T while they change.
+template <class T>
+class Opened {
+ public:
+  Opened(const Moment& moment, int64_t size, uint64_t seed, int64_t step)
+      : moment_(moment), size_(size), seed_(seed), step_(step), copy_(in_place() ? 0 : size) {
+    if (!in_place()) read();
+  }
+
+  T* values() { return in_place() ? static_cast<T*>(moment_.values) : copy_.data(); }
+
+  void close() {
+    if (!in_place()) write();
+  }
+
+ private:
+  bool in_place() const { return moment_.storage == Storage::kWork; }
+  void read() {
+    if constexpr (std::is_same_v<T, float>) decode_cpu(copy_.data(), moment_, size_, true);
+  }
+  void write() {
+    if constexpr (std::is_same_v<T, float>) encode_cpu(moment_, copy_.data(), size_, true, seed_, step_);
+  }
+
+  const Moment moment_;
+  const int64_t size_;
+  const uint64_t seed_;
+  const int64_t step_;
+  Buffer<T> copy_;
+};
+
+template <class T>
+void factored(const FactoredJob& job, double eps, double threshold) {
+  const Matrix& x = job.low;
+  Opened<T> rows(job.rows, x.rows, job.seed, job.step), cols(job.cols, x.cols, job.seed, job.step);
+  const Margins factors = normalization(x, rows.values(), cols.values(), job.decay, eps);
+  rows.close();
+  cols.close();
+  const double by = 1.0 / clip_divisor(scaled_square(x, factors), double(size_of(x)), threshold);
+  scale<T>(x, rounded<T>(factors.rows, by).data(), rounded<T>(factors.cols, 1.0).data());
+}
+
 }  // namespace
+
+void factored_cpu(const std::vector<FactoredJob>& jobs, double eps, double threshold) {
+  parallel_for(int64_t(jobs.size()), [&](int64_t i) {
+    const FactoredJob& job = jobs[size_t(i)];
+    if (job.low.empty()) return;
+    job.low.dtype == DType::kFloat64 ? factored<double>(job, eps, threshold) : factored<float>(job, eps, threshold);
+  });
+}
 
 void sketched_cpu(const std::vector<SketchJob>& jobs, const SketchParams& params) {
   for_each_job(jobs, [&](const SketchJob& job) {

@@ -7,7 +7,7 @@
 #include "lowrank_core/buffer.h"
 #include "lowrank_core/dense.h"
 #include "lowrank_core/parallel.h"
-#include "subspace_step/job.h"
+#include "subspace_step/scaling.h"
 
 namespace lowrank::subspace_step {
 namespace {
@@ -23,95 +23,87 @@ bool finite(const Matrix& low) {
   return sound;
 }
 
-// Squared norms of channels: N_j, R_j, G_j, and P R_j, which is R_jᵀ (Pᵀ P) R_j.
-struct ChannelNorms {
-  std::vector<double> n, r, g, pr;
-};
-
-// sums[j] += squares of column j
-void add_column_squares(std::vector<double>& sums, const Matrix& x) {
+// Squares of the columns of `x`, summed.
+std::vector<double> column_squares(const Matrix& x) {
+  std::vector<double> sums(size_t(x.cols));
   parallel_chunks(x.cols, kColumns, [&](int64_t begin, int64_t end) {
     weight_level().add_column_squares(sums.data() + begin, x.block(0, begin, x.rows, end - begin));
   });
+  return sums;
 }
 
-template <class T>
-void projected_squares(std::vector<double>& sums, const Job& job, const Matrix& r) {
-  MatrixBuffer<T> gram_matrix(r.rows, r.rows), image(r.rows, r.cols);
-  gemm(gram_matrix.view(), job.basis.transposed(), job.basis);
-  gemm(image.view(), gram_matrix.view(), r);
-  parallel_chunks(r.cols, kColumns, [&](int64_t begin, int64_t end) {
-    for (int64_t i = 0; i < r.rows; ++i) {
-      const T* row = r.as<T>() + i * r.row_stride;
-      for (int64_t j = begin; j < end; ++j) sums[size_t(j)] += double(image.at(i, j)) * double(row[j * r.col_stride]);
-    }
-  });
+double total(const std::vector<double>& x) { return std::accumulate(x.begin(), x.end(), 0.0); }
+
+// Sum of factors[j]² x[j].
+double weighted(const std::vector<double>& factors, const std::vector<double>& x) {
+  double sum = 0.0;
+  for (size_t j = 0; j < x.size(); ++j) sum += factors[j] * factors[j] * x[j];
+  return sum;
 }
 
-template <class T>
-ChannelNorms channel_norms(const Job& job, const Params& p, const Matrix& n, const Matrix& r) {
-  const auto channels = size_t(r.cols);
-  ChannelNorms norms{std::vector<double>(channels), std::vector<double>(channels), {}, {}};
-  add_column_squares(norms.n, n);
-  add_column_squares(norms.r, r);
-  if (!job.limit) return norms;
-  norms.g.resize(channels);
-  norms.pr.resize(channels);
-  add_column_squares(norms.g, job.g);
-  if (p.residual == Residual::kScaled) projected_squares<T>(norms.pr, job, r);
-  return norms;
+// The lower one of the two in the middle of what is above 0, or 0.
+double median_above_zero(std::vector<double> x) {
+  x.erase(std::remove_if(x.begin(), x.end(), [](double value) { return !(value > 0.0); }), x.end());
+  if (x.empty()) return 0.0;
+  const auto middle = x.begin() + std::ptrdiff_t(x.size() - 1) / 2;
+  std::nth_element(x.begin(), middle, x.end());
+  return *middle;
 }
 
-// phi_j, with the limiter's factor; keeps the norm that was let through.
-std::vector<double> channel_gains(const Job& job, const Params& p, const ChannelNorms& norms) {
-  std::vector<double> gains(norms.n.size());
-  double squared = 0.0;
-  const double kappa = p.residual == Residual::kScaled ? p.residual_scale : 0.0;
-  for (size_t j = 0; j < gains.size(); ++j) {
-    gains[j] = channel_scale(norms.n[j], norms.r[j]);
-    if (p.residual == Residual::kChannel) gains[j] *= p.scale;
-    if (job.limit) squared += gains[j] * gains[j] * residual_norm(norms.g[j], norms.r[j], norms.pr[j], kappa);
+// phi_j of each channel from the squared norms of N_j and R_j, times the scale of what takes the place of P N.
+std::vector<double> channel_gains(const Params& p, const std::vector<double>& n, const std::vector<double>& r) {
+  if (p.residual == Residual::kTensor) {
+    return std::vector<double>(n.size(), p.scale * channel_scale(total(n), total(r)));
   }
-  if (!job.limit) return gains;
-  const double norm = std::sqrt(squared), floor = limiter_floor(double(size_of(job.g)));
-  const double factor = limiter(norm, double(*job.limit), p.growth, floor);
-  for (double& gain : gains) gain *= factor;
-  *job.limit = float(norm * factor);
+  std::vector<double> gains(n.size());
+  for (size_t j = 0; j < gains.size(); ++j) gains[j] = channel_scale(n[j], r[j]);
+  if (p.residual == Residual::kScaled) return gains;
+  const double most = std::isfinite(p.cap) ? p.cap * median_above_zero(gains) : p.cap;
+  for (double& gain : gains) gain = p.scale * std::min(gain, most);
   return gains;
 }
 
-// n <- scale N - kappa phi R; both lie alike in memory, along which they are read.
+// What `squared`, of the norm of S, is multiplied by; keeps the norm that was let through.
+double limited(const Job& job, const Params& p, double squared) {
+  const double norm = std::sqrt(squared), floor = limiter_floor(double(size_of(job.g)));
+  const double factor = limiter(norm, double(*job.limit), p.growth, floor);
+  *job.limit = float(norm * factor);
+  return factor;
+}
+
+// n <- scale N - share S; both lie alike in memory.
 template <class T>
-void fold(const Matrix& n, const Matrix& r, const Params& p, const std::vector<double>& gains) {
-  const bool by_channel = runs_along_columns(n);
-  const Matrix lines = by_channel ? n.transposed() : n, others = by_channel ? r.transposed() : r;
-  parallel_chunks(lines.rows, std::max<int64_t>(1, kChunk / lines.cols), [&](int64_t begin, int64_t end) {
+void fold(const Matrix& n, const Matrix& s, double scale, double share) {
+  parallel_chunks(size_of(n), kChunk, [&](int64_t begin, int64_t end) {
+    T* const direction = n.as<T>();
+    const T* const other = s.as<T>();
     for (int64_t i = begin; i < end; ++i) {
-      T* const direction = lines.as<T>() + i * lines.row_stride;
-      const T* const low = others.as<T>() + i * others.row_stride;
-      for (int64_t j = 0; j < lines.cols; ++j) {
-        const T share = T(p.residual_scale * gains[size_t(by_channel ? i : j)]);
-        T& value = direction[j * lines.col_stride];
-        value = folded_direction(T(p.scale), value, share, low[j * others.col_stride]);
-      }
+      direction[i] = folded_direction(T(scale), direction[i], T(share), other[i]);
     }
   });
 }
 
-// W <- keep W - lr (scale P N + phi (G - kappa P R)) by one product: P (scale N - kappa phi R).
+// W <- keep W - lr (scale P N + phi (G - kappa P R)) by one product: P (scale N - kappa phi R). R becomes phi R.
 template <class T>
 void write_back_scaled(const Job& job, const Params& p, const Matrix& n, const Matrix& r) {
-  const std::vector<double> gains = channel_gains(job, p, channel_norms<T>(job, p, n, r));
+  const std::vector<double> r_squares = column_squares(r), gains = channel_gains(p, column_squares(n), r_squares);
+  const bool rest = p.residual == Residual::kScaled;
+  const double kappa = rest ? p.residual_scale : 0.0;
+  if (rest) scale<T>(r, nullptr, rounded<T>(gains, 1.0).data());
+  double factor = 1.0;
+  if (job.limit) {
+    const double g = weighted(gains, column_squares(job.g)), inside = weighted(gains, r_squares);
+    factor = limited(job, p, residual_norm(g, inside, rest ? lifted_square<T>(job.basis, r) : 0.0, kappa));
+  }
   ScaledWriteBack product{plain_write_back(job, p, n), gradient_of(job, p)};
   product.step = p.lr;
-  if (p.residual == Residual::kChannel) {
+  if (rest) {
+    fold<T>(n, r, p.scale, kappa * factor);
+  } else {
     product.left = job.basis.block(0, 0, job.basis.rows, 0);
     product.right = n.block(0, 0, 0, n.cols);
-  } else {
-    fold<T>(n, r, p, gains);
   }
-  Buffer<T> factors(int64_t(gains.size()));
-  for (size_t j = 0; j < gains.size(); ++j) factors[int64_t(j)] = T(p.lr * gains[j]);
+  const Buffer<T> factors = rounded<T>(gains, p.lr * factor);
   product.col_gains = factors.data();
   weight_level().write_back_scaled(along_memory(product));
 }

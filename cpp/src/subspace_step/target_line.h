@@ -6,6 +6,9 @@
 #include "lowrank_core/simd/philox.h"
 #include "subspace_step/level.h"
 
+// LRC_INLINE of a lambda.
+#define LRC_INLINE_LAMBDA __attribute__((always_inline))
+
 namespace lowrank::LRC_LEVEL {
 namespace {
 

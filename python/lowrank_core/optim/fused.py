@@ -7,12 +7,13 @@ the gradients and says whether they are finite, `finish` changes moments and wei
 from __future__ import annotations
 
 from itertools import product
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from lowrank_core.ops.arrays import resolve_precision
+from lowrank_core.ops.subspace_step.sketched import factored_list
 from lowrank_core.ops.subspace_step.step import count_step, project_list, step_list
 from lowrank_core.optim.bucket import Bucket, batches
 from lowrank_core.optim.devices import can_draw
@@ -37,7 +38,7 @@ from lowrank_core.optim.parts.residuals.limited import Limits, ScaledGradient, S
 from lowrank_core.optim.parts.residuals.sign import SignRest
 from lowrank_core.optim.parts.residuals.sketched import SketchedMomentum
 from lowrank_core.optim.parts.rules.adabelief import AdaBelief
-from lowrank_core.optim.parts.rules.adafactor import Adafactor
+from lowrank_core.optim.parts.rules.adafactor import THRESHOLD, Adafactor
 from lowrank_core.optim.parts.rules.adam import Adam
 from lowrank_core.optim.parts.rules.average import Average
 from lowrank_core.optim.parts.rules.column_adam import ColumnAdam
@@ -48,11 +49,11 @@ from lowrank_core.optim.plain import PlainStep
 from lowrank_core.optim.sketched import SketchedStep
 from lowrank_core.optim.slots import State
 from lowrank_core.optim.states import stored
-from lowrank_core.optim.step import ruled
 
 Key = tuple[str, type | None, type | None, type, type]  # device, projector, residual, rule, moment codec
 
-_LIFTED_TOGETHER = 4  # directions that are held at the same time
+_SECOND = ("exp_avg_sq", "exp_avg_var")
+_LIFTED_TOGETHER = 4  # directions that are lifted at the same time: each takes as much memory again
 
 
 class FusedStep(Protocol):
@@ -99,7 +100,7 @@ class SubspaceStep:
         limits = Limits(held, [parts.rule.unbias(step) for step in steps]) if held else None
         options = {**parts.rule.kernel(), **(parts.residual.kernel() or {})}
         step_list(
-            params, draft.grads, bases, *stored(states, "exp_avg"), *stored(states, "exp_avg_sq"),
+            params, draft.grads, bases, *stored(states, "exp_avg"), *_second_moments(states),
             limits.corrected if limits else [], rights_of(draft.slots), steps, seeds, low=lows, lr=bucket.lr,
             weight_decay=bucket.weight_decay, maximize=bucket.maximize, stochastic=bucket.rounding == "stochastic",
             precision=resolve_precision("step", None), **options,
@@ -110,21 +111,27 @@ class SubspaceStep:
         torch.autograd.graph.increment_version(params)  # a graph made before holds the old weights
 
 
-class RuledStep(SubspaceStep):
-    """The same for rules that no kernel has: torch's operations on the low-rank gradients, kernels around them."""
+class FactoredStep(SubspaceStep):
+    """The same with Adafactor's directions, which a kernel makes of the low-rank gradients in their place."""
 
     def finish(self, bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
-        codec, lows = bucket.parts.moment_codec, draft.low or []
-        for some in batches(_LIFTED_TOGETHER, len(draft.slots)):
-            slots, directions = draft.slots[some], []
-            for slot, state, low in zip(slots, states[some], lows[some], strict=True):
-                state["step"] += 1
-                bucket.parts.schedule.observe(state, low)
-                directions.append(
-                    ruled(bucket.parts.rule, codec, low, slot, state, slot.draw(state["step"].item())).dense()
-                )
-            part = Draft(slots, draft.grads[some], directions)
-            lift_steps(bucket, part, _bases(bucket, part, states[some]), [int(state["step"]) for state in states[some]])
+        rule, lows, slots = cast(Adafactor, bucket.parts.rule), draft.low or [], draft.slots
+        steps, seeds = _clocks(bucket, draft, states)
+        for state, low in zip(states, lows, strict=True):
+            bucket.parts.schedule.observe(state, low)
+        factored_list(
+            lows, *stored(states, "exp_avg_sq_row"), *stored(states, "exp_avg_sq_col"), steps, seeds,
+            [rule.decay(step) for step in steps], eps=rule.eps, threshold=THRESHOLD,
+        )  # fmt: skip
+        for some in batches(_LIFTED_TOGETHER, len(slots)):
+            part = Draft(slots[some], draft.grads[some], lows[some])
+            lift_steps(bucket, part, _bases(bucket, part, states[some]), steps[some])
+        count_step([state["step"] for state in states])
+
+
+def _second_moments(states: list[State]) -> tuple[list[Tensor], list[Tensor]]:
+    """Values and scales of what a rule keeps beside its mean; none where it keeps nothing."""
+    return next((found for name in _SECOND if (found := stored(states, name))[0]), ([], []))
 
 
 def _clocks(bucket: Bucket, draft: Draft, states: list[State]) -> tuple[list[int], list[int]]:
@@ -166,7 +173,7 @@ FUSED |= {
     ("cpu", projector, Drop, rule, moments): step
     for projector, (rule, step), moments in product(
         (RandomizedSVD, ExactSVD),
-        ((Lion, SubspaceStep()), (AdaBelief, RuledStep()), (Adafactor, RuledStep())),
+        ((Lion, SubspaceStep()), (AdaBelief, SubspaceStep()), (Adafactor, FactoredStep())),
         _CODECS,
     )
 }

@@ -17,6 +17,7 @@ from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.parts.projectors import Projector
 from lowrank_core.optim.parts.projectors.gaussian import Gaussian
 from lowrank_core.optim.parts.projectors.packed import PackedBasis
+from lowrank_core.optim.parts.residuals.drop import kernel_of
 from lowrank_core.optim.slots import Slot, State
 
 _MADE_SHARE = 0.01  # of the weights' elements, or
@@ -38,9 +39,8 @@ def subtract_lifted(
     targets: list[Tensor], lows: list[Tensor], bases: list[Tensor], right: list[bool], factor: float
 ) -> None:
     """target <- target - factor P X, or X P^T on the right, for the `lows` X. Nothing of its size is made."""
-    options: dict[str, Any] = {"residual": "drop", "residual_scale": 0.0, "growth": 1.0, "weight_decay": 0.0}
-    steps, seeds = [1] * len(lows), [0] * len(lows)
-    lift(targets, lows, bases, right, steps=steps, seeds=seeds, lr=1.0, scale=factor, stochastic=False, **options)
+    options = {**kernel_of("drop", factor), "weight_decay": 0.0, "stochastic": False}
+    lift(targets, lows, bases, right, steps=[1] * len(lows), seeds=[0] * len(lows), lr=1.0, **options)
 
 
 def lift(

@@ -38,6 +38,7 @@ def subspace_step(
     scale: float = 1.0,
     residual: str = "drop",
     residual_scale: float = 1.0,
+    cap: float = math.inf,
     limit: float | None = None,
     growth: float = 1.01,
     maximize: bool = False,
@@ -49,14 +50,14 @@ def subspace_step(
     if side == "right":
         second = None if exp_avg_sq is None else exp_avg_sq.double().mT
         w, m, v, limit = _left(
-            w.mT, g.mT, p, exp_avg.double().mT, second, lr, weight_decay, residual_scale, limit, growth, unit,
+            w.mT, g.mT, p, exp_avg.double().mT, second, lr, weight_decay, residual_scale, cap, limit, growth, unit,
             rule=rule, betas=betas, eps=eps, step=step, scale=scale, residual=residual,
         )  # fmt: skip
         return Stepped(w.mT, m.mT, None if v is None else v.mT, limit)
     second = None if exp_avg_sq is None else exp_avg_sq.double()
     return Stepped(
         *_left(
-            w, g, p, exp_avg.double(), second, lr, weight_decay, residual_scale, limit, growth, unit,
+            w, g, p, exp_avg.double(), second, lr, weight_decay, residual_scale, cap, limit, growth, unit,
             rule=rule, betas=betas, eps=eps, step=step, scale=scale, residual=residual,
         )
     )  # fmt: skip
@@ -71,6 +72,7 @@ def _left(
     lr: float,
     weight_decay: float,
     residual_scale: float,
+    cap: float,
     limit: float | None,
     growth: float,
     unit: float,
@@ -85,11 +87,11 @@ def _left(
     r = p.mT @ g
     n, m, v = advance(r, m, v, rule=rule, betas=betas, eps=eps, step=step)
     update = scale * (p @ n)
-    phi = n.norm(dim=0) / (r.norm(dim=0) + 1e-8)
+    phi = channel_scale(n, r, residual, cap)
     if residual == "scaled":
         rest, limit = _limited(phi * (g - residual_scale * (p @ r)), limit, growth)
         update = update + rest
-    elif residual == "channel":
+    elif residual in ("channel", "tensor"):
         update, limit = _limited(scale * phi * g, limit, growth)
     elif residual == "sign":
         rest = g - p @ r
@@ -97,6 +99,16 @@ def _left(
         threshold = 8 * unit * math.sqrt(r.shape[0]) * largest
         update = update + residual_scale * torch.where(rest.abs() > threshold, rest.sign(), 0.0)
     return (1 - lr * weight_decay) * w - lr * update, m, v, limit
+
+
+def channel_scale(n: Tensor, r: Tensor, residual: str, cap: float = math.inf) -> Tensor:
+    """phi of each channel, [n]."""
+    if residual == "tensor":
+        whole: Tensor = n.norm() / (r.norm() + 1e-8)
+        return whole.expand(n.shape[1])
+    phi: Tensor = n.norm(dim=0) / (r.norm(dim=0) + 1e-8)
+    live = phi[phi > 0]
+    return phi.clamp(max=cap * float(live.median())) if math.isfinite(cap) and len(live) else phi
 
 
 def advance(
@@ -109,7 +121,8 @@ def advance(
     if rule == "momentum":
         return beta1 * m + r, beta1 * m + r, None
     assert v is not None
-    m, v = beta1 * m + (1 - beta1) * r, beta2 * v + (1 - beta2) * r.square()
+    m = beta1 * m + (1 - beta1) * r
+    v = beta2 * v + ((1 - beta2) * (r - m).square() + eps if rule == "adabelief" else (1 - beta2) * r.square())
     return m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt() + eps), m, v
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SIDES = ("left", "right")
-RULES = ("adam", "lion", "momentum")
-RESIDUALS = ("drop", "scaled", "sign", "channel")
-LIMITED = ("scaled", "channel")
+RULES = ("adam", "adabelief", "lion", "momentum")
+SECOND = ("adam", "adabelief")
+RESIDUALS = ("drop", "scaled", "sign", "channel", "tensor")
+LIMITED = ("scaled", "channel", "tensor")
 
 every_side = pytest.mark.parametrize("side", SIDES)
 every_rule = pytest.mark.parametrize("rule", RULES)
@@ -111,7 +112,7 @@ def weight(
     norm = None if limit is None else torch.full((1,), limit, dtype=torch.float32)
     return Weight(
         turned[0].to(dtype), turned[1].to(dtype), dense(draw(met, rank, seed + 5)).to(work), turned[2].to(work),
-        turned[3].to(work) if rule == "adam" else None, side, step, seed, norm,
+        turned[3].to(work) if rule in SECOND else None, side, step, seed, norm,
     )  # fmt: skip
 
 

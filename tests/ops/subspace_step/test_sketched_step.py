@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.ops.subspace_step.sketched import sketched_list
+from lowrank_core.ops.subspace_step.codecs import decode_moment, encode_moment
+from lowrank_core.ops.subspace_step.sketched import factored_list, sketched_list
+from lowrank_core.optim.parts.rules.adafactor import Adafactor
 from lowrank_core.reference.subspace_step import sketched_step
 from testing import machine
 from testing.tolerance import UNIT, gamma
@@ -134,3 +136,77 @@ def test_what_does_not_fit_is_refused(key: str, value: Tensor) -> None:
     with pytest.raises(ValueError, match="subspace_step_"):
         step([w], [False])
     assert torch.equal(w["param"], before)
+
+
+def factored(shape: tuple[int, int], stored: str, dtype: torch.dtype) -> tuple[Tensor, list[Any], list[Any]]:
+    """A low-rank gradient, and means of its rows and columns in mid-training: (values, scales)."""
+    low = numbers(*shape, seed=1).to(dtype) * torch.logspace(-2, 2, shape[1])
+    means: list[list[Any]] = []
+    for size, seed in zip(shape, (2, 3), strict=True):
+        value, scales = numbers(size, seed=seed).square().to(dtype), None
+        if stored != "work":
+            codes = torch.empty(size, dtype=torch.uint8 if stored == "int8" else torch.bfloat16)
+            scales = torch.empty(-(-size // 256)) if stored == "int8" else None
+            encode_moment(codes, scales, value, second=True, seed=5, step=2)
+            value = codes
+        means.append([value, scales])
+    return low, *means
+
+
+def direct(low: Tensor, row: list[Any], col: list[Any], seed: int = 5) -> None:
+    """Its direction in its place."""
+    held = [[[value], [] if scales is None else [scales]] for value, scales in (row, col)]
+    factored_list([low], *held[0], *held[1], [3], [seed], [DECAY], eps=1e-4, threshold=0.5)
+
+
+@pytest.mark.parametrize("level", _core.isa_levels())
+@pytest.mark.parametrize(
+    ("stored", "dtype"),
+    [("work", torch.float32), ("bfloat16", torch.float32), ("int8", torch.float32), ("work", torch.float64)],
+)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 300), (130, 7), (300, 257)], ids=str)
+def test_directions_of_adafactor_are_those_of_the_rule(
+    shape: tuple[int, int], stored: str, dtype: torch.dtype, level: str
+) -> None:
+    """The rule's statement on the decoded means, which are then stored with the words of second moments."""
+    low, *means = factored(shape, stored, dtype)
+    rule, kept = Adafactor(beta2=DECAY, eps=1e-4), {}
+    for key, (value, scales) in zip(("exp_avg_sq_row", "exp_avg_sq_col"), means, strict=True):
+        kept[key] = value.clone() if stored == "work" else torch.empty(value.shape)
+        if stored != "work":
+            decode_moment(kept[key], value, scales, second=True)
+    exact = {key: value.double() for key, value in kept.items()}
+    rule.advance(low.double(), exact, 10**9)  # a decay of beta2
+    direction = rule.normalized(low.double(), exact)
+    direction /= max(1.0, float(direction.square().mean().sqrt()) / 0.5)
+    with machine.isa(level):
+        direct(low, *means)
+    unit = UNIT[torch.float32] if dtype == torch.float32 else 8 * UNIT[dtype]
+    # Means, two factors, what they are rounded to, and two products; sums are float64.
+    relative = gamma(8, dtype) + 2 * gamma(max(shape), torch.float64)
+    assert bool(((low - direction).abs() <= relative * direction.abs()).all())
+    for (value, scales), theirs in zip(means, exact.values(), strict=True):
+        if stored == "work":
+            assert bool(((value - theirs).abs() <= 2 * unit * theirs).all())
+        elif stored == "int8":
+            found = torch.empty(value.shape)
+            decode_moment(found, value, scales, second=True)
+            step = theirs.sqrt().max() / 255  # of codes, one to each side
+            assert bool(((found.sqrt() - theirs.sqrt()).abs() <= step * (1 + 8 * unit)).all())
+        else:
+            assert bool(((value.double() - theirs).abs() <= 2 * UNIT[torch.bfloat16] * theirs).all())
+
+
+@pytest.mark.parametrize("stored", ["work", "bfloat16", "int8"])
+def test_directions_have_the_same_bits_with_any_number_of_threads(stored: str) -> None:
+    found = []
+    for count in (1, 2, 3):
+        low, row, col = factored((300, 257), stored, torch.float32)
+        with machine.threads(count):
+            direct(low, row, col)
+        found.append([low, *row, *col])
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True) if a is not None)
+    low, row, col = factored((300, 257), stored, torch.float32)
+    direct(low, row, col, seed=6)
+    assert torch.equal(row[0], found[0][1]) == (stored == "work")  # the seed is that of the draws

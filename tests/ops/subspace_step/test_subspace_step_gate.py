@@ -104,6 +104,10 @@ def test_from_zeros_come_zeros(rule: str, residual: str) -> None:
     for x in (before.grad, *before.state()[1:]):
         x.zero_()
     before.limit = torch.zeros(1) if residual in LIMITED else None
-    after = stepped(before, rule=rule, residual=residual, lr=0.25, weight_decay=0.2)
+    eps = 0.125
+    after = stepped(before, rule=rule, residual=residual, lr=0.25, weight_decay=0.2, eps=eps)
     assert checks.same_bits(after.param, (1 - 0.25 * 0.2) * before.param)
+    if rule == "adabelief":  # whose variance is eps at least
+        assert bool((after.exp_avg_sq == eps).all())
+        after.exp_avg_sq.zero_()
     assert not any(x.any() for x in after.state()[1:])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from subspace_cases import SIDES, Shape, Weight, every_residual, every_rule, every_side, stepped, take, weight
+from subspace_cases import SECOND, SIDES, Shape, Weight, every_residual, every_rule, every_side, stepped, take, weight
 from testing import cases, checks, tolerance
 from torch import Tensor
 
@@ -73,7 +73,7 @@ def test_g2_the_first_step_has_a_known_length(side: str) -> None:
 def test_g3_the_change_stays_in_the_subspace(side: str, rule: str) -> None:
     rank = 4
     w = fresh(Shape(23, 31, rank), side=side)
-    w.exp_avg_sq = w.exp_avg_sq if rule == "adam" else None
+    w.exp_avg_sq = w.exp_avg_sq if rule in SECOND else None
     for w.step in range(1, 8):
         w.grad = cases.gaussian(*w.param.shape, seed=w.step)
         assert take(w, lr=0.1, rule=rule)

@@ -25,7 +25,7 @@ def take(m, r):
     w, g = numpy.full((m, m), 0.5, numpy.float32), numpy.full((m, m), 0.25, numpy.float32)
     p = number.standard_normal((m, r), dtype=numpy.float32)
     first, second = numpy.zeros(low, numpy.float32), numpy.zeros(low, numpy.float32)
-    limits = [numpy.zeros(1, numpy.float32)] if residual in ("scaled", "channel") else None
+    limits = [numpy.zeros(1, numpy.float32)] if residual in ("scaled", "channel", "tensor") else None
     first[:], second[:] = 0.0, 0.0  # touched, so that they count before
     before = status("VmRSS")
     lowrank_core.subspace_step_(

@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 SHAPES = (Shape(9, 7, 3), Shape(6, 11, 2))
 PLAIN = {
     "rule": "adam", "betas": [0.9, 0.999], "eps": 1e-8, "lr": 0.25, "weight_decay": 0.1, "scale": 0.5,
-    "residual": "drop", "residual_scale": 1.0, "growth": 1.01, "maximize": False, "stochastic": False,
-    "precision": "highest",
+    "residual": "drop", "residual_scale": 1.0, "cap": float("inf"), "growth": 1.01, "maximize": False,
+    "stochastic": False, "precision": "highest",
 }  # fmt: skip
 
 

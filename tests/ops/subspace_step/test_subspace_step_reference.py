@@ -134,6 +134,23 @@ def test_medium_rounds_the_operands_or_nothing(side: str, residual: str, level: 
                 assert torch.equal(stepped(w, **{**options, "precision": None}).param, after.param)
 
 
+@pytest.mark.parametrize("level", _core.isa_levels())
+@pytest.mark.parametrize("live", [4, 5])  # of an even number the lower one in the middle counts
+@pytest.mark.parametrize("limit", [None, 3.0])
+@every_side
+def test_a_cap_counts_in_medians_of_live_channels(side: str, limit: float | None, live: int, level: str) -> None:
+    """Most channels have neither a gradient nor a momentum: their phi_j are 0, and hold the others down in no way."""
+    w = weight(Shape(23, 12, 4), side=side, limit=limit)
+    for array in (w.grad, w.exp_avg):
+        (array if side == "left" else array.mT)[:, live:] = 0.0
+    for cap in (1.0, 1.1, 1e6):
+        options = {**STRONG, "residual": "channel", "cap": cap}
+        with machine.isa(level):
+            after, uncapped = stepped(w, **options), stepped(w, **{**options, "cap": float("inf")})
+        check(w, after, **options)
+        assert torch.equal(after.param, uncapped.param) == (cap == 1e6)
+
+
 def test_nothing_to_do() -> None:
     assert take(lr=0.1)
 

@@ -132,9 +132,10 @@ NUMBERS: dict[str, Refused] = {
     "step that is a truth": (put("step", True), {}, TypeError, "`steps[0]` must be an integer, got True"),
     "seed": (put("seed", -1), {}, ValueError, f"`seeds[0]` must be between 0 and {MAX}, got -1"),
     "large seed": (put("seed", 2**63), {}, ValueError, f"`seeds[0]` must be between 0 and {MAX}, got {2**63}"),
-    "rule": (None, {"rule": "sgd"}, ValueError, "`rule` must be one of adam, lion, momentum, got 'sgd'"),
+    "rule": (None, {"rule": "sgd"}, ValueError, "`rule` must be one of adam, adabelief, lion, momentum, got 'sgd'"),
     "residual": (
-        None, {"residual": "keep"}, ValueError, "`residual` must be one of drop, scaled, sign, channel, got 'keep'",
+        None, {"residual": "keep"}, ValueError,
+        "`residual` must be one of drop, scaled, sign, channel, tensor, got 'keep'",
     ),
     "rounding": (None, {"rounding": "up"}, ValueError, "`rounding` must be one of nearest, stochastic, got 'up'"),
     "precision": (
@@ -148,6 +149,8 @@ NUMBERS: dict[str, Refused] = {
     "lr that is none": (None, {"lr": float("nan")}, ValueError, "`lr` must be a number >= 0, got nan"),
     "weight_decay": (None, {"weight_decay": -1.0}, ValueError, "`weight_decay` must be a number >= 0, got -1.0"),
     "growth": (None, {"growth": 0.5}, ValueError, "`growth` must be a number >= 1, got 0.5"),
+    "cap": (None, {"residual": "channel", "cap": 0.5}, ValueError, "`cap` must be a number >= 1, or inf, got 0.5"),
+    "cap of another residual": (None, {"cap": 2.0}, ValueError, "`cap` must be inf for residual 'drop', got 2.0"),
     "scale": (None, {"scale": float("inf")}, ValueError, "`scale` must be a finite number, got inf"),
     "residual_scale": (
         None, {"residual_scale": float("nan")}, ValueError, "`residual_scale` must be a finite number, got nan",

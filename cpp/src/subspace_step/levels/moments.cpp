@@ -9,6 +9,7 @@ namespace {
 
 using subspace_step::Advance;
 using subspace_step::Factors;
+using subspace_step::has_second;
 using subspace_step::Moment;
 using subspace_step::moment_draw;
 using subspace_step::Rule;
@@ -56,6 +57,12 @@ void advance(Rule rule, const Factors<T>& f, T* low, T* first, T* second, int64_
     case Rule::kAdam:
       for (int64_t i = 0; i < count; ++i) low[i] = subspace_step::adam(f, low[i], first[i], second[i]);
       return;
+    case Rule::kAdaBelief:
+      for (int64_t i = 0; i < count; ++i) {
+        T root_v;
+        low[i] = subspace_step::adabelief(f, low[i], first[i], second[i], root_v);
+      }
+      return;
     case Rule::kLion:
       for (int64_t i = 0; i < count; ++i) low[i] = subspace_step::lion(f, low[i], first[i]);
       return;
@@ -67,11 +74,21 @@ void advance(Rule rule, const Factors<T>& f, T* low, T* first, T* second, int64_
   }
 }
 
+// The same of rules with a second moment, whose roots it tells.
+void advance_rooted(Rule rule, const Factors<float>& f, float* low, float* first, float* second, float* roots,
+                    int64_t count) {
+  if (rule == Rule::kAdam) {
+    for (int64_t i = 0; i < count; ++i) low[i] = subspace_step::adam(f, low[i], first[i], second[i], roots[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) low[i] = subspace_step::adabelief(f, low[i], first[i], second[i], roots[i]);
+  }
+}
+
 template <class T>
 void advance_work(const Advance& a, int64_t begin, int64_t end) {
   const auto f = subspace_step::factors<T>(a.beta1, a.beta2, a.eps, a.step);
   auto* first = static_cast<T*>(a.first.values);
-  auto* second = a.rule == Rule::kAdam ? static_cast<T*>(a.second.values) : first;
+  auto* second = has_second(a.rule) ? static_cast<T*>(a.second.values) : first;
   advance(a.rule, f, static_cast<T*>(a.low) + begin, first + begin, second + begin, end - begin);
 }
 
@@ -82,14 +99,14 @@ void advance_coded(const Advance& a, int64_t begin, int64_t end) {
     float first[kBlock], second[kBlock], roots[kBlock];
     float* const low = static_cast<float*>(a.low) + i;
     decode<SignedMap>(first, a.first, i, count);
-    if (a.rule == Rule::kAdam) {
+    if (has_second(a.rule)) {
       decode<RootMap>(second, a.second, i, count);
-      for (int64_t j = 0; j < count; ++j) low[j] = subspace_step::adam(f, low[j], first[j], second[j], roots[j]);
+      advance_rooted(a.rule, f, low, first, second, roots, count);
     } else {
       advance(a.rule, f, low, first, second, count);
     }
     encode<SignedMap>(a.first, first, first, i, count, a.seed, moment_draw(i, a.size, false, a.step));
-    if (a.rule != Rule::kAdam) continue;
+    if (!has_second(a.rule)) continue;
     encode<RootMap>(a.second, second, roots, i, count, a.seed, moment_draw(i, a.size, true, a.step));
   }
 }

@@ -1,41 +1,20 @@
 // squares: sums of squares of lines, for the norms that a step needs before it writes.
 #pragma once
 
-#include "lowrank_core/dense.h"
+#include <type_traits>
+
 #include "subspace_step/target_line.h"
 
 namespace lowrank::LRC_LEVEL {
 namespace {
 
-// `count` elements of row i of `m` from column j on.
-LRC_INLINE void load_line(double* to, const Matrix& m, int64_t i, int64_t j, int count) {
-  const int64_t at = i * m.row_stride + j * m.col_stride;
-  with_float_type(m.dtype, [&](auto tag) {
-    const auto* from = m.as<decltype(tag)>() + at;
-    if (m.col_stride == 1) {
-      for (int k = 0; k < count; ++k) to[k] = double(to_float(from[k]));
-    } else {
-      for (int k = 0; k < count; ++k) to[k] = double(to_float(from[k * m.col_stride]));
-    }
-  });
-}
+constexpr int kRowsAtOnce = 4;  // whose sums hide each other's latency, and share what is read beside them
 
-void add_column_squares(double* sums, const Matrix& x) {
-  constexpr int few = 256;
-  double line[few];
-  const bool by_columns = x.row_stride * x.row_stride < x.col_stride * x.col_stride;
-  const Matrix lines = by_columns ? x.transposed() : x;
-  for (int64_t i = 0; i < lines.rows; ++i) {
-    for (int64_t j = 0; j < lines.cols; j += few) {
-      const int count = int(smaller(few, lines.cols - j));
-      load_line(line, lines, i, j, count);
-      if (by_columns) {
-        sums[i] += DenseLevel::LRC_LEVEL.vectors.twofold.dot(line, line, count);
-      } else {
-        for (int k = 0; k < count; ++k) sums[j + k] += line[k] * line[k];
-      }
-    }
-  }
+constexpr int64_t kAheadBytes = 2048;  // prefetchers of their own stop at the end of a page
+
+template <class T>
+LRC_INLINE void fetch_ahead(const T* from) {
+  __builtin_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes);
 }
 
 LRC_INLINE double sum_of(const Vec<double>& v) {
@@ -44,35 +23,104 @@ LRC_INLINE double sum_of(const Vec<double>& v) {
   return sum;
 }
 
+// Calls part(j, count) for the parts of a line of `n` entries: `count` is a constant in all but the last one.
+template <class Part>
+LRC_INLINE void for_each_part(int64_t n, const Part& part) {
+  int64_t j = 0;
+  for (; j + kLanes<double> <= n; j += kLanes<double>) part(j, kLanes<double>);
+  if (j < n) part(j, int(n - j));
+}
+
+// Calls some(i, rows) for the rows of `x`, a few at a time: `rows` is a std::integral_constant.
+template <class Some>
+LRC_INLINE void for_each_rows(int64_t rows, const Some& some) {
+  int64_t i = 0;
+  for (; i + kRowsAtOnce <= rows; i += kRowsAtOnce) some(i, std::integral_constant<int, kRowsAtOnce>());
+  for (; i < rows; ++i) some(i, std::integral_constant<int, 1>());
+}
+
+// sums[r] += squares of row r of `x`, lane by lane; cols[j] += those of column j, row after row.
+template <int kRowCount, class T>
+LRC_INLINE void add_rows_squares(Vec<double>* sums, double* cols, const T* x, const Matrix& like) {
+  const int64_t step = like.col_stride;
+  const auto part = [&](int64_t j, int count, int64_t apart) LRC_INLINE_LAMBDA {
+    Vec<double> of_cols = load_part<double>(cols + j, 1, count);
+    for (int r = 0; r < kRowCount; ++r) {
+      if (apart == 1) fetch_ahead(x + r * like.row_stride + j);
+      const Vec<double> value = load_part<double>(x + r * like.row_stride + j * apart, apart, count);
+      sums[r] += value * value;
+      of_cols += value * value;
+    }
+    store_part<double, double>(cols + j, 1, of_cols, count, nullptr);
+  };
+  if (step == 1) return for_each_part(like.cols, [&](int64_t j, int count) LRC_INLINE_LAMBDA { part(j, count, 1); });
+  for_each_part(like.cols, [&](int64_t j, int count) LRC_INLINE_LAMBDA { part(j, count, step); });
+}
+
 void add_squares(double* rows, double* cols, const Matrix& x) {
   with_float_type(x.dtype, [&](auto tag) {
-    for (int64_t i = 0; i < x.rows; ++i) {
-      const auto* const line = x.as<decltype(tag)>() + i * x.row_stride;
-      Vec<double> sum{};
-      for (int64_t j = 0; j < x.cols; j += kLanes<double>) {
-        const int count = int(smaller(kLanes<double>, x.cols - j));
-        const Vec<double> value = load_part<double>(line + j * x.col_stride, x.col_stride, count);
-        sum += value * value;
-        store_part<double, double>(cols + j, 1, load_part<double>(cols + j, 1, count) + value * value, count, nullptr);
+    for_each_rows(x.rows, [&](int64_t i, auto some) {
+      Vec<double> sums[decltype(some)::value] = {};
+      add_rows_squares<decltype(some)::value>(sums, cols, x.as<decltype(tag)>() + i * x.row_stride, x);
+      for (int r = 0; rows && r < decltype(some)::value; ++r) rows[i + r] += sum_of(sums[r]);
+    });
+  });
+}
+
+// Of lines that run along memory.
+void add_line_squares(double* sums, const Matrix& lines) {
+  with_float_type(lines.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    for (int64_t i = 0; i < lines.rows; ++i) {
+      const T* const line = lines.as<T>() + i * lines.row_stride;
+      Vec<double> sum[kRowsAtOnce] = {};
+      int64_t j = 0;
+      constexpr int64_t width = kRowsAtOnce * kLanes<double>;
+      for (; lines.col_stride == 1 && j + width <= lines.cols; j += width) {
+        for (int v = 0; v < kRowsAtOnce; ++v) {
+          const T* const at = line + j + v * kLanes<double>;
+          fetch_ahead(at);
+          const Vec<double> value = load<double>(at);
+          sum[v] += value * value;
+        }
       }
-      rows[i] += sum_of(sum);
+      for (; j < lines.cols; j += kLanes<double>) {
+        const int count = int(smaller(kLanes<double>, lines.cols - j));
+        const Vec<double> value = load_part<double>(line + j * lines.col_stride, lines.col_stride, count);
+        sum[0] += value * value;
+      }
+      sums[i] += sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
   });
+}
+
+void add_column_squares(double* sums, const Matrix& x) {
+  const bool by_columns = x.row_stride * x.row_stride < x.col_stride * x.col_stride;
+  by_columns ? add_line_squares(sums, x.transposed()) : add_squares(nullptr, sums, x);
 }
 
 double weighted_squares(const double* rows, const double* cols, const Matrix& x) {
   double total = 0.0;
   with_float_type(x.dtype, [&](auto tag) {
-    for (int64_t i = 0; i < x.rows; ++i) {
-      const auto* const line = x.as<decltype(tag)>() + i * x.row_stride;
-      Vec<double> sum{};
-      for (int64_t j = 0; j < x.cols; j += kLanes<double>) {
-        const int count = int(smaller(kLanes<double>, x.cols - j));
-        const Vec<double> value = load_part<double>(line + j * x.col_stride, x.col_stride, count);
-        sum += load_part<double>(cols + j, 1, count) * (value * value);
+    using T = decltype(tag);
+    for_each_rows(x.rows, [&](int64_t i, auto some) {
+      const T* const from = x.as<T>() + i * x.row_stride;
+      Vec<double> sums[decltype(some)::value] = {};
+      const auto part = [&](int64_t j, int count, int64_t apart) LRC_INLINE_LAMBDA {
+        const Vec<double> weight = load_part<double>(cols + j, 1, count);
+        for (int r = 0; r < decltype(some)::value; ++r) {
+          if (apart == 1) fetch_ahead(from + r * x.row_stride + j);
+          const Vec<double> value = load_part<double>(from + r * x.row_stride + j * apart, apart, count);
+          sums[r] += weight * (value * value);
+        }
+      };
+      if (x.col_stride == 1) {
+        for_each_part(x.cols, [&](int64_t j, int count) LRC_INLINE_LAMBDA { part(j, count, 1); });
+      } else {
+        for_each_part(x.cols, [&](int64_t j, int count) LRC_INLINE_LAMBDA { part(j, count, x.col_stride); });
       }
-      total += rows[i] * sum_of(sum);
-    }
+      for (int r = 0; r < decltype(some)::value; ++r) total += rows[i + r] * sum_of(sums[r]);
+    });
   });
   return total;
 }

@@ -14,20 +14,24 @@ using namespace subspace_step;
 
 // ---- the epilogue ------------------------------------------------------------------------------------------------
 
-// One line of the weight, by its sums; `less(j, count, value)` takes the residual off the part at j.
+// One line of the weight, by its sums; `less(j, count, value)` takes the residual off the part at j. Wherever it can
+// `count` is a constant, and no part asks again how its memory lies.
 template <class T, class Acc, class Less>
 LRC_INLINE void finish_line(const WriteBack& p, int64_t row, int64_t col, const Acc* sums, int count,
                             const uint32_t* words, const Less& less) {
   const Matrix& m = p.to.w;
   T* const line = m.as<T>() + row * m.row_stride + col * m.col_stride;
   const Vec<Acc> keep = broadcast(Acc(p.keep)), step = broadcast(Acc(p.step));
-  for (int j = 0; j < count; j += kPart<Acc>) {
-    const int some = part_at<Acc>(j, count);
-    T* const at = line + j * m.col_stride;
-    const Vec<Acc> w = load_part<Acc>(at, m.col_stride, some), sum = load_bits<Vec<Acc>>(sums + j);
-    store_part<T, Acc>(at, m.col_stride, less(j, some, write_back(keep, w, step, sum)), some,
-                       words ? words + j : words);
+  const auto part = [&](int j, int some, int64_t apart) LRC_INLINE_LAMBDA {
+    T* const at = line + j * apart;
+    const Vec<Acc> w = load_part<Acc>(at, apart, some), sum = load_bits<Vec<Acc>>(sums + j);
+    store_part<T, Acc>(at, apart, less(j, some, write_back(keep, w, step, sum)), some, words ? words + j : words);
+  };
+  int j = 0;
+  if (m.col_stride == 1) {
+    for (; j + kPart<Acc> <= count; j += kPart<Acc>) part(j, kPart<Acc>, 1);
   }
+  for (; j < count; j += kPart<Acc>) part(j, part_at<Acc>(j, count), m.col_stride);
 }
 
 template <class Acc>
@@ -45,23 +49,33 @@ void finish(const void* self, const void* finished) {
   });
 }
 
-template <class T, class Acc>
-void finish_scaled(const void* self, const void* finished) {
-  const auto& p = *static_cast<const ScaledWriteBack*>(self);
-  const auto& tile = *static_cast<const Tile<Acc>*>(finished);
+// `G`: of the gradient's elements.
+template <class T, class G, class Acc>
+LRC_INLINE void finish_scaled_from(const ScaledWriteBack& p, const Tile<Acc>& tile) {
+  const Matrix& gradient = p.gradient.g;
+  const Vec<Acc> sign = broadcast(Acc(p.gradient.sign));
   const auto* const row_gains = static_cast<const Acc*>(p.row_gains);
   const auto* const col_gains = static_cast<const Acc*>(p.col_gains);
   for_each_line<T>(p.to, tile.row, tile.col, tile.rows, tile.cols, [&](int i, const uint32_t* words) {
-    const int64_t row = tile.row + i;
-    finish_line<T>(p, row, tile.col, tile[i], tile.cols, words, [&](int j, int count, const Vec<Acc>& value) {
-      const Vec<Acc> g = load_gradient<Acc>(p.gradient, row, tile.col + j, count);
+    const int64_t row = tile.row + i, apart = gradient.col_stride;
+    const G* const from = gradient.as<G>() + row * gradient.row_stride + tile.col * apart;
+    const auto less = [&](int j, int count, const Vec<Acc>& value) LRC_INLINE_LAMBDA {
+      const Vec<Acc> g = load_part<Acc>(from + j * apart, apart, count) * sign;
       if (!col_gains) return less_scaled(value, broadcast(row_gains[row]), g);
       const Vec<Acc> gain = load_part<Acc>(col_gains + tile.col + j, 1, count);
       if (!row_gains) return less_scaled(value, gain, g);
       const Vec<Acc> of_row = broadcast(row_gains[row]);  // the gain of the weight's row first, in every layout
       return p.to.transposed ? less_scaled(value, of_row, gain * g) : less_scaled(value, gain, of_row * g);
-    });
+    };
+    finish_line<T>(p, row, tile.col, tile[i], tile.cols, words, less);
   });
+}
+
+template <class T, class Acc>
+void finish_scaled(const void* self, const void* finished) {
+  const auto& p = *static_cast<const ScaledWriteBack*>(self);
+  with_float_type(p.gradient.g.dtype,
+                  [&](auto tag) { finish_scaled_from<T, decltype(tag)>(p, *static_cast<const Tile<Acc>*>(finished)); });
 }
 
 // `others`: the products that the sign is of.
@@ -152,25 +166,39 @@ void multiply_into(const Job& p) {
   multiply(p.arithmetic, {p.left.rows, p.right.cols, p.left.cols, left, right, epilogue(p)});
 }
 
-constexpr int64_t kLinesAtOnce = 4;
+constexpr int64_t kLinesAtOnce = 4, kLinesOfTask = 32;
 
-// Without a product: a few lines of the weight from end to end, for that is how prefetchers expect memory to be read.
+LRC_INLINE void fetch(const Ahead& ahead) {
+  for (int64_t run = 0; run < ahead.runs; ++run) {
+    for (int64_t at = 0; at < ahead.bytes; at += 64) __builtin_prefetch(ahead.data + run * ahead.stride + at);
+  }
+}
+
+// Without a product: a few lines of the weight from end to end, for that is how prefetchers expect memory to be read,
+// and with them the first look at the next few, where pages end.
 template <class T>
 void scale_lines(const void* self, int64_t task) {
   using Acc = accumulator_t<T>;
   constexpr Acc sums[kLongestLine] = {};
-  const Matrix& w = static_cast<const ScaledWriteBack*>(self)->to.w;
-  const int64_t row = task * kLinesAtOnce;
-  for (int64_t col = 0; col < w.cols; col += kLongestLine) {
-    const int rows = int(smaller(kLinesAtOnce, w.rows - row)), cols = int(smaller(kLongestLine, w.cols - col));
-    const Tile<Acc> tile{sums, row, col, rows, cols, 0};
-    finish_scaled<T, Acc>(self, &tile);
+  const auto& p = *static_cast<const ScaledWriteBack*>(self);
+  const Matrix& w = p.to.w;
+  const int64_t end = smaller((task + 1) * kLinesOfTask, w.rows);
+  for (int64_t row = task * kLinesOfTask; row < end; row += kLinesAtOnce) {
+    const int rows = int(smaller(kLinesAtOnce, end - row));
+    const int64_t next = row + rows;
+    for (int64_t col = 0; col < w.cols; col += kLongestLine) {
+      const int cols = int(smaller(kLongestLine, w.cols - col)), more = int(smaller(rows, end - next));
+      fetch(tile_ahead(w, next, col, more, cols));
+      fetch(tile_ahead(p.gradient.g, next, col, more, cols));
+      const Tile<Acc> tile{sums, row, col, rows, cols, 0};
+      finish_scaled<T, Acc>(self, &tile);
+    }
   }
 }
 
 void write_back_scaled(const ScaledWriteBack& p) {
   if (p.left.cols > 0) return multiply_into(p);
-  const int64_t tasks = (p.to.w.rows + kLinesAtOnce - 1) / kLinesAtOnce;
+  const int64_t tasks = (p.to.w.rows + kLinesOfTask - 1) / kLinesOfTask;
   with_float_type(p.to.w.dtype, [&](auto tag) { for_each_task(tasks, scale_lines<decltype(tag)>, &p); });
 }
 

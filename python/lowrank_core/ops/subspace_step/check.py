@@ -20,9 +20,11 @@ from lowrank_core.ops.arrays import (
 OP = "subspace_step_"
 BLOCK = 256  # elements that share a scale
 MAX_STEP = 2**32 - 1  # the draws of a step are keyed by 32 bits of its number
-RULES = ("adam", "lion", "momentum")
-RESIDUALS = ("drop", "scaled", "sign", "channel")
-LIMITED = ("scaled", "channel")
+RULES = ("adam", "adabelief", "lion", "momentum")
+SECOND = ("adam", "adabelief")  # rules with a second moment
+RESIDUALS = ("drop", "scaled", "sign", "channel", "tensor")
+LIMITED = ("scaled", "channel", "tensor")
+NO_CAP = math.inf
 ROUNDINGS = ("nearest", "stochastic")
 
 Stored: TypeAlias = "Array | tuple[Array, Array]"
@@ -82,8 +84,8 @@ def check_lists(
     ):  # fmt: skip
         if len(entries) != count:
             raise ValueError(f"{OP}: `{name}` must have one entry for each of {count} weights, got {len(entries)}")
-    if len(exp_avg_sq) != (count if rule == "adam" else 0):
-        wanted = f"one entry for each of {count} weights" if rule == "adam" else f"None for rule {rule!r}"
+    if len(exp_avg_sq) != (count if rule in SECOND else 0):
+        wanted = f"one entry for each of {count} weights" if rule in SECOND else f"None for rule {rule!r}"
         raise ValueError(f"{OP}: `exp_avg_sq` must be {wanted}, got {len(exp_avg_sq)} entries")
     if limits and (len(limits) != count or residual not in LIMITED):
         wanted = f"one entry for each of {count} weights" if residual in LIMITED else f"None for residual {residual!r}"
@@ -111,6 +113,7 @@ def check_numbers(
     scale: float,
     residual: str,
     residual_scale: float,
+    cap: float,
     growth: float,
     **_: Any,
 ) -> None:
@@ -127,6 +130,9 @@ def check_numbers(
         if not (math.isfinite(number) and number >= low):
             bound = "a finite number" if low == -math.inf else f"a number >= {low:g}"
             raise ValueError(f"{OP}: `{name}` must be {bound}, got {number!r}")
+    if not cap >= 1.0 or (cap != NO_CAP and residual != "channel"):
+        wanted = "a number >= 1, or inf" if residual == "channel" else f"inf for residual {residual!r}"
+        raise ValueError(f"{OP}: `cap` must be {wanted}, got {cap!r}")
 
 
 def _check_weight(param: Array, grad: Array, basis: Array, right: bool, i: int) -> None:

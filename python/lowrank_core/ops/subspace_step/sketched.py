@@ -1,12 +1,12 @@
-"""The step of a list of weights whose momentum is kept as a random sketch. Unchecked."""
+"""Adafactor of a list of weights: whose momentum is kept as a random sketch, or low-rank gradients. Unchecked."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array
-from lowrank_core.ops.subspace_step.check import low_dtype, low_shape
+from lowrank_core.ops.arrays import Array, call_named
+from lowrank_core.ops.subspace_step.check import OP, low_dtype, low_shape
 from lowrank_core.ops.subspace_step.scratch import scratch
 from lowrank_core.ops.subspace_step.step import in_turn
 
@@ -41,3 +41,33 @@ def sketched_list(
     low = scratch(grads, shapes, [low_dtype(w) for w in params])
     moments = (exp_avg, exp_avg_scales, row_means, col_means)
     in_turn(_core.sketched_step, (params, grads, bases, low, *moments, right, steps, seeds, decays), options)
+
+
+def factored_list(
+    low: list[Array],
+    row_means: list[Array],
+    row_scales: list[Array],
+    col_means: list[Array],
+    col_scales: list[Array],
+    steps: list[int],
+    seeds: list[int],
+    decays: list[float],
+    *,
+    eps: float,
+    threshold: float,
+) -> None:
+    """The directions that Adafactor makes of low-rank gradients, in their place, all at once.
+
+    Args:
+      low: [m, n] each, contiguous, float32 or float64. Changed.
+      row_means, col_means: [m] and [n] each, of the squares: in the dtype of `low`, or of float32 ones in bfloat16 or,
+        with `row_scales` and `col_scales`, as codes, rounded stochastically as second moments are. Changed.
+      steps, seeds: of the draws.
+      decays: of the means in this step.
+      eps: in units of `low`. threshold: of the root mean square of a direction.
+
+    Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); draws are D0 (same bits on every device),
+    those of `subspace_step_`. Source: Shazeer, Stern 2018 (Adafactor, arXiv 1804.04235), algorithm 4.
+    """
+    lists = (low, row_means, row_scales, col_means, col_scales, steps, seeds, decays)
+    call_named(OP, _core.factored_directions, *lists, arrays={}, eps=eps, threshold=threshold)

@@ -18,6 +18,7 @@ from lowrank_core.ops.arrays import (
 from lowrank_core.ops.declare import Op, declare
 from lowrank_core.ops.operators import flag, torch_ops
 from lowrank_core.ops.subspace_step.check import (
+    NO_CAP,
     OP,
     ROUNDINGS,
     Stored,
@@ -48,6 +49,7 @@ def subspace_step_(
     scale: float = 1.0,
     residual: str = "drop",
     residual_scale: float = 1.0,
+    cap: float = NO_CAP,
     limits: Sequence[Array] | None = None,
     growth: float = 1.01,
     rounding: str = "nearest",
@@ -66,6 +68,7 @@ def subspace_step_(
         "scaled"   c phi_j (G - residual_scale P R)_j, phi_j = |N_j|/|R_j|  Fira; residual_scale=scale: its code
         "sign"     residual_scale sign(G - P R), 0 for rounding noise      FRUGAL
         "channel"  c scale phi_j G_j in place of scale P N                 APOLLO
+        "tensor"   the same with one phi = |N|/|R|                         APOLLO-Mini
 
     j is a column (left) or a row (right). Nothing is changed where a low-rank gradient is not finite.
 
@@ -76,18 +79,21 @@ def subspace_step_(
       exp_avg: first moments [r, n] (left) or [m, r] (right), contiguous: float32 (float64 for float64 weights),
         bfloat16, rounded stochastically, or a pair (int8 codes of that shape, float32 scales, one for each 256
         consecutive elements), rounded stochastically. Changed.
-      exp_avg_sq: second moments of "adam", the same; codes are uint8. None for the other rules.
+      exp_avg_sq: second moments of "adam", variances of "adabelief", the same; codes are uint8. None for other rules.
       sides: "left" or "right" each.
       steps: number of this step for each weight, from 1: for the bias correction and the draws.
       lr: >= 0, change of a weight per step for |N| = 1 and scale = 1.
-      rule: "adam" (eps outside the bias correction), "lion" or "momentum" (heavy ball, no dampening).
+      rule: "adam" (eps outside the bias correction), "adabelief" (there and beside the variance), "lion" or "momentum"
+        (heavy ball, no dampening).
       betas: decays per step of the moments; "momentum" uses the first one.
       eps: in units of R.
       weight_decay: decoupled; a weight loses lr * weight_decay of itself per step, first.
       scale: factor on P N.
       residual, residual_scale: what becomes of the rest of the gradient, above.
-      limits: for "scaled" and "channel", one float32 array of one element for each weight: the norm of its last S,
-        0 at first. c <= 1 then keeps |S| below `growth` times that. Changed. None: c = 1.
+      cap: >= 1, for "channel": no phi_j is above that multiple of their median, of those that are not 0 (the lower one
+        of two). inf: no cap.
+      limits: for "scaled", "channel" and "tensor", one float32 array of one element for each weight: the norm of its
+        last S, 0 at first. c <= 1 then keeps |S| below `growth` times that. Changed. None: c = 1.
       growth: >= 1.
       rounding: "nearest" or "stochastic" (unbiased), of bfloat16 weights. Other dtypes are rounded to nearest.
       seeds: of the draws, one for each weight; None: 0.
@@ -104,8 +110,8 @@ def subspace_step_(
     Numerics: tier D1 (same bits for any number of threads; docs/numerics.md); draws are D0 (same bits on every device
     and level; docs/numerics.md): Philox by (seed, step, element). Not differentiable; call it under no_grad.
     Source: Zhao et al. 2024 (arXiv 2403.03507), Chen et al. 2024 (2410.01623), Zmushko et al. 2024 (2411.07837), Zhu et
-    al. 2024 (2412.05270). Deviations: torch's form of Adam; the limiter forgets a norm of rounding size; the sign of
-    what is below 8 u sqrt(r) max|G| is 0.
+    al. 2024 (2412.05270), Zhuang et al. 2020 (AdaBelief, 2010.07468). Deviations: torch's form of Adam; the limiter
+    forgets a norm of rounding size; the sign of what is below 8 u sqrt(r) max|G| is 0; `cap`.
 
     Example:
       >>> import torch, lowrank_core as lc
@@ -125,8 +131,8 @@ def subspace_step_(
     )  # fmt: skip
     options: dict[str, Any] = {
         "rule": rule, "betas": tuple(betas), "eps": eps, "lr": float(lr), "weight_decay": weight_decay, "scale": scale,
-        "residual": residual, "residual_scale": residual_scale, "growth": growth, "maximize": maximize,
-        "stochastic": rounding == "stochastic", "precision": resolve_precision(OP, precision),
+        "residual": residual, "residual_scale": residual_scale, "cap": float(cap), "growth": growth,
+        "maximize": maximize, "stochastic": rounding == "stochastic", "precision": resolve_precision(OP, precision),
     }  # fmt: skip
     _check(*lists, **options)
     for name, changed in (("params", 0), ("exp_avg", 3), ("exp_avg_sq", 5), ("limits", 7)):
@@ -214,7 +220,7 @@ _STEP = Op(
     "subspace_step_(Tensor(a!)[] params, Tensor[] grads, Tensor[] bases, Tensor(b!)[] exp_avg, "
     "Tensor(c!)[] exp_avg_scales, Tensor(d!)[] exp_avg_sq, Tensor(e!)[] exp_avg_sq_scales, Tensor(f!)[] limits, "
     "bool[] right, int[] steps, int[] seeds, *, str rule, float[] betas, float eps, float lr, "
-    "float weight_decay, float scale, str residual, float residual_scale, float growth, bool maximize, "
+    "float weight_decay, float scale, str residual, float residual_scale, float cap, float growth, bool maximize, "
     "bool stochastic, str precision) -> Tensor",
     check=_check,
     outputs=flag,

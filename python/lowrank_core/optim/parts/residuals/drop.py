@@ -11,10 +11,16 @@ from torch import Tensor
 from lowrank_core.checks import is_number, require
 from lowrank_core.memory.geometry import Geometry
 from lowrank_core.memory.storage import Layout
+from lowrank_core.ops.subspace_step.check import NO_CAP
 from lowrank_core.optim.parts.residuals import Seen
 from lowrank_core.optim.parts.rules import Direction, Moments
 from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.slots import State
+
+
+def kernel_of(residual: str, scale: float, **others: float) -> dict[str, Any]:
+    """The arguments of `subspace_step_` for `residual`; those that are not named act on nothing."""
+    return {"residual": residual, "scale": scale, "residual_scale": 0.0, "cap": NO_CAP, "growth": 1.0, **others}
 
 
 @dataclass(frozen=True)
@@ -62,4 +68,4 @@ class Drop(Scaled):
         return Direction(subspace.up(direction.dense(self.scale)))
 
     def kernel(self) -> dict[str, Any] | None:
-        return {"residual": "drop", "scale": self.scale, "residual_scale": 0.0, "growth": 1.0}
+        return kernel_of("drop", self.scale)

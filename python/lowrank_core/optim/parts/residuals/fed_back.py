@@ -11,7 +11,7 @@ from torch import Tensor
 from lowrank_core.memory.geometry import Geometry
 from lowrank_core.memory.storage import Layout, Storage, error_fields, stored
 from lowrank_core.optim.parts.residuals import Seen
-from lowrank_core.optim.parts.residuals.drop import Scaled
+from lowrank_core.optim.parts.residuals.drop import Scaled, kernel_of
 from lowrank_core.optim.parts.rules import Direction, Moments
 from lowrank_core.optim.parts.subspaces import Subspace
 from lowrank_core.optim.slots import State
@@ -49,4 +49,4 @@ class FedBack(Scaled):
         return Direction(seen.subspace.up(seen.direction.dense()))
 
     def kernel(self) -> dict[str, Any] | None:
-        return {"residual": "drop", "scale": 1.0, "residual_scale": 0.0, "growth": 1.0}
+        return kernel_of("drop", 1.0)

@@ -12,9 +12,10 @@ from torch import Tensor
 from lowrank_core.checks import is_number, require
 from lowrank_core.memory.geometry import Geometry, Side
 from lowrank_core.memory.storage import Layout, limit_fields
+from lowrank_core.ops.subspace_step.check import NO_CAP
 from lowrank_core.optim.dtypes import work_dtype
 from lowrank_core.optim.parts.residuals import Seen
-from lowrank_core.optim.parts.residuals.drop import Scaled
+from lowrank_core.optim.parts.residuals.drop import Scaled, kernel_of
 from lowrank_core.optim.parts.rules import Direction
 from lowrank_core.optim.slots import State
 
@@ -123,7 +124,7 @@ class ScaledRest(_Limited):
         return Direction(seen.subspace.up(inside.mul_(self.scale)).add_(rest))
 
     def kernel(self) -> dict[str, Any] | None:
-        return {"residual": "scaled", "scale": self.scale, "residual_scale": self.kappa, "growth": self.limiter or 1.0}
+        return kernel_of("scaled", self.scale, residual_scale=self.kappa, growth=self.limiter or 1.0)
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,10 @@ class ScaledGradient(_Limited):
         return Direction(self.limited_(seen.grad * phi.mul_(self.scale), seen, state))
 
     def kernel(self) -> dict[str, Any] | None:
-        if self.whole or self.cap is not None:
-            return None
-        return {"residual": "channel", "scale": self.scale, "residual_scale": 0.0, "growth": self.limiter or 1.0}
+        growth = self.limiter or 1.0
+        if self.whole:  # where there is one phi, a cap says nothing
+            return kernel_of("tensor", self.scale, growth=growth)
+        return kernel_of("channel", self.scale, cap=NO_CAP if self.cap is None else float(self.cap), growth=growth)
 
 
 def channel_scales(inside: Tensor, seen: Seen) -> Tensor:

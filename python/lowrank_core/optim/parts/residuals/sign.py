@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank_core.checks import is_number, require
 from lowrank_core.optim.parts.residuals import Seen
-from lowrank_core.optim.parts.residuals.drop import Scaled
+from lowrank_core.optim.parts.residuals.drop import Scaled, kernel_of
 from lowrank_core.optim.parts.rules import Direction
 from lowrank_core.optim.parts.subspaces.selection import Selection
 from lowrank_core.optim.slots import State
@@ -42,7 +42,7 @@ class SignRest(Scaled):
         return Direction(signs.add_(subspace.up(inside)))
 
     def kernel(self) -> dict[str, Any] | None:
-        return {"residual": "sign", "scale": self.scale, "residual_scale": self.sign_scale, "growth": 1.0}
+        return kernel_of("sign", self.scale, residual_scale=self.sign_scale)
 
 
 def largest(matrix: Tensor) -> Tensor:

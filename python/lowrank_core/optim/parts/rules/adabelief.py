@@ -43,4 +43,4 @@ class AdaBelief(Adam):
         }
 
     def kernel(self) -> dict[str, Any]:
-        raise NotImplementedError("AdaBelief: no compiled kernel has this rule")
+        return {**super().kernel(), "rule": "adabelief"}

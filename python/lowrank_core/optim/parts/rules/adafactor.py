@@ -74,7 +74,7 @@ class Adafactor:
         return 1.0
 
     def kernel(self) -> dict[str, Any]:
-        raise NotImplementedError("Adafactor: no compiled kernel has this rule")
+        raise NotImplementedError("Adafactor: its directions are made by a kernel of their own, `factored_list`")
 
 
 def clipped(direction: Tensor) -> Tensor:
