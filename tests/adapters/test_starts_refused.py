@@ -58,11 +58,11 @@ def test_a_model_without_adapters_or_no_model() -> None:
 
 def test_ranks_that_the_weight_does_not_have() -> None:
     refused(
-        model(rank=7), 'suit method "lora_ga", got rank 7, which must be at most 6, in 0', "lora_ga", **data("lora_ga")
+        model(rank=7), 'suit method "lora_ga", got rank 7 in 0; it must be at most 6 here', "lora_ga", **data("lora_ga")
     )
     net = nn.Sequential(adapters.LoRALinear(nn.Linear(4, 3), rank=3))
     net[0].lora_A, net[0].lora_B = nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(3, 4))
-    refused(net, 'suit method "pissa", got rank 4, which must be at most 3, in 0')
+    refused(net, 'suit method "pissa", got rank 4 in 0; it must be at most 3 here')
 
 
 @pytest.mark.parametrize("method", ["pissa", "olora", "lora_xs"])
@@ -90,7 +90,7 @@ def test_quantized_weights_are_refused_where_they_are_looked_at() -> None:
     net = model()
     codes = nn.Parameter(net[1].base_layer.weight.detach().to(torch.int8), requires_grad=False)
     net[1].base_layer.weight = codes
-    refused(net, r'suit method "pissa", got a quantized weight \(Parameter, int8\) in 1')
+    refused(net, r'suit method "pissa", got a quantized weight \(Parameter, int8\) in 1; start before it is quantized')
     net = model()
     net[1].base_layer.weight = Params4bit(net[1].base_layer.weight.detach(), requires_grad=False)
     for method in ("pissa", "olora", "lora_ga", "lora_sb", "lora_xs"):
@@ -101,9 +101,9 @@ def test_quantized_weights_are_refused_where_they_are_looked_at() -> None:
 def test_a_weight_that_others_share() -> None:
     net = model()
     net[2].base_layer.weight = net[0].base_layer.weight
-    refused(net, "got a weight that other modules share", "pissa")
+    refused(net, "got a weight that other modules share in 0; untie it", "pissa")
     adapters.init_lora_(net, "lora_xs")
-    refused(net, "got a square matrix between the factors; call `fold_square_` first in 0", "lora_xs")
+    refused(net, "got a square matrix between the factors in 0; call `fold_square_` first", "lora_xs")
 
 
 def test_losses_and_layers_that_do_not_fit() -> None:

@@ -101,6 +101,30 @@ def test_what_is_extracted_makes_the_base_the_tuned_model(dtype: torch.dtype, tm
         close((pair.scale * pair.b @ pair.a).detach(), (tuned[key].float() - source[key].float()), 4.0)
 
 
+@pytest.mark.parametrize(
+    ("module", "keys"),
+    [
+        ("embed", {"embeddings": ["embed"]}),
+        ("up", {"fan_in_fan_out": True, "target_modules": ["up"]}),
+        ("head", {"target_modules": ["head"]}),
+    ],
+)
+def test_what_is_extracted_of_other_layers_acts_on_them(module: str, keys: dict[str, Any], tmp_path: Path) -> None:
+    source = fresh().state_dict()
+    change = torch.randn(source[f"{module}.weight"].shape, generator=torch.Generator().manual_seed(6))
+    tuned = {**source, f"{module}.weight": source[f"{module}.weight"] + change}
+    rank = min(change.shape)
+    state, config = adapters.extract_lora(source, tuned, rank, **keys)
+    assert config["fan_in_fan_out"] == (module == "up")  # which PEFT else corrects, with a warning
+    adapters.save_adapter(tmp_path, state, config)
+    stock = peft.PeftModel.from_pretrained(fresh(), tmp_path)
+    expected = fresh()
+    expected.load_state_dict(tuned)
+    x = torch.arange(11).view(1, 11)
+    close(stock(x).detach(), expected(x).detach())
+    assert not torch.allclose(stock(x), fresh()(x))
+
+
 @pytest.mark.parametrize("method", ["pissa", "olora", "lora_ga"])
 def test_an_adapter_whose_weights_moved_becomes_a_plain_one(method: str, tmp_path: Path) -> None:
     """Trained minus started, of twice the rank, belongs to the weights of before."""

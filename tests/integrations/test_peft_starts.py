@@ -119,10 +119,12 @@ class Experts(nn.Module):
         return torch.einsum("bi,eio->bo", x, self.weight)
 
 
+@pytest.mark.parametrize("turned", [False, True])  # stored as [in, out]
 @pytest.mark.parametrize("method", REVEALING)
-def test_experts_start_each_for_itself(method: str) -> None:
+def test_experts_start_each_for_itself(method: str, turned: bool) -> None:
     torch.manual_seed(0)
     base = nn.Sequential(Experts())
+    base[0].is_transposed = turned
     x = torch.randn(6, 5)
     before, weight = base(x).detach(), base[0].weight.detach().clone()
     model = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=4, target_parameters=["0.weight"]))
@@ -133,6 +135,7 @@ def test_experts_start_each_for_itself(method: str) -> None:
     for pair, base_of in held(model):
         assert pair.expert is not None
         old = weight[pair.expert[0]].double()
+        old = old.mT if turned else old
         assert (base_of.matrix.double() - old).abs().max() > 0.01 * old.abs().max()
         formed = 4 * tolerance.gamma(4, torch.float32) * float(old.abs().max())
         torch.testing.assert_close(base_of.matrix.double() + product(pair), old, rtol=0, atol=formed)
@@ -167,11 +170,23 @@ def test_hidden_tokens_do_not_count_for_eva() -> None:
 def test_merged_and_twice_adapted_layers_are_refused() -> None:
     model = llama()
     model.merge_adapter()
-    with pytest.raises(ValueError, match="got an adapter that is merged; unmerge it first in"):
+    with pytest.raises(ValueError, match=r"got an adapter that is merged in .*; unmerge it first"):
         adapters.init_lora_(model, "pissa")
     model = peft.get_peft_model(Net(), peft.AdaLoraConfig(target_modules=["head"], init_r=2, target_r=1, total_step=9))
-    with pytest.raises(ValueError, match="got AdaLoRA's values between the factors in"):
+    with pytest.raises(ValueError, match=r"got AdaLoRA's values between the factors in .*; take LoRA"):
         adapters.init_lora_(model, "pissa")
+
+
+def test_of_two_active_adapters_one_is_to_be_named() -> None:
+    model = llama()
+    model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match=r"got two active adapters in .*q_proj; name one by `adapter`"):
+        adapters.init_lora_(model, "pissa")
+    before = [pair.b.detach().clone() for pair in adapters.find_pairs(model, adapter="default")]
+    adapters.init_lora_(model, "pissa", adapter="other")
+    assert all(pair.b.any() for pair in adapters.find_pairs(model, adapter="other"))
+    assert all(torch.equal(b, p.b) for b, p in zip(before, adapters.find_pairs(model, adapter="default"), strict=True))
 
 
 # ---- squares -------------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def extract_lora(
       oversample, niter, seed: as of `lowrank_core.rsvd`.
       target_modules: last parts of the names of the modules that are taken; None: all.
       embeddings: last parts of the names of modules that are embeddings, whose factors PEFT stores transposed.
-      fan_in_fan_out: True for the [in, out] weights of GPT-2's Conv1D.
+      fan_in_fan_out: True for the [in, out] weights of GPT-2's Conv1D; name these alone in `target_modules`.
 
     Returns:
       (b [m, rank], a [rank, n]) with base + b a ≈ tuned, float64 where one of them is, else float32. Or

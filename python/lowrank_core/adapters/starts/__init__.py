@@ -14,7 +14,7 @@ from lowrank_core.adapters.decompose import Search
 from lowrank_core.adapters.find import Pair, find_pairs
 from lowrank_core.adapters.products import with_product
 from lowrank_core.adapters.square import is_square, put_square
-from lowrank_core.adapters.starts.base_weight import BaseWeight, base_weight
+from lowrank_core.adapters.starts.base_weight import BaseWeight, Fault, base_weight
 from lowrank_core.adapters.starts.eva import eva
 from lowrank_core.adapters.starts.lora_ga import lora_ga
 from lowrank_core.adapters.starts.lora_sb import lora_sb
@@ -136,46 +136,40 @@ def _targets(model: nn.Module, method: str, start: Start, adapter: str | None) -
             + "; put them in place by `peft.get_peft_model` or `LoRALinear`"
         )
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    seen: dict[tuple[nn.Module, object], str | None] = {}
+    seen: set[tuple[nn.Module, object]] = set()
     targets = []
     for pair in pairs:
         place = (pair.module, pair.expert)
-        fault = "two active adapters" if place in seen else _fault(pair, start)
-        seen[place] = pair.adapter
+        fault = Fault("two active adapters", "name one by `adapter`") if place in seen else _fault(pair, start)
+        seen.add(place)
         base = base_weight(pair) if start.weight and not fault else None
-        if isinstance(base, str):
+        if isinstance(base, Fault):
             fault = base
-        elif base is not None and not fault:
-            fault = _fault_of_weight(base, start, owners)
+        elif base is not None and (start.moves or start.data) and owners[id(base.param)] > 1:
+            fault = Fault("a weight that other modules share", 'untie it, or take "eva" or "lora_xs"')
         if fault:
-            raise ValueError(f'{OP}: `model` must suit method "{method}", got {fault} in {pair.name}')
+            raise ValueError(f'{OP}: `model` must suit method "{method}", got {fault.what} in {pair.name}; {fault.fix}')
         targets.append(Target(pair, cast("BaseWeight | None", base)))
     return targets
 
 
-def _fault(pair: Pair, start: Start) -> str | None:
-    """What makes a pair unfit, to be followed by where."""
+def _fault(pair: Pair, start: Start) -> Fault | None:
+    """What makes a pair unfit, whatever its weight."""
     module = cast(Any, pair.module)
-    most = min(pair.b_of(pair.b).shape[0], pair.a_of(pair.a).shape[1])
+    most = min(pair.b_of(pair.b).shape[0], pair.a_of(pair.a).shape[1]) // start.ranks
     if pair.values is not None:
-        return "AdaLoRA's values between the factors"
+        return Fault("AdaLoRA's values between the factors", "take LoRA")
     if is_square(pair):
-        return "a square matrix between the factors; call `fold_square_` first"
+        return Fault("a square matrix between the factors", "call `fold_square_` first")
     if getattr(module, "merged", False):
-        return "an adapter that is merged; unmerge it first"
-    if start.ranks * pair.rank > most:
-        return f"rank {pair.rank}, which must be at most {most // start.ranks},"
+        return Fault("an adapter that is merged", "unmerge it first")
+    if pair.rank > most:
+        return Fault(f"rank {pair.rank}", f"it must be at most {most} here")
     if not math.isfinite(pair.scale) or pair.scale == 0:
-        return f"the scale {pair.scale}"
+        return Fault(f"the scale {pair.scale}", "give it another alpha")
     plain = pair.adapter is None or (not pair.embedding and type(module.lora_B[pair.adapter]) is nn.Linear)
     if start.square and not (plain and not hasattr(module, "parameter_name")):
-        return f"a layer {type(module).__name__}, which is not linear,"
-    return None
-
-
-def _fault_of_weight(base: BaseWeight, start: Start, owners: Counter[int]) -> str | None:
-    if (start.moves or start.data) and owners[id(base.param)] > 1:
-        return 'a weight that other modules share (untie it, or take "eva" or "lora_xs")'
+        return Fault(f"a layer {type(module).__name__}, which is not linear,", "start it by another method")
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -45,23 +45,31 @@ class BaseWeight:
         return tensor if self.expert is None else tensor[self.expert]
 
 
-def base_weight(pair: Pair) -> BaseWeight | str:
-    """The weight beside `pair`, or what stands in its place: the end of a sentence that refuses it."""
+class Fault(NamedTuple):
+    """Why a pair is refused: what was found, and what to do."""
+
+    what: str
+    fix: str = "take it out of the adapter's target modules"
+
+
+def base_weight(pair: Pair) -> BaseWeight | Fault:
+    """The weight beside `pair`, or why it cannot be looked at."""
     module = cast(Any, pair.module)
     base: Any = module.get_base_layer() if hasattr(module, "get_base_layer") else getattr(module, "base_layer", None)
     param = module.get_param() if hasattr(module, "get_param") else getattr(base, "weight", None)
     kind = type(base).__name__
     if not isinstance(param, Tensor):
-        return f"a layer {kind} without a weight"
+        return Fault(f"a layer {kind} without a weight")
     if type(param).__name__ in _QUANTIZED or type(param).__module__.startswith("torchao") or param.dtype not in DTYPES:
-        return f"a quantized weight ({type(param).__name__}, {str(param.dtype).removeprefix('torch.')})"
+        stored = f"{type(param).__name__}, {str(param.dtype).removeprefix('torch.')}"
+        return Fault(f"a quantized weight ({stored})", 'start before it is quantized, or by "eva"')
     if param.is_meta:
-        return "a weight without values, on the device meta"
+        return Fault("a weight without values, on the device meta", "load the weights first")
     if getattr(base, "groups", 1) != 1:
-        return f"a layer {kind} of {base.groups} groups"
+        return Fault(f"a layer {kind} of {base.groups} groups")
     swapped = not getattr(module, "_did_swap_in_out_features", True)  # experts stored as [in, out]
     transposed = pair.embedding or bool(getattr(module, "fan_in_fan_out", False))
     expert = None if pair.expert is None else pair.expert[0]
     found = BaseWeight(param, expert, transposed or (expert is not None and swapped))
     shape, product = tuple(found.matrix.shape), (pair.b_of(pair.b).shape[0], pair.a_of(pair.a).shape[1])
-    return found if shape == product else f"a weight {list(shape)} beside a product {list(product)}"
+    return found if shape == product else Fault(f"a weight {list(shape)} beside a product {list(product)}")
