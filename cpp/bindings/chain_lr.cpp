@@ -79,6 +79,32 @@ void bind_adapter_gradient(const WriteArray& first_grad, const WriteArray& last_
                                  {first.view.matrix(), last.view.matrix(), std::nullopt, scale});
 }
 
+using Reads = std::vector<ReadArray>;
+using Writes = std::vector<WriteArray>;
+
+void bind_scaled_gradients(const Writes& new_a, const Writes& new_b, const Reads& grad_a, const Reads& grad_b,
+                           const Reads& a, const Reads& b, const std::vector<double>& dampings) {
+  const size_t count = new_a.size();
+  expect(new_b.size() == count && grad_a.size() == count && grad_b.size() == count && a.size() == count &&
+             b.size() == count && dampings.size() == count,
+         "the lists");
+  std::vector<chain_lr::GramSolve> list;
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t m = rows_of(b[i].view), rank = rows_of(a[i].view), n = cols_of(a[i].view);
+    for (const View* view : {&a[i].view, &grad_a[i].view, &new_a[i].view}) {
+      expect(is_matrix(*view, rank, n) && is_float(view->dtype), "a and what belongs to it");
+    }
+    for (const View* view : {&b[i].view, &grad_b[i].view, &new_b[i].view}) {
+      expect(is_matrix(*view, m, rank) && is_float(view->dtype), "b and what belongs to it");
+    }
+    expect(dampings[i] > 0.0, "the dampings");
+    list.push_back({new_a[i].view.matrix(), grad_a[i].view.matrix(), b[i].view.matrix(), dampings[i]});
+    list.push_back({new_b[i].view.matrix().transposed(), grad_b[i].view.matrix().transposed(),
+                    a[i].view.matrix().transposed(), dampings[i]});
+  }
+  chain_lr::gram_solve_cpu(list);
+}
+
 // ---- attention ---------------------------------------------------------------------------------------------------
 
 // queries, keys, values, dout, weight, a, b.
@@ -186,6 +212,9 @@ void register_chain_lr(py::module_& module) {
   kernel(module, "adapter_gradient", &bind_adapter_gradient, "first_grad"_a, "last_grad"_a, "dy"_a, "x"_a, "first"_a,
          "last"_a, py::kw_only(), "middle_grad"_a = py::none(), "scale"_a,
          "With G = dyᵀ x: scale Gᵀ last, scale G first and scale lastᵀ G first.");
+  kernel(module, "scaled_gradients", &bind_scaled_gradients, "new_a"_a, "new_b"_a, "grad_a"_a, "grad_b"_a, "a"_a, "b"_a,
+         "dampings"_a,
+         "For each pair of factors: new_a <- (bᵀ b + damping I)⁻¹ grad_a, new_b <- grad_b (a aᵀ + damping I)⁻¹.");
   kernel(module, "attention_exact", &bind_exact, "da"_a, "db"_a, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a,
          "causal"_a, "Gradients of an attention adapter by tiles of scores.");
   kernel(module, "attention_chained", &bind_chained, "da"_a, "db"_a, "arrays"_a, py::kw_only(), "mask"_a, "scale"_a,

@@ -65,6 +65,7 @@ __all__: list[str] = [
     "rotate_moments",
     "round_stochastic",
     "rsvd",
+    "scaled_gradients",
     "set_isa",
     "set_num_threads",
     "share_memory",
@@ -682,6 +683,19 @@ def rsvd(
 ) -> None:
     """
     Leading singular triplets of `a` into u, s, vh.
+    """
+
+def scaled_gradients(
+    new_a: collections.abc.Sequence[numpy.typing.ArrayLike],
+    new_b: collections.abc.Sequence[numpy.typing.ArrayLike],
+    grad_a: collections.abc.Sequence[numpy.typing.ArrayLike],
+    grad_b: collections.abc.Sequence[numpy.typing.ArrayLike],
+    a: collections.abc.Sequence[numpy.typing.ArrayLike],
+    b: collections.abc.Sequence[numpy.typing.ArrayLike],
+    dampings: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+) -> None:
+    """
+    For each pair of factors: new_a <- (bᵀ b + damping I)⁻¹ grad_a, new_b <- grad_b (a aᵀ + damping I)⁻¹.
     """
 
 def set_isa(level: str) -> None:

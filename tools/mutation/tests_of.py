@@ -142,6 +142,7 @@ _FIRST = (
     ("ops/dct_select/", ("ops/dct_select", "ops/test_index_strides.py")),
     ("ops/chain_lr/matmul", ("ops/chain_lr/test_chain_lr_matmul.py",)),
     ("ops/chain_lr/linear", ("ops/chain_lr/test_chain_lr_linear.py",)),
+    ("ops/chain_lr/pairs", ("ops/chain_lr/test_chain_lr_pairs.py",)),
     ("ops/chain_lr/", ("ops/chain_lr/test_chain_lr_chained.py", "ops/chain_lr/test_chain_lr_attention.py")),
     ("ops/subspace_step/step", ("ops/subspace_step/test_subspace_step_refusals.py", "optim/test_admission.py")),
     ("ops/subspace_step/lines", ("ops/subspace_step/test_subspace_step_lines.py",)),

@@ -2,6 +2,7 @@
 //
 //   chain of matrices      evaluated in the order that costs least, no square in between that the order can avoid
 //   adapter layer          y = x Wᵀ + scale ((x P) Mᵀ) Qᵀ;   LoRA: P = Aᵀ, Q = B, no M;   GeoLoRA: P = V, M = S, Q = U
+//   gradients of A and B   divided by the Gram matrix of the other factor, a list of pairs in one call
 //   attention adapter      scores = Q (W + scale B A) Kᵀ, p = f ∘ (dO Vᵀ - rho) with f = softmax of a row:
 //                          dB = scale Qᵀ p K Aᵀ,  dA = scale Bᵀ Qᵀ p K;   p is never held as a matrix
 //
@@ -69,6 +70,19 @@ struct AdapterGradient {
   std::optional<Matrix> middle;
 };
 void adapter_gradient_cpu(const AdapterGradient& out, const Matrix& dy, const Matrix& x, const Adapter& adapter);
+
+// ---- gradients of factors ----------------------------------------------------------------------------------------
+
+// out [r, k] <- (yᵀ y + damping I)⁻¹ grad for the factor y [l, r] of the other side, damping > 0: the gradient of A
+// with y = B, and transposed that of B with y = Aᵀ. In float64, rounded once. Source: Zhang, Pilanci, "Riemannian
+// preconditioned LoRA for fine-tuning foundation models", arXiv 2402.02347, eq. 3.
+struct GramSolve {
+  Matrix out, grad, factor;
+  double damping;
+};
+
+// All at once; each Gram matrix and each run of columns is a task. Tier D1. No `out` may share memory with an operand.
+void gram_solve_cpu(const std::vector<GramSolve>& list);
 
 // ---- features of exp ---------------------------------------------------------------------------------------------
 

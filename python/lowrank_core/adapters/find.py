@@ -61,14 +61,14 @@ class Pair:
     def a_of(self, tensor: Tensor) -> Tensor:
         """[r, n]: the matrix in a tensor of the shape of `a`, as a view where its memory allows."""
         if self.expert is None:
-            return tensor.flatten(1)
+            return tensor if tensor.ndim == 2 else tensor.flatten(1)
         number, count = self.expert
         return tensor.view(count, -1, tensor.shape[-1])[number]
 
     def b_of(self, tensor: Tensor) -> Tensor:
         """[m, r]: the matrix in a tensor of the shape of `b`, as a view where its memory allows."""
         if self.expert is None:
-            return tensor.flatten(1)
+            return tensor if tensor.ndim == 2 else tensor.flatten(1)
         number, count = self.expert
         return tensor.view(tensor.shape[0], -1, count)[..., number]
 

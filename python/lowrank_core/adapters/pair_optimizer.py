@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,22 @@ from lowrank_core.optim.options import keys_of
 from lowrank_core.optim.parts import Parts, taken_whole
 from lowrank_core.optim.parts.rules.adam import Adam
 
-Grads = list[Tensor]
 # Keys that the loop reads, which have one value here: nothing is projected.
 _FIXED: Mapping[str, Any] = {"rank": None, "stacked": False, "plain_moment_dtype": None}
 
 
+class Gradients(NamedTuple):
+    """Of a pair: what it has, and where what an optimizer takes for it goes."""
+
+    pair: Pair
+    ga: Tensor  # [r, n]
+    gb: Tensor  # [m, r]
+    new_a: Tensor  # [r, n]
+    new_b: Tensor  # [m, r]
+
+
 class PairOptimizer(LowRankOptimizer):
-    """What the optimizers of pairs share: a subclass says in `turned` what becomes of the gradients of a pair.
+    """What the optimizers of pairs share: a subclass says in `turn` what becomes of the gradients of pairs.
 
     All that is trained in the model is stepped, by AdamW; the gradients of factors of which both are trained and have a
     gradient are turned before. `.grad` stays as it is. A gradient that is not finite skips the whole step.
@@ -45,43 +54,35 @@ class PairOptimizer(LowRankOptimizer):
             require(group[key] == value, type(self).__name__, key, "be left out of its groups", group[key])
         super().check_group(group)
 
-    def turned(self, pairs: list[Pair], ga: Grads, gb: Grads) -> tuple[Grads, Grads]:
-        """What AdamW is to take for the gradients `ga` [r, n] and `gb` [m, r] of each pair; new tensors."""
+    def turn(self, some: list[Gradients]) -> None:
+        """Writes what AdamW is to take for the gradients of `some` pairs."""
         raise NotImplementedError
 
-    def _apply(self, drafts: Drafts) -> None:
-        super()._apply(self._changed(drafts))
+    def by_param(self, key: str) -> dict[Tensor, Any]:
+        """What the group of each parameter has under `key`."""
+        return {param: group[key] for group in self.param_groups for param in group["params"]}
 
-    def _changed(self, drafts: Drafts) -> Drafts:
-        """`drafts` with the gradients of pairs turned."""
-        at = {slot.param: (draft, i) for draft in drafts.values() for i, slot in enumerate(draft.slots)}
-        found = [pair for pair in self.pairs if pair.a in at and pair.b in at]
-        whole = {param: _grad(at, param) for pair in found for param in (pair.a, pair.b)}
-        if not found:
-            return drafts
-        ga, gb = [pair.a_of(whole[pair.a]) for pair in found], [pair.b_of(whole[pair.b]) for pair in found]
-        fresh = {param: torch.empty_like(grad, memory_format=torch.contiguous_format) for param, grad in whole.items()}
-        for pair, a, b in zip(found, *self.turned(found, ga, gb), strict=True):
-            pair.a_of(fresh[pair.a]).copy_(a)
-            pair.b_of(fresh[pair.b]).copy_(b)
-        for param, grad in fresh.items():
-            draft, i = at[param]
-            draft.grads[i] = grad.view_as(draft.grads[i])
-        return drafts
+    def _apply(self, drafts: Drafts) -> None:
+        at = {slot.param: (draft.grads, i) for draft in drafts.values() for i, slot in enumerate(draft.slots)}
+        for param, new in self._turned({param: grads[i] for param, (grads, i) in at.items()}).items():
+            grads, i = at[param]
+            grads[i] = new
+        super()._apply(drafts)
+
+    def _turned(self, grads: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """What is taken for the gradients of pairs among `grads`, which are by parameter."""
+        found = [pair for pair in self.pairs if pair.a in grads and pair.b in grads]
+        new: dict[Tensor, Tensor] = {}
+        for param in (param for pair in found for param in (pair.a, pair.b)):
+            if param not in new:
+                new[param] = torch.empty_like(grads[param], memory_format=torch.contiguous_format)
+        some = []
+        for pair in found:
+            a, b, a_of, b_of = pair.a, pair.b, pair.a_of, pair.b_of
+            some.append(Gradients(pair, a_of(grads[a]), b_of(grads[b]), a_of(new[a]), b_of(new[b])))
+        if some:
+            self.turn(some)
+        return new
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "pairs": self.pairs}
-
-
-def _grad(at: dict[Tensor, Any], param: Tensor) -> Tensor:
-    draft, i = at[param]
-    grad: Tensor = draft.grads[i]
-    return grad.view(param.shape)
-
-
-def by_rank(pairs: Iterable[Pair]) -> list[list[int]]:
-    """The numbers of the pairs of one rank and device together."""
-    found: dict[Any, list[int]] = {}
-    for number, pair in enumerate(pairs):
-        found.setdefault((pair.rank, pair.a.device), []).append(number)
-    return list(found.values())

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.adapters.find import Pair
-from lowrank_core.adapters.pair_optimizer import Grads, PairOptimizer
+from lowrank_core.adapters.pair_optimizer import Gradients, PairOptimizer
 from lowrank_core.checks import is_number, require
+from lowrank_core.ops.chain_lr.pairs import scaled_gradients_list
 from lowrank_core.optim.base import Params
+from lowrank_core.optim.devices import has_kernels
 
 
 class ScaledAdamW(PairOptimizer):
@@ -71,12 +72,20 @@ class ScaledAdamW(PairOptimizer):
         )
         super().check_group(group)
 
-    def turned(self, pairs: list[Pair], ga: Grads, gb: Grads) -> tuple[Grads, Grads]:
-        reg = {param: group["reg"] for group in self.param_groups for param in group["params"]}
-        for i, pair in enumerate(pairs):
-            work = torch.promote_types(pair.a.dtype, torch.float32)
-            a, b = pair.a_of(pair.a.detach()).to(work), pair.b_of(pair.b.detach()).to(work)
-            damping = reg[pair.a] * torch.eye(pair.rank, dtype=work, device=a.device)
-            ga[i] = torch.linalg.solve(b.mT @ b + damping, ga[i].to(work))
-            gb[i] = torch.linalg.solve(a @ a.mT + damping, gb[i].to(work), left=False)
-        return ga, gb
+    def turn(self, some: list[Gradients]) -> None:
+        reg = self.by_param("reg")
+        for scaled, has_kernel in ((scaled_gradients_list, True), (_composed, False)):
+            here = [one for one in some if has_kernels(one.ga.device) is has_kernel]
+            if here:
+                pairs, grad_a, grad_b, new_a, new_b = map(list, zip(*here, strict=True))
+                a, b = [pair.a_of(pair.a) for pair in pairs], [pair.b_of(pair.b) for pair in pairs]
+                scaled(new_a, new_b, grad_a, grad_b, a, b, [float(reg[pair.a]) for pair in pairs])
+
+
+def _composed(*lists: Any) -> None:
+    """`scaled_gradients_list` where there is no kernel for it."""
+    for new_a, new_b, grad_a, grad_b, a, b, damping in zip(*lists, strict=True):
+        grams = b.double().mT @ b.double(), a.double() @ a.double().mT
+        left, right = (gram + damping * torch.eye(len(gram)).to(gram) for gram in grams)
+        new_a.copy_(torch.linalg.solve(left, grad_a.double()))
+        new_b.copy_(torch.linalg.solve(right, grad_b.double(), left=False))

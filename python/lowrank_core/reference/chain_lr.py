@@ -49,6 +49,13 @@ def _layer(x: Tensor, w: Tensor | None, correction: Tensor, bias: Tensor | None)
     return y if bias is None else y + bias.double()
 
 
+def scaled_gradients(grad_a: Tensor, grad_b: Tensor, a: Tensor, b: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """(bᵀ b + damping I)⁻¹ grad_a and grad_b (a aᵀ + damping I)⁻¹ by LU with pivots."""
+    grad_a, grad_b, a, b = (t.double() for t in (grad_a, grad_b, a, b))
+    eye = damping * torch.eye(len(a), dtype=torch.float64)
+    return torch.linalg.solve(b.mT @ b + eye, grad_a), torch.linalg.solve(a @ a.mT + eye, grad_b, left=False)
+
+
 def full_gradient(x: Tensor, dy: Tensor) -> Tensor:
     """G = dyᵀ x of a linear layer, [d_out, d_in]."""
     return dy.double().reshape(-1, dy.shape[-1]).mT @ x.double().reshape(-1, x.shape[-1])
