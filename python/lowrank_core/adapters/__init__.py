@@ -7,6 +7,7 @@ require_torch(__name__)
 
 from lowrank_core.adapters import kalman, noise
 from lowrank_core.adapters.adalora import AdaLoRA
+from lowrank_core.adapters.allora import ALLoRAAdamW
 from lowrank_core.adapters.cotangents import (
     identity_cotangents,
     lumped_cotangents,
@@ -20,6 +21,7 @@ from lowrank_core.adapters.jacobian import jacobian_rows
 from lowrank_core.adapters.layers import AdaLoRALinear, LoRALinear, USVLinear
 from lowrank_core.adapters.loko import LoKO
 from lowrank_core.adapters.loraplus import loraplus_param_groups
+from lowrank_core.adapters.lorapro import LoRAProAdamW
 from lowrank_core.adapters.merging import extract_lora, merge_adapters
 from lowrank_core.adapters.peft_state import PeftAdapter, read_adapter, save_adapter
 from lowrank_core.adapters.scaled import ScaledAdamW
@@ -28,12 +30,14 @@ from lowrank_core.adapters.starts import init_lora_
 from lowrank_core.adapters.tape import LinearTape, record_linears
 
 __all__ = [
+    "ALLoRAAdamW",
     "AdaLoRA",
     "AdaLoRALinear",
     "GeoLoRA",
     "LinearTape",
     "LoKO",
     "LoRALinear",
+    "LoRAProAdamW",
     "Pair",
     "PeftAdapter",
     "ScaledAdamW",

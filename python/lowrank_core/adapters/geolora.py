@@ -88,7 +88,7 @@ class GeoLoRA(LowRankOptimizer):
       >>> import torch
       >>> from lowrank_core import adapters
       >>> model = torch.nn.Sequential(torch.nn.Linear(16, 12), torch.nn.Linear(12, 4))
-      >>> optimizer = adapters.GeoLoRA(model, rank=2, max_rank=4, lr=1e-2)
+      >>> optimizer = adapters.GeoLoRA(model, rank=2, max_rank=2, lr=1e-2)
       >>> model(torch.ones(3, 16)).square().mean().backward()
       >>> optimizer.step()
       >>> optimizer.ranks()
