@@ -55,7 +55,7 @@ def run(kind: str, what: str | None) -> tuple[list[Tensor], list[int]]:
 
 
 @pytest.mark.parametrize("what", ["step", "whole step"])
-@pytest.mark.parametrize("kind", ["LoKO", "ScaledAdamW"])
+@pytest.mark.parametrize("kind", ["LoKO", "ScaledAdamW", "LoRAProAdamW", "ALLoRAAdamW"])
 def test_compiled_once_with_the_same_bits(kind: str, what: str) -> None:
     found, counts = run(kind, what)
     assert counts == [counts[0]] * STEPS and counts[0] > 0

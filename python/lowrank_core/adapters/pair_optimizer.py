@@ -13,7 +13,7 @@ from lowrank_core.checks import require
 from lowrank_core.optim.base import Params
 from lowrank_core.optim.gathering import Drafts
 from lowrank_core.optim.loop import LowRankOptimizer
-from lowrank_core.optim.options import keys_of
+from lowrank_core.optim.options import keys_of, own_keys
 from lowrank_core.optim.parts import Parts, taken_whole
 from lowrank_core.optim.parts.rules.adam import Adam
 
@@ -43,6 +43,7 @@ class PairOptimizer(LowRankOptimizer):
         if params is None:
             params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         keys = {key: value for key, value in keys_of(arguments).items() if key != "model"}
+        own_keys(type(self).__name__, arguments["torch_keys"], keys)  # `_FIXED` has none that can be given
         super().__init__(params, {**_FIXED, **keys}, arguments["torch_keys"])
 
     @classmethod

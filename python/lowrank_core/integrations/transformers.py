@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lowrank_core.adapters import AdaLoRA, GeoLoRA, LoKO
+from lowrank_core.adapters.pair_optimizer import PairOptimizer
 from lowrank_core.checks import require
 from lowrank_core.memory.geometry import Rank, is_matrix
 from lowrank_core.memory.plan import EXCLUDED
-from lowrank_core.optim import METHODS, LowRankOptimizer, Monitor
+from lowrank_core.optim import METHODS, Monitor
 from lowrank_core.optim.groups import param_groups
 from lowrank_core.optim.targets import ALL_LINEAR
+
+_OF_MODELS = (PairOptimizer, LoKO, GeoLoRA, AdaLoRA)  # made of a model, not of groups
 
 
 def trainer_optimizer(
     model: nn.Module,
-    cls: type[LowRankOptimizer] | str,
+    cls: type[Optimizer] | str,
     *,
     target_modules: str | Iterable[str] = ALL_LINEAR,
     exclude: str | Iterable[str] = EXCLUDED,
@@ -29,22 +34,27 @@ def trainer_optimizer(
     weight_decay: float = 0.0,
     verbose: bool = True,
     **keys: Any,
-) -> tuple[type[LowRankOptimizer], dict[str, Any]]:
+) -> tuple[Callable[..., Optimizer], dict[str, Any]]:
     """What `Trainer(optimizer_cls_and_kwargs=...)` takes: an optimizer whose groups are split by the model.
 
     The matrices of linear layers are projected; embeddings, head, norms and biases are plain AdamW. Every parameter
     has its name, in the plan and in a saved state. Vectors are not decayed, as in Trainer. The learning rate is `lr`
     here, for Trainer's `learning_rate` reaches optimizers that it makes itself alone; its schedule acts on it.
 
+    Optimizers of adapters are made here, of `model`, which `GeoLoRA` and `AdaLoRA` change; the answer hands them over.
+    Those of pairs decay matrices and no vectors, unless `params` among the keys says otherwise.
+
     The answer is for one Trainer, which takes the groups out of it.
 
     Args:
       model: the one that the Trainer gets.
-      cls: a class of `lowrank_core.optim`, or its name in `METHODS`, such as "galore".
+      cls: a class of `lowrank_core.optim`, or its name in `METHODS`, such as "galore"; or an optimizer of
+        `lowrank_core.adapters`, which takes `target_modules`, `exclude` and `rank` only where it has such keys.
       target_modules, exclude, others, verbose: as in `param_groups`.
       rank: as there; None: the default of `cls`.
       weight_decay: >= 0, of matrices.
-      keys: of `cls`, such as `lr` or `update_proj_gap`.
+      keys: of `cls`, such as `lr` or `update_proj_gap`; `params` of an optimizer of pairs, such as
+        `loraplus_param_groups` returns.
 
     Raises:
       TypeError: a key that `cls` does not have.
@@ -61,6 +71,11 @@ def trainer_optimizer(
     if isinstance(cls, str):
         require(cls in METHODS, "trainer_optimizer", "cls", f"be a class or one of {', '.join(METHODS)}", cls)
         cls = METHODS[cls]
+    if issubclass(cls, _OF_MODELS):
+        asked = {"target_modules": target_modules, "exclude": exclude, "rank": rank, "others": others}
+        usual = {"target_modules": ALL_LINEAR, "exclude": EXCLUDED, "rank": None, "others": None}
+        keys |= {key: value for key, value in asked.items() if value != usual[key]}
+        return _Ready(_of_model(model, cls, weight_decay, keys)), {}
     groups = []
     for group in param_groups(model, target_modules, exclude, rank, others=others, verbose=verbose):
         for matrices in (True, False):
@@ -70,6 +85,26 @@ def trainer_optimizer(
                 groups.append({**group, "params": params, "weight_decay": decay})
     cls([{**group, "params": list(group["params"])} for group in groups], **keys)  # what it refuses, it refuses here
     return cls, {"params": groups, **keys}
+
+
+class _Ready:
+    """Takes the place of a class, or of a factory, where the optimizer is made already."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def __call__(self, *given: Any) -> Any:
+        return self.optimizer if given else self
+
+
+def _of_model(model: nn.Module, cls: type[Optimizer], weight_decay: float, keys: dict[str, Any]) -> Optimizer:
+    if issubclass(cls, PairOptimizer) and "params" not in keys:
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        split = [[(name, p) for name, p in trained if (p.ndim >= 2) is matrices] for matrices in (True, False)]
+        decays = (weight_decay, 0.0)
+        groups = [{"params": some, "weight_decay": d} for some, d in zip(split, decays, strict=True) if some]
+        return cls(model, groups, **keys)
+    return cls(model, **keys, **({"weight_decay": weight_decay} if weight_decay else {}))  # type: ignore[arg-type]
 
 
 class MonitorCallback(TrainerCallback):
