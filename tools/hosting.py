@@ -7,6 +7,7 @@ that is not listed with a cause outside of this package.
 from __future__ import annotations
 
 import argparse
+import importlib
 import platform
 import sys
 import tempfile
@@ -34,24 +35,24 @@ def main() -> int:
     sys.path.insert(0, str(ROOT / "tests/integrations"))
     warnings.simplefilter("ignore")
     import torch
-    from hosting_cases import OPTIMIZERS, TUNERS, UPSTREAM, check, kinds_of
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
+    cases = importlib.import_module("hosting_cases")
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--only", nargs="+", choices=TUNERS, metavar="NAME", default=list(TUNERS))
+    options.add_argument("--only", nargs="+", choices=cases.TUNERS, metavar="NAME", default=list(cases.TUNERS))
     names = options.parse_args().only
     torch.set_num_threads(1)
-    places = [(name, kind) for name in names for kind in kinds_of(name)]
+    places = [(name, kind) for name in names for kind in cases.kinds_of(name)]
     rows, notes, failed = [], [], 0
     for name, kind in tqdm(places, unit="model", disable=None):
         cells = []
-        for optimizer in OPTIMIZERS:
+        for optimizer in cases.OPTIMIZERS:
             with tempfile.TemporaryDirectory() as folder:
                 try:
-                    check(name, kind, optimizer, folder)
+                    cases.check(name, kind, optimizer, folder)
                     cells.append("yes")
                 except Exception as error:  # whatever a library raises is what the table is to say
-                    listed = UPSTREAM.get((name, kind))
+                    listed = cases.UPSTREAM.get((name, kind))
                     expected = listed is not None and isinstance(error, listed[0]) and listed[1] in str(error)
                     failed += not expected
                     cells.append("no, see below" if expected else "**no**")
@@ -59,12 +60,15 @@ def main() -> int:
                     notes.append(f"- {name}, {kind}: {why}. `{type(error).__name__}: {str(error)[:160]}`")
         rows.append(f"| {name} | {kind} | {' | '.join(cells)} |")
         tqdm.write(rows[-1])
-    if set(names) == set(TUNERS):
+    if set(names) == set(cases.TUNERS):
         head = HEAD.format(
             peft=version("peft"), transformers=version("transformers"), torch=version("torch"),
             machine=platform.processor() or platform.machine(), date=datetime.now(timezone.utc).date(),
         )  # fmt: skip
-        table = [f"| tuner | model | {' | '.join(OPTIMIZERS)} |", "| --- | --- |" + " --- |" * len(OPTIMIZERS)]
+        table = [
+            f"| tuner | model | {' | '.join(cases.OPTIMIZERS)} |",
+            "| --- | --- |" + " --- |" * len(cases.OPTIMIZERS),
+        ]
         RESULT.write_text(head + "\n".join([*table, *rows, "", *dict.fromkeys(notes)]) + "\n")
         print(f"wrote {RESULT.relative_to(ROOT)}")
     return 1 if failed else 0
