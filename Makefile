@@ -18,7 +18,7 @@ comma := ,
 SOURCES := $(shell find cpp cuda -type f)
 FORMATTED = $(shell find cpp cuda tests/cpp tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: FORCE help train test test-all bench study format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
+.PHONY: FORCE help train test test-all bench study hosting format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
   floor mutate clean distclean
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' Makefile | expand -t 12
@@ -55,6 +55,10 @@ test: $(VENV)/.built  ## run the C++ and the Python tests (ARGS: pytest's)
 
 test-all: $(VENV)/.built  ## run every check, for an hour; the result goes to docs/results/test-all.md
 	$(PY) tools/test_all.py $(ARGS)
+
+hosting: $(VENV)/.built  ## train every tuner of PEFT (ARGS: --only NAME...); a table in docs/results
+	$(PIP) install -c constraints.txt transformers peft
+	$(PY) tools/hosting.py $(ARGS)
 
 $(VENV)/.peers: $(VENV)/.built
 	$(PIP) install -c constraints.txt galore-torch q-galore-torch fira pytorch-optimizer

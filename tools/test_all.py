@@ -60,7 +60,7 @@ def stages() -> list[Stage]:
         *(Stage(level, kernels, "the same at this level", "", {**ci, "LOWRANK_CORE_ISA": level}) for level in levels()),
         Stage("sanitize", "make sanitize", "C++ tests under ASan and UBSan"),
         Stage("aarch64", "make aarch64", "cross-compiled, tests under qemu", "aarch64-linux-gnu-g++"),
-        Stage("hosting", ".venv/bin/python tools/hosting.py", "every tuner of PEFT", "", ci),
+        Stage("hosting", "make hosting", "every tuner of PEFT", "", ci),
         Stage("train", small_run, "the first command of README"),
         Stage("floor", "make floor", "the oldest torch and NumPy"),
         Stage("wheels", "make wheels", "a wheel for each Python found, tried in an empty environment"),

@@ -32,10 +32,14 @@ DIFFERENTIABLE: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "fade": (lambda p: kalman.fade(p, 0.9), (P,)),
     "noise_matrix": (lambda r: kalman.noise_matrix(r, ERROR), (P[:4],)),
     "softmax_observation": (lambda j: tuple(kalman.softmax_observation(j, LOGITS, TARGET)), (JAC,)),
+    "predicted_change": (kalman.predicted_change, (JAC, P)),
+    "moved_on": (lambda g, j, d: tuple(kalman.moved_on([g], [j], [d])), (P, JAC, 0.1 * P)),
     "split_score": (lambda j: [x for part in adapters.split_score([j]) for x in part], (JAC,)),
 }
 OTHERS = {  # no derivative can be asked of: a number, a shape alone, an object, a context
     *("divergence", "next_fading", "identity_cotangents", "noise_policy", "record_linears"),
+    *("find_pairs", "loraplus_param_groups", "init_lora_", "fold_square_", "merge_adapters", "extract_lora"),
+    *("read_adapter", "save_adapter"),
 }
 
 

@@ -35,11 +35,11 @@ FRESH = {
     "convert", "count_step", "dct_project_back", "dct_project_back_list", "dct_select", "dct_select_feedback_list",
     "dct_transform", "decode_moment", "dequantize_int4",
     "dequantize_int4_list",
-    "encode_moment", "factored_svd", "fast_bfloat16",
+    "encode_moment", "factored_directions", "factored_svd", "fast_bfloat16",
     "follow_step", "gaussian", "gemm", "int4_project", "kalman_diag_gain",
     "kalman_diag_step", "mkl_roots", "newton_schulz", "nonfinite", "num_threads", "orthonormalize", "overlaps_itself",
     "qb", "quantize_int4", "range_finder", "rotate_moments", "round_stochastic", "rsvd", "share_memory",
-    "subspace_project",
+    "scaled_gradients", "subspace_project",
     "taylor_error", "taylor_score",
 }  # fmt: skip
 

@@ -141,7 +141,7 @@ def divergence(jac: Rows, delta: Rows) -> float:
       >>> kalman.divergence(torch.eye(2), torch.tensor([1.0, 2.0]))
       2.5
     """
-    return 0.5 * float(predicted_change(jac, delta).square().sum())
+    return 0.5 * float(predicted_change(jac, delta).detach().square().sum())
 
 
 def predicted_change(jac: Rows, delta: Rows) -> Tensor:
@@ -155,7 +155,7 @@ def predicted_change(jac: Rows, delta: Rows) -> Tensor:
     """
     pairs = [(jac, delta)] if isinstance(jac, Tensor) and isinstance(delta, Tensor) else zip(jac, delta, strict=True)
     parts = [rows.reshape(rows.shape[0], -1).double() @ d.reshape(-1).double() for rows, d in pairs]
-    return torch.stack(parts).sum(0).detach()
+    return torch.stack(parts).sum(0)
 
 
 def moved_on(score: Sequence[Tensor], jac: Sequence[Tensor], delta: Sequence[Tensor]) -> list[Tensor]:

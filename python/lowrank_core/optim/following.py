@@ -19,6 +19,7 @@ from lowrank_core.optim.parts.projectors.orthonormal import bases_of
 from lowrank_core.optim.parts.residuals.fed_back import FedBack
 from lowrank_core.optim.parts.rules.adam import Adam
 from lowrank_core.optim.parts.subspaces import Subspace
+from lowrank_core.optim.parts.subspaces.dense import Dense
 from lowrank_core.optim.refresh import query_of, take
 from lowrank_core.optim.slots import Slot, State
 from lowrank_core.optim.step import ruled
@@ -52,10 +53,15 @@ class FollowingStep:
         )
         steps = [int(state["step"]) for state in states]
         beta1, beta2 = rule.betas
+        watched = zip(slots, states, strict=True) if bucket.watches else ()
+        were = [_copied(projector.held(slot, state)) for slot, state in watched]
         lows = follow_list(
             errors, grads, bases, first, second, rights, steps, beta1=beta1, beta2=beta2, rho=projector.rho,
             maximize=bucket.maximize, precision=precision,
         )  # fmt: skip
+        for slot, state, old in zip(slots, states, were, strict=False):
+            for watch in bucket.watches:
+                watch.turned(slot, projector.held(slot, state).turn_from(old).overlap())
         params = [matrix_of(slot) for slot in slots]
         step_list(
             params, grads, bases, first, [], second, [], [], rights, [step + 1 for step in steps],
@@ -90,10 +96,9 @@ class FollowingStep:
 
 
 def _kernel_takes(bucket: Bucket, slots: list[Slot], states: list[State]) -> bool:
-    """True if nothing is stored in codes or half precision, nobody watches the turns, and no first search is due."""
+    """True if nothing is stored in codes or half precision, and no first search is due."""
     parts = bucket.parts
-    whole = isinstance(parts.moment_codec, Float32) and not bucket.watches
-    return whole and all(
+    return isinstance(parts.moment_codec, Float32) and all(
         state["proj.refreshes"] and state["residual.error"].dtype == state["proj.basis"].dtype == slot.work
         for slot, state in zip(slots, states, strict=True)
     )
@@ -102,3 +107,7 @@ def _kernel_takes(bucket: Bucket, slots: list[Slot], states: list[State]) -> boo
 def _basis(subspace: Subspace | None) -> Tensor:
     (basis,) = bases_of(subspace).values()
     return basis
+
+
+def _copied(subspace: Dense) -> Dense:
+    return Dense({side: basis.clone() for side, basis in subspace.bases.items()})
