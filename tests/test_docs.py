@@ -22,6 +22,7 @@ DOCUMENTS = [*PAGES, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "doc
 SHELL = ("sh", "bash", "shell")
 FOREIGN = {  # pages about other packages
     "adapters": ("transformers", "peft"),
+    "finetuning": ("transformers", "peft"),
     "integrations": ("transformers", "accelerate", "peft", "lightning"),
 }
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def how_to_install(extra: str) -> str:
-    """A command that installs the optional packages of `extra` ("torch", "train" or "cupy")."""
+    """A command that installs the optional packages of `extra` ("torch", "train", "cupy" or "integrations")."""
     return f"install what is missing with `pip install '.[{extra}]'` in the folder of lowrank_core's source"
 
 

@@ -114,7 +114,7 @@ def test_help(cli, command):
 def test_no_command(cli):
     outcome = cli()
     assert outcome.code == 2 and outcome.err.count("\n") == 1
-    assert "COMMAND is missing; it must be train, estimate, info or bench" in outcome.err
+    assert "COMMAND is missing; it must be train, finetune, estimate, info or bench" in outcome.err
 
 
 def test_version(cli):

@@ -20,10 +20,11 @@ _COMMAND = re.compile(r"(make|python|pip install|[A-Z_]+=\S+ python) ")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _VARIABLE = re.compile(r"[A-Z_]+=")
 # What makes a run short. An option that the page itself gives stays as it is there, but for the number of steps.
+_BRIEF = {"--seq-len": "16", "--rank": "4", "--batch-size": "2", "--warmup": "1", "--eval-every": "2", "--threads": "1"}
 _SHORT = {
-    "--dim": "16", "--layers": "1", "--heads": "2", "--ffn": "24", "--seq-len": "16", "--rank": "4",
-    "--batch-size": "2", "--warmup": "1", "--eval-every": "2", "--eval-batches": "1", "--threads": "1",
-}  # fmt: skip
+    "train": {"--dim": "16", "--layers": "1", "--heads": "2", "--ffn": "24", "--eval-batches": "1", **_BRIEF},
+    "finetune": {"--eval-samples": "4", **_BRIEF},
+}
 
 
 class Command(NamedTuple):
@@ -120,7 +121,7 @@ def _values(words: list[str], option: str) -> list[str]:
 
 def _shortened(words: list[str]) -> list[str]:
     """The words, for a run of 4 steps, which a later command may resume for 8."""
-    if words[0] != "train" or "--help" in words:
+    if words[0] not in _SHORT or "--help" in words:
         return words
     given = {word for word in words if word.startswith("--")}
     if "--steps" in given:
@@ -130,7 +131,9 @@ def _shortened(words: list[str]) -> list[str]:
         return words
     if "adamw" in _values(words, "--optimizer"):  # which has no rank
         given.add("--rank")
-    return words + [word for pair in {"--steps": "4", **_SHORT}.items() if pair[0] not in given for word in pair]
+    return words + [
+        word for pair in {"--steps": "4", **_SHORT[words[0]]}.items() if pair[0] not in given for word in pair
+    ]
 
 
 def _check_make(words: list[str]) -> None:

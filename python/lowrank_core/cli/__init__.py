@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0 (done), 2 (refused with a sentence), 141 (nobody reads the output any more), or
     129, 130, 143 (stopped by a signal).
 
-    `argv` None means those of the process, which `train` then replaces by itself once (`waiting`).
+    `argv` None means those of the process, which a command that trains then replaces by itself once (`waiting`).
     """
     _prepare_streams()
     where = "lowrank-core"
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             options = parse(argv)
             where += f" {options.command}"
-            if argv is None and options.command == "train":
+            if argv is None and options.command in ("train", "finetune"):
                 start_over_passive()
             command = importlib.import_module(f"lowrank_core.cli.{options.command}")
             return int(command.run(options))

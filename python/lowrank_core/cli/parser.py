@@ -10,6 +10,7 @@ from lowrank_core import __version__
 from lowrank_core.cli.bench.shapes import MODELS
 from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.defaults import ALL
+from lowrank_core.cli.finetune.config import FinetuneConfig
 from lowrank_core.cli.options import LARGEST, add_options, flag, path, quoted, real, whole
 from lowrank_core.cli.presets import DTYPES, PRESETS
 from lowrank_core.cli.study.sizes import SIZES
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lowrank-core {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_train(commands)
+    _add_finetune(commands)
     _add_estimate(commands)
     _add_info(commands)
     _add_bench(commands)
@@ -53,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     options = parser.parse_args(argv)
     if options.command is None:
-        parser.error("COMMAND is missing; it must be train, estimate, info or bench")
+        parser.error("COMMAND is missing; it must be train, finetune, estimate, info or bench")
     return options
 
 
@@ -66,16 +68,7 @@ def _add_train(commands: _Commands[Parser]) -> None:
         "(report.html, report.png, summary.json) to a folder. Ctrl-C stops with a checkpoint; --resume goes on from "
         "the last one, bit for bit.",
     )
-    run = train.add_argument_group("run")
-    run.add_argument("--out", default="runs/train", type=path, metavar="DIR",
-                     help="folder of the run (default: %(default)s)")
-    again = run.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
-    again.add_argument("--overwrite", action="store_true", help="delete the run in --out and start anew")
-    run.add_argument("--save-every", type=whole(1), default=SAVE_EVERY, metavar="N",
-                     help="steps between two checkpoints (default: %(default)s)")
-    run.add_argument("--threads", type=whole(1, MAX_THREADS), metavar="N",
-                     help="CPU threads (default: torch's choice; a resumed run keeps its own)")
+    _add_run(train, "runs/train")
     add_options(train, TrainConfig)
     study = train.add_argument_group(
         f"comparison (--optimizer {ALL})",
@@ -90,6 +83,33 @@ def _add_train(commands: _Commands[Parser]) -> None:
     study.add_argument("--time", default=argparse.SUPPRESS, choices=SIZES, metavar="SIZE",
                        help=f"make no runs, but measure the seconds of a step at that size, {' or '.join(SIZES)}; let "
                        "nothing else run meanwhile")
+
+
+def _add_finetune(commands: _Commands[Parser]) -> None:
+    finetune = commands.add_parser(
+        "finetune",
+        help="train an adapter of a pretrained model from a local folder",
+        description="Trains a low-rank adapter beside a pretrained encoder or decoder, for classification or as a "
+        "language model. Writes adapter_config.json and adapter_model.safetensors, which PEFT loads, metrics.jsonl, a "
+        "checkpoint and a report (report.html, report.png, summary.json) to a folder. Ctrl-C stops with a checkpoint; "
+        "--resume goes on from the last one, bit for bit. Nothing is downloaded.",
+    )
+    _add_run(finetune, "runs/finetune")
+    add_options(finetune, FinetuneConfig)
+
+
+def _add_run(parser: argparse.ArgumentParser, out: str) -> None:
+    """What all commands that train take: the folder, `out` where none is given, and how it is written."""
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", default=out, type=path, metavar="DIR",
+                     help="folder of the run (default: %(default)s)")
+    again = run.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
+    again.add_argument("--overwrite", action="store_true", help="delete the run in --out and start anew")
+    run.add_argument("--save-every", type=whole(1), default=SAVE_EVERY, metavar="N",
+                     help="steps between two checkpoints (default: %(default)s)")
+    run.add_argument("--threads", type=whole(1, MAX_THREADS), metavar="N",
+                     help="CPU threads (default: torch's choice; a resumed run keeps its own)")
 
 
 def _add_estimate(commands: _Commands[Parser]) -> None:

@@ -30,9 +30,9 @@ _SMALL: Any = {"axes.titlesize": 10, "axes.titleweight": "normal", "font.size": 
 CAPTION = "Losses: bold validation, thin training (smoothed)."
 
 
-def picture(found: Sequence[Series], title: str) -> bytes:
+def picture(found: Sequence[Series], title: str, panels: Sequence[Panel] = PANELS, caption: str = CAPTION) -> bytes:
     """All panels that have something to show under `title` and one legend, as PNG bytes."""
-    panels, seen = [panel for panel in PANELS if panel.has(found)], looks([one.name for one in found])
+    panels, seen = [panel for panel in panels if panel.has(found)], looks([one.name for one in found])
     count = (len(panels) + 1) // 2
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(11, 1.0 + 3.5 * count), dpi=130, layout="constrained")
@@ -48,19 +48,19 @@ def picture(found: Sequence[Series], title: str) -> bytes:
             handles=handles, loc="outside upper left", ncols=7, handlelength=2.4, fontsize=11, title=title,
             title_fontproperties={"size": 14, "weight": "bold"}, alignment="left",
         )  # fmt: skip
-        figure.supxlabel(CAPTION, x=0.01, ha="left", fontsize=9, color=LIGHT["faint"])
+        figure.supxlabel(caption, x=0.01, ha="left", fontsize=9, color=LIGHT["faint"])
         out = io.BytesIO()
         figure.savefig(out, format="png")
     return out.getvalue()
 
 
-def comparison(found: Sequence[Series]) -> list[str]:
+def comparison(found: Sequence[Series], panels: Sequence[Panel] = PANELS) -> list[str]:
     """Each panel that has something to show, as an `<svg>` element; see `_svg`."""
     seen = looks([one.name for one in found])
     bars = max(2.0, 1.1 + 0.32 * len(found))  # their height, inches
     return [
         _svg(panel.title, (4.6, bars if panel.bars else 3.4), _drawer(panel, found, seen))
-        for panel in PANELS
+        for panel in panels
         if panel.has(found)
     ]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lowrank_core.cli.config import TrainConfig, modern, read_settings
 from lowrank_core.cli.defaults import ALL
@@ -18,14 +19,47 @@ from lowrank_core.cli.options import check_values, difference
 from lowrank_core.cli.parser import MAX_THREADS
 from lowrank_core.cli.settings import changed
 
+Values = dict[str, Any]
 _REMEDY = "put it right, or start anew with `--overwrite`"
 
 
-def stored_run(folder: Path) -> dict[str, Any]:
+class Course(Protocol):
+    """Options that decide the learning rate of a step."""
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The optimizers."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        ...
+
+    @property
+    def warmup(self) -> int | None:
+        """Steps of linear warm-up."""
+        ...
+
+    @property
+    def min_lr_ratio(self) -> float | None:
+        """Where the cosine ends; None: at zero."""
+        ...
+
+    def to_json(self) -> Values:
+        """Plain values."""
+        ...
+
+
+def stored_run(folder: Path, kind: str = "train", check: Callable[[Any], Values] | None = None) -> dict[str, Any]:
     """What the run in `folder` wrote about itself when it began, checked.
 
+    Args:
+      kind: the command that it must be of.
+      check: takes its options and returns them as this version would have written them; None: those of `train`.
+
     Raises:
-      CliError: there is no run, or its description is damaged.
+      CliError: there is no run, it is one of another command, or its description is damaged.
     """
     path = folder / RUN_FILE
     if not path.exists():
@@ -34,11 +68,9 @@ def stored_run(folder: Path) -> dict[str, Any]:
         data = path.read_bytes()
     try:
         stored: dict[str, Any] = json.loads(data)
-        stored["config"] = modern(stored["config"])
-        check_values(config := TrainConfig.from_json(stored["config"]))
-        if config.optimizer == ALL:
-            raise ValueError(f"optimizer is {ALL!r}")
-        read_settings(config.set)
+        found = stored.get("kind", "train")
+        if found == kind:
+            stored["config"] = (check or _checked)(stored["config"])
         threads = stored["threads"]
         if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"threads is {threads!r}")
@@ -46,18 +78,39 @@ def stored_run(folder: Path) -> dict[str, Any]:
         raise CliError(f"'{path}' is damaged ({failure} is missing); {_REMEDY}") from failure
     except (ValueError, TypeError, AttributeError, RecursionError, CliError) as failure:
         raise CliError(f"'{path}' is damaged ({failure}); {_REMEDY}") from failure
+    if found != kind:
+        raise CliError(f"`--resume` needs a run of `{kind}`, but '{folder}' has one of `{found}`; name another `--out`")
     return stored
+
+
+def _checked(given: Any) -> Values:
+    """Options of `train`. Raises ValueError, TypeError or CliError if they could not be."""
+    values: Values = modern(given)
+    check_values(config := TrainConfig.from_json(values))
+    if config.optimizer == ALL:
+        raise ValueError(f"optimizer is {ALL!r}")
+    read_settings(config.set)
+    return values
 
 
 def resumed(given: dict[str, Any], stored: dict[str, Any]) -> TrainConfig:
     """The stored options. Those given again must be the same, but `steps` may have grown."""
     before = TrainConfig.from_json(stored["config"])
-    steps = given.get("steps", before.steps)
-    if steps < before.steps:
-        raise CliError(f"`--steps` may only grow when a run is resumed, from {before.steps}, got {steps}; leave it out")
-    others = {name: value for name, value in given.items() if name not in ("steps", "set")}
-    settings = read_settings(tuple(given.get("set", ())))
-    if found := difference(others, stored["config"]) or changed(settings, read_settings(before.set)):
+    settings = changed(read_settings(tuple(given.get("set", ()))), read_settings(before.set))
+    others = {name: value for name, value in given.items() if name != "set"}
+    return replace(before, steps=steps_of(others, stored, settings))
+
+
+def steps_of(given: dict[str, Any], stored: dict[str, Any], apart: tuple[str, str, str] | None = None) -> int:
+    """How many steps a resumed run has: they may have grown. All else that is given must be as it is stored.
+
+    `apart` is an option that differs, as `difference` has it, and is no field.
+    """
+    before: int = stored["config"]["steps"]
+    steps: int = given.get("steps", before)
+    if steps < before:
+        raise CliError(f"`--steps` may only grow when a run is resumed, from {before}, got {steps}; leave it out")
+    if found := difference({**given, "steps": before}, stored["config"]) or apart:
         option, here, there = found
         raise CliError(
             f"`{option}` must stay {there} as in the run being resumed, got {here}; "
@@ -65,10 +118,10 @@ def resumed(given: dict[str, Any], stored: dict[str, Any]) -> TrainConfig:
         )
     if stored.get("versions") != versions():
         print("note: the run began with other versions; it goes on, but not bit for bit", file=sys.stderr)
-    return replace(before, steps=steps)
+    return steps
 
 
-def grow(folder: Path, config: TrainConfig, stored: dict[str, Any]) -> dict[str, Any] | None:
+def grow(folder: Path, config: Course, stored: dict[str, Any]) -> dict[str, Any] | None:
     """The run's new description if `config` has more steps than `stored`, else None.
 
     Optimizers that are compared follow one schedule, so all must have come to the end of the old one.
@@ -90,7 +143,7 @@ def grow(folder: Path, config: TrainConfig, stored: dict[str, Any]) -> dict[str,
             f"`--steps` of a comparison may grow once {all_of_them} optimizers have done {before} steps, got "
             f"{min(done)} of {name}; resume without `--steps` first"
         )
-    share = partial(lr_at, peak=1.0, warmup=config.warmup or 0, min_ratio=config.min_lr_ratio)
+    share = partial(lr_at, peak=1.0, warmup=config.warmup or 0, min_ratio=config.min_lr_ratio or 0.0)
     now = share(done[0] + 1, steps=config.steps)
     last = share(done[0], steps=before) if done[0] else 0.0
     print(

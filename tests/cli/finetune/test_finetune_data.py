@@ -1,0 +1,50 @@
+"""Rows are read, parted and labelled; the same rows give the same parts in any order."""
+
+from __future__ import annotations
+
+import json
+
+from lowrank_core.cli.finetune.docstrings import CLASSES, docstrings
+from lowrank_core.cli.finetune.rows import Row, part, read_tables
+
+
+def test_tables_of_each_kind(tmp_path):
+    rows = [Row("one, two", "1"), Row('a "quoted"\nline', "2"), Row("größer", "2")]
+    csv, tsv, lines = (tmp_path / name for name in ("a.CSV", "a.tsv", "a.jsonl"))
+    csv.write_text('\ufefflabel,text,more\n1,"one, two",x\n2,"a ""quoted""\nline",x\n2,größer,x\n')
+    tsv.write_text('label\ttext\n1\tone, two\n2\t"a ""quoted""\nline"\n2\tgrößer\n')
+    lines.write_text("\n\n".join(json.dumps({"text": text, "label": int(label)}) for text, label in rows))
+    for path in (csv, tsv, lines):
+        assert read_tables([str(path)], "text", "label") == rows
+    assert read_tables([str(csv), str(tsv)], "text", None) == [Row(row.text) for row in rows] * 2
+
+
+def test_each_label_is_held_out(tmp_path):
+    rows = [Row(f"text {number}", "few" if number % 10 == 0 else "many") for number in range(100)]
+    found = part([*rows, *rows[:5], Row("  ", "few")], 0.25)
+    assert sorted([*found.train, *found.val]) == sorted(rows) and not set(found.train) & set(found.val)
+    assert [sum(row.label == label for row in found.val) for label in ("few", "many")] == [2, 22]
+    assert found.labels == ("few", "many") and found.skipped == 1
+    assert part(rows[::-1], 0.25) == part(rows, 0.25)
+    assert part(rows[1:], 0.25).sha256 != found.sha256
+
+
+def test_docstrings_of_packages(tmp_path):
+    for number in range(CLASSES + 1):
+        folder = tmp_path / f"package{number}"
+        (folder / "test").mkdir(parents=True)
+        own = "".join(f'def f{i}():\n    """What f{i} of package {number} does."""\n' for i in range(number + 2))
+        (folder / "__init__.py").write_text(f'"""Common to all of the packages."""\n{own}def g():\n    "Short."\n')
+        (folder / "test/__init__.py").write_text('"""A docstring of tests, which are left out."""')
+        (folder / "broken.py").write_text("def")
+    rows = docstrings(tmp_path)
+    counts = {name: sum(row.label == name for row in rows) for _, name in rows}
+    assert counts == {f"package{number}": 3 for number in range(1, CLASSES + 1)}
+    assert all(row.text.endswith(f"of package {row.label[-1]} does.") for row in rows)
+    assert docstrings(tmp_path) == rows
+
+
+def test_docstrings_of_this_python():
+    labels = [row.label for row in docstrings()]
+    assert len(set(labels)) == CLASSES and len({labels.count(label) for label in labels}) == 1
+    assert "asyncio" in labels and len(labels) >= 50 * CLASSES
