@@ -150,6 +150,7 @@ _FIRST = (
     *((f"cli/study/{stem}", (f"cli/study/test_{stem}.py",)) for stem in ("intervals", "ladders", "published")),
     ("cli/study/stages", ("cli/study/test_stages.py", "cli/study/test_page.py")),
     ("cli/study/", ("cli/study",)),
+    ("cli/finetune/", ("cli/finetune",)),
     ("cli/bench/products", ("cli/test_bench_products.py",)),
     ("cli/bench/", ("cli/test_bench.py", "cli/test_bench_peers.py")),
     ("cli/loop", ("cli/test_optimizers.py", "cli/test_growth.py", "cli/test_resume.py", "cli/test_methods.py")),

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
+from lowrank_core.adapters import (
+    ALLoRAAdamW,
+    GeoLoRA,
+    LoKO,
+    LoRAProAdamW,
+    ScaledAdamW,
+    loraplus_param_groups,
+    lorapro,
+    observation,
+)
+from lowrank_core.cli.finetune.config import FISHERS, METHODS, MOMENTS
 from lowrank_core.cli.finetune.docstrings import CLASSES, docstrings
 from lowrank_core.cli.finetune.rows import Row, part, read_tables
 
@@ -48,3 +60,15 @@ def test_docstrings_of_this_python():
     labels = [row.label for row in docstrings()]
     assert len(set(labels)) == CLASSES and len({labels.count(label) for label in labels}) == 1
     assert "asyncio" in labels and len(labels) >= 50 * CLASSES
+
+
+def test_choices_and_defaults_are_those_of_the_classes():
+    """They are written a second time where nothing heavy is imported."""
+    assert (FISHERS, MOMENTS) == (observation.FISHERS, lorapro.MOMENTS)
+    classes = {"geolora": GeoLoRA, "loko": LoKO, "scaled": ScaledAdamW, "lora-pro": LoRAProAdamW, "allora": ALLoRAAdamW}
+    chosen = {"fisher"}  # here, of batches: a row for each class of each sample takes too long
+    for method, kind in classes.items():
+        known = inspect.signature(kind).parameters
+        own = {name: value for name, value in METHODS[method][1].items() if name not in chosen}
+        assert own == {name: known[name].default for name in own}, method
+    assert METHODS["lora+"][1]["ratio"] == inspect.signature(loraplus_param_groups).parameters["ratio"].default

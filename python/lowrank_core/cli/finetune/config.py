@@ -14,10 +14,13 @@ METHODS: dict[str, tuple[float, dict[str, Any]]] = {
     "lora": (1e-3, {}),
     "lora+": (3e-4, {"ratio": 16.0}),
     "scaled": (1e-3, {"reg": 1e-2}),
+    "lora-pro": (1e-3, {"moments": "factors"}),
+    "allora": (1e-3, {"eta": 10.0}),
     "adalora": (3e-3, {"init_rank": None}),
-    "geolora": (1e-2, {"max_rank": None, "tol": 0.1}),
+    "geolora": (1e-3, {"max_rank": None, "tol": 0.1}),
     "loko": (1.0, {"p0": None, "process_noise": 0.0, "kl_limit": 0.1, "fisher": "monte_carlo", "draws": 4}),
 }
+MOMENTS = ("factors", "full")
 FILTERS = ("loko",)  # which take no gradient, so that none is clipped or decayed, and no schedule
 _DEFAULTS = ", ".join(f"{lr:g} of {name}" for name, (lr, _) in METHODS.items())
 
@@ -62,6 +65,9 @@ class FinetuneConfig:
                                 type=real(0))
     ratio: float | None = _own("ratio", "learning rate of B over that of A", type=real(0, ends="(]"))
     reg: float | None = _own("reg", "damping of the Gram matrices", type=real(0, ends="(]"))
+    moments: str | None = _own("moments", "what Adam keeps: moments of the factors, or of the whole weight",
+                               choices=MOMENTS)
+    eta: float | None = _own("eta", "factor on the gradient of a row of zeros", type=real(0, ends="(]"))
     init_rank: int | None = _own("init_rank", "rank of each layer at the start", shown="3/2 of --rank", type=whole(1),
                                  metavar="N")
     max_rank: int | None = _own("max_rank", "largest rank of a layer", shown="twice --rank", type=whole(1), metavar="N")

@@ -8,13 +8,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.adapters import AdaLoRA, GeoLoRA, LoKO, LoRALinear, ScaledAdamW, loraplus_param_groups
+from lowrank_core.adapters import (
+    AdaLoRA,
+    ALLoRAAdamW,
+    GeoLoRA,
+    LoKO,
+    LoRALinear,
+    LoRAProAdamW,
+    ScaledAdamW,
+    loraplus_param_groups,
+)
 from lowrank_core.adapters.layers import AdaLoRALinear, USVLinear
 from lowrank_core.adapters.placing import linear_targets, put_in_place, train_only
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.finetune.config import FinetuneConfig
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.optim.targets import ALL_LINEAR
+
+_OF_PAIRS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "scaled": ScaledAdamW,
+    "lora-pro": LoRAProAdamW,
+    "allora": ALLoRAAdamW,
+}
 
 
 class Placed(NamedTuple):
@@ -53,8 +68,8 @@ def _place(model: nn.Module, config: FinetuneConfig, heads: tuple[str, ...]) -> 
     _put_lora(model, config, excluded, heads)
     if config.method == "loko":
         return Placed(LoKO(model, lr=lr, seed=config.seed, **own), None)
-    if config.method == "scaled":
-        return Placed(ScaledAdamW(model, **own, **of_all), None)
+    if config.method in _OF_PAIRS:
+        return Placed(_OF_PAIRS[config.method](model, **own, **of_all), None)
     groups = loraplus_param_groups(model, lr, own.get("ratio", 1.0), weight_decay=of_all["weight_decay"])
     return Placed(torch.optim.AdamW(groups), None)
 
