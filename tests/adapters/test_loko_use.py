@@ -69,6 +69,16 @@ def test_recorded_inputs_change_nothing_but_the_time() -> None:
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_classes_of_any_integer_dtype_are_the_same(dtype: torch.dtype) -> None:
+    found = []
+    for kind in (torch.int64, dtype):
+        net, (x, y) = model(), batch(3)
+        adapters.LoKO(net).step(net(x), y.to(kind))
+        found.append(theta(net))
+    assert torch.equal(*found)
+
+
 def test_a_copy_goes_on_by_itself() -> None:
     net, (x, y) = model(), batch(2)
     optimizer = adapters.LoKO(net, policy="ema_pre")
@@ -118,12 +128,18 @@ def test_what_does_not_fit_is_refused_by_a_sentence() -> None:
         (net(x)[0], y[0], r"`outputs` must be \[B, C\]"),
         (net(x), torch.full((2,), -100), "`targets` must have a class that counts"),
         (net(x), torch.zeros(2), r"`targets` must be \[2, 3\]"),
+        (net(x), torch.tensor([0, 3]), "`targets` must be classes from 0 to 2, or -100, got 3"),
+        (net(x), torch.tensor([-1, 1]), "`targets` must be classes from 0 to 2, or -100, got -1"),
     ]
     for outputs, targets, message in cases:
         with pytest.raises(ValueError, match=message):
             optimizer.step(outputs, targets)
     with pytest.raises(TypeError, match="`targets` must be a tensor, got list"):
         optimizer.step(net(x), [0, 1])
+    with pytest.raises(TypeError, match="`outputs` must be a tensor, got list"):
+        optimizer.step([1.0])
+    with pytest.raises(TypeError, match=r"`targets` must be integers or floats, got torch.bool"):
+        optimizer.step(net(x), torch.tensor([True, False]))
     groups = [{"params": [p], "lr": float(i + 1)} for i, p in enumerate(net.parameters()) if p.requires_grad]
     with pytest.raises(ValueError, match="`lr` must be the same in all groups, which are one filter"):
         adapters.LoKO(groups).step(net(x), y)

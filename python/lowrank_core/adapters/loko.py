@@ -15,7 +15,7 @@ from lowrank_core.adapters import kalman
 from lowrank_core.adapters.cotangents import split_score
 from lowrank_core.adapters.jacobian import jacobian_rows
 from lowrank_core.adapters.noise import POLICIES, NoisePolicy, noise_policy
-from lowrank_core.adapters.observation import Softmax, View, check_targets, estimated_views, loss_of, own_views
+from lowrank_core.adapters.observation import Softmax, View, checked, estimated_views, loss_of, own_views
 from lowrank_core.adapters.tape import LinearTape, record_linears
 from lowrank_core.adapters.variance import Variance, p0_of
 from lowrank_core.checks import is_count, is_number, require, require_choice
@@ -60,7 +60,7 @@ class LoKO(StateOptimizer):
         but "sequential" where the noise is estimated, which is the only way there.
       fisher, keep, draws: which rows are observed of class probabilities: see `observation.Softmax`.
       kl_limit: > 0 or None; the change is scaled so that the divergence of the predictions before and after is at most
-        this for each sample, to second order.
+        this for each sample, to second order. Of float targets it is in units of their noise: scale them, or pass None.
       policy_options: of the estimate, such as {"beta": 0.9}.
       chunk, batched: as in `jacobian_rows`.
       seed: of the draws.
@@ -172,13 +172,12 @@ class LoKO(StateOptimizer):
             is not finite, and a group has `nonfinite="raise"`.
         """
         tape, self._tape = self._tape, None
-        if targets is None and (outputs is None or not isinstance(outputs, Tensor)):
+        if targets is None and (outputs is None or callable(outputs)):
             with torch.enable_grad():
                 loss = None if outputs is None else outputs()
             self._step_gradients()
             return loss
-        check_targets("step", outputs, targets)
-        outputs, given = cast(Tensor, outputs), cast(Tensor, targets)
+        outputs, given = checked("step", outputs, targets)
         loss, slots, views = loss_of(outputs, given), self._trained(), self._views(outputs.detach(), given)
         rows = jacobian_rows(
             outputs, [slot.param for slot in slots], torch.cat([view.cotangents for view in views]), tape=tape,
@@ -214,7 +213,8 @@ class LoKO(StateOptimizer):
         if not bool(a.isfinite().all() & error.isfinite().all()):
             self._skip()
             return
-        jac, score = map(list, kalman.whiten(rows, error, kalman.deflate(noise.before(error, a), a)))
+        r = noise.before(error, a)
+        jac, score = map(list, kalman.whiten(rows, error, kalman.deflate(r, a) if view.sums_to_zero else r))
         if self._filter(slots, jac, score, view.samples):
             noise.after(error, a, kalman.predicted_covariance(rows, self._variances(slots)))
             self._noise = noise
@@ -234,12 +234,13 @@ class LoKO(StateOptimizer):
         if not kalman_diag_step_(thetas, variances, jac, score, lr=self._rate(), kl_limit=limit):
             self._skip()
             return False
+        stepped = {slot.key for slot in slots}
         for _, group, slot in self._slots():
-            if (state := state_of(self.state, slot)) and slot in slots:
+            if slot.key in stepped:
+                state, noise, p0 = state_of(self.state, slot), group["process_noise"], p0_of(group)
                 state["step"] += 1
-                if group["process_noise"]:
-                    p0 = p0_of(group)
-                    state["variance"].add_(group["process_noise"] * p0).clamp_(max=p0)
+                if noise:
+                    state["variance"].add_(noise * p0).clamp_(max=p0)
         return True
 
     def _skip(self) -> None:

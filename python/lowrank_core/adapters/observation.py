@@ -67,12 +67,14 @@ class Softmax:
 class View(NamedTuple):
     """One observation: cotangents whose rows are asked for, of how many samples, and the error.
 
-    Without an error the rows are M and, last, the score; with one they are H, to be whitened.
+    Without an error the rows are M and, last, the score; with one they are H, to be whitened. `sums_to_zero`: rows and
+    error of probabilities, which sum to 0 over the outputs.
     """
 
     cotangents: Tensor
     samples: int
-    error: Tensor | None
+    error: Tensor | None = None
+    sums_to_zero: bool = False
 
 
 def gaussian_cotangents(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -102,14 +104,14 @@ def own_views(outputs: Tensor, targets: Tensor, softmax: Softmax, seed: int, *, 
     drawn = not targets.is_floating_point() and softmax.kind(outputs) == "monte_carlo"
     if batch == "sequential":
         return [
-            View(_placed(of(outputs[i : i + 1], targets[i : i + 1], mix_seed(seed, i)), i, outputs), count, None)
+            View(_placed(of(outputs[i : i + 1], targets[i : i + 1], mix_seed(seed, i)), i, outputs), count)
             for i in range(len(outputs))
             if (count := count_of(targets[i : i + 1]))
         ]
     if batch == "mean" and not drawn:  # rows of all samples that count on top of each other
         blocks = _blocks(of(outputs, targets, seed), outputs, targets)
-        return [View(blocks, count_of(targets), None)]
-    return [View(of(outputs, targets, seed), count_of(targets), None)]
+        return [View(blocks, count_of(targets))]
+    return [View(of(outputs, targets, seed), count_of(targets))]
 
 
 def estimated_views(op: str, outputs: Tensor, targets: Tensor) -> list[View]:
@@ -130,7 +132,7 @@ def estimated_views(op: str, outputs: Tensor, targets: Tensor) -> list[View]:
             error = nn.functional.one_hot(targets[i], outputs.shape[1]) - torch.softmax(outputs[i].double(), -1)
         else:
             continue
-        found.append(View(_placed(rows, i, outputs), 1, error))
+        found.append(View(_placed(rows, i, outputs), 1, error, not targets.is_floating_point()))
     return found
 
 
@@ -157,23 +159,36 @@ def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED)
 
 
-def check_targets(op: str, outputs: object, targets: object) -> None:
-    """Refuses what is not [B, C] with classes [B], [B, L, V] with classes [B, L], or floats of one shape.
+def checked(op: str, outputs: object, targets: object) -> tuple[Tensor, Tensor]:
+    """Both, classes as int64.
 
     Raises:
-      TypeError: no tensors. ValueError: shapes that do not fit, or nothing that counts.
+      TypeError: no tensors, or logits that are no floats. ValueError: not [B, C] with classes [B], [B, L, V] with
+        classes [B, L], or floats of one shape; a class out of range, or none that counts.
     """
     for name, given in (("outputs", outputs), ("targets", targets)):
         if not isinstance(given, Tensor):
             raise TypeError(f"{op}: `{name}` must be a tensor, got {type(given).__name__}")
     assert isinstance(outputs, Tensor) and isinstance(targets, Tensor)
+    if not outputs.is_floating_point():
+        raise TypeError(f"{op}: `outputs` must be floating-point, got {outputs.dtype}")
     require(outputs.ndim >= 2, op, "outputs", "be [B, C], or [B, L, V] of a language model", list(outputs.shape))
-    wanted = outputs.shape if targets.is_floating_point() else outputs.shape[:-1]
+    floats = targets.is_floating_point()
+    wanted = outputs.shape if floats else outputs.shape[:-1]
     if targets.shape != wanted:
         raise ValueError(
             f"{op}: `targets` must be {list(wanted)} for `outputs` of shape {list(outputs.shape)}, got shape "
             f"{list(targets.shape)}; integers are classes, floats are values of the outputs"
         )
-    if not targets.is_floating_point():
-        rule = f"have a class that counts, not {IGNORED} alone"
-        require(bool((targets != IGNORED).any()), op, "targets", rule, list(targets.shape))
+    if floats:
+        return outputs, targets
+    if targets.dtype == torch.bool or targets.is_complex():
+        raise TypeError(f"{op}: `targets` must be integers or floats, got {targets.dtype}; convert them")
+    classes = targets.long()
+    counted = classes[classes != IGNORED]
+    rule = f"have a class that counts, not {IGNORED} alone"
+    require(len(counted) > 0, op, "targets", rule, list(targets.shape))
+    least, most = int(counted.min()), int(counted.max())
+    rule = f"be classes from 0 to {outputs.shape[-1] - 1}, or {IGNORED}"
+    require(least >= 0 and most < outputs.shape[-1], op, "targets", rule, least if least < 0 else most)
+    return outputs, classes
