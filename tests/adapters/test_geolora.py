@@ -126,6 +126,24 @@ def test_between_basis_steps_only_the_square_moves() -> None:
     assert moved == [True, False, False, True, False, False]
 
 
+def test_frozen_bases_let_the_square_train() -> None:
+    model = small()
+    optimizer = adapters.GeoLoRA(model, rank=3, lr=0.02)
+    layer = optimizer.layers["0"]
+    layer.u.requires_grad_(False)
+    train(model, optimizer, 2)
+    assert bool(layer.s.any()) and optimizer.ranks()["0"] == 3
+    assert torch.equal(layer.v, adapters.GeoLoRA(small(), rank=3).layers["0"].v)
+
+
+def test_a_budget_counts_layers_that_have_no_gradient() -> None:
+    model = small()
+    optimizer = adapters.GeoLoRA(model, rank=3, max_rank=6, tol=0.0, lr=0.02, budget=10)
+    optimizer.layers["4"].u.requires_grad_(False)
+    train(model, optimizer, 5)
+    assert optimizer.ranks()["4"] == 3 and sum(optimizer.ranks().values()) <= 10
+
+
 def test_moments_turn_with_the_bases() -> None:
     """The first moment is a matrix in the bases: U M Vᵀ stays what it was, inside the new ones."""
     model = nn.Sequential(linear())

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core import adapters
+from lowrank_core.optim import fused_backward
 from testing import tolerance
 from torch import Tensor, nn
 
@@ -126,10 +127,8 @@ def test_gradients_stay_and_the_closure_is_called_once(name: str) -> None:
     assert all(p.grad is not None and torch.equal(p.grad, grad) for p, grad in grads)
 
 
-@every
+@pytest.mark.parametrize("name", [name for name in KEYS if "maximize" in inspect.signature(CLASSES[name]).parameters])
 def test_maximize_is_minimizing_the_negative(name: str) -> None:
-    if "maximize" not in inspect.signature(CLASSES[name]).parameters:
-        pytest.skip("it has no such key")
     found = []
     for maximize in (False, True):
         model, optimizer = made(name, maximize=maximize)
@@ -174,10 +173,8 @@ def test_a_model_with_nothing_to_train_is_refused(name: str) -> None:
         CLASSES[name](nn.Sequential(nn.LayerNorm(3)).requires_grad_(False), **KEYS[name])
 
 
-@pytest.mark.parametrize("name", [name for name in KEYS if name not in PLACING])
+@pytest.mark.parametrize("name", [name for name in KEYS if name not in (*PLACING, "LoKO")])  # a filter has one rate
 def test_groups_of_two_rates_move_their_own(name: str) -> None:
-    if name == "LoKO":
-        pytest.skip("one filter has one rate")
     model = model_for(name)
     groups = adapters.loraplus_param_groups(model, 0.0)  # both rates are 0
     groups[1]["lr"] = 0.05
@@ -186,3 +183,29 @@ def test_groups_of_two_rates_move_their_own(name: str) -> None:
     train(model, optimizer, range(1))
     moved = {key for key, p in model.named_parameters() if key in before and not torch.equal(p, before[key])}
     assert moved == {"0.lora_B", "2.lora_B"}
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("name", [name for name in KEYS if name != "LoKO"])
+def test_gradients_taken_inside_backward_are_the_same(name: str, batches: int) -> None:
+    found = []
+    for layerwise in (False, True):
+        model, optimizer = made(name)
+        start = values(model)
+        if layerwise:
+            fused_backward(model, optimizer)
+        for step in range(3):
+            for seed in range(batches):
+                x = torch.randn(7, 6, generator=torch.Generator().manual_seed(10 * step + seed))
+                model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(values(model))
+    assert same(*found) and not same(start, found[1])
+
+
+def test_a_filter_takes_no_gradients_inside_backward() -> None:
+    with pytest.raises(
+        TypeError, match="`optimizer` must be one of lowrank_core that steps by gradients alone, got LoKO"
+    ):
+        fused_backward(*made("LoKO"))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.adapters.find import Pair, find_pairs
+from lowrank_core.adapters.fixed import IN_FLOAT32, check_fixed
 from lowrank_core.adapters.layers import AdaLoRALinear
 from lowrank_core.adapters.placing import linear_targets, put_in_place, saved_words, train_only
 from lowrank_core.checks import is_count, is_number, require
@@ -25,10 +26,6 @@ from lowrank_core.optim.seeds import mix_seed
 from lowrank_core.optim.slots import Slot
 from lowrank_core.optim.targets import ALL_LINEAR
 
-# Keys that the house of optimizers reads, which have one value here.
-_FIXED: Mapping[str, Any] = {
-    "rank": None, "stacked": False, "moment_dtype": "float32", "plain_moment_dtype": None, "rounding": "nearest",
-}  # fmt: skip
 _KEPT = ("pairs", "start", "end", "total_steps", "t_init", "t_final", "gap", "smoothing", "orth", "steps", "_scored")
 
 
@@ -119,7 +116,7 @@ class AdaLoRA(LowRankOptimizer):
         require(is_count(total_steps, t_init + t_final + 1), op, "total_steps", rule, total_steps)
         require(orth is None or is_number(orth, 0.0), op, "orth", "be a number >= 0, or None", orth)
         keys = {
-            **_FIXED, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "seed": seed,
+            **IN_FLOAT32, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "seed": seed,
             "nonfinite": nonfinite, "maximize": maximize,
         }  # fmt: skip
         check_values(op, keys)
@@ -155,8 +152,7 @@ class AdaLoRA(LowRankOptimizer):
         return {"scored": slot.param in self._scored}
 
     def check_group(self, group: dict[str, Any]) -> None:
-        for key, value in _FIXED.items():
-            require(group[key] == value, type(self).__name__, key, "be left out of its groups", group[key])
+        check_fixed(type(self).__name__, group, IN_FLOAT32)
         super().check_group(group)
 
     def budget(self, step: int) -> int:

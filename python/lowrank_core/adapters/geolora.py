@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from lowrank_core.adapters.fixed import IN_FLOAT32, check_fixed
 from lowrank_core.adapters.layers import USVLinear
 from lowrank_core.adapters.placing import linear_targets, put_in_place, saved_words, set_module, train_only
 from lowrank_core.checks import is_count, is_number, require, require_choice
@@ -27,10 +28,7 @@ from lowrank_core.optim.slots import Slot, State
 from lowrank_core.optim.targets import ALL_LINEAR
 
 RULES = ("adam", "sgd")
-# Keys that the house of optimizers reads, which have one value here.
-_FIXED: Mapping[str, Any] = {
-    "rank": None, "stacked": False, "moment_dtype": "float32", "plain_moment_dtype": None, "rounding": "nearest",
-}  # fmt: skip
+Place = tuple[Bucket, Slot, State]  # of an S
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class GeoLoRA(LowRankOptimizer):
         require_choice(op, "rule", rule, RULES)
         require(is_count(basis_gap, 1), op, "basis_gap", "be an int >= 1", basis_gap)
         keys = {
-            **_FIXED, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "seed": seed,
+            **IN_FLOAT32, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "seed": seed,
             "nonfinite": nonfinite, "maximize": maximize,
         }  # fmt: skip
         check_values(op, keys)
@@ -164,8 +162,7 @@ class GeoLoRA(LowRankOptimizer):
         return {"kind": Square if slot.param in self._squares else Bases if slot.param in self._bases else Adam}
 
     def check_group(self, group: dict[str, Any]) -> None:
-        for key, value in _FIXED.items():
-            require(group[key] == value, type(self).__name__, key, "be left out of its groups", group[key])
+        check_fixed(type(self).__name__, group, IN_FLOAT32)
         super().check_group(group)
 
     def ranks(self) -> dict[str, int]:
@@ -186,18 +183,22 @@ class GeoLoRA(LowRankOptimizer):
         go, gate = self._judge(drafts)
         if not (go if gate is None else bool(gate)):
             return
-        due: dict[Tensor, tuple[Bucket, Slot, State]] = {}
+        grads = {
+            slot.param: grad for draft in drafts.values() for slot, grad in zip(draft.slots, draft.grads, strict=True)
+        }
+        whole = {layer.s for layer in self.layers.values() if layer.u in grads and layer.v in grads}
+        due: dict[Tensor, Place] = {}
         for bucket, draft in drafts.items():
             kind = type(bucket.parts.plain)
             if kind is Square:
-                moving = [int(self._state(bucket, slot)["step"]) % self.basis_gap == 0 for slot in draft.slots]
-                now, draft = draft.part(moving)
+                turns = [int(self._state(bucket, slot)["step"]) % self.basis_gap == 0 for slot in draft.slots]
+                now, draft = draft.part([turn and s.param in whole for turn, s in zip(turns, draft.slots, strict=True)])
                 due |= {slot.param: (bucket, slot, self._state(bucket, slot)) for slot in now.slots}
             if kind is not Bases and draft.slots:
                 self._step_whole(bucket, draft)
-        whole = [layer for layer in self.layers.values() if layer.s in due and _has_gradients(layer)]
-        if whole:
-            self._move(whole, [due[layer.s] for layer in whole])
+        if due:
+            layers = [layer for layer in self.layers.values() if layer.s in due]
+            self._move(layers, [due[layer.s] for layer in layers], grads)
 
     def _step_whole(self, bucket: Bucket, draft: Draft) -> None:
         if type(bucket.parts.plain) is Square and self.rule == "sgd":
@@ -207,17 +208,18 @@ class GeoLoRA(LowRankOptimizer):
         else:
             self._step(bucket, draft, None)
 
-    def _move(self, layers: list[USVLinear], places: list[tuple[Bucket, Slot, State]]) -> None:
+    def _move(self, layers: list[USVLinear], places: list[Place], grads: Mapping[Tensor, Tensor]) -> None:
         """One step of bases, ranks and S of `layers` in one call."""
-        found = [self._directions(layer, *place) for layer, place in zip(layers, places, strict=True)]
+        found = [self._directions(layer, *place, grads) for layer, place in zip(layers, places, strict=True)]
         gv, gu, gs = map(list, zip(*found, strict=True))
         bucket = places[0][0]
         decay = 1 - float(bucket.lr) * bucket.weight_decay
-        parts = [layer.parts() for layer in layers]
+        parts, others = [layer.parts() for layer in layers], sum(self.ranks().values()) - sum(x.rank for x in layers)
         moved = augment_truncate(
             [u for u, _, _ in parts], [decay * s for _, s, _ in parts], [v for _, _, v in parts], gv, gu, gs=gs,
             lr=float(bucket.lr), tol=self.tol, max_rank=self.max_rank, min_rank=self.min_rank,
-            budget=self.budget, weights=[abs(layer.scaling) for layer in layers],
+            budget=None if self.budget is None else self.budget - others,
+            weights=[abs(layer.scaling) for layer in layers],
         )  # fmt: skip
         for layer, (_, _, state), new in zip(layers, places, moved, strict=True):
             old, rank = layer.rank, len(new.s)
@@ -227,12 +229,13 @@ class GeoLoRA(LowRankOptimizer):
                     turned = left.mT @ state[key][:old, :old] @ right
                     state[key].zero_()[:rank, :rank] = turned
 
-    def _directions(self, layer: USVLinear, bucket: Bucket, slot: Slot, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def _directions(
+        self, layer: USVLinear, bucket: Bucket, slot: Slot, state: State, grads: Mapping[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Of K, of L, of S: what is subtracted, times `lr`."""
         sign = -1.0 if bucket.maximize else 1.0
         r = layer.rank
-        k, low = (sign * cast(Tensor, p.grad)[:, :r] for p in (layer.u, layer.v))
-        s = sign * cast(Tensor, layer.s.grad)
+        k, low, s = sign * grads[layer.u][:, :r], sign * grads[layer.v][:, :r], sign * grads[layer.s]
         state["step"] += 1
         step = int(state["step"])
         if self.rule == "sgd":
@@ -268,7 +271,3 @@ def _squared(new: AugmentedBasis) -> tuple[Tensor, Tensor]:
 
 def _signed_rate(bucket: Bucket) -> float:
     return float(bucket.lr) if bucket.maximize else -float(bucket.lr)
-
-
-def _has_gradients(layer: USVLinear) -> bool:
-    return layer.u.grad is not None and layer.v.grad is not None

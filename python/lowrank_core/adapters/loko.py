@@ -13,6 +13,7 @@ from torch._compile import _disable_dynamo
 
 from lowrank_core.adapters import kalman
 from lowrank_core.adapters.cotangents import split_score
+from lowrank_core.adapters.fixed import IN_FLOAT32, check_fixed
 from lowrank_core.adapters.jacobian import jacobian_rows
 from lowrank_core.adapters.noise import POLICIES, NoisePolicy, noise_policy
 from lowrank_core.adapters.observation import Softmax, View, checked, estimated_views, loss_of, own_views
@@ -28,10 +29,9 @@ from lowrank_core.optim.states import keep_state, open_state, state_of
 
 _KEPT = ("policy", "batch", "kl_limit", "softmax", "chunk", "batched", "steps", "_options", "_noise")
 BATCHES = (None, "stacked", "sequential", "mean")
-# Keys that the house of optimizers reads, which have one value here.
+# Besides, what only other optimizers read.
 _FIXED: Mapping[str, Any] = {
-    "rank": None, "stacked": False, "weight_decay": 0.0, "moment_dtype": "float32", "plain_moment_dtype": None,
-    "rounding": "nearest", "maximize": False, "betas": (0.9, 0.999), "eps": 1e-8,
+    **IN_FLOAT32, "weight_decay": 0.0, "maximize": False, "betas": (0.9, 0.999), "eps": 1e-8,
 }  # fmt: skip
 
 
@@ -135,8 +135,7 @@ class LoKO(StateOptimizer):
 
     def check_group(self, group: dict[str, Any]) -> None:
         op, p0, noise = type(self).__name__, group["p0"], group["process_noise"]
-        for key, value in _FIXED.items():
-            require(group[key] == value, op, key, "be left out of its groups", group[key])
+        check_fixed(type(self).__name__, group, _FIXED)
         require(p0 is None or (is_number(p0) and p0 > 0), op, "p0", "be a number > 0, or None", p0)
         require(is_number(noise, 0.0), op, "process_noise", "be a number >= 0", noise)
         super().check_group(group)

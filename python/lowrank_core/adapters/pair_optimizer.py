@@ -9,16 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.adapters.find import Pair, require_pairs
-from lowrank_core.checks import require
+from lowrank_core.adapters.fixed import UNPROJECTED, check_fixed
 from lowrank_core.optim.base import Params
 from lowrank_core.optim.gathering import Drafts
 from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.options import keys_of, own_keys
 from lowrank_core.optim.parts import Parts, taken_whole
 from lowrank_core.optim.parts.rules.adam import Adam
-
-# Keys that the loop reads, which have one value here: nothing is projected.
-_FIXED: Mapping[str, Any] = {"rank": None, "stacked": False, "plain_moment_dtype": None}
 
 
 class Gradients(NamedTuple):
@@ -43,21 +40,20 @@ class PairOptimizer(LowRankOptimizer):
         if params is None:
             params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         keys = {key: value for key, value in keys_of(arguments).items() if key != "model"}
-        own_keys(type(self).__name__, arguments["torch_keys"], keys)  # `_FIXED` has none that can be given
-        super().__init__(params, {**_FIXED, **keys}, arguments["torch_keys"])
+        own_keys(type(self).__name__, arguments["torch_keys"], keys)  # `UNPROJECTED` has none that can be given
+        super().__init__(params, {**UNPROJECTED, **keys}, arguments["torch_keys"])
 
     @classmethod
     def parts(cls, group: dict[str, Any], weight: Tensor) -> Parts:
         return taken_whole(cls.__name__, group, weight, rule=Adam(group["betas"], group["eps"]))
 
     def check_group(self, group: dict[str, Any]) -> None:
-        for key, value in _FIXED.items():
-            require(group[key] == value, type(self).__name__, key, "be left out of its groups", group[key])
+        check_fixed(type(self).__name__, group, UNPROJECTED)
         super().check_group(group)
 
     def turn(self, some: list[Gradients]) -> None:
         """Writes what AdamW is to take for the gradients of `some` pairs."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}: an optimizer of pairs must say in `turn` what it takes")
 
     def by_param(self, key: str) -> dict[Tensor, Any]:
         """What the group of each parameter has under `key`."""

@@ -165,7 +165,8 @@ def _check_arguments(
     if not isinstance(model, nn.Module):
         raise TypeError(f"{OP}: `model` must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(optimizer, LowRankOptimizer):
-        raise TypeError(f"{OP}: `optimizer` must be one of this package, got {type(optimizer).__name__}")
+        got = type(optimizer).__name__
+        raise TypeError(f"{OP}: `optimizer` must be one of lowrank_core that steps by gradients alone, got {got}")
     met = max_norm is None or ((max_norm == math.inf or is_number(max_norm)) and max_norm > 0)
     require(met, OP, "max_norm", "be a number > 0, or None", max_norm)
     require_choice(OP, "clip", clip, CLIPS)
