@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -96,3 +97,15 @@ def test_a_run_may_grow(tiny, cli, tmp_path):
     outcome = cli("finetune", "--resume", "--steps", 8, "--out", tmp_path)
     assert outcome.code == 0 and "steps: 8 instead of 6" in outcome.out
     assert [x["step"] for x in read(tmp_path / "metrics.jsonl") if x["event"] == "train"] == [*range(1, 9)]
+
+
+def test_a_head_of_another_task_is_made_anew(tiny, cli, encoder, tmp_path):
+    """As of a model that was trained to tell five classes, where the table has three."""
+    auto = transformers.AutoModelForSequenceClassification
+    five, out = tmp_path / "five", tmp_path / "run"
+    shutil.copytree(encoder, five)
+    auto.from_pretrained(encoder, num_labels=5).save_pretrained(five)
+    outcome = cli(*tiny, *FEW, "--model", five, "--out", out)
+    assert outcome.code == 0, outcome.err
+    more = {"num_labels": len(LABELS), "ignore_mismatched_sizes": True}
+    assert_adapted(*stock_logits(tuned(out), five, out, auto, **more))

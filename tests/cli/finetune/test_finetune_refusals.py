@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 
 import pytest
 from cli_cases import flags
 from finetune_cases import TINY
+from safetensors.torch import load_file, save_file
 
 
 def assert_refused(outcome, pattern: str) -> None:
@@ -88,6 +90,21 @@ def test_models_that_are_none(tiny, cli, encoder, tmp_path):
     assert_refused(cli(*tiny, "--model", folder, *out), "must be what transformers can load for classification")
     assert_refused(cli(*tiny, "--model", encoder, "--data", __file__, "--task", "causal-lm", "--seq-len", 12,
                        *flags(val_fraction=0.001), *out), "`--data` must hold")  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_that_do_not_belong_together(tiny, cli, encoder, tmp_path):
+    model, out = tmp_path / "model", ["--out", tmp_path / "run"]
+    shutil.copytree(encoder, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 32}))
+    assert_refused(cli(*tiny, "--model", model, *out), "must fit its config.json, got '.*', whose `bert.*` does not")
+    fewer = config["vocab_size"] - 1
+    weights = load_file(model / "model.safetensors")
+    words = next(name for name in weights if name.endswith("word_embeddings.weight"))
+    save_file({**weights, words: weights[words][:fewer].clone()}, model / "model.safetensors", {"format": "pt"})
+    (model / "config.json").write_text(json.dumps({**config, "vocab_size": fewer}))
+    assert_refused(cli(*tiny, "--model", model, *out), f"which has {fewer} tokens, got number {fewer}; name a folder")
     assert not (tmp_path / "run").exists()
 
 

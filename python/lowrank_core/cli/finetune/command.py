@@ -53,6 +53,11 @@ def run(options: argparse.Namespace) -> int:
     found = pretrained.load(place, config, data.labels)
     _check_length(config, found)
     task = task_of(config, data, found.tokenizer)
+    if task.largest >= (words := found.model.get_input_embeddings().num_embeddings):
+        raise CliError(
+            f"the tokenizer in '{place.folder}' must fit its model, which has {words} tokens, got number "
+            f"{task.largest}; name a folder whose files belong together"
+        )
     with claimed(folder):
         threads = set_threads(options.threads, stored)
         if stored is None:

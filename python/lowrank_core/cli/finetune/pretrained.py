@@ -41,14 +41,17 @@ def load(place: Place, config: FinetuneConfig, labels: tuple[str, ...]) -> Pretr
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(config.seed)
-    classes, auto = {}, transformers.AutoModelForCausalLM
+    classes: dict[str, Any] = {}
+    auto = transformers.AutoModelForCausalLM
     if config.task == CLASSIFICATION:
         auto = transformers.AutoModelForSequenceClassification
         names = dict(enumerate(labels))
-        classes = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+        labelled = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+        classes = {**labelled, "ignore_mismatched_sizes": True}  # a head of another task is made anew
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(place.folder, **where)
-        model = auto.from_pretrained(place.folder, **where, **classes).float()
+        model, loaded = auto.from_pretrained(place.folder, **where, **classes, output_loading_info=True)
+        model = model.float()
     except Exception as failure:  # of any of the packages that transformers reads files with
         said = " ".join(str(failure).split()).rstrip(".")[:300] or type(failure).__name__
         raise CliError(
@@ -60,6 +63,9 @@ def load(place: Place, config: FinetuneConfig, labels: tuple[str, ...]) -> Pretr
         raise CliError(f"the tokenizer in '{place}' must have a padding, an end or an unknown token; add one")
     model.config.pad_token_id = tokenizer.pad_token_id
     heads = _heads(model) if config.task == CLASSIFICATION else ()
+    other = [key[0] if isinstance(key, tuple) else key for key in loaded["mismatched_keys"]]
+    if broken := [name for name in other if name.partition(".")[0] not in heads]:
+        raise CliError(f"`--model` must fit its config.json, got '{place}', whose `{broken[0]}` does not; repair it")
     return Pretrained(model, tokenizer, heads, _digest(place))
 
 

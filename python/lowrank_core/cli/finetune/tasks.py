@@ -35,6 +35,11 @@ class Task(Protocol):
         """Always the same."""
         ...
 
+    @property
+    def largest(self) -> int:
+        """The largest number of a token."""
+        ...
+
 
 def task_of(config: FinetuneConfig, data: Parted, tokenizer: Any) -> Task:
     """The task that `config` names, of `data`.
@@ -63,6 +68,10 @@ class Classification:
     def validation(self) -> list[Batch]:
         size = self._config.batch_size
         return [self._batch(self._val[first : first + size]) for first in range(0, len(self._val), size)]
+
+    @property
+    def largest(self) -> int:
+        return max(self._pad, *(max(tokens) for tokens, _ in (*self._train, *self._val)))
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         random = np.random.Generator(np.random.Philox(key=np.array([self._config.seed, epoch], dtype=np.uint64)))
@@ -97,6 +106,10 @@ class CausalLM:
         count = min(self._config.eval_samples, len(self._val) // self._window)
         windows = validation_windows(self._val, count=count, window=self._window)
         return [self._batch(some) for some in torch.split(windows, self._config.batch_size)]
+
+    @property
+    def largest(self) -> int:
+        return int(max(self._train.max(), self._val.max()))
 
     @property
     def _window(self) -> int:
