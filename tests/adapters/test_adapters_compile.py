@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core import adapters
+from testing.compiling import frames, nothing_compiled_twice
 from torch import Tensor, nn
 
 STEPS = 4
@@ -17,14 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 
 @pytest.fixture(autouse=True)
 def nothing_twice() -> Iterator[None]:
-    """Starts without compiled code, and raises where a frame would be compiled again."""
-    import torch._dynamo.config
-
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    with torch._dynamo.config.patch(error_on_recompile=True):
+    with nothing_compiled_twice():
         yield
-    torch._dynamo.reset()
 
 
 def run(kind: str, what: str | None) -> tuple[list[Tensor], list[int]]:
@@ -50,7 +45,7 @@ def run(kind: str, what: str | None) -> tuple[list[Tensor], list[int]]:
     for number in range(STEPS):
         lr.fill_(0.1 / (1 + number))
         step(torch.randn(3, 6, generator=draw), torch.randint(4, (3,), generator=draw))
-        counts.append(int(torch._dynamo.utils.counters["frames"]["total"]))
+        counts.append(frames())
     return [param.detach().clone() for param in model.parameters() if param.requires_grad], counts
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lowrank_core.optim import LISA, Monitor, fused_backward
 from optim_cases import CASES, Case, Zoo, batch, loss_on, same, snapshot, train
+from testing.compiling import frames, nothing_compiled_twice
 from torch import Tensor
 
 STEPS = 5  # every row of the table refreshes at the first and at the fourth
@@ -25,23 +26,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 
 @pytest.fixture(autouse=True)
 def nothing_twice() -> Iterator[None]:
-    """Starts without compiled code, and raises where a frame would be compiled again."""
-    import torch._dynamo.config
-
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    with torch._dynamo.config.patch(error_on_recompile=True):
+    with nothing_compiled_twice():
         yield
-    torch._dynamo.reset()
 
 
 def compiled(call: Any, **options: Any) -> Any:
     return torch.compile(call, backend="eager", **options)
-
-
-def frames() -> int:
-    """How many were compiled since the test began."""
-    return int(torch._dynamo.utils.counters["frames"]["total"])
 
 
 def step_of(model: Zoo, optimizer: torch.optim.Optimizer, what: str | None) -> Step:
