@@ -209,3 +209,15 @@ def test_a_filter_takes_no_gradients_inside_backward() -> None:
         TypeError, match="`optimizer` must be one of lowrank_core that steps by gradients alone, got LoKO"
     ):
         fused_backward(*made("LoKO"))
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [("GeoLoRA", "GeoLoRA"), ("GeoLoRA", "AdaLoRA"), ("GeoLoRA", "ALLoRAAdamW"), ("AdaLoRA", "GeoLoRA")],
+)  # AdaLoRA takes its own layers as they are
+def test_layers_are_put_in_place_once(name: str, there: str) -> None:
+    model, _ = made(there)
+    before = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match=f"^{name}: `model` must have no adapters yet, got one with them in `0`"):
+        CLASSES[name](model, **KEYS[name])
+    assert [type(module) for module in model.modules()] == before

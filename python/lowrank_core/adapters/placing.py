@@ -7,6 +7,8 @@ from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
+from lowrank_core.adapters.find import find_pairs
+from lowrank_core.adapters.layers import USVLinear
 from lowrank_core.checks import require, words_of
 from lowrank_core.optim.targets import find_targets, names_of
 
@@ -16,8 +18,19 @@ Layer = TypeVar("Layer", bound=nn.Module)
 def linear_targets(
     op: str, model: nn.Module, target_modules: str | Iterable[str], exclude: str | Iterable[str]
 ) -> list[str]:
-    """The names of the linear layers that are meant."""
+    """The names of the linear layers that are meant.
+
+    Raises:
+      TypeError: `model` is no module. ValueError: it has adapters already, or no layer is meant.
+    """
     names, words = names_of(op, model), words_of(op, "exclude", exclude)
+    there = [pair.name for pair in find_pairs(model)]
+    there += [name for name, module in model.named_modules() if isinstance(module, USVLinear)]
+    if there:
+        raise ValueError(
+            f"{op}: `model` must have no adapters yet, got one with them in `{there[0]}`; pass the model without, as "
+            "`unload()` of PEFT returns it"
+        )
     wanted = find_targets(op, model, names, target_modules, set())
     found = [
         name
