@@ -71,7 +71,8 @@ class LoKO(StateOptimizer):
     Raises:
       TypeError: neither module nor parameters, or an unknown key. ValueError: a value out of its range.
 
-    Notes: "stacked" and "sequential" differ, because the covariance is forced to be diagonal after each update.
+    Notes: the start was found on small networks; large pretrained ones may need a `p0` that is smaller by orders.
+    "stacked" and "sequential" differ, because the covariance is forced to be diagonal after each update.
     Determinism: D1 (docs/numerics.md), given such backward passes.
     Source: Abdi et al. 2024 (arXiv:2410.11551), from its abstract and reviews; its algorithm box was not read.
       Deviations: the softmax's own noise, the limit, and one p0 for all tasks.
