@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from lowrank_core.cli import checkpoint
-from lowrank_core.cli.metrics import read
 from lowrank_core.cli.options import flag
 
-TIMINGS = ("seconds", "tokens_per_s", "samples_per_s")
 TEXT_WORDS = ("def", "return", "class", "self", "import", "for", "in", "if", "else", "while", "yield", "none", "true")
 
 
@@ -56,33 +50,3 @@ def at_step(number: int, act: Callable[[], object]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "train_step", watched)
         yield
-
-
-def final_state(folder: Path) -> dict[str, Any]:
-    """Everything a finished run leaves that must not depend on interruptions: the checkpoints, lines and rows."""
-    state: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.checkpoint.safetensors")):
-        state[path.name] = checkpoint.load(path)
-        state[path.name]["progress"].pop("seconds")
-    lines = read(folder / "metrics.jsonl")
-    for path in sorted(folder.glob("*.layers.jsonl")):
-        state[path.name] = [{**row, "refresh_seconds": None} for row in map(json.loads, path.read_text().splitlines())]
-    state["metrics"] = [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
-    return state
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Equality to the bit, dtypes included, of nested containers with tensors."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype and torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-    else:
-        assert one == other

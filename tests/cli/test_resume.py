@@ -8,7 +8,8 @@ import subprocess
 import time
 
 import pytest
-from cli_cases import assert_same, final_state, wait_for_lines
+from cli_cases import wait_for_lines
+from cli_states import assert_same, final_state
 from lowrank_core.cli import checkpoint
 from lowrank_core.cli.metrics import read
 

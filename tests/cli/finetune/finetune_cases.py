@@ -1,15 +1,17 @@
-"""Tiny pretrained models, made here, and what is asked of them."""
+"""Tiny pretrained models, made here, and what is asked of them. conftest.py reads this, so no function's package is
+imported but in the function."""
 
 from __future__ import annotations
 
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from cli_cases import flags
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LABELS = ("air", "sea", "wood")
 WORDS = {"air": ("wing", "cloud", "bird"), "sea": ("wave", "fish", "salt"), "wood": ("tree", "leaf", "root")}
@@ -42,6 +44,7 @@ def texts(count: int) -> list[tuple[str, str]]:
 
 def save_model(folder: Path, kind: str) -> Path:
     """Saves a tiny model of that kind, "bert" or "llama", with its tokenizer."""
+    import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -84,6 +87,7 @@ def tuned(folder: Path) -> Any:
 def stock_logits(run: Any, base: Path, adapter: Path, auto: Any, **more: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of a validation batch: of the run, of the model with the adapter by PEFT, of the model alone."""
     import peft
+    import torch
 
     inputs = run._batches[0].inputs
     plain = auto.from_pretrained(base, **more).eval()

@@ -8,7 +8,8 @@ import shutil
 import pytest
 import torch
 import transformers
-from cli_cases import assert_same, final_state, flags
+from cli_cases import flags
+from cli_states import assert_same, final_state
 from finetune_cases import LABELS, TINY, stock_logits, texts, tuned
 from lowrank_core.cli.finetune.config import METHODS
 from lowrank_core.cli.metrics import read

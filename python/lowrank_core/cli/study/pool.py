@@ -26,7 +26,7 @@ def finish(
     """Makes runs until there are no more; yields each that has ended, and whether it was made.
 
     Once `over()` is true no run is begun. Once `stop()` is, or the iterator is closed, those that are under way end
-    and leave no file.
+    and leave no file, but those that have nothing left to do than to write it, which they do.
     """
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of the runs' NumPy; the environment goes with a fork
     context = multiprocessing.get_context("forkserver")
@@ -65,4 +65,5 @@ def make(trial: Trial, decided_by: Facts, folder: Path) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     began = time.monotonic()
     record = record_of(trial, decided_by, measure(trial))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a run that is made is not thrown away, nor half a file left
     Store(folder).write(trial, {**record, "seconds_shared": round(time.monotonic() - began, 2)})
