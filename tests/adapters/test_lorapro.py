@@ -227,3 +227,19 @@ def test_adalora_is_refused() -> None:
         ValueError, match=r"LoRAProAdamW: `model` must have adapters of two factors, got AdaLoRA's in `0`"
     ):
         adapters.LoRAProAdamW(net)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-4])
+def test_float32_directions_are_off_by_a_rounding_of_the_gradients(size: float) -> None:
+    """What one rounding of gA and gB would move: of the product at most the unit times the condition of the factors."""
+    g, a, b = (x.float().double() for x in factors())
+    b = size * b
+    ga, gb = S * b.mT @ g, S * g @ a.mT
+    given, scale = (ga, gb, a, b), torch.full((1, 1), S, dtype=F64)
+    exact = equivalent_directions(*given, scale, 1e-7)
+    found = equivalent_directions(*(x.float() for x in given), scale, 1e-7)
+    assert {x.dtype for x in found} == {torch.float32}
+    condition = max(float(torch.linalg.cond(x)) for x in (a, b)) ** 2
+    products = [S * (b @ ha.double() + hb.double() @ a) for ha, hb in (exact, found)]
+    limit = 20 * tolerance.UNIT[torch.float32] * condition * float(g.norm())
+    assert float((products[0] - products[1]).norm()) <= limit < 1e-2 * float(products[0].norm())

@@ -65,7 +65,8 @@ class LoRAProAdamW(PairOptimizer):
       TypeError: `model` is no module, an unknown key. ValueError: no trained adapters, AdaLoRA's, or a value out of its
         range.
 
-    Determinism: D2 (docs/numerics.md): eigenvectors are LAPACK's, products torch's, in float64.
+    Determinism: D2 (docs/numerics.md): eigenvectors are LAPACK's, products torch's. Sums over m and n are in float64,
+      what is made of them is rounded to the dtype of the factors, float32 at least.
     Source: Wang et al. 2024 (arXiv:2407.18242). Deviations: the scale is the adapter's; a relative ridge, so B = 0 is a
       start like any other; symmetric eigenproblems; bias correction from step 1; "factors" is ours.
 
@@ -167,7 +168,8 @@ class LoRAProAdamW(PairOptimizer):
     def _move(self, pairs: list[Pair], of_a: Place, of_b: Place) -> None:
         """One step of the pairs that two parameters hold: one, or one for each expert."""
         (bucket, slot, grad_a), (bucket_b, slot_b, grad_b) = of_a, of_b
-        ridge, scales, a, b = self.by_param("ridge")[slot.param], _scales(pairs), *_factors(pairs)
+        ridge, a, b = self.by_param("ridge")[slot.param], *_factors(pairs)
+        scales = _scales(pairs).to(a.dtype)
         ga, gb = (torch.stack([of(p, g) for p in pairs]) for of, g in ((Pair.a_of, grad_a), (Pair.b_of, grad_b)))
         ha, hb = _directions(pairs, ga, gb, ridge)
         gradient = (scales * (b @ ha + hb @ a)).to(slot.work).view(self._shapes[slot.param] or ())
@@ -177,7 +179,7 @@ class LoRAProAdamW(PairOptimizer):
         step = int(states[0]["step"])
         parts = bucket.parts
         found = ruled(parts.plain, parts.plain_codec, signed(bucket, gradient), slot, states[0], slot.draw(step))
-        taken = found.dense().view(len(pairs), b.shape[1], a.shape[2]).double()
+        taken = found.dense().view(len(pairs), b.shape[1], a.shape[2]).to(a.dtype)
         ha, hb = _directions(pairs, scales * b.mT @ taken, scales * taken @ a.mT, ridge)
         sides = zip((of_a, of_b), (Pair.a_of, Pair.b_of), (ha, hb), states, strict=True)
         for (own, place, _), of, moved, state in sides:
@@ -212,12 +214,16 @@ def _scales(pairs: list[Pair]) -> Tensor:
 
 
 def _factors(pairs: list[Pair]) -> tuple[Tensor, Tensor]:
-    """A [pairs, r, n] and B [pairs, m, r], float64."""
+    """A [pairs, r, n] and B [pairs, m, r], in the dtype that is computed in."""
     a, b = [pair.a_of(pair.a.detach()) for pair in pairs], [pair.b_of(pair.b.detach()) for pair in pairs]
-    return torch.stack(a).double(), torch.stack(b).double()
+    return torch.stack(a).to(_work(pairs)), torch.stack(b).to(_work(pairs))
+
+
+def _work(pairs: list[Pair]) -> torch.dtype:
+    return torch.promote_types(pairs[0].a.dtype, torch.float32)
 
 
 def _directions(pairs: list[Pair], ga: Tensor, gb: Tensor, ridge: float | None) -> tuple[Tensor, Tensor]:
-    """hA [pairs, r, n] and hB [pairs, m, r] of pairs of one shape, float64."""
-    unit = torch.finfo(pairs[0].a.dtype).eps if ridge is None else ridge
-    return equivalent_directions(ga.double(), gb.double(), *_factors(pairs), _scales(pairs), unit)
+    """hA [pairs, r, n] and hB [pairs, m, r] of pairs of one shape."""
+    unit, work = torch.finfo(pairs[0].a.dtype).eps if ridge is None else ridge, _work(pairs)
+    return equivalent_directions(ga.to(work), gb.to(work), *_factors(pairs), _scales(pairs), unit)
