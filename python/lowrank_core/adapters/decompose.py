@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,16 +25,23 @@ class Search:
     seed: int
 
     def leading(
-        self, argument: str, what: str, named: Sequence[tuple[str, Tensor]], ranks: Sequence[int]
+        self,
+        argument: str,
+        what: str,
+        named: Sequence[tuple[str, Tensor]],
+        ranks: Sequence[int],
+        read: Callable[[int], Tensor] | None = None,
     ) -> list[RSVD]:
         """`rsvd` of each matrix [m, n]; kernels run on the host, to which matrices of other devices are copied.
+
+        `read`: what has the values of a matrix by its position, where those of `named` are not there all at once.
 
         Raises:
           ValueError: a matrix is not finite; the sentence has the argument, `what` of it, and the matrix's name.
         """
         found: dict[int, RSVD] = {}
         for part in progress(alike([matrix for _, matrix in named], ranks), "singular vectors"):
-            matrices = [named[i][1].detach().cpu() for i in part]
+            matrices = [(named[i][1] if read is None else read(i)).detach().cpu() for i in part]
             stacked = matrices[0].unsqueeze(0) if len(part) == 1 else torch.stack(matrices)
             try:
                 u, s, vh = self.one(stacked, ranks[part[0]])

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from lowrank_core.adapters.fixed import IN_FLOAT32, check_fixed
-from lowrank_core.adapters.layers import USVLinear
+from lowrank_core.adapters.layers import USVLinear, check_mergeable
 from lowrank_core.adapters.placing import linear_targets, put_in_place, saved_words, set_module, train_only
 from lowrank_core.checks import is_count, is_number, require, require_choice
 from lowrank_core.memory.plan import EXCLUDED
@@ -174,7 +174,13 @@ class GeoLoRA(LowRankOptimizer):
         return {name: (*layer.factors(), layer.scaling) for name, layer in self.layers.items()}
 
     def merge(self, model: nn.Module) -> nn.Module:
-        """Adds every part to the weight beside it, and puts the linear layers back into `model`, which it returns."""
+        """Adds every part to the weight beside it, and puts the linear layers back into `model`, which it returns.
+
+        Raises:
+          TypeError: a weight is quantized; nothing has changed then.
+        """
+        for name, layer in self.layers.items():
+            check_mergeable("merge", layer.base_layer, name)
         for name, layer in self.layers.items():
             set_module(model, name, layer.merge())
         return model

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_core.adapters.products import with_product
+from lowrank_core.adapters.quantized import is_quantized
 from lowrank_core.checks import is_count, is_number, require
 from lowrank_core.ops.chain_lr import lora_linear, usv_linear
 
@@ -16,12 +18,13 @@ from lowrank_core.ops.chain_lr import lora_linear, usv_linear
 class LoRALinear(nn.Module):
     """A linear layer and a low-rank part beside it: x Wᵀ + bias + scale (x Aᵀ) Bᵀ.
 
-    W and bias are those of `base`, frozen. `lora_A` [rank, in] starts as torch.nn.Linear's weight does, `lora_B`
+    W and bias are those of `base`, frozen; a base of another class, such as a quantized layer, computes its part itself
+    and cannot be merged with. `lora_A` [rank, in] starts as torch.nn.Linear's weight does, `lora_B`
     [out, rank] at zero, so the layer starts as `base`. They have the base's dtype where it trains, else float32.
     `init_lora_` may put `lora_S` [rank, rank] between them: then B S takes the place of B, and S alone trains.
 
     Args:
-      base: torch.nn.Linear.
+      base: torch.nn.Linear, or a quantized layer that is one.
       rank: from 1 to min(in, out).
       alpha: the scale is alpha / rank; None: 1. A number apart from 0.
 
@@ -50,10 +53,12 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        w, bias, a, b = self.base_layer.weight, self.base_layer.bias, self.lora_A, self.lora_B
-        if self.lora_S is None:
-            return lora_linear(x, w, a, b, scale=self.scaling, bias=bias)
-        return usv_linear(x, w, b, self.lora_S, a.mT, scale=self.scaling, bias=bias)
+        a, b, square = self.lora_A, self.lora_B, self.lora_S
+        if square is None:
+            return _beside(self.base_layer, x, lambda w, bias: lora_linear(x, w, a, b, scale=self.scaling, bias=bias))
+        return _beside(
+            self.base_layer, x, lambda w, bias: usv_linear(x, w, b, square, a.mT, scale=self.scaling, bias=bias)
+        )
 
     @property
     def outer(self) -> Tensor:
@@ -80,9 +85,7 @@ class LoRALinear(nn.Module):
     @torch.no_grad()
     def merge(self) -> nn.Linear:
         """`base` with W + scale B A as its weight, formed in float32 and rounded once."""
-        base = self.base_layer
-        base.weight.copy_(with_product(base.weight, self.outer, self.lora_A, self.scaling))
-        return base
+        return merged(self.base_layer, self.outer, self.lora_A, self.scaling)
 
     def extra_repr(self) -> str:
         """Rank and scale."""
@@ -130,8 +133,8 @@ class AdaLoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        w, bias = self.base_layer.weight, self.base_layer.bias
-        return lora_linear(x, w, self.lora_A * self.lora_E, self.lora_B, scale=self.scaling, bias=bias)
+        a, b = self.lora_A * self.lora_E, self.lora_B
+        return _beside(self.base_layer, x, lambda w, bias: lora_linear(x, w, a, b, scale=self.scaling, bias=bias))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(b [out, r], a [r, in]) with b a = P diag(e) Q, without the values that are 0."""
@@ -141,9 +144,7 @@ class AdaLoRALinear(nn.Module):
     @torch.no_grad()
     def merge(self) -> nn.Linear:
         """`base` with the part added to its weight, formed in float32 and rounded once."""
-        base = self.base_layer
-        base.weight.copy_(with_product(base.weight, *self.factors(), self.scaling))
-        return base
+        return merged(self.base_layer, *self.factors(), self.scaling)
 
     def extra_repr(self) -> str:
         """Room and scale."""
@@ -220,11 +221,8 @@ class USVLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        base = self.base_layer
-        if type(base) is nn.Linear:
-            return usv_linear(x, base.weight, self.u, self.s, self.v, scale=self.scaling, bias=base.bias)
-        correction = usv_linear(x, None, self.u, self.s, self.v, scale=self.scaling)
-        return cast(Tensor, base(x)) + correction
+        u, s, v = self.u, self.s, self.v
+        return _beside(self.base_layer, x, lambda w, bias: usv_linear(x, w, u, s, v, scale=self.scaling, bias=bias))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(b [out, r], a [r, in]) with b a = U S Vᵀ."""
@@ -234,11 +232,7 @@ class USVLinear(nn.Module):
     @torch.no_grad()
     def merge(self) -> nn.Module:
         """`base` with W + scale U S Vᵀ as its weight, formed in float32 and rounded once."""
-        base = self.base_layer
-        _check_linear("merge", base)
-        kept = cast(nn.Linear, base).weight
-        kept.copy_(with_product(kept, *self.factors(), self.scaling))
-        return base
+        return merged(self.base_layer, *self.factors(), self.scaling)
 
     def extra_repr(self) -> str:
         """Rank and scale."""
@@ -257,5 +251,31 @@ def _checked_base(op: str, base: nn.Linear, rank: int, alpha: float | None) -> t
     require(is_count(rank, 1) and rank <= most, op, "rank", f"be an int from 1 to {most}", rank)
     rule = "be a number apart from 0, or None"
     require(alpha is None or (is_number(alpha) and alpha != 0), op, "alpha", rule, alpha)
-    dtype = base.weight.dtype if base.weight.is_floating_point() else torch.float32
+    dtype = torch.float32 if is_quantized(base.weight) else base.weight.dtype
     return base.requires_grad_(False), 1.0 if alpha is None else alpha / rank, dtype
+
+
+def _beside(base: nn.Module, x: Tensor, layer: Callable[[Tensor | None, Tensor | None], Tensor]) -> Tensor:
+    """`layer` of the base's weight and bias; of none where the base is another kind of linear layer, which acts."""
+    if type(base) is nn.Linear and not is_quantized(base.weight):
+        return layer(base.weight, base.bias)
+    return cast(Tensor, base(x)) + layer(None, None)
+
+
+def check_mergeable(op: str, base: object, name: str = "base") -> None:
+    """Raises TypeError if `base` is no linear layer of floating-point weights."""
+    _check_linear(op, base)
+    weight = cast(nn.Linear, base).weight
+    if is_quantized(weight):
+        raise TypeError(
+            f"{op}: `{name}` must have a floating-point weight, got a quantized one ({type(weight).__name__}); "
+            "keep the factors beside it"
+        )
+
+
+def merged(base: nn.Module, b: Tensor, a: Tensor, scale: float) -> nn.Linear:
+    """`base`, whose weight is W + scale b a from now on."""
+    check_mergeable("merge", base)
+    linear = cast(nn.Linear, base)
+    linear.weight.copy_(with_product(linear.weight, b, a, scale))
+    return linear

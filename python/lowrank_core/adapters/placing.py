@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lowrank_core.adapters.find import find_pairs
 from lowrank_core.adapters.layers import USVLinear
+from lowrank_core.adapters.quantized import is_quantized
 from lowrank_core.checks import require, words_of
 from lowrank_core.optim.targets import find_targets, names_of
 
@@ -18,7 +19,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 def linear_targets(
     op: str, model: nn.Module, target_modules: str | Iterable[str], exclude: str | Iterable[str]
 ) -> list[str]:
-    """The names of the linear layers that are meant.
+    """The names of the linear layers that are meant, of quantized ones too, whose codes are no matrix.
 
     Raises:
       TypeError: `model` is no module. ValueError: it has adapters already, or no layer is meant.
@@ -31,7 +32,8 @@ def linear_targets(
             f"{op}: `model` must have no adapters yet, got one with them in `{there[0]}`; pass the model without, as "
             "`unload()` of PEFT returns it"
         )
-    wanted = find_targets(op, model, names, target_modules, set())
+    codes = {m.weight for m in model.modules() if isinstance(m, nn.Linear) and is_quantized(m.weight)}
+    wanted = find_targets(op, model, names, target_modules, codes & names.keys())
     found = [
         name
         for name, module in model.named_modules()

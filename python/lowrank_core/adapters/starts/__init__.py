@@ -21,6 +21,7 @@ from lowrank_core.adapters.starts.lora_sb import lora_sb
 from lowrank_core.adapters.starts.lora_xs import lora_xs
 from lowrank_core.adapters.starts.olora import olora
 from lowrank_core.adapters.starts.pissa import pissa
+from lowrank_core.adapters.starts.ranks import take_ranks
 from lowrank_core.adapters.starts.start import OP, Factors, Settings, Start, Target
 from lowrank_core.checks import is_count, is_number, require, require_choice
 from lowrank_core.ops.arrays import MAX_SEED
@@ -49,6 +50,7 @@ def init_lora_(
     eta: float = 1e-5,
     std: float = 1e-5,
     cosine: float = 0.99,
+    rho: float = 1.0,
     at_once: int | None = None,
 ) -> None:
     """Gives the adapters of `model` their first values, by the weights or by a few batches. What they held is lost.
@@ -67,7 +69,8 @@ def init_lora_(
 
     Args:
       model: with adapters that `find_pairs` finds. Linear layers, GPT-2's Conv1D among them, start by every method;
-        embeddings, convolutions and experts by "pissa", "olora" and "lora_ga".
+        embeddings, convolutions and experts by "pissa", "olora" and "lora_ga"; beside weights that bitsandbytes or
+        torchao has quantized by "eva", "lora_xs" and "lora_sb", which leave them as they are.
       method: a name of the table.
       batches: for "lora_ga", "lora_sb" and "eva": some, such as 8, dicts of the model's arguments or what `loss_fn`
         takes. "eva" stops early where its vectors have settled.
@@ -80,17 +83,21 @@ def init_lora_(
       eta: > 0, of "lora_sb": the rate of the one step of full training by which W0 + c B S A starts.
       std: >= 0, of "lora_xs": the standard deviation of S.
       cosine: in [0, 1], of "eva".
+      rho: >= 1, of "eva": ranks move to the layers whose inputs have more to explain, up to `rho` times the rank of a
+        layer, and as many in all as before; a layer may lose its adapter. The scale of each stays. 1: ranks stay;
+        PEFT's own default is 2.
       at_once: of "lora_ga" and "lora_sb": so many gradients are held at a time, and the batches are gone through
         again for the next ones; None: all, in one pass.
 
-    Ranks stay as they are, by "eva" too. By "lora_xs" and "lora_sb" parameters are replaced: make the optimizer
-    afterwards. `fold_square_` says how these are saved. A PEFT adapter whose W0 moved fits the moved weights alone:
-    docs/guides/adapters.md says how to save one that fits the weights of before.
+    By "lora_xs", "lora_sb" and `rho` parameters are replaced: make the optimizer afterwards. `fold_square_` says how
+    squares are saved. A PEFT adapter whose W0 moved fits the moved weights alone: docs/guides/adapters.md says how to
+    save one that fits the weights of before.
 
     Raises:
       ValueError: an unknown method, a value out of its range, missing batches, no adapters, a rank above min(m, n)
-        (half of that for "lora_ga"), a quantized or shared or merged weight where it is looked at, a layer that the
-        method does not start, NaN. TypeError: `model` is no module. Nothing has changed then.
+        (half of that for "lora_ga"), a quantized weight that is to move or whose codes are not known, a shared or
+        merged weight where it is looked at, a layer that the method does not start, NaN. TypeError: `model` is no
+        module. Nothing has changed then.
 
     Numerics: tier D1 (same bits for any number of threads) for what looks at weights alone.
     Source: each file of `adapters/starts/` names its own.
@@ -117,14 +124,17 @@ def init_lora_(
     require(is_number(eta) and eta > 0, OP, "eta", "be a number > 0", eta)
     require(is_number(std, 0.0), OP, "std", "be a number >= 0", std)
     require(is_number(cosine, 0.0) and cosine <= 1, OP, "cosine", "be a number from 0 to 1", cosine)
+    require(is_number(rho, 1.0), OP, "rho", "be a number >= 1", rho)
     fix = "give a few, such as 8 of the training data"
     require(batches is not None or not start.data, OP, "batches", f'be given for method "{method}"', None, fix)
     targets = _targets(model, method, start, adapter)
     search = Search(OP, int(oversample), int(niter), int(seed))
-    settings = Settings(batches, loss_fn, search, gamma, eta, std, cosine, at_once)
+    settings = Settings(batches, loss_fn, search, gamma, eta, std, cosine, rho, at_once)
     found = start.find(model, targets, settings)
-    for target, factors in zip(targets, found, strict=True):
-        _place(target, factors, start)
+    pairs = take_ranks(model, [target.pair for target in targets], [len(factors.a) for factors in found])
+    for target, factors, pair in zip(targets, found, pairs, strict=True):
+        if pair is not None:
+            _place(pair, target.base, factors, start)
 
 
 def _targets(model: nn.Module, method: str, start: Start, adapter: str | None) -> list[Target]:
@@ -142,7 +152,7 @@ def _targets(model: nn.Module, method: str, start: Start, adapter: str | None) -
         place = (pair.module, pair.expert)
         fault = Fault("two active adapters", "name one by `adapter`") if place in seen else _fault(pair, start)
         seen.add(place)
-        base = base_weight(pair) if start.weight and not fault else None
+        base = base_weight(pair, start.moves) if start.weight and not fault else None
         if isinstance(base, Fault):
             fault = base
         elif base is not None and (start.moves or start.data) and owners[id(base.param)] > 1:
@@ -174,15 +184,14 @@ def _fault(pair: Pair, start: Start) -> Fault | None:
 
 
 @torch.no_grad()
-def _place(target: Target, factors: Factors, start: Start) -> None:
-    pair, (b, a, square) = target.pair, factors
+def _place(pair: Pair, weight: BaseWeight | None, factors: Factors, start: Start) -> None:
+    b, a, square = factors
     if square is not None:
         put_square(pair, b, square, a)
         return
     _put(pair.b, pair.b_of, b, pair.expert is None)
     _put(pair.a, pair.a_of, a, pair.expert is None)
-    if start.moves:
-        weight = target.weight
+    if start.moves and weight is not None:
         b, a = pair.b_of(pair.b), pair.a_of(pair.a)  # as they were rounded
         weight.write(with_product(weight.matrix, b, a, -pair.scale))
 

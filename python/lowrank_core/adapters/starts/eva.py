@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowrank_core.adapters.decompose import Search
 from lowrank_core.adapters.progress import progress
 from lowrank_core.adapters.starts.gradients import evaluating, require_batches, run, without_adapters
+from lowrank_core.adapters.starts.ranks import shared_out
 from lowrank_core.adapters.starts.start import OP, Factors, Settings, Target
 
 
@@ -19,11 +20,13 @@ def eva(model: nn.Module, targets: list[Target], settings: Settings) -> list[Fac
     """A = the top right-singular vectors of all inputs seen, tokens as rows; B = 0.
 
     The vectors follow the batches: what is known so far stands as rows above the new inputs, and the search starts from
-    the last vectors. A layer whose r vectors all turn by a cosine of at least `cosine` in a batch is done. Tokens that
-    `attention_mask` of a batch hides do not count. No mean is subtracted, and ranks stay as they are: those of PEFT's
-    layers cannot move without making the adapter anew.
+    the last vectors. A layer whose vectors all turn by a cosine of at least `cosine` in a batch is done. Tokens that
+    `attention_mask` of a batch hides do not count. No mean is subtracted.
 
-    Source: Paischer et al. 2024 (arXiv:2410.07170), algorithm 1, without its redistribution of ranks.
+    With `rho` above 1 up to `rho` times the rank of vectors are followed in each layer. Those that explain the largest
+    shares of what their layers have seen, as many as all ranks together, are the factors.
+
+    Source: Paischer et al. 2024 (arXiv:2410.07170), algorithm 1; the shares of a layer as in PEFT, but for its mean.
     """
     _require_linear(targets)
     watches = [_Watch(target, settings) for target in targets]
@@ -45,7 +48,12 @@ def eva(model: nn.Module, targets: list[Target], settings: Settings) -> list[Fac
         for handle in handles:
             handle.remove()
     require_batches(count)
-    return [watch.factors() for watch in watches]
+    for watch in watches:
+        watch.require_full()
+    ranks = [target.pair.rank for target in targets]
+    if settings.rho > 1:
+        ranks = shared_out([watch.shares() for watch in watches], sum(ranks))
+    return [watch.factors(rank) for watch, rank in zip(watches, ranks, strict=True)]
 
 
 def _require_linear(targets: list[Target]) -> None:
@@ -62,10 +70,11 @@ def _require_linear(targets: list[Target]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """The inputs so far: `values` [k] and `vectors` [k, n] of their singular value decomposition."""
+    """The inputs so far: `values` [k] and `vectors` [k, n] of their singular value decomposition, and their square."""
 
     values: Tensor
     vectors: Tensor
+    square: Tensor  # 0-d float64, of all of them
 
 
 @dataclass(eq=False)
@@ -83,7 +92,7 @@ class _Watch:
         if self.done or not inputs:
             return
         before = self.seen
-        x, rank = inputs[0], self.target.pair.rank
+        x, rank = inputs[0], self.most
         # Layers side by side (queries, keys, values) get one tensor: it is decomposed once as long as they agree.
         key = (x, before, rank, self.mask)
         last = self.memo.get("key", ())
@@ -93,22 +102,34 @@ class _Watch:
             self.seen = _followed(before, self._rows(x), rank, self.settings.search, self.target.name)
             self.memo["key"], self.memo["seen"] = key, self.seen
         if before is not None and self.seen is not before and self.seen is not None:
-            turned = (before.vectors[:rank] * self.seen.vectors[:rank]).sum(-1).abs() if self._full(before) else None
+            turned = (before.vectors[:rank] * self.seen.vectors[:rank]).sum(-1).abs() if self.full(before) else None
             self.done = turned is not None and bool((turned >= self.settings.cosine).all())
 
-    def factors(self) -> Factors:
+    @property
+    def most(self) -> int:
+        """How many vectors may be taken."""
         pair = self.target.pair
-        if not self._full(self.seen):
-            raise ValueError(
-                f"{OP}: `batches` must have at least {pair.rank} tokens for {self.target.name}, got "
-                f"{0 if self.seen is None else len(self.seen.values)}; give more of them"
-            )
-        assert self.seen is not None
-        a = self.seen.vectors[: pair.rank]
-        return Factors(a.new_zeros(pair.b_of(pair.b).shape), a)
+        return max(pair.rank, min(round(self.settings.rho * pair.rank), pair.b.shape[0], pair.a.shape[1]))
 
-    def _full(self, seen: _Seen | None) -> bool:
-        return seen is not None and len(seen.values) >= self.target.pair.rank
+    def full(self, seen: _Seen) -> bool:
+        return len(seen.values) >= self.most
+
+    def require_full(self) -> None:
+        """Raises ValueError if there are fewer vectors than the rank."""
+        found, rank = 0 if self.seen is None else len(self.seen.values), self.target.pair.rank
+        if found < rank:
+            raise ValueError(
+                f"{OP}: `batches` must have at least {rank} tokens for {self.target.name}, got {found}; give more"
+            )
+
+    def shares(self) -> Tensor:
+        """[k] float64, k <= most: of the square of all inputs, what each vector explains."""
+        seen = cast(_Seen, self.seen)
+        return seen.values[: self.most].double().square() / seen.square.clamp(min=torch.finfo(torch.float64).tiny)
+
+    def factors(self, rank: int) -> Factors:
+        a = cast(_Seen, self.seen).vectors[:rank]
+        return Factors(a.new_zeros(self.target.pair.b.shape[0], rank), a)
 
     def _rows(self, x: Tensor) -> Tensor:
         """[tokens, n] on the host."""
@@ -127,4 +148,5 @@ def _followed(seen: _Seen | None, rows: Tensor, rank: int, search: Search, name:
     keep = min(rank + search.oversample, *stacked.shape)
     basis = None if seen is None else seen.vectors.mT
     u, s, _ = search.one(stacked.mT, keep, basis)
-    return _Seen(s, u.mT)
+    square = rows.double().square().sum()
+    return _Seen(s, u.mT, square if seen is None else seen.square + square)

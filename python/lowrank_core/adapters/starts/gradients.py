@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.adapters.progress import progress
+from lowrank_core.adapters.quantized import is_quantized
 from lowrank_core.adapters.starts.start import OP, Settings, Target
 
 
@@ -73,17 +74,25 @@ def _sums(
 ) -> dict[Tensor, Tensor]:
     sums: dict[Tensor, Tensor] = {}
 
-    def take(param: Tensor) -> None:
-        grad = cast(Tensor, param.grad)
-        grad = grad.to_dense() if grad.is_sparse else grad
-        param.grad = None
+    def add(param: Tensor, grad: Tensor) -> None:
         if param in sums:
             sums[param] += grad
         else:
             sums[param] = grad.to(torch.promote_types(grad.dtype, torch.float32))
 
+    def take(param: Tensor) -> None:
+        grad = cast(Tensor, param.grad)
+        param.grad = None
+        add(param, grad.to_dense() if grad.is_sparse else grad)
+
+    read = {target.weight.param: target.weight.codes for target in targets}
+    codes = {param: layer for param in params if (layer := read[param]) is not None}
+    others = [param for param in params if param not in codes]
     count = 0
-    with evaluating(model), without_adapters(targets), _only(model, params, take), torch.enable_grad():
+    with (
+        evaluating(model), without_adapters(targets), _only(model, others, take), _products(codes, add),
+        torch.enable_grad(),
+    ):  # fmt: skip
         for batch in progress(batches, "gradients"):
             _loss(model, batch, loss_fn).backward()  # type: ignore[no-untyped-call]
             count += 1
@@ -99,9 +108,14 @@ def require_batches(count: int) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation; afterwards as it was."""
+    """Every module in evaluation; afterwards as it was.
+
+    Layers of codes train, which makes no difference to what they compute: bitsandbytes orders codes in another way at
+    the first evaluation on a host, and no gradient passes the layer from then on.
+    """
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    for module in modes:
+        module.training = is_quantized(getattr(module, "weight", None))
     try:
         yield
     finally:
@@ -147,6 +161,32 @@ def _only(model: nn.Module, params: list[Tensor], take: Callable[[Tensor], None]
         for param, required, grad in states:
             param.requires_grad_(required)
             param.grad = grad
+
+
+@contextmanager
+def _products(layers: Mapping[Tensor, nn.Module], add: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """What autograd has no gradient of, a weight of codes: for each call of its layer dyᵀ x [out, in] is added."""
+
+    def watching(param: Tensor) -> Callable[..., None]:
+        def see(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x = inputs[0].detach()
+            wide = torch.promote_types(x.dtype, torch.float32)
+
+            def product(grad: Tensor) -> None:
+                add(param, grad.flatten(0, -2).to(wide).mT @ x.flatten(0, -2).to(wide))
+
+            if not output.requires_grad:  # nothing before this layer asks for a gradient
+                output.requires_grad_(True)
+            cast(Any, output).register_hook(product)
+
+        return see
+
+    handles = [layer.register_forward_hook(watching(param)) for param, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _parts(targets: list[Target], at_once: int | None) -> list[list[Target]]:

@@ -13,8 +13,8 @@ def lora_xs(model: nn.Module, targets: list[Target], settings: Settings) -> list
 
     Source: Bałazy et al. 2024 (arXiv:2405.17604), section 3.
     """
-    named = [(target.name, target.weight.matrix) for target in targets]
-    found = settings.search.leading("model", "weights", named, [target.pair.rank for target in targets])
+    named, ranks = [(target.name, target.weight.like) for target in targets], [target.pair.rank for target in targets]
+    found = settings.search.leading("model", "weights", named, ranks, lambda i: targets[i].weight.matrix)
     draw = torch.Generator().manual_seed(settings.search.seed)
     squares = [settings.std * torch.randn(s.numel(), s.numel(), generator=draw, dtype=s.dtype) for _, s, _ in found]
     return [Factors(u * s, vh, square) for (u, s, vh), square in zip(found, squares, strict=True)]

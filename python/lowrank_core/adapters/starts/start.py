@@ -52,6 +52,7 @@ class Settings:
     eta: float
     std: float
     cosine: float
+    rho: float
     at_once: int | None
 
 
