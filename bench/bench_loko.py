@@ -30,7 +30,7 @@ Make = Callable[[nn.Module], Any]
 
 
 def peers() -> dict[str, Make]:
-    """torch's optimizers over a grid of rates, and LoKO over a grid of variances and limits."""
+    """torch's optimizers over a grid of rates, and LoKO by default and over a grid of variances and limits."""
     found: dict[str, Make] = {}
     for name, kind, rates, keys in (
         ("AdamW", torch.optim.AdamW, (1e-3, 3e-3, 1e-2, 3e-2), {"weight_decay": 0.0}),
@@ -41,6 +41,7 @@ def peers() -> dict[str, Make]:
             found[f"{name} {lr:g}"] = lambda model, kind=kind, lr=lr, keys=keys: kind(  # type: ignore[misc]
                 [p for p in model.parameters() if p.requires_grad], lr=lr, **keys
             )
+    found["LoKO"] = lambda model: adapters.LoKO(model, batched=True, chunk=16)
     for limit in LIMITS:
         for p0 in P0:
             found[f"LoKO p0 {p0:g}, limit {limit}"] = lambda model, p0=p0, limit=limit: adapters.LoKO(  # type: ignore[misc]

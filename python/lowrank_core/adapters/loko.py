@@ -18,7 +18,7 @@ from lowrank_core.adapters.jacobian import jacobian_rows
 from lowrank_core.adapters.noise import POLICIES, NoisePolicy, noise_policy
 from lowrank_core.adapters.observation import Softmax, View, checked, estimated_views, loss_of, own_views
 from lowrank_core.adapters.tape import LinearTape, record_linears
-from lowrank_core.adapters.variance import Variance, p0_of
+from lowrank_core.adapters.variance import P0, Variance, starts
 from lowrank_core.checks import is_count, is_number, require, require_choice
 from lowrank_core.ops.kalman_diag import kalman_diag_step_
 from lowrank_core.optim.base import Params, StateOptimizer
@@ -50,7 +50,8 @@ class LoKO(StateOptimizer):
     Args:
       model_or_params: a module, of which all that is trained is filtered; or parameters, (name, parameter) pairs, or
         groups. All groups are one filter.
-      p0: > 0, the variances at the start, in units of the parameters squared; a key of a group. None: 0.3.
+      p0: > 0, the variances at the start, in units of the parameters squared; a key of a group. None: of the factors of
+        an adapter by `variance.starts`, for which the optimizer must be made of the module, and 0.3 of all else.
       policy: the noise of the outputs: "ggn": class probabilities with their own covariance, 1 for float targets; or
         "ema_pre", "ema_post", "innovation", "scalar", "fixed", estimates for probabilities or float outputs.
       process_noise: >= 0; after each step that share of p0 is added to each variance, up to p0.
@@ -66,16 +67,15 @@ class LoKO(StateOptimizer):
       seed: of the draws.
       nonfinite: "skip": a step with NaN or infinity changes nothing and is counted; "raise".
 
-    State of a parameter: `variance`, float32 (float64 of float64), and `step`.
+    State of a parameter: `variance`, float32 (float64 of float64), the numbers `p0` and `step`.
 
     Raises:
       TypeError: neither module nor parameters, or an unknown key. ValueError: a value out of its range.
 
-    Notes: the start was found on small networks; large pretrained ones may need a `p0` that is smaller by orders.
-    "stacked" and "sequential" differ, because the covariance is forced to be diagonal after each update.
+    Notes: "stacked" and "sequential" differ, because the covariance is forced to be diagonal after each update.
     Determinism: D1 (docs/numerics.md), given such backward passes.
     Source: Abdi et al. 2024 (arXiv:2410.11551), from its abstract and reviews; its algorithm box was not read.
-      Deviations: the softmax's own noise, the limit, and one p0 for all tasks.
+      Deviations: the softmax's own noise, the limit, and the variances at the start.
 
     Example:
       >>> import torch
@@ -237,10 +237,10 @@ class LoKO(StateOptimizer):
         stepped = {slot.key for slot in slots}
         for _, group, slot in self._slots():
             if slot.key in stepped:
-                state, noise, p0 = state_of(self.state, slot), group["process_noise"], p0_of(group)
+                state, noise = state_of(self.state, slot), group["process_noise"]
                 state["step"] += 1
                 if noise:
-                    state["variance"].add_(noise * p0).clamp_(max=p0)
+                    state["variance"].add_(noise * state["p0"]).clamp_(max=state["p0"])
         return True
 
     def _skip(self) -> None:
@@ -250,13 +250,17 @@ class LoKO(StateOptimizer):
 
     def _trained(self) -> list[Slot]:
         """Every parameter that is trained; a first step gives it its variance."""
-        found = []
+        found, own = [], None
         for _, group, slot in self._slots():
             if slot.param.requires_grad:
                 found.append(slot)
                 if not state_of(self.state, slot):
-                    state = open_state(self._layout(group, slot), slot.param.device)
-                    state["variance"].fill_(p0_of(group))
+                    state, p0 = open_state(self._layout(group, slot), slot.param.device), group["p0"]
+                    if p0 is None:
+                        own = starts(self._model) if own is None and self._model is not None else own or {}
+                        p0 = own.get(slot.param, P0)
+                    state["p0"] = float(p0)
+                    state["variance"].fill_(state["p0"])
                     keep_state(self.state, slot, state)
         return found
 

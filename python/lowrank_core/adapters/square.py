@@ -105,10 +105,16 @@ def put_square(pair: Pair, b: Tensor, s: Tensor, a: Tensor) -> None:
 
 def is_square(pair: Pair) -> bool:
     """Whether a square matrix is between its factors."""
+    return square_of(pair) is not None
+
+
+def square_of(pair: Pair) -> tuple[Tensor, nn.Parameter] | None:
+    """B [m, r], frozen, and S [r, r] between it and A; None where there is no S."""
     module = cast(Any, pair.module)
     if isinstance(module, LoRALinear):
-        return module.lora_S is not None
-    return not pair.embedding and isinstance(module.lora_B[pair.adapter], SquareFactor)
+        return None if module.lora_S is None else (module.lora_B, module.lora_S)
+    outer = None if pair.embedding or pair.adapter is None else module.lora_B[pair.adapter]
+    return (outer.outer, outer.lora_S) if isinstance(outer, SquareFactor) else None
 
 
 @torch.no_grad()

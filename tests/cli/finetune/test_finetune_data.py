@@ -66,8 +66,7 @@ def test_choices_and_defaults_are_those_of_the_classes():
     """They are written a second time where nothing heavy is imported."""
     assert (FISHERS, MOMENTS) == (observation.FISHERS, lorapro.MOMENTS)
     classes = {"geolora": GeoLoRA, "loko": LoKO, "scaled": ScaledAdamW, "lora-pro": LoRAProAdamW, "allora": ALLoRAAdamW}
-    # A row for each class of each sample takes too long, and an encoder of 22 million numbers diverged from p0 = 0.3.
-    chosen = {"fisher", "p0"}
+    chosen = {"fisher"}  # a row for each class of each sample takes too long
     for method, kind in classes.items():
         known = inspect.signature(kind).parameters
         own = {name: value for name, value in METHODS[method][1].items() if name not in chosen}

@@ -7,8 +7,9 @@ from typing import Any
 
 from lowrank_core.cli.study.contenders import ABLATIONS, ADAMW, GALORE, ONE_RATE, Contender, trial_of
 from lowrank_core.cli.study.ladders import Ladder
+from lowrank_core.cli.study.search import NotMade
 from lowrank_core.cli.study.sizes import Size
-from lowrank_core.cli.study.stages import NotMade, Study
+from lowrank_core.cli.study.stages import Study
 from lowrank_core.cli.study.store import Store, decided_by, record_of
 from lowrank_core.cli.study.trial import Trial
 

@@ -18,7 +18,7 @@ METHODS: dict[str, tuple[float, dict[str, Any]]] = {
     "allora": (1e-3, {"eta": 10.0}),
     "adalora": (3e-3, {"init_rank": None}),
     "geolora": (1e-3, {"max_rank": None, "tol": 0.1}),
-    "loko": (1.0, {"p0": 1e-3, "process_noise": 0.0, "kl_limit": 0.1, "fisher": "monte_carlo", "draws": 4}),
+    "loko": (1.0, {"p0": None, "process_noise": 0.0, "kl_limit": 0.1, "fisher": "monte_carlo", "draws": 4}),
 }
 MOMENTS = ("factors", "full")
 FILTERS = ("loko",)  # which take no gradient, so that none is clipped or decayed, and no schedule
@@ -72,7 +72,8 @@ class FinetuneConfig:
                                  metavar="N")
     max_rank: int | None = _own("max_rank", "largest rank of a layer", shown="twice --rank", type=whole(1), metavar="N")
     tol: float | None = _own("tol", "norm that a step may cut off, as a share", type=real(0))
-    p0: float | None = _own("p0", "variances at the start", type=real(0, ends="(]"))
+    p0: float | None = _own("p0", "variances at the start", shown="by norms of factors and weights",
+                            type=real(0, ends="(]"))
     process_noise: float | None = _own("process_noise", "share of p0 that is added in each step", type=real(0))
     kl_limit: float | None = _own("kl_limit", "how far predictions may move in one step", type=real(0, ends="(]"))
     fisher: str | None = _own("fisher", "which rows of the curvature are observed", choices=FISHERS)

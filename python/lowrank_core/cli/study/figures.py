@@ -10,8 +10,9 @@ from typing import Any
 from lowrank_core.cli.study.contenders import Contender
 from lowrank_core.cli.study.intervals import Interval, paired
 from lowrank_core.cli.study.ladders import Point
+from lowrank_core.cli.study.search import NotMade
 from lowrank_core.cli.study.sizes import Size
-from lowrank_core.cli.study.stages import PEERS, NotMade, Study
+from lowrank_core.cli.study.stages import PEERS, Study
 from lowrank_core.cli.study.trial import Trial
 
 BETTER, WORSE, NEITHER, UNKNOWN = "better", "worse", "no difference seen", "not measured yet"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from lowrank_core.cli.study.stages import PEERS, NotMade, Study
+from lowrank_core.cli.study.search import NotMade
+from lowrank_core.cli.study.stages import PEERS, Study
 
 
 def kinds(study: Study) -> str:

@@ -10,28 +10,55 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from lowrank_core.cli.study.store import Decided, Facts, Store, record_of
+from lowrank_core.cli.study.store import Facts, Record, Store, record_of
 from lowrank_core.cli.study.trial import Trial
 
 WORKERS = 2
 _PRELOADED = ("lowrank_core.cli.study.loaded",)  # what every run imports: once, then forked
 _LOOK = 0.5  # seconds between two looks at whether to stop
-Next = Callable[[set[str]], Trial | None]  # given the names of runs not to hand out
+
+
+class Named(Protocol):
+    """A run, known by its name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+T = TypeVar("T", bound=Named)
+
+
+def make(trial: Trial, decided_by: Facts, folder: Path) -> None:
+    """Makes one run of the comparison of optimizers and writes its file."""
+    from lowrank_core.cli.study.measure import measure  # loads torch, which who starts this one does without
+
+    alone(lambda: measure(trial), lambda result: Store(folder).write(trial, record_of(trial, decided_by, result)))
 
 
 def finish(
-    next_trial: Next, decided: Decided, folder: Path, *, over: Callable[[], bool], stop: Callable[[], bool]
-) -> Iterator[tuple[Trial, bool]]:
+    next_trial: Callable[[set[str]], T | None],
+    decided: Callable[[T], Any],
+    folder: Path,
+    *,
+    over: Callable[[], bool],
+    stop: Callable[[], bool],
+    make: Callable[[T, Any, Path], None] = make,  # type: ignore[assignment]
+    preload: tuple[str, ...] = _PRELOADED,
+) -> Iterator[tuple[T, bool]]:
     """Makes runs until there are no more; yields each that has ended, and whether it was made.
+
+    `next_trial` gets the names of runs not to hand out; `make`, a function of a module, gets a run, what was `decided`
+    when it began, and `folder`, in a process of its own that has imported `preload`.
 
     Once `over()` is true no run is begun. Once `stop()` is, or the iterator is closed, those that are under way end
     and leave no file, but those that have nothing left to do than to write it, which they do.
     """
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of the runs' NumPy; the environment goes with a fork
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOADED))
-    running: dict[BaseProcess, Trial] = {}
+    context.set_forkserver_preload(list(preload))
+    running: dict[BaseProcess, T] = {}
     failed: set[str] = set()
     try:
         while not stop():
@@ -56,14 +83,15 @@ def finish(
             process.join()
 
 
-def make(trial: Trial, decided_by: Facts, folder: Path) -> None:
-    """Makes one run and writes its file. Ctrl-C reaches the whole group of processes; who started this one decides."""
-    from lowrank_core.cli.study.measure import measure  # loads torch, which who starts this one does without
+def alone(measure: Callable[[], Record], keep: Callable[[Record], None]) -> None:
+    """Measures in this process, made for it, and keeps what came out, with the seconds it took beside others.
 
+    Ctrl-C reaches the whole group of processes; who started this one decides.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     began = time.monotonic()
-    record = record_of(trial, decided_by, measure(trial))
+    result = measure()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a run that is made is not thrown away, nor half a file left
-    Store(folder).write(trial, {**record, "seconds_shared": round(time.monotonic() - began, 2)})
+    keep({**result, "seconds_shared": round(time.monotonic() - began, 2)})

@@ -32,9 +32,17 @@ def digest_of(optimizer: str, foreign: str | None) -> str:
     """Of all sources that decide what `optimizer` computes, or the class of another package in its place."""
     ours = foreign is None and optimizer in (*METHODS, *FACADES)
     roots = [*_GROUPS, *(_method(optimizer) if ours else ())]
-    names = sorted({*_TRAINING, *_imported(roots, PACKAGE)})
+    return digest_of_modules(tuple(roots), with_these=_TRAINING, compiled=ours)
+
+
+def digest_of_modules(roots: tuple[str, ...], *, with_these: tuple[str, ...] = (), compiled: bool = True) -> str:
+    """Of the modules `roots`, relative to this package, and all that they import; of others without what they import.
+
+    `compiled`: of all C++ sources as well.
+    """
+    names = sorted({*with_these, *_imported(list(roots), PACKAGE)})
     facts = [(name, _digest_of_file(_path(name, PACKAGE))) for name in names]
-    if ours:
+    if compiled:
         facts += _compiled(PACKAGE)
     return digest(json.dumps(facts))
 

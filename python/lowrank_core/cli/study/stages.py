@@ -7,14 +7,15 @@ stopped, and what comes next is written down nowhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import Any
 
 from lowrank_core.cli.study.contenders import ABLATIONS, CONTENDERS, Ablation, Contender, trial_of
-from lowrank_core.cli.study.ladders import TRIALS, Point, Tried, best, walk
+from lowrank_core.cli.study.ladders import TRIALS, Point, Tried, best
+from lowrank_core.cli.study.search import NotMade, known, tried
 from lowrank_core.cli.study.sizes import LARGE, SMALL, Size, longer, thinner
 from lowrank_core.cli.study.store import Store
 from lowrank_core.cli.study.trial import Trial
@@ -25,14 +26,6 @@ PEERS = ("adamw", "adamw, one rate")  # the first is what all are compared with
 ABLATED = "galore"
 FOLLOWED = 3  # best methods that are run for twice the steps and at half the rank
 RATES = 3  # at the large size: the best and its neighbours
-
-
-class NotMade(Exception):
-    """A figure lacks the run `trial`."""
-
-    def __init__(self, trial: Trial) -> None:
-        super().__init__(trial.name)
-        self.trial = trial
 
 
 @dataclass(frozen=True)
@@ -57,24 +50,24 @@ class Study:
         """
         for row in self.contenders:
             yield from self._searched(row)
-            yield from self._known(partial(self.runs, row, self.small))
+            yield from known(partial(self.runs, row, self.small))
             for variant in self.ablations if row.name == ABLATED else ():
-                yield from self._known(partial(self.ablation, *variant[1:]))
+                yield from known(partial(self.ablation, *variant[1:]))
         for size in (longer(self.small), thinner(self.small)):
-            for row in self._known(self.followed):
-                yield from self._known(partial(self.runs, row, size))
+            for row in known(self.followed):
+                yield from known(partial(self.runs, row, size))
         for row in self.contenders:
-            yield from self._known(partial(self.rates, row))
+            yield from known(partial(self.rates, row))
         for row in self.contenders:
-            yield from self._known(partial(self.runs, row, self.large))
+            yield from known(partial(self.runs, row, self.large))
 
     def wanted_of(self, row: Contender, size: Size) -> Iterator[Trial]:
         """Those of `wanted` that tell of `row` at that size, for the table of it."""
         if size == self.small:
             yield from self._searched(row)
         else:
-            yield from self._known(partial(self.rates, row))
-        yield from self._known(partial(self.runs, row, size))
+            yield from known(partial(self.rates, row))
+        yield from known(partial(self.runs, row, size))
 
     def most_runs(self) -> int:
         """An upper bound: a search may end before its last trial, and runs may be the same."""
@@ -88,20 +81,15 @@ class Study:
 
     def tuning(self, row: Contender) -> list[Tried]:
         """Its trials at the small size, in order."""
-        return walk(row.start, row.ladders, lambda point: self.loss(self._tuned(row, self.small, point)))
+        made, lacking = self._search(row)
+        if lacking is not None:
+            raise NotMade(lacking)
+        return made
 
     def tried(self, row: Contender) -> tuple[list[Tried], bool]:
         """Its trials so far, and whether these are all."""
-        made: list[Tried] = []
-
-        def loss(point: Point) -> float:
-            made.append(Tried(point, self.loss(self._tuned(row, self.small, point))))
-            return made[-1].loss
-
-        try:
-            return walk(row.start, row.ladders, loss), True
-        except NotMade:
-            return made, False
+        made, lacking = self._search(row)
+        return made, lacking is None
 
     def rates(self, row: Contender) -> list[Trial]:
         """At the large size: the best rate of the small one, and its neighbours."""
@@ -158,16 +146,10 @@ class Study:
 
     def _searched(self, row: Contender) -> Iterator[Trial]:
         """The trials of its tuning so far, and the next one."""
-        yield from (self._tuned(row, self.small, one.point) for one in self.tried(row)[0])
-        try:
-            self.tuning(row)
-        except NotMade as gap:
-            yield gap.trial
+        made, lacking = self._search(row)
+        yield from (self._tuned(row, self.small, one.point) for one in made)
+        if lacking is not None:
+            yield lacking
 
-    @staticmethod
-    def _known(figure: Callable[[], list[Any]]) -> Iterator[Any]:
-        """What `figure` consists of; nothing if that cannot be told yet."""
-        try:
-            yield from figure()
-        except NotMade:
-            return
+    def _search(self, row: Contender) -> tuple[list[Tried], Any]:
+        return tried(row.start, row.ladders, lambda point: self.loss(self._tuned(row, self.small, point)))

@@ -9,8 +9,9 @@ from lowrank_core.cli.study import figures
 from lowrank_core.cli.study.contenders import Contender
 from lowrank_core.cli.study.figures import UNKNOWN, Figures
 from lowrank_core.cli.study.ladders import best, on_the_edge
+from lowrank_core.cli.study.search import NotMade
 from lowrank_core.cli.study.sizes import Size, longer, thinner
-from lowrank_core.cli.study.stages import ABLATED, PEERS, NotMade, Study
+from lowrank_core.cli.study.stages import ABLATED, PEERS, Study
 
 Seconds = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # by size, contender and what was measured
 

