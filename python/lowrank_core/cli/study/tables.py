@@ -141,7 +141,8 @@ def followed(study: Study) -> str:
     cells = []
     for row in rows:
         found = [figures.of(study, row, size) for size in (longer(study.small), thinner(study.small))]
-        cells.append([row.name, *(cell for one in found for cell in (difference(one), seen(one)))])
+        peer = row.name == PEERS[0]
+        cells.append([row.name, *("" if peer else cell for one in found for cell in (difference(one), seen(one)))])
     return markdown(head, cells)
 
 
