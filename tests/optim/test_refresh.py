@@ -178,6 +178,16 @@ def test_tiny_gradients_are_not_zero() -> None:
     assert optimizer.state[w]["proj.refreshes"] == 1
 
 
+@pytest.mark.parametrize("row", [0, 7])
+def test_a_gradient_of_one_row_is_not_zero(row: int) -> None:
+    w = torch.nn.Parameter(draw(8, 6))
+    optimizer = GaLoreAdamW([w], rank=2)
+    w.grad = torch.zeros_like(w)
+    w.grad[row, 5] = 1.0
+    optimizer.step()
+    assert optimizer.state[w]["proj.refreshes"] == 1
+
+
 def test_an_svd_that_fails_names_the_parameter_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = [torch.nn.Parameter(draw(8, 6)), torch.nn.Parameter(draw(6, 9))]
     optimizer = GaLoreAdamW([("good", pair[0]), ("bad", pair[1])], rank=2, update_proj_gap=2, projector="svd")

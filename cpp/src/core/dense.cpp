@@ -175,10 +175,12 @@ void copy(const Matrix& to, const Matrix& from) {
 }
 
 bool cholesky_upper(double* g, int64_t n, double floor) {
+  Buffer<double> column(n);
   for (int64_t i = 0; i < n; ++i) {
     double* row = g + i * n;
     std::fill(row, row + i, 0.0);
-    dense_level().subtract_rows(row + i, g + i, n, g + i, n, i, n - i);
+    for (int64_t k = 0; k < i; ++k) column[k] = g[k * n + i];
+    dense_level().subtract_rows(row + i, column.data(), 1, g + i, n, i, n - i);
     const double pivot = row[i];
     if (!(pivot > floor)) return false;  // also refuses a NaN
     const double root = std::sqrt(pivot);
@@ -188,7 +190,9 @@ bool cholesky_upper(double* g, int64_t n, double floor) {
 }
 
 void invert_upper(double* r, int64_t n) {
-  // Row i of the inverse from the rows below it: X_i = (e_i - sum_{j>i} r_ij X_j) / r_ii, bottom up.
+  // Row i of the inverse from the rows below it: X_i = (e_i - sum_{j>i} r_ij X_j) / r_ii, bottom up. A strip of columns
+  // ends the rows that reach it.
+  constexpr int64_t strip = 32;
   Buffer<double> row(n);
   for (int64_t i = n - 1; i >= 0; --i) {
     double* target = r + i * n;
@@ -196,7 +200,11 @@ void invert_upper(double* r, int64_t n) {
     std::memcpy(row.data() + i, target + i, sizeof(double) * size_t(n - i));
     std::memset(target + i, 0, sizeof(double) * size_t(n - i));
     target[i] = 1.0;
-    dense_level().subtract_rows(target + i + 1, row.data() + i + 1, 1, target + n + i + 1, n, below, below);
+    double* const behind = target + i + 1;
+    for (int64_t j = 0; j < below; j += strip) {
+      const int64_t end = std::min(below, j + strip);
+      dense_level().subtract_rows(behind + j, row.data() + i + 1, 1, behind + n + j, n, end, end - j);
+    }
     const double inverse = 1.0 / row[i];
     for (int64_t j = i; j < n; ++j) target[j] *= inverse;
   }

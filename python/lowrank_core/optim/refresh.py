@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import cast
@@ -39,7 +40,7 @@ def find(bucket: Bucket, slots: Sequence[Slot], grads: Sequence[Tensor], states:
       RuntimeError: the projector could not find one.
     """
     signals = [signal_of(bucket, grad, state) for grad, state in zip(grads, states, strict=True)]
-    live = [i for i, signal in enumerate(signals) if bool(signal.any())]
+    live = [i for i, signal in enumerate(signals) if bool(signal[:1].any()) or bool(signal.any())]
     try:
         subspaces = bucket.parts.projector.find(
             [query_of(bucket, slots[i], signals[i], states[i], int(states[i]["step"])) for i in live]
@@ -151,8 +152,11 @@ def hold(bucket: Bucket, slot: Slot, state: State, subspace: Subspace) -> None:
 
 def captured(subspace: Subspace, grad: Tensor) -> Tensor:
     """|R|_F^2 / |G|_F^2 of a gradient in the working dtype: 0-d float32 in [0, 1]."""
-    grad, _ = near_one(grad)
-    share = _frobenius(subspace.down(grad)) / _frobenius(grad)
+    whole = _frobenius(grad)
+    if not 2.0**-32 * math.sqrt(grad.numel()) <= float(whole) < 2.0**31:  # else `near_one` would change nothing
+        grad, _ = near_one(grad)
+        whole = _frobenius(grad)
+    share = _frobenius(subspace.down(grad)) / whole
     return share.square().clamp(max=1).float()  # rounding may put a whole share above 1
 
 

@@ -18,14 +18,26 @@ LRC_INLINE double fold(double* lane) {
   return lane[0];
 }
 
+// Number j of every kSums of them goes to sum j; the last ones are taken by vectors, too, with zeros behind the end.
 template <class T>
 double dot(const T* x, const T* y, int64_t n) {
-  double lane[kSums] = {};
+  constexpr int width = kLanes<double>, vectors = int(kSums) / width;
+  Vec<double> sum[vectors] = {};
   int64_t i = 0;
   for (; i + kSums <= n; i += kSums) {
-    for (int64_t j = 0; j < kSums; ++j) lane[j] += double(x[i + j]) * double(y[i + j]);
+    for (int v = 0; v < vectors; ++v) sum[v] += load<double>(x + i + v * width) * load<double>(y + i + v * width);
   }
-  for (int64_t j = 0; i < n; ++i, ++j) lane[j] += double(x[i]) * double(y[i]);
+#pragma GCC unroll 16
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t at = i + v * width, left = n - at;
+    if (left >= width) {
+      sum[v] += load<double>(x + at) * load<double>(y + at);
+    } else if (left > 0) {
+      sum[v] += load_first<double>(x + at, left) * load_first<double>(y + at, left);
+    }
+  }
+  double lane[kSums];
+  for (int v = 0; v < vectors; ++v) store_bits(lane + v * width, sum[v]);
   return fold(lane);
 }
 
@@ -35,28 +47,40 @@ struct Term {
   const T* row;
 };
 
-// y += sum over k of factor * row, in order, from element `j` on in strips of so many vectors, which stay in registers
-// meanwhile. Returns where the last whole one ends.
-template <int vectors, class T, class Terms>
-LRC_INLINE int64_t combine_strips(T* y, int64_t j, int64_t n, int64_t count, const Terms& term) {
-  constexpr int width = vectors * kLanes<T>;
-  for (; j + width <= n; j += width) {
-    Vec<T> sum[vectors];
-    for (int v = 0; v < vectors; ++v) sum[v] = load<T>(y + j + v * kLanes<T>);
-    for (int64_t k = 0; k < count; ++k) {
-      const Term<T> t = term(k);
-      const Vec<T> factor = broadcast(t.factor);
-      for (int v = 0; v < vectors; ++v) sum[v] += factor * load<T>(t.row + j + v * kLanes<T>);
-    }
-    for (int v = 0; v < vectors; ++v) store_bits(y + j + v * kLanes<T>, sum[v]);
+// y += sum over k of factor * row, in order, for as many vectors, which stay in registers meanwhile; vector v begins at
+// element at(v). Where two overlap both come to the same.
+template <int vectors, class T, class Terms, class At>
+LRC_INLINE void combine_vectors(T* y, int64_t count, const Terms& term, const At& at) {
+  Vec<T> sum[vectors];
+  for (int v = 0; v < vectors; ++v) sum[v] = load<T>(y + at(v));
+  for (int64_t k = 0; k < count; ++k) {
+    const Term<T> t = term(k);
+    const Vec<T> factor = broadcast(t.factor);
+    for (int v = 0; v < vectors; ++v) sum[v] += factor * load<T>(t.row + at(v));
   }
-  return j;
+  for (int v = 0; v < vectors; ++v) store_bits(y + at(v), sum[v]);
 }
 
-// The same for all n elements.
+// The same for all n elements: the last vector ends with them.
 template <class T, class Terms>
 LRC_INLINE void combine(T* y, int64_t n, int64_t count, const Terms& term) {
-  const int64_t j = combine_strips<1>(y, combine_strips<4>(y, 0, n, count, term), n, count, term);
+  constexpr int width = kLanes<T>;
+  int64_t j = 0;
+  for (; n - j >= 5 * width; j += 4 * width) {
+    combine_vectors<4>(y, count, term, [=](int v) { return j + v * width; });
+  }
+  const auto at = [=](int v) { return smaller(j + v * width, n - width); };
+  switch ((n - j + width - 1) / width) {
+    case 5:
+      return combine_vectors<5>(y, count, term, at);
+    case 4:
+      return combine_vectors<4>(y, count, term, at);
+    case 3:
+      return combine_vectors<3>(y, count, term, at);
+    case 2:
+      return combine_vectors<2>(y, count, term, at);
+  }
+  if (n - j == width) return combine_vectors<1>(y, count, term, at);
   for (int64_t k = 0; j < n && k < count; ++k) {
     const Term<T> t = term(k);
     for (int64_t i = j; i < n; ++i) y[i] += t.factor * t.row[i];
