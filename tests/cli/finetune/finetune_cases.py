@@ -96,3 +96,13 @@ def stock_logits(run: Any, base: Path, adapter: Path, auto: Any, **more: Any) ->
         alone = plain(**inputs).logits
         stock = peft.PeftModel.from_pretrained(plain, adapter).eval()(**inputs).logits
     return ours, stock, alone
+
+
+def assert_adapted(ours: Tensor, stock: Tensor, alone: Tensor) -> None:
+    """The same logits, summed in another order by some twenty products of up to 40 terms; and not those without."""
+    import torch
+    from testing import tolerance
+
+    bound = 20 * tolerance.gamma(40, torch.float32) * float(stock.abs().max())
+    torch.testing.assert_close(ours, stock, rtol=0, atol=bound)
+    assert float((stock - alone).abs().max()) > 100 * bound

@@ -6,26 +6,17 @@ import json
 import shutil
 
 import pytest
-import torch
 import transformers
 from cli_cases import flags
 from cli_states import assert_same, final_state
-from finetune_cases import LABELS, TINY, stock_logits, texts, tuned
+from finetune_cases import LABELS, TINY, assert_adapted, stock_logits, texts, tuned
 from lowrank_core.cli.finetune.config import METHODS
 from lowrank_core.cli.metrics import read
-from testing import tolerance
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the libraries say of their own future
 FEW = flags(steps=3, eval_every=3)
 # Rates at which the tiny model moves in three steps.
 RATES = {"lora+": 0.02, "loko": 1.0}
-
-
-def assert_adapted(ours, stock, alone) -> None:
-    """The same logits, summed in another order by some twenty products of up to 40 terms; and not those without."""
-    bound = 20 * tolerance.gamma(40, torch.float32) * float(stock.abs().max())
-    torch.testing.assert_close(ours, stock, rtol=0, atol=bound)
-    assert float((stock - alone).abs().max()) > 100 * bound
 
 
 @pytest.mark.parametrize("method", METHODS)

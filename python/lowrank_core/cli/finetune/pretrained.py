@@ -50,8 +50,8 @@ def load(place: Place, config: FinetuneConfig, labels: tuple[str, ...]) -> Pretr
         classes = {**labelled, "ignore_mismatched_sizes": True}  # a head of another task is made anew
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(place.folder, **where)
-        model, loaded = auto.from_pretrained(place.folder, **where, **classes, output_loading_info=True)
-        model = model.float()
+        loading = {**where, **classes, "dtype": torch.float32}
+        model, loaded = auto.from_pretrained(place.folder, **loading, output_loading_info=True)
     except Exception as failure:  # of any of the packages that transformers reads files with
         said = " ".join(str(failure).split()).rstrip(".")[:300] or type(failure).__name__
         raise CliError(
