@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, module) {
   lowrank::register_subspace_step(module);
   lowrank::register_subspace_step_lines(module);
   lowrank::register_subspace_step_plain(module);
+  lowrank::register_subspace_step_selected(module);
   lowrank::register_subspace_step_following(module);
   lowrank::register_subspace_step_sketched(module);
 }

@@ -16,6 +16,7 @@ void register_rsvd_augment(pybind11::module_& module);
 void register_subspace_step(pybind11::module_& module);
 void register_subspace_step_lines(pybind11::module_& module);
 void register_subspace_step_plain(pybind11::module_& module);
+void register_subspace_step_selected(pybind11::module_& module);
 void register_subspace_step_following(pybind11::module_& module);
 void register_subspace_step_sketched(pybind11::module_& module);
 

@@ -5,6 +5,7 @@
 
 #include "register.h"
 #include "subspace_step_moments.h"
+#include "subspace_step_roots.h"
 
 namespace py = pybind11;
 
@@ -33,12 +34,6 @@ PlainJob plain_job(const View& w, const View& g, const Moments& moments, size_t 
   job.second = moments.of_second(i, job.w.size, work);
   expect_step(job.first.storage == job.second.storage, "exp_avg_sq");
   return job;
-}
-
-Roots roots_of(const std::string& roots) {
-  if (roots == "rounded") return Roots::kRounded;
-  expect_step(roots == "mkl" && mkl_roots<float>() && mkl_roots<double>(), "roots");
-  return Roots::kMkl;
 }
 
 void bind_plain(const Writes& params, const Reads& grads, const Writes& first, const Writes& first_scales,
@@ -75,6 +70,12 @@ std::vector<int64_t> bind_nonfinite(const Reads& arrays) {
   return subspace_step::nonfinite_cpu(runs);
 }
 
+std::vector<double> bind_norms(const Reads& arrays) {
+  std::vector<Matrix> matrices;
+  for (const ReadArray& array : arrays) matrices.push_back(expect_step.matrix(array.view, "arrays"));
+  return subspace_step::norms_cpu(matrices);
+}
+
 void bind_count(const Writes& counts) {
   for (const WriteArray& count : counts) {
     expect_step(count.view.size() == 1 && count.view.dtype == DType::kFloat32, "counts");
@@ -91,6 +92,7 @@ void register_subspace_step_plain(py::module_& module) {
          "weight_decay"_a, "maximize"_a, "stochastic"_a, "fused"_a, "roots"_a,
          "AdamW with a list of weights that are not projected, rounded as torch's loop rounds.");
   kernel(module, "nonfinite", &bind_nonfinite, "arrays"_a, "The numbers of the contiguous arrays with inf or nan.");
+  kernel(module, "norms", &bind_norms, "arrays"_a, "The Frobenius norm of each matrix.");
   kernel(module, "count_step", &bind_count, "counts"_a, "Adds one to each count of steps, float32 of one element.");
 }
 

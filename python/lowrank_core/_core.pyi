@@ -54,6 +54,7 @@ __all__: list[str] = [
     "mkl_roots",
     "newton_schulz",
     "nonfinite",
+    "norms",
     "num_threads",
     "orthonormalize",
     "overlaps_itself",
@@ -66,6 +67,7 @@ __all__: list[str] = [
     "round_stochastic",
     "rsvd",
     "scaled_gradients",
+    "selected_step",
     "set_isa",
     "set_num_threads",
     "share_memory",
@@ -570,6 +572,11 @@ def nonfinite(arrays: collections.abc.Sequence[numpy.typing.ArrayLike]) -> list[
     The numbers of the contiguous arrays with inf or nan.
     """
 
+def norms(arrays: collections.abc.Sequence[numpy.typing.ArrayLike]) -> list[float]:
+    """
+    The Frobenius norm of each matrix.
+    """
+
 def num_threads() -> int:
     """
     Threads that the next kernel may use.
@@ -696,6 +703,36 @@ def scaled_gradients(
 ) -> None:
     """
     For each pair of factors: new_a <- (bᵀ b + damping I)⁻¹ grad_a, new_b <- grad_b (a aᵀ + damping I)⁻¹.
+    """
+
+def selected_step(
+    params: collections.abc.Sequence[numpy.typing.ArrayLike],
+    grads: collections.abc.Sequence[numpy.typing.ArrayLike],
+    lines: collections.abc.Sequence[numpy.typing.ArrayLike],
+    rows: collections.abc.Sequence[bool],
+    exp_avg: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg_scales: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg_sq: collections.abc.Sequence[numpy.typing.ArrayLike],
+    exp_avg_sq_scales: collections.abc.Sequence[numpy.typing.ArrayLike],
+    corrections: collections.abc.Sequence[
+        tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]
+    ],
+    steps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    seeds: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    *,
+    betas: tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex],
+    eps: typing.SupportsFloat | typing.SupportsIndex,
+    lr: typing.SupportsFloat | typing.SupportsIndex,
+    weight_decay: typing.SupportsFloat | typing.SupportsIndex,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    sign_scale: typing.SupportsFloat | typing.SupportsIndex,
+    maximize: bool,
+    stochastic: bool,
+    fused: bool,
+    roots: str,
+) -> None:
+    """
+    Adam of some rows or columns of each of a list of weights, and the sign of the gradient elsewhere.
     """
 
 def set_isa(level: str) -> None:

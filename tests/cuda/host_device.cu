@@ -19,6 +19,7 @@
 #include "lowrank_core/subspace_step_following.h"
 #include "lowrank_core/subspace_step_lines.h"
 #include "lowrank_core/subspace_step_plain.h"
+#include "lowrank_core/subspace_step_selected.h"
 #include "lowrank_core/subspace_step_sketched.h"
 #include "lowrank_core/view.h"
 
@@ -192,6 +193,7 @@ __device__ void loop(subspace_step::LoopFactors<T> f, T* x) {
   x[0] = loop_first<true>(f, x[1], x[2]) + loop_first<false>(f, x[1], x[2]);
   x[3] = loop_second<true>(f, x[4], x[5]) + loop_second<false>(f, x[4], x[5]);
   x[6] = loop_weight(f, x[7], x[0], root(x[3])) + product_and_sum<true>(x[8], x[9], x[10]);
+  x[11] = loop_direction(f, x[0], x[3]) + less_direction<true>(x[12], x[13], x[14], x[15]);
 }
 
 __global__ void subspace_step_loop(subspace_step::LoopFactors<float> narrow, subspace_step::LoopFactors<double> wide,

@@ -10,7 +10,7 @@ import lowrank_core as lc
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.optim import SCALE, FloraAdamW, GaLoreAdamW, SinkGD, devices, fused
+from lowrank_core.optim import SCALE, FloraAdamW, FrugalAdamW, GaLoreAdamW, SinkGD, devices, fused
 from lowrank_core.optim.loop import LowRankOptimizer
 from optim_cases import draw
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ WRITES: dict[str, tuple[str, ...]] = {
 PRIVATE = {  # PATHS and the test of lines call them
     "adamw_step": ("params", "exp_avg", "exp_avg_scales", "exp_avg_sq", "exp_avg_sq_scales"),
     "lines_step": ("params",),
+    "selected_step": ("params", "exp_avg", "exp_avg_scales", "exp_avg_sq", "exp_avg_sq_scales"),
     "sketched_step": ("params", "exp_avg", "exp_avg_scales", "row_means", "col_means"),
 }
 FRESH = {
@@ -37,7 +38,8 @@ FRESH = {
     "dequantize_int4_list",
     "encode_moment", "factored_directions", "factored_svd", "fast_bfloat16",
     "follow_step", "gaussian", "gemm", "int4_project", "kalman_diag_gain",
-    "kalman_diag_step", "mkl_roots", "newton_schulz", "nonfinite", "num_threads", "orthonormalize", "overlaps_itself",
+    "kalman_diag_step", "mkl_roots", "newton_schulz", "nonfinite", "norms", "num_threads", "orthonormalize",
+    "overlaps_itself",
     "qb", "quantize_int4", "range_finder", "rotate_moments", "round_stochastic", "rsvd", "share_memory",
     "scaled_gradients", "subspace_project",
     "taylor_error", "taylor_score",
@@ -96,6 +98,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "fused bfloat16": {"dtype": torch.bfloat16, "rounding": "stochastic"},
     "fused 3-D": {"shape": (8, 4, 3)},
     "sketched": {"method": FloraAdamW},
+    "selected": {"method": FrugalAdamW},
     "composed full": {"proj_type": "full"},
     "composed without kernels": {"kernels": False},
     "composed bfloat16": {"dtype": torch.bfloat16, "proj_type": "full", "rounding": "stochastic"},

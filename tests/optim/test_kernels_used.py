@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core import _core
-from lowrank_core.optim import ApolloAdamW, FiraAdamW, GaLoreAdamW, LowRankOptimizer, QGaLoreAdamW, devices, lifts
+from lowrank_core.optim import (
+    AdaRankGradAdamW,
+    ApolloAdamW,
+    FiraAdamW,
+    GaLoreAdamW,
+    LowRankOptimizer,
+    QGaLoreAdamW,
+    devices,
+    lifts,
+)
 from optim_cases import draw, same
 from testing import machine
 from torch import Tensor, nn
@@ -180,3 +189,20 @@ def test_gradients_that_a_kernel_has_read_are_not_read_again(monkeypatch: pytest
         trained([(24, 40), (40, 24)], torch.float32, steps)
         counts.append(len(read))
     assert counts == [2, 2, 4]  # by the steps that refresh alone
+
+
+def test_norms_of_all_weights_are_taken_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, compiled = [], _core.norms
+
+    def spy(arrays: list[Tensor]) -> list[float]:
+        counts.append(len(arrays))
+        return compiled(arrays)
+
+    monkeypatch.setattr(_core, "norms", spy)
+    weights = [nn.Parameter(draw(12, 9)) for _ in range(5)]
+    optimizer = AdaRankGradAdamW(weights, rank=3, update_proj_gap=2)
+    for _ in range(4):
+        for weight in weights:
+            weight.grad = draw(12, 9)
+        optimizer.step()
+    assert counts == [5] * 4

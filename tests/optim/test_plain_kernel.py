@@ -7,13 +7,15 @@ from itertools import product
 from math import prod
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lowrank_core import _core
+from lowrank_core.ops.subspace_step.plain import norms_list
 from lowrank_core.optim import GaLoreAdamW, plain, torch_rounding
 from lowrank_core.optim.devices import nonfinite
 from optim_cases import composed, draw, every_dtype, same
-from testing import machine
+from testing import machine, tolerance
 from torch import Tensor, nn
 
 # No element, one, parts of a block of codes and of a vector, more than a run that stays in a cache, more than a task.
@@ -226,3 +228,19 @@ def test_gradients_that_are_not_finite_are_named(dtype: torch.dtype, level: str)
             wrong = torch.zeros(40_000, dtype=dtype)
             wrong[place] = value
             assert nonfinite([*sound, wrong, *sound, wrong.view(200, 200).T]) == [5, 11], (value, place)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_norms(dtype: torch.dtype) -> None:
+    """Of numbers of any size that float64 can square, the same for any number of threads and for any strides."""
+    matrices = [draw(*shape, seed=i).to(dtype) for i, shape in enumerate([(1, 1), (7, 130), (300, 5), (0, 4)])]
+    matrices += [1e18 * matrices[1], torch.full((3, 3), 1e-18, dtype=dtype)]
+    found = norms_list(matrices)
+    for norm, matrix in zip(found, matrices, strict=True):
+        exact = float(np.sqrt(np.square(matrix.numpy().astype(np.longdouble)).sum()))
+        assert abs(norm - exact) <= tolerance.gamma(matrix.numel() + 2, torch.float64) * exact
+    for count in (1, 3):
+        with machine.threads(count):
+            assert norms_list(matrices) == found
+    turned = norms_list([matrix.T.contiguous().T for matrix in matrices])
+    assert turned == pytest.approx(found, rel=tolerance.gamma(910, torch.float64), abs=0)

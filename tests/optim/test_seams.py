@@ -228,10 +228,11 @@ class WhenQuiet(FixedGap):
     def layout(self) -> Layout:
         return {**super().layout(), **{f"quiet.{key}": Field((), "float32", Role.SHARE) for key in ("first", "now")}}
 
-    def observe(self, state: State, low: Tensor) -> None:
-        state["quiet.now"].copy_(torch.linalg.vector_norm(low))
-        first = state["quiet.first"]
-        first.copy_(torch.where(first == 0, state["quiet.now"], first))
+    def observe(self, states: Sequence[State], lows: Sequence[Tensor]) -> None:
+        for state, low in zip(states, lows, strict=True):
+            state["quiet.now"].copy_(torch.linalg.vector_norm(low))
+            first = state["quiet.first"]
+            first.copy_(torch.where(first == 0, state["quiet.now"], first))
 
     def due(self, slot: Slot, step: int, state: State) -> bool:
         if state["proj.refreshes"] == 0:

@@ -23,6 +23,7 @@ template <class T>
 struct LoopFactors {
   T toward, beta2, rest2;  // toward = 1 - beta1, rest2 = 1 - beta2
   T root2, eps, keep, step;
+  T gain;  // of a direction alone: scale / (1 - beta1^t)
 };
 
 LRC_HD float fused_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
@@ -47,6 +48,12 @@ LRC_HD T loop_weight(const LoopFactors<T>& f, T w, T m, T root_of_v) {
   return w * f.keep + (-f.step * m) / (root_of_v / f.root2 + f.eps);
 }
 
+// The direction by itself, as it is put beside others: m / (v.sqrt() / root2 + eps) * gain.
+template <class T>
+LRC_HD T loop_direction(const LoopFactors<T>& f, T m, T root_of_v) {
+  return m / (root_of_v / f.root2 + f.eps) * f.gain;
+}
+
 // ---- entry points ------------------------------------------------------------------------------------------------
 
 // Consecutive elements of any floating dtype.
@@ -68,6 +75,7 @@ struct PlainJob {
 struct PlainParams {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   double lr = 1e-3, weight_decay = 0.0;
+  double scale = 1.0;  // of a direction alone
   bool maximize = false, stochastic = false;
   bool fused = false;  // kFused above
   Roots roots = Roots::kRounded;
@@ -78,5 +86,8 @@ void plain_cpu(const std::vector<PlainJob>& jobs, const PlainParams& params);
 
 // The numbers of those of `runs` that hold inf or nan.
 std::vector<int64_t> nonfinite_cpu(const std::vector<Run>& runs);
+
+// |X|_F of each, summed in float64. Tier D1.
+std::vector<double> norms_cpu(const std::vector<Matrix>& matrices);
 
 }  // namespace lowrank::subspace_step

@@ -6,6 +6,7 @@
 #include "lowrank_core/subspace_step.h"
 #include "lowrank_core/subspace_step_lines.h"
 #include "lowrank_core/subspace_step_plain.h"
+#include "lowrank_core/subspace_step_selected.h"
 
 namespace lowrank::subspace_step {
 
@@ -94,6 +95,8 @@ struct MomentLevel {
 struct PlainLevel {
   // Elements [begin, end) of a weight that is not projected; begin is a multiple of the codecs' block.
   void (*step)(const PlainJob& job, const PlainParams& params, int64_t begin, int64_t end);
+  // The same of moments, with the directions in the place of weights; job.w is of the working dtype.
+  void (*direct)(const PlainJob& job, const PlainParams& params, int64_t begin, int64_t end);
 
   static const PlainLevel generic, avx2, avx512, avx512bf16;
 };
@@ -107,6 +110,17 @@ struct LinesLevel {
   void (*write)(const LinesWriteBack& p, int64_t begin, int64_t end);
 
   static const LinesLevel generic, avx2, avx512, avx512bf16;
+};
+
+struct SelectedLevel {
+  // Rows [begin, end) of the weight, of the dtype that it is stepped in: with the `directions` [end - begin, width] of
+  // its columns, or of these rows whole; or, if null, along signs alone.
+  void (*write)(const SelectedJob& job, const SelectedParams& params, int64_t begin, int64_t end,
+                const void* directions);
+  // to [end - begin, count] <- those columns of the gradient.
+  void (*gather)(const SelectedJob& job, int64_t begin, int64_t end, void* to);
+
+  static const SelectedLevel generic, avx2, avx512, avx512bf16;
 };
 
 struct WeightLevel {
@@ -130,6 +144,7 @@ struct WeightLevel {
 inline const MomentLevel& moment_level() { return at_level<MomentLevel>(); }
 inline const PlainLevel& plain_level() { return at_level<PlainLevel>(); }
 inline const LinesLevel& lines_level() { return at_level<LinesLevel>(); }
+inline const SelectedLevel& selected_level() { return at_level<SelectedLevel>(); }
 inline const WeightLevel& weight_level() { return at_level<WeightLevel>(); }
 
 }  // namespace lowrank::subspace_step

@@ -1,6 +1,8 @@
 // Weights that are not projected, and the check of gradients before a step.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <numeric>
 
 #include "lowrank_core/parallel.h"
 #include "subspace_step/level.h"
@@ -54,6 +56,17 @@ std::vector<int64_t> nonfinite_cpu(const std::vector<Run>& runs) {
     if (wrong[i]) found.push_back(int64_t(i));
   }
   return found;
+}
+
+std::vector<double> norms_cpu(const std::vector<Matrix>& matrices) {
+  std::vector<double> norms(matrices.size());
+  parallel_for(int64_t(matrices.size()), [&](int64_t i) {
+    const Matrix& x = matrices[size_t(i)];
+    std::vector<double> sums(size_t(x.cols));
+    weight_level().add_column_squares(sums.data(), x);
+    norms[size_t(i)] = std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0));
+  });
+  return norms;
 }
 
 }  // namespace lowrank::subspace_step

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lowrank_core.optim.devices import stays_on_device
+from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.parts.codecs import Codec, Float32
 from lowrank_core.optim.slots import Draw, Slot, State
@@ -66,6 +67,17 @@ class Bucket:
         if not self.projected or not self.parts.transport.restarts:
             return slot.draw(step)
         return Draw(slot.period_seed(state["proj.refreshes"]), step - state["proj.last_refresh"])
+
+    def clocks(self, draft: Draft, states: list[State]) -> tuple[list[int], list[int]]:
+        """`clock` of the coming step of each weight: numbers, and seeds where something is drawn."""
+        steps = [int(state["step"]) + 1 for state in states]
+        if not self.projected or not self.parts.transport.restarts:
+            return steps, draft.seeds(self.draws)
+        numbers = [step - int(state["proj.last_refresh"]) for step, state in zip(steps, states, strict=True)]
+        if not self.draws:
+            return numbers, [0] * len(numbers)
+        places = zip(draft.slots, states, strict=True)
+        return numbers, [slot.period_seed(state["proj.refreshes"]) for slot, state in places]
 
     @classmethod
     def of(cls, group: dict[str, Any], parts: Parts, alike: Alike, watches: tuple[Watch, ...] = ()) -> Bucket:

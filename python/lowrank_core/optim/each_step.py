@@ -60,10 +60,11 @@ def _choose(
     draws = [slot.draw(state["step"].item()) for slot, state in zip(slots, states, strict=True)]
     grads = [signed(bucket, grad.to(slot.work)) for slot, grad in zip(slots, grads, strict=True)]
     chosen = _chosen(bucket, grads, places, states, draws)
-    for slot, state, draw, (subspace, low) in zip(slots, states, draws, chosen, strict=True):
+    for slot, state, draw, (subspace, _) in zip(slots, states, draws, chosen, strict=True):
         if not (isinstance(subspace, All) and state["proj.refreshes"]):
             take(bucket, slot, state, subspace, draw.step - 1)
-        bucket.parts.schedule.observe(state, low)
+    if bucket.parts.schedule.observes:
+        bucket.parts.schedule.observe(states, [low for _, low in chosen])
     return chosen
 
 

@@ -29,7 +29,7 @@ from lowrank_core.optim.parts.projectors.following import Following
 from lowrank_core.optim.parts.projectors.gaussian import Gaussian
 from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomFrame, RandomizedSVD
 from lowrank_core.optim.parts.projectors.packed import PackedBasis
-from lowrank_core.optim.parts.projectors.selected import Whole
+from lowrank_core.optim.parts.projectors.selected import Blocks, DrawnLines, Whole
 from lowrank_core.optim.parts.projectors.selection import EachStepSelection
 from lowrank_core.optim.parts.residuals.drop import Drop
 from lowrank_core.optim.parts.residuals.fed_back import FedBack
@@ -46,6 +46,7 @@ from lowrank_core.optim.parts.rules.lines import Lines, MomentumLines, Sinkhorn
 from lowrank_core.optim.parts.rules.lion import Lion
 from lowrank_core.optim.parts.rules.newton_schulz import NewtonSchulz
 from lowrank_core.optim.plain import PlainStep
+from lowrank_core.optim.selected import SelectedStep
 from lowrank_core.optim.sketched import SketchedStep
 from lowrank_core.optim.slots import State
 from lowrank_core.optim.states import stored
@@ -93,9 +94,9 @@ class SubspaceStep:
         parts, lows = bucket.parts, draft.low or []
         params, counts = [matrix_of(slot) for slot in draft.slots], [state["step"] for state in states]
         bases = _bases(bucket, draft, states)
-        steps, seeds = _clocks(bucket, draft, states)
-        for state, low in zip(states, lows, strict=True):
-            parts.schedule.observe(state, low)
+        steps, seeds = bucket.clocks(draft, states)
+        if parts.schedule.observes:
+            parts.schedule.observe(states, lows)
         held = parts.residual.limits(states)
         limits = Limits(held, [parts.rule.unbias(step) for step in steps]) if held else None
         options = {**parts.rule.kernel(), **(parts.residual.kernel() or {})}
@@ -116,9 +117,9 @@ class FactoredStep(SubspaceStep):
 
     def finish(self, bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
         rule, lows, slots = cast(Adafactor, bucket.parts.rule), draft.low or [], draft.slots
-        steps, seeds = _clocks(bucket, draft, states)
-        for state, low in zip(states, lows, strict=True):
-            bucket.parts.schedule.observe(state, low)
+        steps, seeds = bucket.clocks(draft, states)
+        if bucket.parts.schedule.observes:
+            bucket.parts.schedule.observe(states, lows)
         factored_list(
             lows, *stored(states, "exp_avg_sq_row"), *stored(states, "exp_avg_sq_col"), steps, seeds,
             [rule.decay(step) for step in steps], eps=rule.eps, threshold=THRESHOLD,
@@ -132,16 +133,6 @@ class FactoredStep(SubspaceStep):
 def _second_moments(states: list[State]) -> tuple[list[Tensor], list[Tensor]]:
     """Values and scales of what a rule keeps beside its mean; none where it keeps nothing."""
     return next((found for name in _SECOND if (found := stored(states, name))[0]), ([], []))
-
-
-def _clocks(bucket: Bucket, draft: Draft, states: list[State]) -> tuple[list[int], list[int]]:
-    """The numbers of the step of each weight, and the seeds of what is drawn in it: `Bucket.clock`."""
-    steps = [int(state["step"]) + 1 for state in states]
-    if not bucket.parts.transport.restarts:
-        return steps, draft.seeds(bucket.draws)
-    places = zip(draft.slots, states, steps, strict=True)
-    clocks = [bucket.clock(slot, state, step) for slot, state, step in places]
-    return [clock.number() for clock in clocks], [clock.seed for clock in clocks]
 
 
 def _bases(bucket: Bucket, draft: Draft, states: list[State]) -> list[Tensor]:
@@ -176,6 +167,10 @@ FUSED |= {
         ((Lion, SubspaceStep()), (AdaBelief, SubspaceStep()), (Adafactor, FactoredStep())),
         _CODECS,
     )
+}
+FUSED |= {
+    ("cpu", projector, SignRest, Adam, moments): SelectedStep()
+    for projector, moments in product((DrawnLines, Blocks), _CODECS)
 }
 FUSED |= {("cpu", PackedBasis, Drop, Adam, moments): SubspaceStep() for moments in _CODECS}
 FUSED |= {("cpu", Gaussian, SketchedMomentum, Average, moments): SketchedStep() for moments in _CODECS}

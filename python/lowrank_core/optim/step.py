@@ -82,7 +82,8 @@ def _completed(
 ) -> Direction:
     """The direction that rule and residual make of a gradient, `signal` behind `enter`, `low` in its subspace."""
     parts = bucket.parts
-    parts.schedule.observe(state, low)
+    if parts.schedule.observes:
+        parts.schedule.observe([state], [low])
     draw = bucket.clock(slot, state, step)
     direction = ruled(parts.rule, parts.moment_codec, low, slot, state, draw)
     seen = Seen(signal, low, direction, subspace, slot.where(state), left, grad, draw)

@@ -20,7 +20,8 @@ LoopFactors<T> loop_factors(const PlainJob& job, const PlainParams& p) {
           .root2 = T(job.root2),
           .eps = T(p.eps),
           .keep = T(keep_factor(p.lr, p.weight_decay)),
-          .step = T(p.lr / job.correction1)};
+          .step = T(p.lr / job.correction1),
+          .gain = T(p.scale / job.correction1)};
 }
 
 template <bool kFused, class T, class G>
@@ -76,16 +77,17 @@ void write_run(const PlainJob& job, const PlainParams& p, const LoopFactors<T>& 
   });
 }
 
-// Elements [begin, begin + count), count <= kRun.
-template <class T>
-void step_run(const PlainJob& job, const PlainParams& p, const LoopFactors<T>& f, int64_t begin, int64_t count) {
+// Moves the moments of elements [begin, begin + count), count <= kRun; put(first, roots) says what becomes of them.
+template <class T, class Put>
+void step_run(const PlainJob& job, const PlainParams& p, const LoopFactors<T>& f, int64_t begin, int64_t count,
+              const Put& put) {
   T roots[kRun];
   if (std::is_same_v<T, double> || job.first.storage == Storage::kWork) {
     T* const first = static_cast<T*>(job.first.values) + begin;
     T* const second = static_cast<T*>(job.second.values) + begin;
     advance_run(job, p, f, first, second, begin, count);
     take_roots(p.roots, second, roots, count);
-    return write_run(job, p, f, first, roots, begin, count);
+    return put(first, roots);
   }
   if constexpr (std::is_same_v<T, float>) {
     const MomentLevel& codecs = MomentLevel::LRC_LEVEL;
@@ -96,7 +98,7 @@ void step_run(const PlainJob& job, const PlainParams& p, const LoopFactors<T>& f
     take_roots(p.roots, second, roots, count);
     codecs.encode(job.first, first, begin, begin + count, job.w.size, false, job.seed, job.step);
     codecs.encode(job.second, second, begin, begin + count, job.w.size, true, job.seed, job.step);
-    write_run(job, p, f, first, roots, begin, count);
+    put(first, roots);
   }
 }
 
@@ -104,11 +106,32 @@ template <class T>
 void step_as(const PlainJob& job, const PlainParams& p, int64_t begin, int64_t end) {
   const auto f = loop_factors<T>(job, p);
   const OneMklThread one;
-  for (int64_t i = begin; i < end; i += kRun) step_run(job, p, f, i, smaller(kRun, end - i));
+  for (int64_t i = begin; i < end; i += kRun) {
+    const int64_t count = smaller(kRun, end - i);
+    step_run(job, p, f, i, count,
+             [&](const T* first, const T* roots) { write_run(job, p, f, first, roots, i, count); });
+  }
+}
+
+template <class T>
+void direct_as(const PlainJob& job, const PlainParams& p, int64_t begin, int64_t end) {
+  const auto f = loop_factors<T>(job, p);
+  const OneMklThread one;
+  for (int64_t i = begin; i < end; i += kRun) {
+    const int64_t count = smaller(kRun, end - i);
+    step_run(job, p, f, i, count, [&](const T* first, const T* roots) {
+      T* const to = static_cast<T*>(job.w.data) + i;
+      for (int64_t j = 0; j < count; ++j) to[j] = loop_direction(f, first[j], roots[j]);
+    });
+  }
 }
 
 void step(const PlainJob& job, const PlainParams& p, int64_t begin, int64_t end) {
   job.w.dtype == DType::kFloat64 ? step_as<double>(job, p, begin, end) : step_as<float>(job, p, begin, end);
+}
+
+void direct(const PlainJob& job, const PlainParams& p, int64_t begin, int64_t end) {
+  job.w.dtype == DType::kFloat64 ? direct_as<double>(job, p, begin, end) : direct_as<float>(job, p, begin, end);
 }
 
 }  // namespace
@@ -116,6 +139,7 @@ void step(const PlainJob& job, const PlainParams& p, int64_t begin, int64_t end)
 
 namespace lowrank {
 
-constinit const subspace_step::PlainLevel subspace_step::PlainLevel::LRC_LEVEL = {.step = LRC_LEVEL::step};
+constinit const subspace_step::PlainLevel subspace_step::PlainLevel::LRC_LEVEL = {.step = LRC_LEVEL::step,
+                                                                                  .direct = LRC_LEVEL::direct};
 
 }  // namespace lowrank

@@ -61,3 +61,9 @@ def nonfinite_list(arrays: list[Array]) -> list[int] | None:
     except _core.ArrayError:
         return None
     return found
+
+
+def norms_list(arrays: list[Array]) -> list[float]:
+    """The Frobenius norm of each of some float matrices of any strides, summed in float64. Tier D1."""
+    found: list[float] = call_named("step", _core.norms, arrays, arrays={})
+    return found

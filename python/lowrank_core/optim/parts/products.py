@@ -19,6 +19,7 @@ from lowrank_core.ops.rsvd.factor import RESOLUTION, orthonormalize
 from lowrank_core.ops.rsvd.fixed_rank import rsvd_unrecorded
 from lowrank_core.ops.rsvd.lists import find_into, qb_list
 from lowrank_core.ops.rsvd.projection import project_back_unrecorded, project_unrecorded
+from lowrank_core.ops.subspace_step.plain import norms_list
 from lowrank_core.optim.devices import has_kernels
 from lowrank_core.optim.dtypes import name_of, work_dtype
 
@@ -171,6 +172,19 @@ def total(values: Tensor) -> Tensor:
     """0-d float64: the sum of a vector. torch splits a long sum by the number of threads, which shows in the bits."""
     column = values.double()[:, None]
     return project(column, torch.ones_like(column), "left").squeeze()
+
+
+def norms_of(matrices: Sequence[Tensor]) -> Tensor:
+    """[count] float32: |X|_F of each of some float32 or float64 matrices on one device, summed in float64."""
+    device = matrices[0].device
+    if has_kernels(device):
+        return torch.tensor(norms_list(list(matrices)), dtype=torch.float32, device=device)
+    dims = [1 if matrix.shape[0] > 1 else 0 for matrix in matrices]
+    lines = [
+        torch.linalg.vector_norm(matrix, dim=dim, dtype=torch.float64)
+        for matrix, dim in zip(matrices, dims, strict=True)
+    ]
+    return torch.stack([total(line.square()).sqrt() for line in lines]).float()
 
 
 def near_one(matrix: Tensor) -> tuple[Tensor, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -30,8 +31,13 @@ class Schedule(Protocol):
         """
         ...
 
-    def observe(self, state: State, low: Tensor) -> None:
-        """Looks at the gradient in its subspace, at every step. Waits for no device."""
+    @property
+    def observes(self) -> bool:
+        """True if `observe` does something."""
+        ...
+
+    def observe(self, states: Sequence[State], lows: Sequence[Tensor]) -> None:
+        """Looks at gradients in their subspaces, at every step. Waits for no device."""
         ...
 
     def looked(self, state: State, step: int, turn: Turn | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from lowrank_core.checks import is_number, require
 from lowrank_core.memory.storage import Layout, convergence_fields
-from lowrank_core.optim.parts.products import total
+from lowrank_core.optim.parts.products import norms_of
 from lowrank_core.optim.parts.rules import Turn
 from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
 from lowrank_core.optim.slots import Slot, State
@@ -49,12 +50,12 @@ class Convergence(FixedGap):
         first, mean = state["convergence.first"], state["convergence.mean"]
         return bool((first > 0) & (mean <= self.share * first))
 
-    def observe(self, state: State, low: Tensor) -> None:
-        lines = torch.linalg.vector_norm(low, dim=1 if low.shape[0] > 1 else 0, dtype=torch.float64)
-        norm = total(lines.square()).sqrt().float()
-        first, mean = state["convergence.first"], state["convergence.mean"]
-        mean.copy_(torch.where(first == 0, norm, torch.lerp(norm, mean, MEMORY)))
-        first.copy_(torch.where(first == 0, norm, first))
+    def observe(self, states: Sequence[State], lows: Sequence[Tensor]) -> None:
+        norms = norms_of(lows)
+        firsts, means = ([state[f"convergence.{key}"] for state in states] for key in ("first", "mean"))
+        first, mean = torch.stack(firsts), torch.stack(means)
+        torch._foreach_copy_(means, torch.where(first == 0, norms, torch.lerp(norms, mean, MEMORY)).unbind())
+        torch._foreach_copy_(firsts, torch.where(first == 0, norms, first).unbind())
 
     def looked(self, state: State, step: int, turn: Turn | None) -> None:
         super().looked(state, step, turn)

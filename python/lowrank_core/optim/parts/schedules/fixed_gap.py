@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,7 +41,11 @@ class FixedGap:
         passed = (step - phase) // self.gap > (last - phase) // self.gap
         return passed or state["proj.refreshes"] == 0
 
-    def observe(self, state: State, low: Tensor) -> None:
+    @property
+    def observes(self) -> bool:
+        return type(self).observe is not FixedGap.observe
+
+    def observe(self, states: Sequence[State], lows: Sequence[Tensor]) -> None:
         pass
 
     def looked(self, state: State, step: int, turn: Turn | None) -> None:

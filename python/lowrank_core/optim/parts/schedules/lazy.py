@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -29,6 +31,7 @@ class LazyGap:
       and not the first alone, no sign enters, the queue is emptied when the gap grows, and the gap has a limit.
     """
 
+    observes: ClassVar[bool] = False
     gap: int = 200
     stagger: Stagger = "auto"
     cos_threshold: float = 0.4
@@ -58,7 +61,7 @@ class LazyGap:
         """Steps from one refresh to the next, after the gap has grown that many times."""
         return int(min(self.gap * self.gamma**grown, max(self.gap, MAX_GAP)))
 
-    def observe(self, state: State, low: Tensor) -> None:
+    def observe(self, states: Sequence[State], lows: Sequence[Tensor]) -> None:
         pass
 
     def looked(self, state: State, step: int, turn: Turn | None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,13 +17,15 @@ from lowrank_core.optim.slots import Slot, State
 class Never:
     """For projectors that choose in each step, or that have nothing to look for."""
 
+    observes: ClassVar[bool] = False
+
     def layout(self) -> Layout:
         return refresh_fields()
 
     def due(self, slot: Slot, step: int, state: State) -> bool:
         return False
 
-    def observe(self, state: State, low: Tensor) -> None:
+    def observe(self, states: Sequence[State], lows: Sequence[Tensor]) -> None:
         pass
 
     def looked(self, state: State, step: int, turn: Turn | None) -> None:
