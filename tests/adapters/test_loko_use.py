@@ -129,6 +129,7 @@ def test_what_does_not_fit_is_refused_by_a_sentence() -> None:
         (net(x), torch.full((2,), -100), "`targets` must have a class that counts"),
         (net(x), torch.zeros(2), r"`targets` must be \[2, 3\]"),
         (net(x), torch.tensor([0, 3]), "`targets` must be classes from 0 to 2, or -100, got 3"),
+        (net(x), y.to("meta"), "`targets` must be on cpu, got 'meta'"),
         (net(x), torch.tensor([-1, 1]), "`targets` must be classes from 0 to 2, or -100, got -1"),
     ]
     for outputs, targets, message in cases:

@@ -114,6 +114,14 @@ def test_mergers_that_are_refused(pairs: Any, weights: Any, rank: int, match: st
         adapters.merge_adapters(pairs, weights, rank)
 
 
+@pytest.mark.parametrize(
+    ("key", "pairs", "weights"), [("pairs", None, [1.0]), ("weights", [], 1.0), ("pairs", "b", [1.0])]
+)
+def test_what_is_no_list_is_refused(key: str, pairs: Any, weights: Any) -> None:
+    with pytest.raises(TypeError, match=f"^merge_adapters: `{key}` must be a list, got"):
+        adapters.merge_adapters(pairs, weights, 1)
+
+
 def test_extractions_that_are_refused() -> None:
     base = torch.zeros(M, N)
     for args, match in [
@@ -185,4 +193,15 @@ def test_files_come_back_as_they_were(tmp_path: Path) -> None:
     assert read.config == {"peft_type": "LORA", **config}
     assert state.keys() == read.state.keys() and all(torch.equal(x, read.state[key]) for key, x in state.items())
     with pytest.raises(FileNotFoundError):
+        adapters.read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "name"),
+    [(b"{", b"", "adapter_config.json"), (b"{}", b"123", "adapter_model.safetensors")],
+)
+def test_files_that_cannot_be_read_are_named(config: bytes, tensors: bytes, name: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_bytes(config)
+    (tmp_path / "adapter_model.safetensors").write_bytes(tensors)
+    with pytest.raises(ValueError, match=f"^read_adapter: `folder` must hold what PEFT saves, got .*{name}: "):
         adapters.read_adapter(tmp_path)

@@ -221,3 +221,62 @@ def test_layers_are_put_in_place_once(name: str, there: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: `model` must have no adapters yet, got one with them in `0`"):
         CLASSES[name](model, **KEYS[name])
     assert [type(module) for module in model.modules()] == before
+
+
+def scaled(name: str, scaler: torch.amp.GradScaler, *, spoil: int | None = None) -> tuple[nn.Module, Any]:
+    """Three steps by a scaler, which finds an infinite gradient in step `spoil`."""
+    model, optimizer = made(name)
+    for step in range(3):
+        optimizer.zero_grad()
+        draw = torch.Generator().manual_seed(step)
+        x, y = torch.randn(7, 6, generator=draw), torch.randint(4, (7,), generator=draw)
+        scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+        kept = values(model), copy.deepcopy(optimizer.state_dict())
+        if step == spoil:
+            next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[0] = torch.inf  # type: ignore[union-attr]
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        if step == spoil:
+            assert same(kept[0], values(model))
+            for key, state in kept[1]["state"].items():
+                now = optimizer.state_dict()["state"][key]
+                assert all(torch.equal(torch.as_tensor(now[entry]), torch.as_tensor(x)) for entry, x in state.items())
+    return model, optimizer
+
+
+@every
+def test_a_scaler_changes_no_bit_and_skips_what_overflows(name: str) -> None:
+    off, on = (scaled(name, torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=on))[0] for on in (False, True))
+    assert same(values(off), values(on))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    _, optimizer = scaled(name, scaler, spoil=1)
+    assert scaler.get_scale() == 2.0**9
+    assert {int(state["step"]) for state in optimizer.state.values() if "step" in state} == {2}
+
+
+@every
+def test_what_is_no_module_is_refused_by_the_name_of_the_class(name: str) -> None:
+    model = model_for(name)
+    if name == "LoKO":  # which takes parameters, too
+        return
+    with pytest.raises(TypeError, match=f"^{CLASSES[name].__name__}: `model` must be a torch.nn.Module, got list"):
+        CLASSES[name](list(model.parameters()), **KEYS[name])
+
+
+@pytest.mark.parametrize("name", PLACING)
+def test_a_model_that_is_the_layer_itself_is_refused(name: str) -> None:
+    layer = nn.Linear(6, 5)
+    with pytest.raises(ValueError, match=r"`model` must hold the linear layers .*, got 'Linear'; wrap it"):
+        CLASSES[name](layer, **KEYS[name])
+    assert layer.weight.requires_grad and [key for key, _ in layer.named_modules()] == [""]
+
+
+@pytest.mark.parametrize("name", ["ScaledAdamW", "LoRAProAdamW", "ALLoRAAdamW"])
+def test_parameters_of_another_model_are_refused(name: str) -> None:
+    model, other = model_for(name), model_for(name)
+    inner = [p for key, p in model.named_parameters() if key.endswith("lora_A")]
+    for params in (list(other.parameters()), inner):
+        message = rf"^{name}: `params` must hold both factors .*, got '{len(params)} without'"
+        with pytest.raises(ValueError, match=message):
+            CLASSES[name](model, params)

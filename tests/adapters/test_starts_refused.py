@@ -125,3 +125,9 @@ def test_losses_and_layers_that_do_not_fit() -> None:
     refused(unused, f"`batches` must have at least {RANK} tokens for 3, got 0; give more", "eva", **keys)
     with pytest.raises(TypeError, match=r"`batches` must be dicts of arguments of `model`, got Tensor; give `loss_fn"):
         adapters.init_lora_(model(), "eva", batches=batches())
+
+
+@pytest.mark.parametrize("keys", [{"batches": 5}, {"batches": [1], "loss_fn": "mean"}])
+def test_what_is_no_list_or_no_function(keys: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"^init_lora_: `(batches|loss_fn)` must be a .*, got (int|str)$"):
+        adapters.init_lora_(model(), "eva", **keys)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.adapters.find import Pair, find_pairs
+from lowrank_core.adapters.find import Pair, find_pairs, require_module
 from lowrank_core.adapters.fixed import IN_FLOAT32, check_fixed
 from lowrank_core.adapters.layers import AdaLoRALinear
 from lowrank_core.adapters.placing import linear_targets, put_in_place, saved_words, train_only
@@ -122,6 +122,7 @@ class AdaLoRA(LowRankOptimizer):
         check_values(op, keys)
         check_keys(op, betas, eps)
         Adam(smoothing)  # two numbers in [0, 1)
+        require_module(op, model)
         found = [pair for pair in find_pairs(model) if pair.values is not None]
         own = not found
         if own:

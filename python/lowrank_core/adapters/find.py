@@ -93,9 +93,14 @@ def find_pairs(model: nn.Module, *, adapter: str | None = None) -> list[Pair]:
       >>> adapters.find_pairs(torch.nn.Linear(3, 2))
       []
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"find_pairs: `model` must be a torch.nn.Module, got {type(model).__name__}")
+    require_module("find_pairs", model)
     return [pair for name, module in model.named_modules() for pair in _pairs_of(name, module, adapter)]
+
+
+def require_module(op: str, model: object) -> None:
+    """Raises TypeError if `model` is no module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: `model` must be a torch.nn.Module, got {type(model).__name__}")
 
 
 def require_pairs(op: str, model: nn.Module, *, trained: bool = True) -> list[Pair]:
@@ -104,8 +109,7 @@ def require_pairs(op: str, model: nn.Module, *, trained: bool = True) -> list[Pa
     Raises:
       TypeError: `model` is no module. ValueError: there is none.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{op}: `model` must be a torch.nn.Module, got {type(model).__name__}")
+    require_module(op, model)
     found = find_pairs(model)
     kept = [pair for pair in found if pair.trained or not trained]
     if not found:

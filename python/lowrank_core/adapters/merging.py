@@ -58,6 +58,9 @@ def merge_adapters(pairs: Sequence[Any], weights: Sequence[float], rank: int) ->
       >>> torch.allclose(b @ a, 0.5 * (one[0] @ one[1] + other[0] @ other[1]), atol=1e-6)
       True
     """
+    for key, given in (("pairs", pairs), ("weights", weights)):
+        if not isinstance(given, Iterable) or isinstance(given, str):
+            raise TypeError(f"{_MERGE}: `{key}` must be a list, got {type(given).__name__}")
     pairs, weights = list(pairs), list(weights)
     require(len(pairs) > 0, _MERGE, "pairs", "have one or more", len(pairs))
     fits = len(weights) == len(pairs) and all(is_number(weight) for weight in weights)

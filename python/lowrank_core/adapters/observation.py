@@ -173,6 +173,7 @@ def checked(op: str, outputs: object, targets: object) -> tuple[Tensor, Tensor]:
     if not outputs.is_floating_point():
         raise TypeError(f"{op}: `outputs` must be floating-point, got {outputs.dtype}")
     require(outputs.ndim >= 2, op, "outputs", "be [B, C], or [B, L, V] of a language model", list(outputs.shape))
+    require(targets.device == outputs.device, op, "targets", f"be on {outputs.device}", str(targets.device))
     floats = targets.is_floating_point()
     wanted = outputs.shape if floats else outputs.shape[:-1]
     if targets.shape != wanted:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lowrank_core.adapters.find import Pair, require_pairs
 from lowrank_core.adapters.fixed import UNPROJECTED, check_fixed
+from lowrank_core.checks import require
 from lowrank_core.optim.base import Params
 from lowrank_core.optim.gathering import Drafts
 from lowrank_core.optim.loop import LowRankOptimizer
@@ -42,6 +43,10 @@ class PairOptimizer(LowRankOptimizer):
         keys = {key: value for key, value in keys_of(arguments).items() if key != "model"}
         own_keys(type(self).__name__, arguments["torch_keys"], keys)  # `UNPROJECTED` has none that can be given
         super().__init__(params, {**UNPROJECTED, **keys}, arguments["torch_keys"])
+        given = {param for group in self.param_groups for param in group["params"]}
+        rule = "hold both factors of one of the adapters of `model` or more"
+        met = any(pair.a in given and pair.b in given for pair in self.pairs)
+        require(met, type(self).__name__, "params", rule, f"{len(given)} without", "pass those of this model")
 
     @classmethod
     def parts(cls, group: dict[str, Any], weight: Tensor) -> Parts:

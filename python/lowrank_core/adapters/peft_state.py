@@ -122,7 +122,8 @@ def read_adapter(folder: str | Path) -> PeftAdapter:
     """The adapter in a folder that PEFT's `save_pretrained` or `save_adapter` has written.
 
     Raises:
-      FileNotFoundError: a file of it is missing. ModuleNotFoundError: safetensors is not installed.
+      FileNotFoundError: a file of it is missing. ValueError: one cannot be read. ModuleNotFoundError: safetensors is
+        not installed.
 
     Example:
       >>> import tempfile, torch
@@ -134,8 +135,15 @@ def read_adapter(folder: str | Path) -> PeftAdapter:
       (torch.Size([1, 6]), {'peft_type': 'LORA', 'r': 1})
     """
     place = Path(folder)
-    config = json.loads((place / _CONFIG).read_text(encoding="utf-8"))
-    return PeftAdapter(_safetensors("read_adapter").load_file(place / _TENSORS), config)
+    text, library = (place / _CONFIG).read_text(encoding="utf-8"), _safetensors("read_adapter")
+    broken = import_module("safetensors").SafetensorError
+    try:
+        config = json.loads(text)
+        state = library.load_file(place / _TENSORS)
+    except (json.JSONDecodeError, broken) as error:
+        name = _CONFIG if isinstance(error, json.JSONDecodeError) else _TENSORS
+        raise ValueError(f"read_adapter: `folder` must hold what PEFT saves, got {place / name}: {error}") from None
+    return PeftAdapter(state, config)
 
 
 def _pair(op: str, adapter: object) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:

@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
-from lowrank_core.adapters.find import find_pairs
+from lowrank_core.adapters.find import find_pairs, require_module
 from lowrank_core.adapters.layers import USVLinear
 from lowrank_core.adapters.quantized import is_quantized
 from lowrank_core.checks import require, words_of
@@ -24,6 +24,7 @@ def linear_targets(
     Raises:
       TypeError: `model` is no module. ValueError: it has adapters already, or no layer is meant.
     """
+    require_module(op, model)
     names, words = names_of(op, model), words_of(op, "exclude", exclude)
     there = [pair.name for pair in find_pairs(model)]
     there += [name for name, module in model.named_modules() if isinstance(module, USVLinear)]
@@ -40,6 +41,8 @@ def linear_targets(
         if isinstance(module, nn.Linear) and module.weight in wanted and not any(word in name for word in words)
     ]
     require(bool(found), op, "target_modules", "mean a linear layer that is not excluded", target_modules)
+    rule = "hold the linear layers in whose places others are put"
+    require("" not in found, op, "model", rule, type(model).__name__, "wrap it in torch.nn.Sequential")
     return found
 
 
@@ -53,6 +56,7 @@ def put_in_place(model: nn.Module, names: list[str], make: Callable[[nn.Linear, 
 
 def saved_words(op: str, model: nn.Module, given: str | Iterable[str]) -> tuple[str, ...]:
     """The words of `modules_to_save`, each of which must be in the name of a parameter."""
+    require_module(op, model)
     words, names = words_of(op, "modules_to_save", given), [name for name, _ in model.named_parameters()]
     for word in words:
         rule = "have words that are in the name of a parameter"

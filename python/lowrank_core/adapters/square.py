@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.adapters.find import Pair
+from lowrank_core.adapters.find import Pair, require_module
 from lowrank_core.adapters.layers import LoRALinear
 
 
@@ -142,8 +142,7 @@ def fold_square_(model: nn.Module) -> int:
       >>> adapters.fold_square_(model), [name for name, p in model.named_parameters() if p.requires_grad]
       (1, ['0.lora_A', '0.lora_B'])
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"fold_square_: `model` must be a torch.nn.Module, got {type(model).__name__}")
+    require_module("fold_square_", model)
     count = 0
     for module in list(model.modules()):
         found = cast(Any, module)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.adapters.decompose import Search
-from lowrank_core.adapters.find import Pair, find_pairs
+from lowrank_core.adapters.find import Pair, find_pairs, require_module
 from lowrank_core.adapters.products import with_product
 from lowrank_core.adapters.square import is_square, put_square
 from lowrank_core.adapters.starts.base_weight import BaseWeight, Fault, base_weight
@@ -112,8 +112,7 @@ def init_lora_(
       >>> torch.allclose(model(x), before, atol=1e-5), bool(model[0].lora_B.any())
       (True, True)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{OP}: `model` must be a torch.nn.Module, got {type(model).__name__}")
+    require_module(OP, model)
     require_choice(OP, "method", method, METHODS)
     start = METHODS[method]
     require(is_count(seed, 0) and seed <= MAX_SEED, OP, "seed", "be an int, 0 <= seed < 2**63", seed)
@@ -127,6 +126,10 @@ def init_lora_(
     require(is_number(rho, 1.0), OP, "rho", "be a number >= 1", rho)
     fix = "give a few, such as 8 of the training data"
     require(batches is not None or not start.data, OP, "batches", f'be given for method "{method}"', None, fix)
+    if not (batches is None or isinstance(batches, Iterable)):
+        raise TypeError(f"{OP}: `batches` must be a list of batches or a loader, got {type(batches).__name__}")
+    if not (loss_fn is None or callable(loss_fn)):
+        raise TypeError(f"{OP}: `loss_fn` must be a function of model and batch, got {type(loss_fn).__name__}")
     targets = _targets(model, method, start, adapter)
     search = Search(OP, int(oversample), int(niter), int(seed))
     settings = Settings(batches, loss_fn, search, gamma, eta, std, cosine, rho, at_once)
