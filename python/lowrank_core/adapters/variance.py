@@ -38,8 +38,8 @@ def starts(model: nn.Module) -> dict[Tensor, float]:
 
     the last with what B may become, so that B = 0 gives the mean square of A; where A = 0 the roles change. Of a matrix
     S between frozen factors, or of numbers e between factors, p = ‖W‖² / (c² ‖B‖² ‖A‖²), or with the sum over k of
-    ‖b_k‖² ‖a_k‖²; the factors around e have their own mean square. A weight that cannot be looked at counts as one whose
-    rows have norm 1. Experts that share a parameter share the mean.
+    ‖b_k‖² ‖a_k‖²; the factors around e have their own mean square. A weight that cannot be looked at counts as one with
+    rows of norm 1. Experts that share a parameter share the mean.
     """
     found: dict[Tensor, list[float]] = defaultdict(list)
     for pair in find_pairs(model):
