@@ -177,6 +177,18 @@ def test_scalar_and_fixed_and_ggn() -> None:
         assert close(found, torch.diag(y) - torch.outer(y, y) + 0.25 * torch.eye(M, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("name", ["ema_pre", "ema_post", "innovation", "fixed"])
+def test_an_estimate_goes_to_the_device_of_the_outputs(name: str) -> None:
+    """The device meta stands for one that is not the host."""
+    policy = noise.noise_policy(name, 3)
+    for _ in range(2):  # the second time with what is kept from the first
+        e, a = torch.empty(3, device="meta"), torch.empty(3, 3, dtype=torch.float64, device="meta")
+        assert policy.before(e, a).device.type == "meta"
+        policy.after(e, a, a)
+        assert policy.r.device.type == "meta"
+        policy.load_state_dict({"r": torch.eye(3, dtype=torch.float64)})  # as a file gives it
+
+
 @pytest.mark.parametrize("name", noise.POLICIES)
 def test_a_saved_estimator_continues_with_the_same_bits(name: str) -> None:
     h, e, p = model()

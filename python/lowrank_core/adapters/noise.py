@@ -34,7 +34,8 @@ class NoisePolicy:
         self.r = r0 * torch.eye(m, dtype=torch.float64)
 
     def before(self, e: Tensor, a: Tensor) -> Tensor:
-        """R for this step."""
+        """R for this step, on the device of `e`."""
+        self.r = self.r.to(e.device)
         return self.r
 
     def after(self, e: Tensor, a: Tensor, a_after: Tensor) -> None:
@@ -48,7 +49,7 @@ class NoisePolicy:
         self.r = state["r"].clone()
 
     def _mean(self, found: Tensor) -> None:
-        self.r = self.beta * self.r + (1.0 - self.beta) * found.detach()
+        self.r = self.beta * self.r.to(found.device) + (1.0 - self.beta) * found.detach()
 
 
 class EmaPre(NoisePolicy):
