@@ -10,7 +10,9 @@
 
 namespace lowrank::subspace_step {
 
-constexpr int64_t kShare = 8;  // a weight of more than this part of all is worked on by all threads
+// A weight of more than this part of what is one thread's share of all is worked on by all threads: side by side it
+// might leave the others without work for as long.
+constexpr int64_t kPartOfShare = 2;
 
 inline int64_t size_of(const Matrix& m) { return m.rows * m.cols; }
 
@@ -26,8 +28,9 @@ void for_each_job(const std::vector<J>& jobs, const One& one) {
   }
   std::stable_sort(order.begin(), order.end(),
                    [](auto* left, auto* right) { return size_of(left->w) > size_of(right->w); });
+  const int64_t parts = kPartOfShare * max_threads();
   size_t first = 0;
-  for (; first < order.size() && size_of(order[first]->w) * kShare > total; ++first) one(*order[first]);
+  for (; first < order.size() && size_of(order[first]->w) * parts > total; ++first) one(*order[first]);
   parallel_for(int64_t(order.size() - first), [&](int64_t i) { one(*order[first + size_t(i)]); });
 }
 
