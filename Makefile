@@ -21,7 +21,7 @@ FORMATTED = $(shell find cpp cuda tests/cpp tests/cuda -name '*.h' -o -name '*.c
 .PHONY: FORCE help train test test-all bench study study-adapters hosting format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
   floor mutate clean distclean
 help:  ## this list
-	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' Makefile | expand -t 16
 
 # ---- set-up ------------------------------------------------------------------------------------------------------
 
