@@ -45,6 +45,7 @@ Rule rule_of(const std::string& rule) {
   if (rule == "adam") return Rule::kAdam;
   if (rule == "adabelief") return Rule::kAdaBelief;
   if (rule == "lion") return Rule::kLion;
+  if (rule == "given") return Rule::kGiven;
   expect(rule == "momentum", "rule");
   return Rule::kMomentum;
 }

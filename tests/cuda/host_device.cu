@@ -182,7 +182,7 @@ __device__ void rules(subspace_step::Factors<T> f, T* x) {
   using namespace subspace_step;
   x[0] = adam(f, x[1], x[2], x[3]) + adam(f, x[1], x[2], x[3], x[27]) + lion(f, x[4], x[5]) + momentum(f, x[6], x[7]) +
          sign(x[8]) + root(x[9]) + average(f, x[28], x[29]) + adabelief(f, x[1], x[2], x[3], x[27]) +
-         corrected(f, x[1], x[2], x[27]) + T(has_second(Rule::kLion));
+         corrected(f, x[1], x[2], x[27]) + T(has_second(Rule::kLion)) + T(has_first(Rule::kLion));
   x[10] = write_back(x[11], x[12], x[13], folded_direction(x[14], x[15], x[16], x[17]));
   x[18] = less_scaled(x[10], x[19], x[20]) + less_sign(x[10], x[21], x[22], x[23], x[24]) + sign_above(x[25], x[26]);
 }

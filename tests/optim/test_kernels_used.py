@@ -111,7 +111,7 @@ def test_other_rules_and_residuals(
 @pytest.mark.parametrize("moment_dtype", MOMENTS)
 def test_directions_of_adafactor_are_lifted_by_a_kernel(update: Spy, moment_dtype: str) -> None:
     trained([*SHAPES, (9, 30)], torch.float32, rule="adafactor", moment_dtype=moment_dtype)
-    assert update.counts == [4, 1] * 3  # four directions are held at a time
+    assert update.counts == [5] * 3
 
 
 @pytest.mark.parametrize("projector", PROJECTORS)
@@ -206,3 +206,26 @@ def test_norms_of_all_weights_are_taken_in_one_call(monkeypatch: pytest.MonkeyPa
             weight.grad = draw(12, 9)
         optimizer.step()
     assert counts == [5] * 4
+
+
+@pytest.mark.parametrize(("allowed", "sizes"), [(10**6, [4]), (1, [1] * 8)], ids=["kept", "one by one"])
+def test_packed_bases_are_decoded_once_in_a_step_if_they_may_be_kept(
+    allowed: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the step is the same."""
+    keys: dict[str, Any] = {"kind": QGaLoreAdamW, "update_proj_gap": 100}
+    monkeypatch.setattr(lifts, "_MADE_IN_ANY_CASE", 10**6)
+    expected, compiled = trained(SHAPES, torch.float32, **keys), _core.dequantize_int4_list
+    monkeypatch.setattr(lifts, "_MADE_IN_ANY_CASE", allowed)
+    counts: list[int] = []
+
+    def spy(out: list[Tensor], *lists: Any, **options: Any) -> None:
+        counts.append(len(out))
+        compiled(out, *lists, **options)
+
+    monkeypatch.setattr(_core, "dequantize_int4_list", spy)
+    trained(SHAPES, torch.float32, steps=2, **keys)
+    before = len(counts)
+    counts.clear()
+    assert same(expected, trained(SHAPES, torch.float32, steps=3, **keys))
+    assert counts[before:] == sizes  # of the third step

@@ -29,10 +29,11 @@
 
 namespace lowrank::subspace_step {
 
-enum class Rule : uint8_t { kAdam, kAdaBelief, kLion, kMomentum, kAverage };
+enum class Rule : uint8_t { kAdam, kAdaBelief, kLion, kMomentum, kAverage, kGiven };  // kGiven: R is N already
 enum class Residual : uint8_t { kDrop, kScaled, kSign, kChannel, kTensor };
 
-// Whether a rule keeps a second moment.
+// Whether a rule keeps a moment, and a second one.
+LRC_HD bool has_first(Rule rule) { return rule != Rule::kGiven; }
 LRC_HD bool has_second(Rule rule) { return rule == Rule::kAdam || rule == Rule::kAdaBelief; }
 
 // ---- mathematics -------------------------------------------------------------------------------------------------

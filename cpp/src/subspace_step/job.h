@@ -36,6 +36,7 @@ void for_each_job(const std::vector<J>& jobs, const One& one) {
 
 // Turns `low`, which holds R in the order of job.low, into N, and moves the moments.
 inline void advance(const Job& job, const Params& p, const Matrix& low) {
+  if (p.rule == Rule::kGiven) return;
   const int64_t size = size_of(low);
   const Advance a{.rule = p.rule,
                   .beta1 = p.beta1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
 
@@ -51,7 +51,7 @@ class Geometry:
         """Elements of the bases and of two moments: s r + 2 l r on one side with s, l = min, max(m, n)."""
         return sum(map(prod, self.basis_shapes.values())) + 2 * prod(self.low_shape)
 
-    @property
+    @cached_property
     def basis_shapes(self) -> dict[str, tuple[int, int]]:
         """The shape of an orthonormal basis by its side, "left" or "right"."""
         left, right = self.side in (Side.LEFT, Side.BOTH), self.side in (Side.RIGHT, Side.BOTH)

@@ -7,6 +7,7 @@ their bytes.
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple, Protocol
 
@@ -172,6 +173,7 @@ def index_fields(where: Geometry) -> Layout:
     }
 
 
+@lru_cache(maxsize=4096)
 def basis_keys(where: Geometry) -> dict[str, str]:
     """The key of each basis by its side."""
     sides = where.basis_shapes

@@ -24,6 +24,7 @@ class Draft:
     low: list[Tensor] | None = None  # the same in the subspaces held, in the working dtype; negated to maximize
     finite: bool = False  # True: all of `grads` are known to be
     freed: bool = False  # True: `grads` have shapes only, and `low` is all that is left of them
+    bases: list[Tensor] | None = None  # those of the subspaces held, where they are few enough to be kept for the step
     lifts: list[Callable[[Tensor], Tensor]] | None = None  # `low` are sketches, of which these give gradients back
 
     def add(self, slot: Slot, grad: Tensor) -> None:
@@ -38,7 +39,7 @@ class Draft:
     def extend(self, other: Draft) -> None:
         """Takes up the parameters of another draft, which must be in its subspaces as this one is."""
         self.finite = other.finite and (self.finite or not self.slots)
-        self.freed = other.freed
+        self.freed, self.bases = other.freed, None
         self.low = other.low if not self.slots else None if other.low is None else [*(self.low or []), *other.low]
         self.lifts = None if other.lifts is None else [*(self.lifts or []), *other.lifts]
         self.slots += other.slots
@@ -108,4 +109,4 @@ class Draft:
         low = None if self.low is None else [self.low[i] for i in at]
         lifts = None if self.lifts is None else [self.lifts[i] for i in at]
         slots, grads = [self.slots[i] for i in at], [self.grads[i] for i in at]
-        return Draft(slots, grads, low, self.finite, self.freed, lifts)
+        return Draft(slots, grads, low, self.finite, self.freed, lifts=lifts)

@@ -20,7 +20,7 @@ from lowrank_core.optim.devices import can_draw
 from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.each_step import EachStep
 from lowrank_core.optim.following import FollowingStep
-from lowrank_core.optim.lifts import bases_held, lift_steps, matrix_of, rights_of, together
+from lowrank_core.optim.lifts import bases_held, lift_steps, matrix_of, rights_of, together, zeros
 from lowrank_core.optim.lines import LinesStep
 from lowrank_core.optim.parts.codecs import Blocks8, Float32, StochasticBFloat16
 from lowrank_core.optim.parts.projectors.by_energy import ByEnergy
@@ -54,7 +54,6 @@ from lowrank_core.optim.states import stored
 Key = tuple[str, type | None, type | None, type, type]  # device, projector, residual, rule, moment codec
 
 _SECOND = ("exp_avg_sq", "exp_avg_var")
-_LIFTED_TOGETHER = 4  # directions that are lifted at the same time: each takes as much memory again
 
 
 class FusedStep(Protocol):
@@ -73,9 +72,9 @@ class SubspaceStep:
     """`subspace_step_` for subspaces with a basis on one side."""
 
     def draft(self, bucket: Bucket, draft: Draft, states: list[State]) -> None:
-        projector, count = bucket.parts.projector, len(draft.slots)
+        projector, count, size = bucket.parts.projector, len(draft.slots), together(bucket, draft)
         draft.low, draft.finite = [], True
-        for some in batches(together(bucket, draft), count):
+        for some in batches(size, count):
             slots = draft.slots[some]
             bases = bases_held(projector, slots, states[some])
             low, finite = project_list(
@@ -84,11 +83,14 @@ class SubspaceStep:
             )  # fmt: skip
             draft.low += low
             draft.finite &= finite
+            draft.bases = bases if size >= count else None
 
     def finish(self, bucket: Bucket, draft: Draft, states: list[State], gate: Tensor | None) -> None:
         lows, count = draft.low or [], len(states)
-        for some in batches(count if _by_shape(bucket) else together(bucket, draft), count):
-            self._finish(bucket, Draft(draft.slots[some], draft.grads[some], lows[some]), states[some])
+        whole = draft.bases is not None or _by_shape(bucket)
+        for some in batches(count if whole else together(bucket, draft), count):
+            part = Draft(draft.slots[some], draft.grads[some], lows[some], bases=draft.bases)
+            self._finish(bucket, part, states[some])
 
     def _finish(self, bucket: Bucket, draft: Draft, states: list[State]) -> None:
         parts, lows = bucket.parts, draft.low or []
@@ -124,9 +126,7 @@ class FactoredStep(SubspaceStep):
             lows, *stored(states, "exp_avg_sq_row"), *stored(states, "exp_avg_sq_col"), steps, seeds,
             [rule.decay(step) for step in steps], eps=rule.eps, threshold=THRESHOLD,
         )  # fmt: skip
-        for some in batches(_LIFTED_TOGETHER, len(slots)):
-            part = Draft(slots[some], draft.grads[some], lows[some])
-            lift_steps(bucket, part, _bases(bucket, part, states[some]), steps[some])
+        lift_steps(bucket, Draft(slots, draft.grads, lows), _bases(bucket, draft, states), steps)
         count_step([state["step"] for state in states])
 
 
@@ -138,9 +138,11 @@ def _second_moments(states: list[State]) -> tuple[list[Tensor], list[Tensor]]:
 def _bases(bucket: Bucket, draft: Draft, states: list[State]) -> list[Tensor]:
     """The bases for the way back."""
     projector, slots = bucket.parts.projector, zip(draft.slots, states, strict=True)
+    if draft.bases is not None:
+        return draft.bases
     if _by_shape(bucket):
         shapes = [next(iter(slot.where(state).basis_shapes.values())) for slot, state in slots]
-        return [low.new_zeros(()).expand(shape) for low, shape in zip(draft.low or (), shapes, strict=True)]
+        return [zero.expand(shape) for zero, shape in zip(zeros(draft.low or []), shapes, strict=True)]
     return bases_held(projector, draft.slots, states)
 
 

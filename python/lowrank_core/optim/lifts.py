@@ -53,13 +53,17 @@ def lift(
     seeds: list[int],
     **options: Any,
 ) -> None:
-    """`step_list` with the directions `lows`."""
-    held = [torch.zeros_like(low) for low in lows]  # a momentum of no memory: what the kernel lifts is N itself
-    unread = [low.new_zeros(()).expand(param.shape) for low, param in zip(lows, params, strict=True)]  # gradients
+    """`step_list` with the directions `lows`, which are of one dtype."""
+    unread = [zero.expand(param.shape) for zero, param in zip(zeros(lows), params, strict=True)]  # gradients
     step_list(
-        params, unread, bases, held, [], [], [], [], right, steps, seeds, low=lows, maximize=False, rule="momentum",
+        params, unread, bases, [], [], [], [], [], right, steps, seeds, low=lows, maximize=False, rule="given",
         betas=(0.0, 0.0), eps=0.0, precision=resolve_precision("step", None), **options,
     )  # fmt: skip
+
+
+def zeros(likes: list[Tensor]) -> list[Tensor]:
+    """For each of some tensors of one dtype the same 0-d one, for a kernel that wants to know a shape alone."""
+    return [likes[0].new_zeros(())] * len(likes) if likes else []
 
 
 def matrix_of(slot: Slot) -> Tensor:

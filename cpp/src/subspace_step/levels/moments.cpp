@@ -71,6 +71,9 @@ void advance(Rule rule, const Factors<T>& f, T* low, T* first, T* second, int64_
       return;
     case Rule::kAverage:
       for (int64_t i = 0; i < count; ++i) low[i] = subspace_step::average(f, low[i], first[i]);
+      return;
+    case Rule::kGiven:
+      return;
   }
 }
 
