@@ -16,13 +16,14 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from adapters_compared.digits import FIRST, digits, learn_known, network, turned
 from lowrank_core import adapters
 from lowrank_core.cli.environment import environment
 from torch import Tensor, nn
 from tqdm import tqdm
 
 RESULT = Path(__file__).resolve().parents[1] / "docs/results/bench_loko.json"
-RANK, KNOWN, SHIFT = 4, 5, 3
+RANK = 4
 LIMITS = (1.0, 0.1)
 P0 = (1e-3, 0.1, 0.3, 1.0)
 
@@ -52,28 +53,15 @@ def peers() -> dict[str, Make]:
 
 def stream(seed: int, shifted: bool) -> tuple[nn.Module, Tensor, Tensor]:
     """The model with its adapters, and the samples [n, 64] with their classes [n] in order."""
-    from sklearn.datasets import load_digits
-
-    data, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
-    data = data.float() / 16 - 0.3
+    data, labels = digits()
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    model = network()
     order = torch.randperm(len(data))
-    before, after = order[:500], order[500:]
-    before = before[labels[before] < KNOWN]
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    for _ in range(30):
-        for part in before[torch.randperm(len(before))].split(32):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(data[part]), labels[part]).backward()
-            optimizer.step()
+    learn_known(model, order[:FIRST])
     for i in (0, 2, 4):
         model[i] = adapters.LoRALinear(model[i], RANK)
-    classes = labels[after]
-    if shifted:
-        half = len(classes) // 2
-        classes[half:] = (classes[half:] + SHIFT) % 10
-    return model, data[after], classes
+    classes = labels[order[FIRST:]]
+    return model, data[order[FIRST:]], turned(classes) if shifted else classes
 
 
 def accuracy(make: Make, seed: int, shifted: bool) -> dict[str, float]:

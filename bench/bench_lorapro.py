@@ -10,18 +10,15 @@ the factors without any directions is there for its time alone.
 
 from __future__ import annotations
 
-import argparse
-import copy
 from collections.abc import Callable
 
 import torch
-from _harness import Bench
-from bench_scaled_adamw import CASES, KEYS, LIMITS, SPARE, adapted
+from _pairs import KEYS, OURS, measure, trained
 from lowrank_core.adapters import LoRAProAdamW, Pair, find_pairs
 from torch import Tensor, nn
 
 RIDGE = 2.0**-23  # one for all dtypes, so that the statement in float64 takes the same steps
-STATED, PLAIN, OURS = "torch, pair by pair", "AdamW on factors", "ours"
+STATED = "torch, pair by pair"
 
 
 def directions(pair: Pair) -> tuple[Tensor, Tensor]:
@@ -38,57 +35,23 @@ def directions(pair: Pair) -> tuple[Tensor, Tensor]:
     return direct + x @ a, torch.linalg.solve(d, outside, left=False) / square - b @ x
 
 
-def stepping(model: nn.Module, rival: str, calls: int) -> Callable[[], list[Tensor]]:
-    params = [p for p in model.parameters() if p.requires_grad]
-    draw = torch.Generator().manual_seed(1)
-    grads = [torch.randn(p.shape, generator=draw).to(p.dtype) for p in params]
-    copies = [[grad.clone() for grad in grads] for _ in range(calls)]
-    pairs = find_pairs(model)
-    optimizer: torch.optim.Optimizer
-    optimizer = LoRAProAdamW(model, ridge=RIDGE, **KEYS) if rival == OURS else torch.optim.AdamW(params, **KEYS)
+def _stated(model: nn.Module) -> Callable[[], object]:
+    pairs, optimizer = find_pairs(model), torch.optim.AdamW(trained(model), **KEYS)
 
-    def step() -> list[Tensor]:
-        for p, grad in zip(params, copies.pop(), strict=True):
-            p.grad = grad
-        for pair in pairs if rival == STATED else ():
+    def step() -> None:
+        for pair in pairs:
             for p, direction in zip((pair.a, pair.b), directions(pair), strict=True):
                 p.grad.copy_(direction)  # type: ignore[union-attr]
         optimizer.step()
-        return params
 
     return step
 
 
-def moved(model: nn.Module, rival: str, steps: int = 3) -> Tensor:
-    """The change of all weights, float64."""
-    own = copy.deepcopy(model)
-    before = [p.detach().double().clone() for p in own.parameters() if p.requires_grad]
-    step = stepping(own, rival, steps)
-    after = [step() for _ in range(steps)][-1]
-    return torch.cat([(p.detach().double() - old).flatten() for p, old in zip(after, before, strict=True)])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for torch and for lowrank_core")
-    parser.add_argument("--rounds", type=int, default=25, help="timed rounds per case")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    bench = Bench("bench_lorapro", rounds=options.rounds, threads=options.threads)
-    for case, (count, size, rank, dtype) in CASES.items():
-        model = adapted(count, size, rank, dtype)
-        exact = moved(copy.deepcopy(model).double(), STATED)
-
-        def apart(rival: str, model: nn.Module = model, exact: Tensor = exact) -> float:
-            return float((moved(model, rival) - exact).norm() / exact.norm())
-
-        errors = {rival: lambda _, rival=rival, apart=apart: apart(rival) for rival in (STATED, OURS)}
-        rivals = {
-            rival: stepping(copy.deepcopy(model), rival, options.rounds + SPARE) for rival in (STATED, PLAIN, OURS)
-        }
-        bench.compare(case, rivals, baseline=STATED, error=errors, limit=LIMITS[dtype])
-    bench.finish()
-
+RIVALS = {
+    STATED: _stated,
+    "AdamW on factors": lambda model: torch.optim.AdamW(trained(model), **KEYS).step,
+    OURS: lambda model: LoRAProAdamW(model, ridge=RIDGE, **KEYS).step,
+}
 
 if __name__ == "__main__":
-    main()
+    measure("bench_lorapro", __doc__, RIVALS, STATED, (STATED, OURS))
