@@ -18,27 +18,40 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # which the processes 
 
 from adapters_compared.comparison import Comparison
 from adapters_compared.page import text_of
-from adapters_compared.runs import Runs, decided_by, make
+from adapters_compared.runs import WEIGHTS, Runs, decided_by, make
 from adapters_compared.trial import Trial
 from lowrank_core.atomic import write_atomic
+from lowrank_core.cli.environment import version
+from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import claimed
+from lowrank_core.cli.options import real
 from lowrank_core.cli.stop import StopRequest
 from lowrank_core.cli.study.pool import finish
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
 RUNS, PAGE, SECONDS = "runs/adapters", "adapters.md", "adapters_seconds.json"
 PRELOAD = ("adapters_compared.learn", "adapters_compared.places")
+NEEDED = ("scikit-learn", "transformers", WEIGHTS)
 NOTE = b"\nstopping; finished runs are kept\n"
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="begin no run after so many")
+    options.add_argument("--hours", type=real(0), default=float("inf"), metavar="H", help="begin no run after so many")
     options.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of the results")
     options.add_argument("--time", action="store_true", help="measure the seconds of a step instead")
     given = options.parse_args()
+    if lacking := [name for name in NEEDED if version(name) is None]:
+        options.error(f"{lacking[0]} is not installed; `make study-adapters` installs all that is needed")
+    try:
+        return run(given)
+    except CliError as refusal:
+        options.error(str(refusal))
+
+
+def run(given: argparse.Namespace) -> int:
+    """Makes runs or measures seconds, and writes the page."""
     folder: Path = given.out / RUNS
-    folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder), StopRequest(NOTE) as stop:
         if given.time:
             from adapters_compared.seconds import measure

@@ -16,7 +16,7 @@ from adapters_compared.runs import Record, Runs
 from adapters_compared.trial import Trial
 
 TUNING_SEED = 0
-SEEDS = (1, 2, 3, 4, 5)  # reported: none of them was tuned on
+SEEDS = (3, 4, 5, 6, 7)  # reported: nothing was tuned on them, nor a default chosen
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Comparison:
                 if place.own:
                     made, lacking = self.search(row, place)
                     yield from (self.trial(row, place, TUNING_SEED, one.point) for one in made)
-                    yield from (lacking for _ in range(lacking is not None))
+                    if lacking is not None:
+                        yield lacking
                 yield from known(partial(self.reported, row, place))
 
     def most_runs(self) -> int:

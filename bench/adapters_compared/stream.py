@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 HELD_OUT = 0.2  # of the samples
+RANK = 4  # of the adapters
 
 
 class Stream(NamedTuple):
@@ -27,5 +28,5 @@ class Task:
     name: str
     model: Callable[[int], nn.Module]
     stream: Callable[[int], Stream]
-    rank: int = 4
+    rank: int = RANK
     heads: tuple[str, ...] = ()

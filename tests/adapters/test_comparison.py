@@ -20,7 +20,7 @@ pytest.importorskip("transformers")
 from adapters_compared import digits, page, places  # noqa: E402
 from adapters_compared.comparison import Comparison  # noqa: E402
 from adapters_compared.contenders import CONTENDERS, PEER, RATES  # noqa: E402
-from adapters_compared.learn import learn  # noqa: E402
+from adapters_compared.learn import build, learn, step  # noqa: E402
 from adapters_compared.runs import Runs, decided_by  # noqa: E402
 from adapters_compared.stream import Stream, Task  # noqa: E402
 from adapters_compared.trial import Trial  # noqa: E402
@@ -60,6 +60,13 @@ def test_everybody_learns_from_where_the_search_begins(row: Any, batch: int) -> 
     assert found["trained"] > 0 and found["state_bytes"] >= 0
     for key in ("online", "final", "curve"):
         assert learn(trial, TINY)[key] == found[key], "the same run twice"
+    model, stream = TINY.model(0).eval(), TINY.stream(0)
+    optimizer = build(trial, TINY, model, stream)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for _ in range(3):
+        step(model, optimizer, [stream.inputs[0][:batch]], stream.targets[:batch], trial.method)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and moved == {name for name in moved if dict(model.named_parameters())[name].requires_grad}
 
 
 def test_a_run_that_diverges_is_told() -> None:

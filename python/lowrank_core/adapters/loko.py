@@ -250,14 +250,16 @@ class LoKO(StateOptimizer):
 
     def _trained(self) -> list[Slot]:
         """Every parameter that is trained; a first step gives it its variance."""
-        found, own = [], None
+        found: list[Slot] = []
+        own: dict[Tensor, float] | None = None
         for _, group, slot in self._slots():
             if slot.param.requires_grad:
                 found.append(slot)
                 if not state_of(self.state, slot):
                     state, p0 = open_state(self._layout(group, slot), slot.param.device), group["p0"]
                     if p0 is None:
-                        own = starts(self._model) if own is None and self._model is not None else own or {}
+                        if own is None:
+                            own = {} if self._model is None else starts(self._model)
                         p0 = own.get(slot.param, P0)
                     state["p0"] = float(p0)
                     state["variance"].fill_(state["p0"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from lowrank_core.cli.stop import StopRequest
@@ -46,6 +48,22 @@ def test_a_whole_study_is_made_and_goes_on_after_a_stop(tmp_path, monkeypatch):
     galore, same = again.row("galore"), again.point(again.row("galore"), again.small)
     losses = [again.loss(trial_of(galore, again.small, seed, same)) for seed in (0, 1)]
     assert len(set(losses)) == 2, "every seed has weights and batches of its own"
+
+
+def test_a_run_that_is_measured_is_kept_though_its_process_is_told_to_end(tmp_path):
+    """In a process of its own, which gets SIGTERM while it writes; before that it ends at once."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from lowrank_core.cli.study.pool import alone
+def end(*_): os.kill(os.getpid(), signal.SIGTERM)
+measure, keep = (lambda: end() or {}, Path) if sys.argv[1] == "measuring" else (dict, end)
+alone(measure, lambda result: (keep(result), Path(sys.argv[2]).write_text(repr(sorted(result)))))
+"""
+    for when, status in (("writing", 0), ("measuring", -signal.SIGTERM)):
+        path = tmp_path / when
+        assert subprocess.run([sys.executable, "-c", code, when, path], check=False).returncode == status
+        assert path.exists() is (when == "writing")
 
 
 def test_no_run_is_begun_after_its_hours(tmp_path):
