@@ -129,6 +129,14 @@ def test_nothing_is_run_yet(tmp_path: Path) -> None:
     assert "No run has been made yet." in text and "Seconds are not measured yet." in text
 
 
+def test_the_page_is_that_of_the_run_files() -> None:
+    results = BENCH.parent / "docs/results"
+    timing = results / "adapters_seconds.json"
+    comparison = Comparison(Runs(results / "runs/adapters", past=True))
+    text = page.text_of(comparison, json.loads(timing.read_bytes()) if timing.exists() else {})
+    assert (results / "adapters.md").read_text() == text, "`python bench/compare_adapters.py --hours 0` writes it"
+
+
 def test_other_sources_make_a_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = next(small(tmp_path).missing())
     fake(tmp_path, trial, 0.5)
