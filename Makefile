@@ -53,7 +53,7 @@ test: $(VENV)/.built  ## run the C++ and the Python tests (ARGS: pytest's)
 	$(CTEST) $(BUILD)
 	$(PY) -m pytest $(if $(CI),-n 2 --dist loadfile --max-worker-restart 0) $(ARGS)
 
-test-all: $(VENV)/.built  ## run every check, for an hour; the result goes to docs/results/test-all.md
+test-all: $(VENV)/.built  ## run every check, for more than an hour (ARGS: --only STAGE...); the result goes to docs/results/test-all.md
 	$(PY) tools/test_all.py $(ARGS)
 
 hosting: $(VENV)/.built  ## train every tuner of PEFT (ARGS: --only NAME...); a table in docs/results

@@ -1,13 +1,15 @@
 """Runs every check of the project and writes what came of it: `python tools/test_all.py`, that is, `make test-all`.
 
 Continuous integration runs one Python, one instruction-set level and the newest libraries. This runs the rest as well,
-goes on after a failure, and writes docs/results/test-all.md: the commit, the machine, each stage with its outcome. It
-takes about an hour on two cores. The status is 1 if a stage failed. `--only STAGE...` runs some and writes nothing.
+goes on after a failure, and writes docs/results/test-all.md: each stage with its outcome, commit and machine. It takes
+more than an hour on two cores. What is finished is written at once; `--only STAGE...` runs some stages and leaves the
+rows of the others, which name their own commits. The status is 1 if a stage failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import re
@@ -22,6 +24,7 @@ from typing import NamedTuple
 from report import ROOT
 
 RESULT = ROOT / "docs/results/test-all.md"
+ROWS = "test_all.json"  # beside it: the same as data
 SUMMARY = re.compile(r"^=+ (.*\d+ (?:passed|failed|error).*?) =+$", re.MULTILINE)
 
 
@@ -95,20 +98,37 @@ def summary_of(log: str) -> str:
     return found[-1] if found else ""
 
 
-def page(outcomes: list[Outcome], commit: str) -> str:
-    """The result as Markdown."""
-    today = datetime.now(timezone.utc).date()
-    machine = f"{cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+def recorded(outcome: Outcome, tested: str) -> None:
+    """Writes the row of `outcome` at commit `tested`, and the page with all rows."""
+    path = RESULT.with_name(ROWS)
+    rows: dict[str, dict[str, str | float]] = json.loads(path.read_text()) if path.exists() else {}
+    rows[outcome.stage.name] = {
+        "about": outcome.stage.about,
+        "result": outcome.result,
+        "minutes": round(outcome.seconds / 60, 1),
+        "pytest": outcome.summary,
+        "commit": tested,
+        "date": str(datetime.now(timezone.utc).date()),
+        "machine": f"{cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+    }
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    RESULT.write_text(page(rows))
+
+
+def page(rows: dict[str, dict[str, str | float]]) -> str:
+    """The result as Markdown, in the order of the stages."""
     lines = [
         "# Every check",
         "",
-        f"`make test-all` on {today}, commit {commit}; {machine}.",
+        "By `make test-all`. A stage may be older than another one: each names the commit that it was run at.",
         "",
-        "| stage | what | result | minutes | pytest |",
-        "| --- | --- | --- | ---: | --- |",
+        "| stage | what | result | minutes | pytest | commit | date | machine |",
+        "| --- | --- | --- | ---: | --- | --- | --- | --- |",
     ]
-    for stage, result, seconds, summary in outcomes:
-        lines.append(f"| {stage.name} | {stage.about} | {result} | {seconds / 60:.1f} | {summary} |")
+    for stage in stages():
+        row = rows.get(stage.name, {"about": stage.about, "result": "never run"})
+        cells = [row.get(key, "") for key in ("about", "result", "minutes", "pytest", "commit", "date", "machine")]
+        lines.append(f"| {stage.name} | {' | '.join(str(cell) for cell in cells)} |")
     return "\n".join([*lines, ""])
 
 
@@ -118,10 +138,10 @@ def cpu() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out; "with changes" where files differ from it."""
+    """The commit that is checked out; "with changes" where files other than results differ from it."""
     hash_, changes = (
         subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-        for arguments in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"])
+        for arguments in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", ".", ":!docs/results"])
     )
     return f"{hash_} with changes" if changes else hash_
 
@@ -131,13 +151,17 @@ def main() -> int:
     every = stages()
     parser.add_argument("--only", nargs="+", metavar="STAGE", choices=[stage.name for stage in every])
     only = parser.parse_args().only
-    tested = commit()
-    outcomes = [run(stage) for stage in every if not only or stage.name in only]
-    text = page(outcomes, tested)
-    print("\n" + text)
-    if not only:
-        RESULT.write_text(text)
-    return int(any(outcome.result == "failed" for outcome in outcomes))
+    failed = False
+    for stage in every:
+        if only and stage.name not in only:
+            continue
+        before = commit()
+        outcome = run(stage)
+        after = commit()
+        recorded(outcome, before if before == after else f"{before}, {after} at its end")
+        failed |= outcome.result == "failed"
+    print("\n" + RESULT.read_text())
+    return int(failed)
 
 
 if __name__ == "__main__":
