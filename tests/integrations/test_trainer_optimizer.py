@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,26 +135,6 @@ def test_embeddings_are_plain_and_everything_has_its_name(tmp_path: Path) -> Non
     assert {name for name, row in plan.items() if row.projected} == {n for n in names if n.endswith("proj.weight")}
     for group in optimizer.param_groups:
         assert all((p.ndim >= 2) == (group["weight_decay"] > 0) for p in group["params"])
-
-
-def test_the_callback_logs_what_its_monitor_sees(tmp_path: Path) -> None:
-    callback = MonitorCallback(path=tmp_path / "rows.jsonl")
-    trainer = make(tmp_path, "galore", callback, logging_steps=2)
-    trainer.train()
-    assert callback.monitor is not None
-    rows = [row for row in callback.monitor.rows if row["rank"] is not None]
-    logged = [row for row in trainer.state.log_history if "subspace/rank" in row]
-    assert [row["step"] for row in logged] == [2, 4, 6, 8]
-    for entry in logged:
-        mine = [row for row in rows if row["step"] in (entry["step"] - 1, entry["step"])]
-        assert entry["subspace/captured"] == pytest.approx(sum(row["captured"] for row in mine) / len(mine))
-        assert entry["subspace/update_ratio"] == pytest.approx(sum(row["update_ratio"] for row in mine) / len(mine))
-        assert entry["subspace/refresh_seconds"] == pytest.approx(sum(row["refresh_seconds"] for row in mine))
-        assert entry["subspace/rank"] == 4
-    assert "subspace/overlap" not in logged[0] and 0 < logged[-1]["subspace/overlap"] <= 1
-    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert lines == callback.monitor.rows
-    assert trainer.optimizer.optimizer.watches == ()  # detached at the end
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lowrank_core.adapters import AdaLoRA, GeoLoRA, LoKO
 from lowrank_core.adapters.pair_optimizer import PairOptimizer
@@ -111,10 +112,14 @@ class MonitorCallback(TrainerCallback):
     """A callback that attaches a `Monitor` while a Trainer trains, and adds means over the matrices to Trainer's logs.
 
     They are `subspace/captured`, `subspace/overlap`, `subspace/rank`, `subspace/refresh_seconds` (a sum) and
-    `subspace/update_ratio`, in the log's history and for callbacks that come after this one.
+    `subspace/update_ratio`, in the log's history and for callbacks that come after this one. Those of `report_to` come
+    before what `Trainer(callbacks=...)` gets: `first_in` puts this one in front of them.
 
     Args:
       every, path, writer: as in `Monitor`, whose `rows` stay in `monitor`.
+
+    Warns:
+      UserWarning: a training with reporters in `report_to` begins and `first_in` was not called.
 
     Example:
       >>> from lowrank_core.integrations.transformers import MonitorCallback
@@ -124,13 +129,33 @@ class MonitorCallback(TrainerCallback):
 
     def __init__(self, *, every: int = 1, path: str | os.PathLike[str] | None = None, writer: Any = None) -> None:
         self._options = {"every": every, "path": path, "writer": writer}
-        self._logged = 0
+        self._logged, self._leads = 0, False
         self.monitor: Monitor | None = None
+
+    def first_in(self, trainer: Trainer) -> MonitorCallback:
+        """Puts itself in front of all callbacks of `trainer`, whose order stays, and returns itself.
+
+        So TensorBoard, W&B and every other reporter gets its figures: those of `report_to`, of `callbacks=` and what
+        is added later. It may be among the callbacks already.
+        """
+        others = []
+        while (one := trainer.pop_callback(TrainerCallback)) is not None:
+            others.append(one)
+        for one in (self, *(one for one in others if one is not self)):
+            trainer.add_callback(one)
+        self._leads = True
+        return self
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         """Trainer's: attaches the monitor."""
+        if args.report_to and not self._leads:
+            warnings.warn(
+                f"MonitorCallback: `report_to` {args.report_to} gets none of its figures, for a Trainer calls its own "
+                "reporters first; call `first_in(trainer)` of the callback before `train()`",
+                stacklevel=2,
+            )
         optimizer = given["optimizer"]
         self._logged = 0
         self.monitor = Monitor(getattr(optimizer, "optimizer", optimizer), **self._options)  # accelerate wraps it
