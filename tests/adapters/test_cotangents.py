@@ -134,6 +134,16 @@ def test_draws_follow_their_seed_and_leave_the_global_generator_alone() -> None:
     assert not first[:, 1].any() and first[:, 0].any()
 
 
+def test_labels_are_drawn_only_where_they_count() -> None:
+    """Neither the number nor the logits of other tokens move a draw, and none of them gets a row."""
+    logits, target = cases.gaussian(3, 4, seed=6), torch.tensor([1, -100, 2])
+    logits[1] = torch.nan
+    rows = cotangents.monte_carlo_cotangents(logits, target, samples=5, seed=3)
+    alone = cotangents.monte_carlo_cotangents(logits[[0, 2]], target[[0, 2]], samples=5, seed=3)
+    assert checks.same_bits(rows[:, [0, 2]], alone) and not rows[:, 1].any()
+    assert not cotangents.monte_carlo_cotangents(logits, torch.full((3,), -1), samples=5, seed=3).any()
+
+
 def test_refusals() -> None:
     logits, target = torch.zeros(3, 4), torch.tensor([0, 1, 4])
     with pytest.raises(ValueError, match="softmax_cotangents: `target` must be below 4 and >= 0, got"):
@@ -148,3 +158,6 @@ def test_refusals() -> None:
         cotangents.lumped_cotangents(logits, target.clamp(max=3), keep=0)
     with pytest.raises(ValueError, match="monte_carlo_cotangents: `samples` must be >= 1, got 0"):
         cotangents.monte_carlo_cotangents(logits, target.clamp(max=3), samples=0, seed=0)
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="monte_carlo_cotangents: `logits` must be finite at every token that"):
+            cotangents.monte_carlo_cotangents(logits + bad, target.clamp(max=3), samples=1, seed=0)

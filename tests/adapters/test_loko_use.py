@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from typing import Any
 
 import pytest
 import torch
-from loko_cases import batch, model, theta, variances
+from loko_cases import CLASSES, batch, model, theta, variances
 from lowrank_core import adapters
+from torch import Tensor
 
 
 @pytest.mark.parametrize("policy", ["ggn", "ema_pre", "scalar"])
@@ -52,6 +54,54 @@ def test_what_is_not_finite_changes_nothing(policy: str, nonfinite: str) -> None
     assert torch.equal(kept[0], theta(net)) and torch.equal(kept[1], variances(optimizer, net))
     noise = optimizer.state_dict()["filter"]["noise"]
     assert noise.keys() == kept[2].keys() and all(torch.equal(noise[key], kept[2][key]) for key in noise)
+
+
+def spoiled(outputs: Tensor, where: Tensor, value: float) -> Tensor:
+    """`outputs` with `value` in place of one class each of those of `where`; no gradient goes that way."""
+    mask = torch.zeros_like(outputs, dtype=torch.bool)
+    mask[..., 0] = where
+    return torch.where(mask, value, outputs)
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+@pytest.mark.parametrize("shape", [(4, CLASSES), (2, 2, CLASSES)])
+@pytest.mark.parametrize("fisher", ["auto", "full", "lumped", "monte_carlo"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_skipped(
+    value: float, fisher: str, shape: tuple[int, ...], nonfinite: str
+) -> None:
+    """At a token that counts they skip or raise; at one that does not they are nothing to the step."""
+    net, (x, y) = model(), batch(4)
+    optimizer = adapters.LoKO(net, fisher=fisher, nonfinite=nonfinite)
+    optimizer.step(net(x).view(shape), y.view(shape[:-1]))
+    kept = theta(net), variances(optimizer, net)
+    counts = torch.tensor([True, True, True, False]).view(shape[:-1])
+    bad = torch.tensor([False, True, False, False]).view(shape[:-1])
+    targets = torch.where(counts, y.view(shape[:-1]), -100)
+    if nonfinite == "raise":
+        with pytest.raises(RuntimeError, match="the observation must be finite"):
+            optimizer.step(spoiled(net(x).view(shape), bad, value), targets)
+    else:
+        optimizer.step(spoiled(net(x).view(shape), bad, value), targets)
+        assert optimizer.skipped_steps == 1
+    assert torch.equal(kept[0], theta(net)) and torch.equal(kept[1], variances(optimizer, net))
+    twin, twins = copy.deepcopy((net, optimizer))
+    optimizer.step(spoiled(net(x).view(shape), ~counts, value), targets)
+    twins.step(twin(x).view(shape), targets)
+    assert optimizer.skipped_steps == twins.skipped_steps == (nonfinite == "skip")
+    assert torch.equal(theta(net), theta(twin)) and not torch.equal(theta(net), kept[0])
+
+
+def test_one_sample_without_probabilities_is_skipped_alone() -> None:
+    found = []
+    for bad in (False, True):
+        net, (x, y) = model(), batch(3)
+        optimizer = adapters.LoKO(net, batch="sequential")
+        outputs = spoiled(net(x), torch.tensor([False, True, False]), math.nan) if bad else net(x)
+        optimizer.step(outputs, y if bad else torch.tensor([y[0], -100, y[2]]))
+        assert optimizer.skipped_steps == bad
+        found.append(theta(net))
+    assert torch.equal(*found)
 
 
 def test_recorded_inputs_change_nothing_but_the_time() -> None:

@@ -26,6 +26,11 @@ def identity_cotangents(outputs: Tensor) -> Tensor:
     return torch.eye(outputs.numel(), dtype=outputs.dtype, device=outputs.device).view(outputs.numel(), *outputs.shape)
 
 
+def have_softmax(logits: Tensor, counted: Tensor) -> bool:
+    """Whether softmax is defined along the last dimension where `counted`: no NaN, no inf, not -inf alone."""
+    return bool(logits.detach().amax(-1)[counted].isfinite().all())
+
+
 def softmax_root(logits: Tensor) -> Tensor:
     """C with C Cᵀ = diag(ŷ) - ŷŷᵀ for ŷ = softmax(logits): [..., c, c] for logits [..., c], float64.
 
@@ -111,7 +116,7 @@ def monte_carlo_cotangents(logits: Tensor, target: Tensor, *, samples: int, seed
       mean of MᵀM is the Fisher matrix of the sum over tokens, because the draws are independent.
 
     Raises:
-      ValueError: a shape, class or number that does not fit.
+      ValueError: a shape, class or number that does not fit; NaN or infinity at a token that counts.
 
     Source: Kunstner, Balles, Hennig, "Limitations of the empirical Fisher approximation", 2019, on drawn labels.
 
@@ -125,12 +130,18 @@ def monte_carlo_cotangents(logits: Tensor, target: Tensor, *, samples: int, seed
     if samples < 1:
         raise ValueError(f"monte_carlo_cotangents: `samples` must be >= 1, got {samples}")
     flat, classes = _checked("monte_carlo_cotangents", logits, target, None)
-    counted = (classes >= 0).unsqueeze(-1)
-    probabilities = torch.softmax(flat.detach().double(), -1)
+    counted = classes >= 0
+    if not have_softmax(flat, counted):
+        raise ValueError(
+            "monte_carlo_cotangents: `logits` must be finite at every token that counts, got NaN or infinity; give it "
+            "a class below 0"
+        )
+    probabilities = torch.softmax(flat[counted].detach().double(), -1)
     generator = torch.Generator(device=logits.device).manual_seed(seed)
     drawn = torch.multinomial(probabilities, samples, replacement=True, generator=generator).mT
-    rows = (torch.nn.functional.one_hot(drawn, flat.shape[-1]).double() - probabilities) / samples**0.5
-    rows = torch.cat([rows, _error(probabilities, classes).unsqueeze(0)]) * counted
+    rows = probabilities.new_zeros(samples + 1, *flat.shape)
+    rows[:-1, counted] = (torch.nn.functional.one_hot(drawn, flat.shape[-1]).double() - probabilities) / samples**0.5
+    rows[-1, counted] = _error(probabilities, classes[counted])
     return rows.view(samples + 1, *logits.shape)
 
 

@@ -15,8 +15,8 @@ from lowrank_core.adapters import kalman
 from lowrank_core.adapters.cotangents import split_score
 from lowrank_core.adapters.fixed import IN_FLOAT32, check_fixed
 from lowrank_core.adapters.jacobian import jacobian_rows
-from lowrank_core.adapters.noise import POLICIES, NoisePolicy, noise_policy
-from lowrank_core.adapters.observation import Softmax, View, checked, estimated_views, loss_of, own_views
+from lowrank_core.adapters.noise import POLICIES, NoisePolicy, noise_policy, resumed
+from lowrank_core.adapters.observation import Softmax, View, checked, loss_of, views_of
 from lowrank_core.adapters.tape import LinearTape, record_linears
 from lowrank_core.adapters.variance import P0, Variance, starts
 from lowrank_core.checks import is_count, is_number, require, require_choice
@@ -65,7 +65,8 @@ class LoKO(StateOptimizer):
       policy_options: of the estimate, such as {"beta": 0.9}.
       chunk, batched: as in `jacobian_rows`.
       seed: of the draws.
-      nonfinite: "skip": a step with NaN or infinity changes nothing and is counted; "raise".
+      nonfinite: "skip": an observation with NaN or infinity changes nothing and is counted; "raise". What the outputs
+        hold at tokens that do not count does not matter, unless it comes back in gradients.
 
     State of a parameter: `variance`, float32 (float64 of float64), the numbers `p0` and `step`.
 
@@ -178,24 +179,26 @@ class LoKO(StateOptimizer):
             self._step_gradients()
             return loss
         outputs, given = checked("step", outputs, targets)
-        loss, slots, views = loss_of(outputs, given), self._trained(), self._views(outputs.detach(), given)
+        loss, slots, seed = loss_of(outputs, given), self._trained(), mix_seed(self.param_groups[0]["seed"], self.steps)
+        softmax = self.softmax if self.policy == "ggn" else None
+        found = views_of("step", outputs.detach(), given, softmax, seed, batch=self.batch)
+        views = [view for view in found if len(view.cotangents)]
+        for _ in range(len(found) - len(views)):
+            self._skip()
+        if views:
+            self._observe_all(outputs, slots, views, tape)
+        self.steps += 1
+        return loss
+
+    def _observe_all(self, outputs: Tensor, slots: list[Slot], views: list[View], tape: LinearTape | None) -> None:
         rows = jacobian_rows(
             outputs, [slot.param for slot in slots], torch.cat([view.cotangents for view in views]), tape=tape,
             chunk=self.chunk, batched=self.batched,
         )  # fmt: skip
-        sizes = [len(view.cotangents) for view in views]
-        parts = zip(*(torch.split(r, sizes) for r in rows), strict=True)
+        parts = zip(*(torch.split(r, [len(view.cotangents) for view in views]) for r in rows), strict=True)
         start = [slot.param.clone() for slot in slots] if len(views) > 1 else None
         for view, part in zip(views, parts, strict=True):
             self._observe(slots, view, list(part), start)
-        self.steps += 1
-        return loss
-
-    def _views(self, outputs: Tensor, targets: Tensor) -> list[View]:
-        if self.policy != "ggn":
-            return estimated_views("step", outputs, targets)
-        seed = mix_seed(self.param_groups[0]["seed"], self.steps)
-        return own_views(outputs, targets, self.softmax, seed, batch=self.batch)
 
     def _observe(self, slots: list[Slot], view: View, rows: list[Tensor], start: list[Tensor] | None) -> None:
         """One update. `start`: the parameters that the rows were taken at, where others came between."""
@@ -205,10 +208,7 @@ class LoKO(StateOptimizer):
             self._filter(slots, jac, score if since is None else kalman.moved_on(score, jac, since), view.samples)
             return
         error = view.error if since is None else view.error - kalman.predicted_change(rows, since)
-        before = self._noise
-        noise = noise_policy(self.policy, len(error), **self._options)
-        if before is not None:
-            noise.load_state_dict(before.state_dict())
+        noise = resumed(self.policy, len(error), self._options, self._noise and self._noise.state_dict())
         a = kalman.predicted_covariance(rows, self._variances(slots))
         if not bool(a.isfinite().all() & error.isfinite().all()):
             self._skip()
@@ -289,10 +289,8 @@ class LoKO(StateOptimizer):
                 f"load_state_dict: `state_dict` must be of policy {self.policy!r}, got one of {own['policy']!r}"
             )
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "filter"})
-        self.steps, self._noise = own["steps"], None
-        if own["noise"]:
-            self._noise = noise_policy(self.policy, len(own["noise"]["r"]), **self._options)
-            self._noise.load_state_dict(own["noise"])
+        self.steps, noise = own["steps"], own["noise"]
+        self._noise = resumed(self.policy, len(noise["r"]), self._options, noise) if noise else None
 
     def __getstate__(self) -> dict[str, Any]:
         own = {key: getattr(self, key) for key in _KEPT}

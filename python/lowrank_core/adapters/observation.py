@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_core.adapters.cotangents import (
+    have_softmax,
     identity_cotangents,
     lumped_cotangents,
     monte_carlo_cotangents,
@@ -68,7 +69,8 @@ class View(NamedTuple):
     """One observation: cotangents whose rows are asked for, of how many samples, and the error.
 
     Without an error the rows are M and, last, the score; with one they are H, to be whitened. `sums_to_zero`: rows and
-    error of probabilities, which sum to 0 over the outputs.
+    error of probabilities, which sum to 0 over the outputs. Without cotangents nothing can be observed: NaN or infinity
+    where a token counts.
     """
 
     cotangents: Tensor
@@ -94,10 +96,30 @@ def count_of(targets: Tensor) -> int:
     return len(targets) if targets.is_floating_point() else int((targets != IGNORED).sum())
 
 
+def is_clear(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether all that counts has class probabilities. What else is not finite is for the rows to show."""
+    return targets.is_floating_point() or have_softmax(outputs, targets != IGNORED)
+
+
+def views_of(
+    op: str, outputs: Tensor, targets: Tensor, softmax: Softmax | None, seed: int, *, batch: str
+) -> list[View]:
+    """What is observed in turn; `softmax` is None where the noise is estimated.
+
+    Raises:
+      ValueError: `estimated_views` refuses.
+    """
+    if softmax is None:
+        return estimated_views(op, outputs, targets)
+    return own_views(outputs, targets, softmax, seed, batch=batch)
+
+
 def own_views(outputs: Tensor, targets: Tensor, softmax: Softmax, seed: int, *, batch: str) -> list[View]:
-    """What is observed in turn, with the model's own noise: all samples "stacked", each one, or their "mean"."""
+    """With the model's own noise: all samples "stacked", each one, or their "mean"."""
 
     def of(outputs: Tensor, targets: Tensor, seed: int) -> Tensor:
+        if not is_clear(outputs, targets):
+            return outputs.new_empty(0, *outputs.shape)
         floats = targets.is_floating_point()
         return gaussian_cotangents(outputs, targets) if floats else softmax.cotangents(outputs, targets, seed)
 
@@ -108,10 +130,10 @@ def own_views(outputs: Tensor, targets: Tensor, softmax: Softmax, seed: int, *, 
             for i in range(len(outputs))
             if (count := count_of(targets[i : i + 1]))
         ]
-    if batch == "mean" and not drawn:  # rows of all samples that count on top of each other
-        blocks = _blocks(of(outputs, targets, seed), outputs, targets)
-        return [View(blocks, count_of(targets))]
-    return [View(of(outputs, targets, seed), count_of(targets))]
+    rows, count = of(outputs, targets, seed), count_of(targets)
+    if batch == "mean" and not drawn and len(rows):  # rows of all samples that count on top of each other
+        rows = _blocks(rows, outputs, targets)
+    return [View(rows, count)]
 
 
 def estimated_views(op: str, outputs: Tensor, targets: Tensor) -> list[View]:
