@@ -1,4 +1,4 @@
-"""APOLLO and APOLLO-Mini: 32 steps against the formulas in NumPy, the random projection, and what the update is."""
+"""APOLLO and APOLLO-Mini: 50 steps against the formulas in NumPy, the random projection, and what the update is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 __all__ = ["path"]  # a fixture
 with_both_paths = pytest.mark.usefixtures("path")
-STEPS, GAP, RANK, SEED = 32, 7, 3, 11
+STEPS, GAP, RANK, SEED = 50, 7, 3, 11
 LR, BETAS, EPS, DECAY, SCALE, LIMITER = 0.05, (0.8, 0.95), 1e-4, 0.02, 6.0, 1.1
 
 
@@ -95,7 +95,7 @@ def test_the_formulas(projector: str, mode: str, shape: tuple[int, int], proj_ty
         apart = np.linalg.norm(turn(weight.detach().numpy()) - plain.weight)
         assert apart <= plain.error, f"step {number}"
         # The norm of the limiter is stored in float32; what is allowed is far below what any one step does.
-        assert plain.error < 2.0**-14 * np.linalg.norm(plain.weight - before)
+        assert plain.error < STEPS * 2.0**-19 * np.linalg.norm(plain.weight - before)
     assert 1 <= len(plain.bound) < STEPS - 3 and (plain.capped > 0) == (cap is not None)
 
 

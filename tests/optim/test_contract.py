@@ -135,6 +135,21 @@ def test_gradients_are_left_untouched(case: Case, dtype: torch.dtype) -> None:
 
 
 @every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_maximize_is_the_step_of_the_negated_gradient(case: Case, dtype: torch.dtype) -> None:
+    """To the bit, over a refresh."""
+    up, down = Zoo(dtype), Zoo(dtype)
+    ascent, descent = case.make(up.parameters(), maximize=True), case.make(down.parameters())
+    for number in range(5):
+        backward(up, number)
+        for p, q in zip(up.parameters(), down.parameters(), strict=True):
+            q.grad = None if p.grad is None else -p.grad
+        ascent.step()
+        descent.step()
+        assert same(dict(up.state_dict()), dict(down.state_dict()))
+
+
+@every_optimizer
 def test_accumulation_is_a_step_with_the_sum(case: Case) -> None:
     model, twin = Zoo(), Zoo()
     optimizer, other = case.make(model.parameters()), case.make(twin.parameters())

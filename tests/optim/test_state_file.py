@@ -14,7 +14,7 @@ import pytest
 import torch
 from lowrank_core import tree_file
 from lowrank_core.optim import LISA, GaLoreAdamW, load_state, save_state
-from optim_cases import Case, Zoo, every_optimizer, same, snapshot, train
+from optim_cases import CASES, Case, Zoo, every_optimizer, same, snapshot, train
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -45,25 +45,30 @@ def test_the_next_steps_are_the_same_to_the_bit(case: Case, dtype: torch.dtype, 
 
 
 def test_another_process_goes_on(tmp_path: Path) -> None:
-    model, optimizer = trained(Case("galore", GaLoreAdamW), 4)
-    save_state(optimizer, tmp_path / "state")
-    torch.save(model.state_dict(), tmp_path / "model.pt")
+    """With every optimizer, one after the other in the same new process."""
+    runs = {case.name: trained(case, 4) for case in CASES}
+    for name, (model, optimizer) in runs.items():
+        save_state(optimizer, tmp_path / f"{name}.state")
+        torch.save(model.state_dict(), tmp_path / f"{name}.pt")
     program = """
 import sys, torch
 from pathlib import Path
-from lowrank_core.optim import GaLoreAdamW, load_state
-from optim_cases import Case, Zoo, train
-folder, model = Path(sys.argv[1]), Zoo()
-model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
-optimizer = Case("galore", GaLoreAdamW).make(model.named_parameters())
-load_state(optimizer, folder / "state")
-train(model, optimizer, range(4, 9))
-torch.save(model.state_dict(), folder / "further.pt")
+from lowrank_core.optim import load_state
+from optim_cases import CASES, CASES, Zoo, train
+folder = Path(sys.argv[1])
+for case in CASES:
+    model = Zoo()
+    model.load_state_dict(torch.load(folder / f"{case.name}.pt", weights_only=True))
+    optimizer = case.make(model.named_parameters())
+    load_state(optimizer, folder / f"{case.name}.state")
+    train(model, optimizer, range(4, 9))
+    torch.save(model.state_dict(), folder / f"{case.name}.further")
 """
     paths = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     subprocess.run([sys.executable, "-c", program, tmp_path], check=True, env={**os.environ, "PYTHONPATH": paths})
-    train(model, optimizer, range(4, 9))
-    assert same(torch.load(tmp_path / "further.pt", weights_only=True), dict(model.state_dict()))
+    for name, (model, optimizer) in runs.items():
+        train(model, optimizer, range(4, 9))
+        assert same(torch.load(tmp_path / f"{name}.further", weights_only=True), dict(model.state_dict())), name
 
 
 def test_tensors_stand_under_readable_names(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ PAGE, SECONDS, RUNS = "optimizers.md", "optimizers_seconds.json", "runs"
 _TITLE = "# Optimizers compared, small-scale: rankings may flip at size"
 _HOW = """\
 Every optimizer trains the same byte-level decoder from the same initial weights, on the same batches, for the same
-number of steps, with the same warm-up and cosine, and is compared after the last step. Each is tuned alike: 12 runs on
-seed 0 at the small size, one option after the other from the best so far, the rate followed until it is interior. What
-is reported are other seeds, 1 to 5, paired with tuned AdamW's. At the large size each has its best rate and that
-rate's two neighbours on seed 0, then the same seeds.
+number of steps, with the same warm-up and cosine, and is compared after the last step. Each is tuned alike: at most 12
+runs on seed 0 at the small size, one option after the other from the best so far, the rate followed until it is
+interior. What is reported are other seeds, 1 to 5, paired with tuned AdamW's. At the large size each has its best rate
+and that rate's two neighbours on seed 0, then the same seeds.
 
 All have two rates: `lr` for the matrices of attention and feed-forward, `lr_others` for embedding, head and norms,
 which are AdamW's with every method. `adamw` is torch's fused AdamW with that freedom, `adamw, one rate` without it;

@@ -16,6 +16,7 @@ from lowrank_core.memory.gradients import GradientBytes, Way
 from lowrank_core.optim.layerwise.held import planned, way_of
 from lowrank_core.optim.layerwise.norms import Clip
 from lowrank_core.optim.layerwise.taker import Taker, is_taken, no_skip
+from lowrank_core.optim.lisa import LISA
 from lowrank_core.optim.loop import LowRankOptimizer
 from lowrank_core.optim.parts import Parts
 from lowrank_core.optim.slots import Slot
@@ -26,7 +27,7 @@ CLIPS = ("whole", "projected")
 
 def fused_backward(
     model: nn.Module,
-    optimizer: LowRankOptimizer,
+    optimizer: LowRankOptimizer | LISA,
     *,
     max_norm: float | None = None,
     clip: str = "whole",
@@ -56,7 +57,7 @@ def fused_backward(
 
     Args:
       model: whose gradients are taken; parameters that the optimizer does not have keep theirs.
-      optimizer: of this package, with parameters of `model`. It keeps the handle.
+      optimizer: of this package, with parameters of `model`, or a `LISA` over such a one. It keeps the handle.
       max_norm: > 0, unit of the gradients: they are scaled down to this norm of all of them together, as by
         `clip_grad_norm_`; inf only measures. None: neither.
       clip: which norm: "whole", that of the gradients, or "projected", that of what is applied: the low-rank gradients,
@@ -96,7 +97,7 @@ def fused_backward(
       >>> handle.last_norm is not None and handle.norm_error is not None
       True
     """
-    _check_arguments(model, optimizer, max_norm, clip, at_once)
+    optimizer = _check_arguments(model, optimizer, max_norm, clip, at_once)
     _check_places(model, optimizer, max_norm, at_once, compressed)
     measured = None if max_norm is None else Clip(max_norm, clip == "whole")
     return FusedBackward(model, optimizer, measured, at_once, compressed)
@@ -160,21 +161,24 @@ class FusedBackward:
 
 
 def _check_arguments(
-    model: nn.Module, optimizer: LowRankOptimizer, max_norm: float | None, clip: str, at_once: bool
-) -> None:
+    model: nn.Module, optimizer: LowRankOptimizer | LISA, max_norm: float | None, clip: str, at_once: bool
+) -> LowRankOptimizer:
+    """The optimizer that steps: within a `LISA` the one that it stands in front of."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{OP}: `model` must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(optimizer, LowRankOptimizer):
-        got = type(optimizer).__name__
+    stepping = optimizer.optimizer if isinstance(optimizer, LISA) else optimizer
+    if not isinstance(stepping, LowRankOptimizer):
+        got = type(stepping).__name__ + (" in a LISA" if isinstance(optimizer, LISA) else "")
         raise TypeError(f"{OP}: `optimizer` must be one of lowrank_core that steps by gradients alone, got {got}")
     met = max_norm is None or ((max_norm == math.inf or is_number(max_norm)) and max_norm > 0)
     require(met, OP, "max_norm", "be a number > 0, or None", max_norm)
     require_choice(OP, "clip", clip, CLIPS)
     require(clip == "whole" or max_norm is not None, OP, "max_norm", f"be a number with clip={clip!r}", max_norm)
     require(isinstance(at_once, bool), OP, "at_once", "be True or False", at_once)
-    if optimizer._source is not None:
+    if stepping._source is not None:
         raise ValueError(f"{OP}: `optimizer` must have no handle yet, got one; call its remove() first")
     _check_processes(model)
+    return stepping
 
 
 def _check_places(
