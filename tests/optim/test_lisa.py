@@ -114,9 +114,7 @@ def test_gradients_are_taken_inside_backward_as_by_ordinary_training() -> None:
         assert same(dict(models[0].state_dict()), dict(models[1].state_dict()))
     handle.remove()
     train(models[1], fused, range(1))
-    with pytest.raises(
-        TypeError, match="fused_backward: `optimizer` must be one of lowrank_core .* got AdamW in a LISA"
-    ):
+    with pytest.raises(TypeError, match=r"`optimizer` must be one of lowrank_core .* got AdamW in a LISA"):
         fused_backward(models[1], LISA(torch.optim.AdamW(models[1].parameters()), models[1]))
 
 
