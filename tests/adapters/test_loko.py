@@ -74,6 +74,24 @@ def test_estimated_noise_of_float_targets_is_that_of_a_dense_filter(policy: str)
     torch.testing.assert_close(variances(optimizer, net), p)
 
 
+@pytest.mark.parametrize("policy", ["fixed", "ema_pre"])
+def test_estimated_noise_of_probabilities_is_that_of_a_dense_filter(policy: str) -> None:
+    """Deflation moves nothing: rows and error of probabilities sum to 0."""
+    net, (x, y) = model(), batch(1)
+    start, h = theta(net), jacobian(net, lambda n: torch.softmax(n(x), -1))
+    e = nn.functional.one_hot(y[0], CLASSES) - torch.softmax(net(x).detach()[0], -1)
+    r = 0.5 * torch.eye(CLASSES, dtype=torch.float64)
+    options: dict[str, float] = {"r": 0.5}
+    if policy == "ema_pre":
+        options = {"beta": 0.9, "r0": 0.5}
+        r = 0.9 * r + 0.1 * (torch.outer(e, e) + 0.2 * h @ h.mT)
+    delta, p = dense(torch.full_like(start, 0.2), h, e, r)
+    optimizer = adapters.LoKO(net, p0=0.2, kl_limit=None, policy=policy, policy_options=options)
+    optimizer.step(net(x), y)
+    torch.testing.assert_close(theta(net) - start, delta)
+    torch.testing.assert_close(variances(optimizer, net), p)
+
+
 def test_one_weight_is_recursive_least_squares() -> None:
     layer, p0 = nn.Linear(1, 1, bias=False).double(), 2.0
     nn.init.constant_(layer.weight, 0.5)

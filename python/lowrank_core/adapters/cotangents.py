@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lowrank_core.adapters.cotangent_rows import drawn_rows, lumped_rows, root_rows, softmax_rows
+
 
 def identity_cotangents(outputs: Tensor) -> Tensor:
     """[k, *outputs.shape] for k = number of outputs: the plain Jacobian.
@@ -36,9 +38,7 @@ def softmax_root(logits: Tensor) -> Tensor:
 
     C = diag(σ)(I - σσᵀ) with the unit vector σ = √ŷ: exact, without an inverse, for ŷ down to 0.
     """
-    root = torch.softmax(logits.detach().double(), -1).sqrt()
-    eye = torch.eye(logits.shape[-1], dtype=torch.float64, device=logits.device)
-    return root.unsqueeze(-1) * (eye - root.unsqueeze(-1) * root.unsqueeze(-2))
+    return root_rows(torch.softmax(logits.detach().double(), -1).sqrt(), 0, logits.shape[-1]).mT.contiguous()
 
 
 def softmax_cotangents(logits: Tensor, target: Tensor) -> Tensor:
@@ -64,8 +64,8 @@ def softmax_cotangents(logits: Tensor, target: Tensor) -> Tensor:
       >>> rows.shape, rows[-1].tolist()
       (torch.Size([3, 2]), [-0.5, 0.5])
     """
-    flat, classes = _checked("softmax_cotangents", logits, target, (1, 2))
-    return _stacked(softmax_root(flat).mT, flat, classes, logits)
+    _check("softmax_cotangents", logits, target, (1, 2))
+    return softmax_rows(logits, target, torch.float64).stacked(logits)
 
 
 def lumped_cotangents(logits: Tensor, target: Tensor, *, keep: int) -> Tensor:
@@ -92,14 +92,10 @@ def lumped_cotangents(logits: Tensor, target: Tensor, *, keep: int) -> Tensor:
       >>> rows.shape
       torch.Size([7, 1000])
     """
-    flat, classes = _checked("lumped_cotangents", logits, target, (1, 2))
+    _check("lumped_cotangents", logits, target, (1, 2))
     if keep < 1:
         raise ValueError(f"lumped_cotangents: `keep` must be >= 1, got {keep}")
-    probabilities = torch.softmax(flat.detach().double(), -1)
-    blocks = torch.stack(
-        [_lumped(y, int(c), min(keep, y.numel())) for y, c in zip(probabilities, classes, strict=True)]
-    )
-    return _stacked(blocks, flat, classes, logits)
+    return lumped_rows(logits, target, torch.float64, keep=keep).stacked(logits)
 
 
 def monte_carlo_cotangents(logits: Tensor, target: Tensor, *, samples: int, seed: int) -> Tensor:
@@ -129,20 +125,13 @@ def monte_carlo_cotangents(logits: Tensor, target: Tensor, *, samples: int, seed
     """
     if samples < 1:
         raise ValueError(f"monte_carlo_cotangents: `samples` must be >= 1, got {samples}")
-    flat, classes = _checked("monte_carlo_cotangents", logits, target, None)
-    counted = classes >= 0
-    if not have_softmax(flat, counted):
+    _check("monte_carlo_cotangents", logits, target, None)
+    if not have_softmax(logits, target >= 0):
         raise ValueError(
             "monte_carlo_cotangents: `logits` must be finite at every token that counts, got NaN or infinity; give it "
             "a class below 0"
         )
-    probabilities = torch.softmax(flat[counted].detach().double(), -1)
-    generator = torch.Generator(device=logits.device).manual_seed(seed)
-    drawn = torch.multinomial(probabilities, samples, replacement=True, generator=generator).mT
-    rows = probabilities.new_zeros(samples + 1, *flat.shape)
-    rows[:-1, counted] = (torch.nn.functional.one_hot(drawn, flat.shape[-1]).double() - probabilities) / samples**0.5
-    rows[-1, counted] = _error(probabilities, classes[counted])
-    return rows.view(samples + 1, *logits.shape)
+    return drawn_rows(logits, target, torch.float64, samples=samples, seed=seed).stacked(logits)
 
 
 def split_score(rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -158,8 +147,8 @@ def split_score(rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return [r[:-1] for r in rows], [r[-1] for r in rows]
 
 
-def _checked(op: str, logits: Tensor, target: Tensor, ndims: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
-    """Logits [b, c] and classes [b]."""
+def _check(op: str, logits: Tensor, target: Tensor, ndims: tuple[int, ...] | None) -> None:
+    """Refuses shapes and classes that do not fit."""
     if logits.ndim < 1 or (ndims is not None and logits.ndim not in ndims):
         raise ValueError(f"{op}: `logits` must be [c] or [b, c], got shape {list(logits.shape)}")
     if tuple(target.shape) != tuple(logits.shape[:-1]):
@@ -167,42 +156,8 @@ def _checked(op: str, logits: Tensor, target: Tensor, ndims: tuple[int, ...] | N
             f"{op}: `target` must be {list(logits.shape[:-1])} for `logits` of shape {list(logits.shape)}, got shape "
             f"{list(target.shape)}"
         )
-    classes = target.reshape(-1)
     least = 0 if ndims else None
-    if classes.numel() and (int(classes.max()) >= logits.shape[-1] or (least is not None and int(classes.min()) < 0)):
-        raise ValueError(f"{op}: `target` must be below {logits.shape[-1]} and >= 0, got {classes.tolist()[:8]}")
-    return logits.reshape(-1, logits.shape[-1]), classes
-
-
-def _error(probabilities: Tensor, classes: Tensor) -> Tensor:
-    """y - ŷ, [b, c]."""
-    return torch.nn.functional.one_hot(classes.clamp(min=0), probabilities.shape[-1]).double() - probabilities
-
-
-def _stacked(blocks: Tensor, flat: Tensor, classes: Tensor, logits: Tensor) -> Tensor:
-    """Rows [b q + 1, *logits.shape] from one block [q, c] for each sample, which touches that sample alone."""
-    b, q, c = blocks.shape
-    rows = blocks.new_zeros(b * q + 1, b, c)
-    for i in range(b):
-        rows[i * q : (i + 1) * q, i] = blocks[i]
-    rows[-1] = _error(torch.softmax(flat.detach().double(), -1), classes)
-    return rows.view(b * q + 1, *logits.shape)
-
-
-def _lumped(y: Tensor, target: int, keep: int) -> Tensor:
-    """[keep + 2, c]: Cᵀ of the lumped probabilities times the map from logits to lumped logits."""
-    kept = y.topk(keep).indices.tolist()
-    kept += [] if target in kept else [target]
-    rest = torch.ones_like(y, dtype=torch.bool)
-    rest[kept] = False
-    mass = y[rest].sum()
-    parts = y.new_zeros(keep + 2, y.numel())
-    parts[range(len(kept)), kept] = 1.0
-    sums = y.new_zeros(keep + 2)
-    sums[: len(kept)] = y[kept]
-    if mass > 0:
-        parts[-1] = torch.where(rest, y / mass, 0.0)  # of the logarithm of the sum of exponentials
-        sums[-1] = mass
-    root = sums.sqrt()
-    factor = root.unsqueeze(-1) * (torch.eye(keep + 2, dtype=y.dtype, device=y.device) - torch.outer(root, root))
-    return factor.mT @ parts
+    if target.numel() and (int(target.max()) >= logits.shape[-1] or (least is not None and int(target.min()) < 0)):
+        raise ValueError(
+            f"{op}: `target` must be below {logits.shape[-1]} and >= 0, got {target.reshape(-1).tolist()[:8]}"
+        )

@@ -7,13 +7,14 @@ used in another way too, the graph shows it, and autograd finds all of its rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from lowrank_core.adapters.cotangents import identity_cotangents
+from lowrank_core.adapters.cotangent_rows import Cotangents, identity_rows, rows_of
 from lowrank_core.adapters.graph import Walk
 from lowrank_core.adapters.tape import Call, LinearTape
 
@@ -21,7 +22,7 @@ from lowrank_core.adapters.tape import Call, LinearTape
 def jacobian_rows(
     outputs: Tensor,
     params: Sequence[Tensor],
-    cotangents: Tensor | None = None,
+    cotangents: Tensor | Cotangents | None = None,
     *,
     tape: LinearTape | None = None,
     chunk: int = 8,
@@ -34,7 +35,7 @@ def jacobian_rows(
       outputs: [...], what a forward pass returned, its graph intact.
       params: the parameters, which the graph depends on.
       cotangents: [k, *outputs.shape], in `outputs`' dtype or wider; None: the identity, k = number of outputs. See
-        `softmax_cotangents` and its siblings.
+        `softmax_cotangents` and its siblings. `Cotangents` are made one at a time, in the memory of one.
       tape: from `record_linears` around the forward pass. Rows of recorded layers are then outer products of recorded
         inputs with cotangents at the layers' outputs, taken for `chunk` rows by one product, in the widest dtype of
         the two and of the weight (float32 under autocast); all others, those of weights that have further uses among
@@ -68,18 +69,18 @@ def jacobian_rows(
       >>> weight.shape, bias.tolist()
       (torch.Size([2, 2, 3]), [[1.0, 0.0], [0.0, 1.0]])
     """
-    cotangents = _checked(outputs, params, cotangents, chunk)
+    source = _checked(outputs, params, cotangents, chunk)
     calls, plain = _divided(outputs, params, tape)
     place = {id(p): i for i, p in enumerate(params) if i not in plain}
-    count = cotangents.shape[0]
+    count, coming = len(source), iter(source)
     rows = [p.new_empty((count, *p.shape)) for p in params]
     targets = [call.edge for call in calls] + [get_gradient_edge(params[i]) for i in plain]
     for begin in range(0, count, chunk):
-        part = cotangents[begin : begin + chunk]
-        keep = retain_graph or begin + len(part) < count
-        parts = [rows[i][begin : begin + len(part)] for i in range(len(params))]
-        deltas = [part.new_empty((len(part), *call.shape), dtype=call.dtype) for call in calls]
-        _backward(outputs, targets, part, keep, batched, [*deltas, *(parts[i] for i in plain)])
+        size = min(chunk, count - begin)
+        keep = retain_graph or begin + size < count
+        parts = [rows[i][begin : begin + size] for i in range(len(params))]
+        deltas = [outputs.new_empty((size, *call.shape), dtype=call.dtype) for call in calls]
+        _backward(outputs, targets, islice(coming, size), keep, batched, [*deltas, *(parts[i] for i in plain)])
         written: set[int] = set()
         for call, delta in zip(calls, deltas, strict=True):
             for index, is_bias in _places(call, place):
@@ -118,7 +119,9 @@ def _divided(outputs: Tensor, params: Sequence[Tensor], tape: LinearTape | None)
     return calls, [i for i, p in enumerate(params) if id(p) not in taped or first[id(p)] != i]
 
 
-def _checked(outputs: Tensor, params: Sequence[Tensor], cotangents: Tensor | None, chunk: int) -> Tensor:
+def _checked(
+    outputs: Tensor, params: Sequence[Tensor], cotangents: Tensor | Cotangents | None, chunk: int
+) -> Cotangents:
     if chunk < 1:
         raise ValueError(f"jacobian_rows: `chunk` must be >= 1, got {chunk}")
     if not outputs.requires_grad:
@@ -132,30 +135,43 @@ def _checked(outputs: Tensor, params: Sequence[Tensor], cotangents: Tensor | Non
                 f"jacobian_rows: `params[{i}]` must require a gradient, got one that does not; leave it out"
             )
     if cotangents is None:
-        return identity_cotangents(outputs)
+        return identity_rows(outputs)
+    if isinstance(cotangents, Cotangents):
+        return cotangents
     if tuple(cotangents.shape[1:]) != tuple(outputs.shape) or cotangents.ndim != outputs.ndim + 1:
         raise ValueError(
             f"jacobian_rows: `cotangents` must be {['k', *outputs.shape]}, got shape {list(cotangents.shape)}"
         )
-    return cotangents.detach().to(outputs.dtype)
+    return rows_of(cotangents)
 
 
 def _backward(
-    outputs: Tensor, targets: list[GradientEdge], cotangents: Tensor, keep: bool, batched: bool, into: list[Tensor]
+    outputs: Tensor, targets: list[GradientEdge], some: Iterator[Tensor], keep: bool, batched: bool, into: list[Tensor]
 ) -> None:
-    """Fills [chunk, *shape] for each target."""
-    passes: list[tuple[Tensor, Sequence[Tensor]]] = [(cotangents, into)]
-    if not batched:
-        passes = list(zip(cotangents.unbind(), zip(*(rows.unbind() for rows in into), strict=True), strict=True))
-    for number, (cotangent, rows) in enumerate(passes):
-        last = number + 1 == len(passes)
-        grads = torch.autograd.grad(
-            outputs, targets, cotangent, retain_graph=keep or not last, allow_unused=True, is_grads_batched=batched
-        )
-        found = [(row, grad) for row, grad in zip(rows, grads, strict=True) if grad is not None]
-        if len(found) < len(grads):
-            torch._foreach_zero_([row for row, grad in zip(rows, grads, strict=True) if grad is None])
-        torch._foreach_copy_([row for row, _ in found], [grad for _, grad in found])
+    """Fills [chunk, *shape] for each target, by one pass or by one for each of `some` cotangents."""
+    if batched and into:
+        size = len(into[0])
+        together = torch.empty((size, *outputs.shape), dtype=outputs.dtype, device=outputs.device)
+        for number in range(size):
+            together[number] = next(some)
+        _pass(outputs, targets, together, keep, True, into)
+        return
+    slots = list(zip(*(rows.unbind() for rows in into), strict=True))
+    for number, rows in enumerate(slots):
+        cotangent = next(some).to(outputs.dtype)
+        _pass(outputs, targets, cotangent, keep or number + 1 < len(slots), False, rows)
+
+
+def _pass(
+    outputs: Tensor, targets: list[GradientEdge], cotangent: Tensor, keep: bool, batched: bool, rows: Sequence[Tensor]
+) -> None:
+    grads = torch.autograd.grad(
+        outputs, targets, cotangent, retain_graph=keep, allow_unused=True, is_grads_batched=batched
+    )
+    found = [(row, grad) for row, grad in zip(rows, grads, strict=True) if grad is not None]
+    if len(found) < len(grads):
+        torch._foreach_zero_([row for row, grad in zip(rows, grads, strict=True) if grad is None])
+    torch._foreach_copy_([row for row, _ in found], [grad for _, grad in found])
 
 
 def _places(call: Call, place: dict[int, int]) -> list[tuple[int, bool]]:

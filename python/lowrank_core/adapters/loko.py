@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from lowrank_core.adapters import kalman
+from lowrank_core.adapters.cotangent_rows import joined
 from lowrank_core.adapters.cotangents import split_score
 from lowrank_core.adapters.fixed import IN_FLOAT32, check_fixed
 from lowrank_core.adapters.jacobian import jacobian_rows
-from lowrank_core.adapters.noise import POLICIES, NoisePolicy, noise_policy, resumed
-from lowrank_core.adapters.observation import Softmax, View, checked, loss_of, views_of
+from lowrank_core.adapters.noise import POLICIES, NoisePolicy, noise_policy
+from lowrank_core.adapters.observation import Softmax, View, checked, loss_of, resumed, views_of
 from lowrank_core.adapters.tape import LinearTape, record_linears
 from lowrank_core.adapters.variance import P0, Variance, starts
 from lowrank_core.checks import is_count, is_number, require, require_choice
@@ -192,7 +193,7 @@ class LoKO(StateOptimizer):
 
     def _observe_all(self, outputs: Tensor, slots: list[Slot], views: list[View], tape: LinearTape | None) -> None:
         rows = jacobian_rows(
-            outputs, [slot.param for slot in slots], torch.cat([view.cotangents for view in views]), tape=tape,
+            outputs, [slot.param for slot in slots], joined([view.cotangents for view in views]), tape=tape,
             chunk=self.chunk, batched=self.batched,
         )  # fmt: skip
         parts = zip(*(torch.split(r, [len(view.cotangents) for view in views]) for r in rows), strict=True)
@@ -208,7 +209,8 @@ class LoKO(StateOptimizer):
             self._filter(slots, jac, score if since is None else kalman.moved_on(score, jac, since), view.samples)
             return
         error = view.error if since is None else view.error - kalman.predicted_change(rows, since)
-        noise = resumed(self.policy, len(error), self._options, self._noise and self._noise.state_dict())
+        kept = self._noise.state_dict() if self._noise else None
+        noise = resumed(self.policy, len(error), self._options, kept)
         a = kalman.predicted_covariance(rows, self._variances(slots))
         if not bool(a.isfinite().all() & error.isfinite().all()):
             self._skip()

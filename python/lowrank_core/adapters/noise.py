@@ -7,7 +7,7 @@ constant: e and A are read detached, and no graph grows from step to step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -156,14 +156,6 @@ def noise_policy(name: str, m: int, **options: Any) -> NoisePolicy:
     if name not in POLICIES:
         raise ValueError(f"noise_policy: `name` must be one of {', '.join(POLICIES)}, got {name!r}")
     return POLICIES[name](m, **options)
-
-
-def resumed(name: str, m: int, options: Mapping[str, Any], state: dict[str, Any] | None) -> NoisePolicy:
-    """A new `noise_policy`, which goes on from the `state_dict` of another if there is one."""
-    policy = noise_policy(name, m, **options)
-    if state:
-        policy.load_state_dict(state)
-    return policy
 
 
 def _positive(name: str, value: float) -> float:

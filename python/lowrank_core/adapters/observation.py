@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_core.adapters.cotangents import (
-    have_softmax,
-    identity_cotangents,
-    lumped_cotangents,
-    monte_carlo_cotangents,
-    softmax_cotangents,
-    softmax_root,
+from lowrank_core.adapters.cotangent_rows import (
+    Cotangents,
+    block_rows,
+    counted_blocks,
+    drawn_rows,
+    gaussian_mean_rows,
+    gaussian_rows,
+    identity_rows,
+    lumped_rows,
+    softmax_mean_rows,
+    softmax_rows,
 )
+from lowrank_core.adapters.cotangents import have_softmax, softmax_root
+from lowrank_core.adapters.noise import NoisePolicy, noise_policy
 from lowrank_core.checks import is_count, require, require_choice
 from lowrank_core.optim.seeds import mix_seed
 
 IGNORED = -100  # torch's own mark of a token that does not count
 MOST_ROWS = 64  # classes that "auto" gives a row each
+MOST_OBSERVED = 2**14  # rows m of one update, whose matrix S [m, m] is float64
 FISHERS = ("auto", "full", "lumped", "monte_carlo")
 
 
@@ -30,7 +38,7 @@ class Softmax:
 
     `fisher`: "full": a row for each class of each sample; "lumped": for each of the `keep` likeliest classes, the
     target, and all others together; "monte_carlo": `draws` rows for any number of classes and tokens; "auto": the last
-    for [B, L, V], else the first for up to 64 classes, else the second.
+    for [B, L, V], else the first for up to 64 classes, else the second. More than `MOST_OBSERVED` rows are refused.
     """
 
     fisher: str = "auto"
@@ -49,20 +57,14 @@ class Softmax:
             return self.fisher
         return "monte_carlo" if logits.ndim > 2 else "full" if logits.shape[-1] <= MOST_ROWS else "lumped"
 
-    def cotangents(self, logits: Tensor, target: Tensor, seed: int) -> Tensor:
-        """[k + 1, *logits.shape], the last row that of the score. Each token is a sample; ignored ones do not count."""
-        kind = self.kind(logits)
+    def rows(self, logits: Tensor, target: Tensor, seed: int, *, mean: bool = False) -> Cotangents:
+        """Those of M and, last, that of the score. Each token is a sample; ignored ones do not count."""
+        kind, dtype = self.kind(logits), logits.dtype
         if kind == "monte_carlo":
-            return monte_carlo_cotangents(logits, target, samples=self.draws, seed=seed)
-        flat, classes = logits.reshape(-1, logits.shape[-1]), target.reshape(-1)
-        counted = classes != IGNORED
-        some, labels = flat[counted], classes[counted]
-        found = (
-            lumped_cotangents(some, labels, keep=self.keep) if kind == "lumped" else softmax_cotangents(some, labels)
-        )
-        rows = found.new_zeros(len(found), *flat.shape)
-        rows[:, counted] = found
-        return rows.view(len(rows), *logits.shape)
+            return drawn_rows(logits, target, dtype, samples=self.draws, seed=seed)
+        if kind == "lumped":
+            return lumped_rows(logits, target, dtype, keep=self.keep)
+        return softmax_mean_rows(logits, target, dtype) if mean else softmax_rows(logits, target, dtype)
 
 
 class View(NamedTuple):
@@ -73,22 +75,10 @@ class View(NamedTuple):
     where a token counts.
     """
 
-    cotangents: Tensor
+    cotangents: Cotangents
     samples: int
     error: Tensor | None = None
     sums_to_zero: bool = False
-
-
-def gaussian_cotangents(outputs: Tensor, targets: Tensor) -> Tensor:
-    """[numel + 1, *outputs.shape]: every output with noise 1, and the error target - output last."""
-    error = targets.to(outputs.dtype) - outputs.detach()
-    return torch.cat([identity_cotangents(outputs), error.unsqueeze(0)])
-
-
-def probability_cotangents(logits: Tensor) -> Tensor:
-    """[c, 1, c] float64: rows of the Jacobian of the class probabilities of one sample, Λ = diag(ŷ) - ŷŷᵀ."""
-    root = softmax_root(logits)
-    return (root @ root.mT).transpose(0, 1)
 
 
 def count_of(targets: Tensor) -> int:
@@ -107,33 +97,39 @@ def views_of(
     """What is observed in turn; `softmax` is None where the noise is estimated.
 
     Raises:
-      ValueError: `estimated_views` refuses.
+      ValueError: as `estimated_views` and `own_views`.
     """
     if softmax is None:
         return estimated_views(op, outputs, targets)
-    return own_views(outputs, targets, softmax, seed, batch=batch)
+    return own_views(op, outputs, targets, softmax, seed, batch=batch)
 
 
-def own_views(outputs: Tensor, targets: Tensor, softmax: Softmax, seed: int, *, batch: str) -> list[View]:
-    """With the model's own noise: all samples "stacked", each one, or their "mean"."""
+def own_views(op: str, outputs: Tensor, targets: Tensor, softmax: Softmax, seed: int, *, batch: str) -> list[View]:
+    """With the model's own noise: all samples "stacked", each one, or their "mean".
 
-    def of(outputs: Tensor, targets: Tensor, seed: int) -> Tensor:
-        if not is_clear(outputs, targets):
-            return outputs.new_empty(0, *outputs.shape)
-        floats = targets.is_floating_point()
-        return gaussian_cotangents(outputs, targets) if floats else softmax.cotangents(outputs, targets, seed)
-
-    drawn = not targets.is_floating_point() and softmax.kind(outputs) == "monte_carlo"
-    if batch == "sequential":
-        return [
-            View(_placed(of(outputs[i : i + 1], targets[i : i + 1], mix_seed(seed, i)), i, outputs), count)
-            for i in range(len(outputs))
-            if (count := count_of(targets[i : i + 1]))
-        ]
-    rows, count = of(outputs, targets, seed), count_of(targets)
-    if batch == "mean" and not drawn and len(rows):  # rows of all samples that count on top of each other
-        rows = _blocks(rows, outputs, targets)
-    return [View(rows, count)]
+    Raises:
+      ValueError: more rows than `MOST_OBSERVED`.
+    """
+    floats, mean = targets.is_floating_point(), batch == "mean"
+    found = []
+    for turn in range(len(outputs)) if batch == "sequential" else (None,):
+        some = range(len(outputs)) if turn is None else range(turn, turn + 1)
+        own = targets if floats or turn is None else _only(targets, turn)
+        count = len(some) if floats else count_of(own)
+        if not count:
+            continue
+        if not is_clear(outputs, own):
+            rows = Cotangents(0, lambda: iter(()))
+        elif floats:
+            rows = gaussian_mean_rows(outputs, own) if mean else gaussian_rows(outputs, own, some)
+        else:
+            rows = softmax.rows(outputs, own, seed if turn is None else mix_seed(seed, turn), mean=mean)
+            rule = f"give at most {MOST_OBSERVED} rows of one update"
+            got = f"{softmax.kind(outputs)!r}, {len(rows) - 1} rows for `outputs` of shape {list(outputs.shape)}"
+            if len(rows) > MOST_OBSERVED + 1:
+                raise ValueError(f'{op}: `fisher` must {rule}, got {got}; pass fisher="monte_carlo"')
+        found.append(View(rows, count))
+    return found
 
 
 def estimated_views(op: str, outputs: Tensor, targets: Tensor) -> list[View]:
@@ -148,28 +144,30 @@ def estimated_views(op: str, outputs: Tensor, targets: Tensor) -> list[View]:
     found = []
     for i in range(len(outputs)):
         if targets.is_floating_point():
-            rows, error = identity_cotangents(outputs[i : i + 1]), (targets[i] - outputs[i]).double()
+            rows, error = identity_rows(outputs, range(i, i + 1)), (targets[i] - outputs[i]).double()
         elif count_of(targets[i : i + 1]):
-            rows = probability_cotangents(outputs[i])
+            root = softmax_root(outputs[i])
+            rows = block_rows(outputs, i, root @ root.mT)  # of the Jacobian of ŷ, diag(ŷ) - ŷŷᵀ
             error = nn.functional.one_hot(targets[i], outputs.shape[1]) - torch.softmax(outputs[i].double(), -1)
         else:
             continue
-        found.append(View(_placed(rows, i, outputs), 1, error, not targets.is_floating_point()))
+        found.append(View(rows, 1, error, not targets.is_floating_point()))
     return found
 
 
-def _placed(rows: Tensor, number: int, outputs: Tensor) -> Tensor:
-    """Cotangents [k, 1, ...] of one sample as those of all `outputs`."""
-    whole = rows.new_zeros(len(rows), *outputs.shape)
-    whole[:, number] = rows[:, 0]
-    return whole
+def _only(targets: Tensor, sample: int) -> Tensor:
+    """`targets` in which that sample alone counts."""
+    found = torch.full_like(targets, IGNORED)
+    found[sample] = targets[sample]
+    return found
 
 
-def _blocks(rows: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Of rows that are one block after the other, a block for each sample: their sum over √samples; the last stays."""
-    count = count_of(targets)
-    mean = rows[:-1].view(count, -1, *outputs.shape).sum(0) / count**0.5
-    return torch.cat([mean, rows[-1:]])
+def resumed(name: str, m: int, options: Mapping[str, Any], state: dict[str, Any] | None) -> NoisePolicy:
+    """A new `noise_policy`, which goes on from the `state_dict` of another if there is one."""
+    policy = noise_policy(name, m, **options)
+    if state:
+        policy.load_state_dict(state)
+    return policy
 
 
 def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -177,8 +175,12 @@ def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
     with torch.no_grad():
         if targets.is_floating_point():
             return 0.5 * (outputs.float() - targets.float()).square().sum() / max(1, len(outputs))
-        flat = outputs.float().reshape(-1, outputs.shape[-1])
-        return nn.functional.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED)
+        flat, classes = outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1)
+        sums = [
+            nn.functional.cross_entropy(flat[some].float(), classes[some], reduction="sum")
+            for some in counted_blocks(flat, targets)
+        ]
+        return torch.stack(sums).sum() / count_of(targets)
 
 
 def checked(op: str, outputs: object, targets: object) -> tuple[Tensor, Tensor]:
