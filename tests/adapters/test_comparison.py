@@ -19,7 +19,7 @@ sys.path.insert(0, str(BENCH))
 pytest.importorskip("transformers")
 from adapters_compared import digits, page, places  # noqa: E402
 from adapters_compared.comparison import Comparison  # noqa: E402
-from adapters_compared.contenders import CONTENDERS, PEER, RATES  # noqa: E402
+from adapters_compared.contenders import CONTENDERS, PEER, RATES, Contender  # noqa: E402
 from adapters_compared.learn import build, learn, step  # noqa: E402
 from adapters_compared.runs import Runs, decided_by  # noqa: E402
 from adapters_compared.stream import Stream, Task  # noqa: E402
@@ -47,7 +47,7 @@ TINY = Task("digits", tiny_model, tiny_stream, rank=2)
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("row", CONTENDERS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in CONTENDERS if row.of is None], ids=lambda row: row.name)
 def test_everybody_learns_from_where_the_search_begins(row: Any, batch: int) -> None:
     place = places.Place("digits", batch, "digits")
     if not row.takes_part(place):
@@ -82,7 +82,14 @@ def small(folder: Path) -> Comparison:
 
 def fake(folder: Path, trial: Trial, online: float | None) -> None:
     curve = [] if online is None else [(n, round(n * online)) for n in range(10, 110, 10)]
-    result = {"online": online, "final": online, "curve": curve, "trained": 7, "state_bytes": 10**6}
+    result = {
+        "online": online,
+        "final": online,
+        "curve": curve,
+        "trained": 7,
+        "state_bytes": 10**6,
+        "peak_rss_bytes": 2 * 10**6,
+    }
     record = {**asdict(trial), "decided_by": decided_by(trial), **environment(), **result}
     (folder / f"{trial.name}.json").write_text(json.dumps(record))
 
@@ -115,6 +122,25 @@ def test_all_that_is_wanted_is_made_once_and_told(tmp_path: Path) -> None:
     assert all("not measured yet" in line.split(" | ")[-1] for line in lines[:6]), "seconds"
     timed = page.text_of(comparison, {"seconds": {"digits, 1": {"LoKO, one setting": 0.5}}, "clock": "Seconds: so."})
     assert "| 25.0 |" in timed and timed.endswith("Seconds: so.\n"), "50 samples, one a step"
+
+
+def test_rates_beside_the_found_one_and_a_single_seed(tmp_path: Path) -> None:
+    rows = (Comparison(Runs(tmp_path)).row(PEER), Contender("beside", "adamw", of=PEER, rungs=1))
+    alone = places.Place("minilm", 1, "digits", seeds=1)
+    comparison = Comparison(Runs(tmp_path), rows, (ON, alone), (1, 2, 3))
+    for _ in fill(comparison, share):
+        pass
+    assert comparison.point(rows[1], ON)["lr"] == RATES[5] > BEST
+    assert len(comparison.reported(rows[1], ON)) == 3 and len(comparison.reported(rows[0], alone)) == 1
+    assert rows[1] not in comparison.at(alone), "beside the digits alone"
+    assert page.difference([0.5], [0.25]) == ("+0.250", "one seed")
+
+
+def test_the_best_value_at_the_end_of_a_ladder_is_told(tmp_path: Path) -> None:
+    comparison = small(tmp_path)
+    for _ in fill(comparison, lambda trial: 0.5 if trial.method == "loko" else 1 / (1 + trial.options["lr"])):
+        pass
+    assert "lr, the last of its values" in page.tuned(comparison, ON)
 
 
 def test_a_diverged_run_stays_in(tmp_path: Path) -> None:

@@ -63,6 +63,16 @@ def on_the_edge(ladders: tuple[Ladder, ...], tried: list[Tried]) -> list[str]:
     return found
 
 
+def at_an_end(ladders: tuple[Ladder, ...], tried: list[Tried]) -> list[str]:
+    """Options of numbers whose best value is the first or last of its ladder, so that better ones may be beyond."""
+    found = best(tried).point
+    return [
+        ladder.option
+        for ladder in ladders
+        if found[ladder.option] in (ladder.values[0], ladder.values[-1]) and not isinstance(ladder.values[0], str)
+    ]
+
+
 def points(start: Point, ladders: tuple[Ladder, ...], tried: list[Tried]) -> Iterator[Point]:
     """The next point of `walk`, given what has been `tried`, which grows between two calls."""
 
