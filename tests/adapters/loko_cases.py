@@ -11,9 +11,9 @@ from torch import Tensor, nn
 CLASSES = 3
 
 
-def model(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+def model(dtype: torch.dtype = torch.float64, seed: int = 0, classes: int = CLASSES) -> nn.Module:
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, CLASSES)).to(dtype)
+    net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, classes)).to(dtype)
     for i in (0, 2):
         net[i] = adapters.LoRALinear(net[i], rank=2)
         nn.init.normal_(net[i].lora_B, std=0.3)

@@ -244,7 +244,7 @@ def test_refusals() -> None:
     for name, option in (("fixed", {"r": -1.0}), ("ggn", {"epsilon": -1.0}), ("innovation", {"floor": -1.0})):
         with pytest.raises(ValueError, match=f"noise_policy: `{next(iter(option))}` must be"):
             noise.noise_policy(name, M, **option)
-    with pytest.raises(TypeError, match="beta"):
+    with pytest.raises(TypeError, match=r"noise_policy: options of .fixed. must be among r, got beta; leave it out"):
         noise.noise_policy("fixed", M, beta=0.5)
     p = torch.ones(3)
     with pytest.raises(ValueError, match="predict_variance: `q` and `alpha` must be >= 0"):

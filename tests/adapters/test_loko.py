@@ -122,6 +122,68 @@ def test_sequential_is_one_dense_filter_after_the_other_on_one_linearization() -
     torch.testing.assert_close(variances(optimizer, net), p)
 
 
+def lumped(logits: Tensor, kept: list[int]) -> Tensor:
+    """Probabilities of `kept` and of all others together."""
+    y = torch.softmax(logits, -1)
+    return torch.cat([y[kept], (1 - y[kept].sum()).view(1)])
+
+
+@pytest.mark.parametrize("fisher", ["full", "lumped"])
+@pytest.mark.parametrize("b", [1, 3])
+def test_epsilon_is_added_to_the_noise_of_all_classes(b: int, fisher: str) -> None:
+    """R = Λ + εI for probabilities, lumped or not: now it has an inverse, and the dense filter needs no class less."""
+    net, (x, y) = model(classes=7), batch(b)
+    keep = {i: torch.softmax(net(x).detach(), -1)[i].topk(2).indices.tolist() for i in range(b)}
+    keep = {i: kept + [int(y[i])] * (int(y[i]) not in kept) for i, kept in keep.items()}
+    if fisher == "full":
+        keep = {i: list(range(7)) for i in range(b)}
+
+    def seen(logits: Tensor, i: int) -> Tensor:
+        return torch.softmax(logits, -1) if fisher == "full" else lumped(logits, keep[i])
+
+    start, h = theta(net), jacobian(net, lambda n: torch.cat([seen(n(x)[i], i) for i in range(b)]))
+    parts = [seen(net(x).detach()[i], i) for i in range(b)]
+    e = torch.cat([-part for part in parts])
+    for i in range(b):
+        e[sum(map(len, parts[:i])) + keep[i].index(int(y[i]))] += 1
+    r = torch.block_diag(*[torch.diag(v) - torch.outer(v, v) + 0.1 * torch.eye(len(v)) for v in parts])
+    delta, p = dense(torch.full_like(start, 0.2), h, e, r)
+    optimizer = adapters.LoKO(net, p0=0.2, kl_limit=None, fisher=fisher, keep=2, policy_options={"epsilon": 0.1})
+    optimizer.step(net(x), y)
+    torch.testing.assert_close(theta(net) - start, delta)
+    torch.testing.assert_close(variances(optimizer, net), p)
+
+
+def mean_of(rows: Tensor, scores: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """Change and variances from rows [b, k, n] and scores [b, n]: what has MᵀM = b mean(M)ᵀ mean(M)."""
+    rows = rows.mean(0) * len(rows) ** 0.5
+    covariance = torch.linalg.inv(torch.diag(1 / p) + rows.mT @ rows)
+    return covariance @ scores.sum(0), covariance.diagonal()
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+@pytest.mark.parametrize("floats", [False, True])
+def test_the_mean_of_samples_that_differ(floats: bool, epsilon: float) -> None:
+    """A row is the same class, or output, of all samples; the score is exact."""
+    net, (x, y) = model(), batch(4)
+    target = torch.randn(4, CLASSES, dtype=torch.float64) if floats else y
+    start, j = theta(net), jacobian(net, lambda n: n(x)).view(4, CLASSES, -1)
+    eye, rows, scores = torch.eye(CLASSES, dtype=torch.float64), [], []
+    for i, logits in enumerate(net(x).detach()):
+        v = torch.softmax(logits, -1)
+        fisher = eye if floats else torch.diag(v) - torch.outer(v, v)
+        e = target[i] - logits if floats else eye[y[i]] - v
+        root = torch.linalg.cholesky(fisher + epsilon * eye) if epsilon or floats else None
+        mixed = v.sqrt().diag() @ (eye - torch.outer(v.sqrt(), v.sqrt()))  # C, of the softmax's own noise
+        rows.append((mixed.mT if root is None else torch.linalg.solve(root, fisher)) @ j[i])
+        scores.append(j[i].mT @ (e if root is None else fisher @ torch.linalg.solve(fisher + epsilon * eye, e)))
+    delta, p = mean_of(torch.stack(rows), torch.stack(scores), torch.full_like(start, 0.2))
+    optimizer = adapters.LoKO(net, p0=0.2, kl_limit=None, batch="mean", policy_options={"epsilon": epsilon})
+    optimizer.step(net(x), target)
+    torch.testing.assert_close(theta(net) - start, delta)
+    torch.testing.assert_close(variances(optimizer, net), p)
+
+
 def test_the_mean_of_equal_samples_is_their_stack() -> None:
     found = []
     for mode in ("mean", "stacked"):

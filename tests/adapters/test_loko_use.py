@@ -163,11 +163,39 @@ def test_outputs_of_autocast_are_taken() -> None:
         ({"draws": 0}, "`draws` must be an int >= 1, got 0"),
         ({"policy": "ema_pre", "policy_options": {"beta": 2.0}}, "`beta` must be in"),
         ({"nonfinite": "ignore"}, "`nonfinite` must be"),
+        ({"policy_options": {"epsilon": -1.0}}, "`epsilon` must be >= 0, got -1.0"),
+        ({"policy_options": {"epsilon": 0.1}, "fisher": "monte_carlo"}, "`policy_options` must leave out epsilon"),
+        ({"batch": "mean", "fisher": "monte_carlo"}, "where `fisher` is 'monte_carlo', got 'mean', but drawn rows are"),
+        ({"batch": "mean", "fisher": "lumped"}, "where `fisher` is 'lumped', got 'mean', but each sample keeps"),
     ],
 )
 def test_values_out_of_range_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         adapters.LoKO(model(), **keys)
+
+
+@pytest.mark.parametrize(
+    ("policy", "own"), [("ggn", "epsilon"), ("fixed", "r"), ("ema_pre", "beta, r0"), ("innovation", "beta, r0, floor")]
+)
+def test_options_that_a_policy_lacks_are_refused(policy: str, own: str) -> None:
+    with pytest.raises(TypeError, match=f"options of '{policy}' must be among {own}, got nonsense; leave it out"):
+        adapters.LoKO(model(), policy=policy, policy_options={"nonsense": 3})
+
+
+def test_a_mean_is_refused_where_auto_lumps_or_draws() -> None:
+    """What "auto" means is known at the step; nothing has changed then."""
+    for classes, shape, kind in ((70, (4,), "lumped"), (CLASSES, (2, 2), "monte_carlo")):
+        net, (x, y) = model(classes=classes), batch(4)
+        optimizer, before = adapters.LoKO(net, batch="mean"), theta(net)
+        with pytest.raises(ValueError, match=f"step: `batch` must be .* where `fisher` is '{kind}', got 'mean'"):
+            optimizer.step(net(x).view(*shape, classes), y.view(shape))
+        assert torch.equal(theta(net), before)
+        damped = adapters.LoKO(net, policy_options={"epsilon": 0.1})
+        if kind == "monte_carlo":
+            with pytest.raises(ValueError, match=r'step: `policy_options` must leave out .*; pass fisher="lumped"'):
+                damped.step(net(x).view(*shape, classes), y.view(shape))
+        else:
+            damped.step(net(x), y)
 
 
 def test_what_does_not_fit_is_refused_by_a_sentence() -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from lowrank_core.adapters.cotangent_rows import damped
 from lowrank_core.adapters.cotangents import softmax_root
 
 Rows: TypeAlias = "Tensor | Sequence[Tensor]"
@@ -86,11 +87,7 @@ def softmax_observation(jac: Rows, logits: Tensor, target: Tensor, *, epsilon: f
     error = torch.nn.functional.one_hot(target, logits.numel()).double() - y
     if not epsilon > 0.0:
         return _observation(jac, softmax_root(logits).mT, error)
-    fisher = torch.diag(y) - torch.outer(y, y)
-    root = torch.linalg.cholesky(fisher + epsilon * torch.eye(y.numel(), dtype=y.dtype, device=y.device))
-    mixed = torch.linalg.solve_triangular(root, fisher, upper=False)
-    whitened = torch.linalg.solve_triangular(root, error.unsqueeze(-1), upper=False).squeeze(-1)
-    return _observation(jac, mixed, mixed.mT @ whitened)
+    return _observation(jac, *damped(y, error, epsilon))
 
 
 def deflate(r: Tensor, a: Tensor) -> Tensor:

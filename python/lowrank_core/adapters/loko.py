@@ -58,12 +58,14 @@ class LoKO(StateOptimizer):
       process_noise: >= 0; after each step that share of p0 is added to each variance, up to p0.
       lr: >= 0, factor on the change of the parameters; one for all groups. The variances do not see it.
       batch: of b samples: "stacked": all rows at once; "sequential": one after the other, on the same linearization;
-        "mean": the mean of rows and errors over samples, cheapest and with no curvature across them. None: "stacked",
-        but "sequential" where the noise is estimated, which is the only way there.
+        "mean": the same output of all samples is one row, √b times the mean, which is cheapest and has a part of the
+        curvature; the score is that of "stacked". Refused for lumped classes and drawn labels. None: "stacked", but
+        "sequential" where the noise is estimated, which is the only way there.
       fisher, keep, draws: which rows are observed of class probabilities: see `observation.Softmax`.
       kl_limit: > 0 or None; the change is scaled so that the divergence of the predictions before and after is at most
         this for each sample, to second order. Of float targets it is in units of their noise: scale them, or pass None.
-      policy_options: of the estimate, such as {"beta": 0.9}.
+      policy_options: of the estimate, such as {"beta": 0.9} (`noise.noise_policy`); {"epsilon": 0.01} of "ggn" is added
+        to each variance of its noise, which damps where a prediction is confident and wrong (not for drawn labels).
       chunk, batched: as in `jacobian_rows`.
       seed: of the draws.
       nonfinite: "skip": an observation with NaN or infinity changes nothing and is counted; "raise". What the outputs
@@ -72,7 +74,7 @@ class LoKO(StateOptimizer):
     State of a parameter: `variance`, float32 (float64 of float64), the numbers `p0` and `step`.
 
     Raises:
-      TypeError: neither module nor parameters, or an unknown key. ValueError: a value out of its range.
+      TypeError: neither module nor parameters, or an unknown key or option. ValueError: a value out of its range.
 
     Notes: "stacked" and "sequential" differ, because the covariance is forced to be diagonal after each update.
     Determinism: D1 (docs/numerics.md), given such backward passes.
@@ -115,13 +117,12 @@ class LoKO(StateOptimizer):
         require(policy == "ggn" or batch in (None, "sequential"), op, "batch", rule, batch, "leave it out")
         require(kl_limit is None or (is_number(kl_limit) and kl_limit > 0), op, "kl_limit", "be > 0 or None", kl_limit)
         require(is_count(chunk, 1), op, "chunk", "be an int >= 1", chunk)
-        self.softmax = Softmax(fisher, keep, draws)
-        self.softmax.check(op)
+        self._options = dict(policy_options or {})
+        noise_policy(policy, 1, **self._options)  # what it refuses, it refuses here
+        self.softmax = Softmax(fisher, keep, draws, self._options.get("epsilon", 0.0) if policy == "ggn" else 0.0)
+        self.softmax.check(op, batch or "stacked")
         self.policy, self.batch, self.kl_limit = policy, batch or "stacked", kl_limit
         self.chunk, self.batched, self.steps = chunk, batched, 0
-        self._options = dict(policy_options or {})
-        if policy != "ggn":
-            noise_policy(policy, 1, **self._options)  # what it refuses, it refuses here
         self._noise: NoisePolicy | None = None
         self._tape: LinearTape | None = None
         self._model = model_or_params if isinstance(model_or_params, nn.Module) else None

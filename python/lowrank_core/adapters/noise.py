@@ -7,6 +7,7 @@ constant: e and A are read detached, and no graph grows from step to step.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -155,6 +156,12 @@ def noise_policy(name: str, m: int, **options: Any) -> NoisePolicy:
     """
     if name not in POLICIES:
         raise ValueError(f"noise_policy: `name` must be one of {', '.join(POLICIES)}, got {name!r}")
+    own = list(inspect.signature(POLICIES[name]).parameters)[1:]
+    unknown = sorted(options.keys() - own)
+    if unknown:
+        raise TypeError(
+            f"noise_policy: options of {name!r} must be among {', '.join(own)}, got {', '.join(unknown)}; leave it out"
+        )
     return POLICIES[name](m, **options)
 
 

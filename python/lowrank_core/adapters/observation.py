@@ -39,17 +39,35 @@ class Softmax:
     `fisher`: "full": a row for each class of each sample; "lumped": for each of the `keep` likeliest classes, the
     target, and all others together; "monte_carlo": `draws` rows for any number of classes and tokens; "auto": the last
     for [B, L, V], else the first for up to 64 classes, else the second. More than `MOST_OBSERVED` rows are refused.
+    `epsilon`: >= 0, what is added to the noise, also to the 1 of float targets.
     """
 
     fisher: str = "auto"
     keep: int = 8
     draws: int = 4
+    epsilon: float = 0.0
 
-    def check(self, op: str) -> None:
-        """Raises ValueError if a value is out of its range."""
+    def check(self, op: str, batch: str) -> None:
+        """Raises ValueError if a value is out of its range, or does not go with `batch`."""
         require_choice(op, "fisher", self.fisher, FISHERS)
         require(is_count(self.keep, 1), op, "keep", "be an int >= 1", self.keep)
         require(is_count(self.draws, 1), op, "draws", "be an int >= 1", self.draws)
+        self.check_kind(op, self.fisher, batch)
+
+    def check_kind(self, op: str, kind: str, batch: str) -> None:
+        """Raises ValueError if rows of that kind cannot have the mean taken, or more noise added."""
+        means = {"lumped": "each sample keeps other classes", "monte_carlo": "drawn rows are sums over samples already"}
+        if batch == "mean" and kind in means:
+            other = 'fisher="full"' if kind == "lumped" else 'batch="stacked"'
+            raise ValueError(
+                f'{op}: `batch` must be "stacked" or "sequential" where `fisher` is {kind!r}, got \'mean\', but '
+                f"{means[kind]}; pass {other}"
+            )
+        if self.epsilon > 0.0 and kind == "monte_carlo":
+            raise ValueError(
+                f"{op}: `policy_options` must leave out epsilon where labels are drawn, got {self.epsilon}; pass "
+                'fisher="lumped"'
+            )
 
     def kind(self, logits: Tensor) -> str:
         """What "auto" means for these logits."""
@@ -63,8 +81,8 @@ class Softmax:
         if kind == "monte_carlo":
             return drawn_rows(logits, target, dtype, samples=self.draws, seed=seed)
         if kind == "lumped":
-            return lumped_rows(logits, target, dtype, keep=self.keep)
-        return softmax_mean_rows(logits, target, dtype) if mean else softmax_rows(logits, target, dtype)
+            return lumped_rows(logits, target, dtype, keep=self.keep, epsilon=self.epsilon)
+        return (softmax_mean_rows if mean else softmax_rows)(logits, target, dtype, epsilon=self.epsilon)
 
 
 class View(NamedTuple):
@@ -108,9 +126,11 @@ def own_views(op: str, outputs: Tensor, targets: Tensor, softmax: Softmax, seed:
     """With the model's own noise: all samples "stacked", each one, or their "mean".
 
     Raises:
-      ValueError: more rows than `MOST_OBSERVED`.
+      ValueError: more rows than `MOST_OBSERVED`, or as `Softmax.check_kind`.
     """
-    floats, mean = targets.is_floating_point(), batch == "mean"
+    floats, mean, noise = targets.is_floating_point(), batch == "mean", 1.0 + softmax.epsilon
+    if not floats:
+        softmax.check_kind(op, softmax.kind(outputs), batch)
     found = []
     for turn in range(len(outputs)) if batch == "sequential" else (None,):
         some = range(len(outputs)) if turn is None else range(turn, turn + 1)
@@ -121,7 +141,7 @@ def own_views(op: str, outputs: Tensor, targets: Tensor, softmax: Softmax, seed:
         if not is_clear(outputs, own):
             rows = Cotangents(0, lambda: iter(()))
         elif floats:
-            rows = gaussian_mean_rows(outputs, own) if mean else gaussian_rows(outputs, own, some)
+            rows = gaussian_mean_rows(outputs, own, noise) if mean else gaussian_rows(outputs, own, some, noise)
         else:
             rows = softmax.rows(outputs, own, seed if turn is None else mix_seed(seed, turn), mean=mean)
             rule = f"give at most {MOST_OBSERVED} rows of one update"
