@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from lowrank_core.cli import checkpoint
-from lowrank_core.cli.config import TrainConfig, modern
+from lowrank_core.cli.config import TrainConfig
 from lowrank_core.cli.data import training_batch, validation_windows
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import CHECKPOINT_SUFFIX
@@ -27,6 +27,11 @@ from lowrank_core.optim import estimate_state_bytes
 
 Build = Callable[[str, nn.Module, TrainConfig], torch.optim.Optimizer]  # as `build_optimizer`
 AUTOCAST = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}
+
+
+def grad_scaler(precision: str) -> torch.amp.GradScaler:
+    """Of the loss: only float16 needs it; disabled, it hands everything through."""
+    return torch.amp.GradScaler("cpu", enabled=precision == "amp-fp16")
 
 
 def lr_at(step: int, *, peak: float, warmup: int, steps: int, min_ratio: float) -> float:
@@ -57,8 +62,7 @@ class Run:
         self._adamw = estimate_state_bytes(self.model, optimizer="adamw")  # before anything is frozen
         self.optimizer = (build or build_optimizer)(name, self.model, config)
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
-        # Only float16 needs it; disabled, it hands everything through.
-        self._scaler = torch.amp.GradScaler("cpu", enabled=config.precision == "amp-fp16")
+        self._scaler = grad_scaler(config.precision)
         count = config.eval_batches * config.batch_size
         self._validation = validation_windows(corpus.val, count=count, window=config.window)
         self.progress: dict[str, Any] = {
@@ -84,10 +88,7 @@ class Run:
         norm = float(clip_grad_norm_(self.model.parameters(), self._config.clip or math.inf))
         # GradScaler meets infinite gradients by design and skips them; else they mean the run is lost.
         if not math.isfinite(loss) or not (math.isfinite(norm) or self._scaler.is_enabled()):
-            raise CliError(
-                f"{self.name} diverged at step {step} (loss {loss:g}, gradient norm {norm:g}); "
-                "lower its learning rate and start a new run"
-            )
+            raise self._diverged(step, loss, norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -148,7 +149,7 @@ class Run:
         saved = checkpoint.load(self.path)
         if saved["run"] != self.name:
             raise CliError(f"the checkpoint '{self.path}' is one of {saved['run']}; put the right one in its place")
-        ours, theirs = self._config.to_json(), modern(saved["config"])
+        ours, theirs = self._config.to_json(), type(self._config).from_json(saved["config"]).to_json()
         if theirs["steps"] < ours["steps"]:  # they may have grown since
             theirs = {**theirs, "steps": ours["steps"]}
         if found := difference(ours, theirs):
@@ -182,6 +183,12 @@ class Run:
             "sample": self.sample(),
         }
 
+    def _diverged(self, step: int, loss: float, norm: float) -> CliError:
+        return CliError(
+            f"{self.name} diverged at step {step} (loss {loss:g}, gradient norm {norm:g}); "
+            "lower its learning rate and start a new run"
+        )
+
     def _set_lrs(self, step: int) -> None:
         """Scales the peak of every group alike."""
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
@@ -193,15 +200,19 @@ class Run:
 
     def _backward(self, step: int) -> float:
         """Accumulates the gradients of the step's batch; returns its mean loss."""
-        config = self._config
-        size = config.batch_size * config.accumulation
-        windows = training_batch(self._corpus.train, seed=config.seed, step=step, size=size, window=config.window)
         total = 0.0
-        for part in windows.chunk(config.accumulation):
-            loss = self._loss(part) / config.accumulation
+        for loss in self._losses(step):
+            loss = loss / self._config.accumulation
             torch.autograd.backward(self._scaler.scale(loss))
             total += float(loss.detach())
         return total
+
+    def _losses(self, step: int) -> Iterator[Tensor]:
+        """Mean losses of the equal parts of the step's batch; each is used up before the next is computed."""
+        config = self._config
+        size = config.batch_size * config.accumulation
+        windows = training_batch(self._corpus.train, seed=config.seed, step=step, size=size, window=config.window)
+        return map(self._loss, windows.chunk(config.accumulation))
 
     def _loss(self, windows: Tensor) -> Tensor:
         with self._autocast():

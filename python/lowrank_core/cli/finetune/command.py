@@ -129,4 +129,4 @@ def _announce(config: FinetuneConfig, data: Parted, place: Place, threads: int) 
     skipped = f", {data.skipped} without text left out" if data.skipped else ""
     print(f"model: {place}")
     print(f"data: {len(data.train)} texts{kinds} to train on, {len(data.val)} held out{skipped}")
-    print(f"plan: {config.steps} steps of {config.batch_size} samples, {config.method}, {threads} threads")
+    print(f"plan: {config.steps} steps of {config.bytes_per_step} samples, {config.method}, {threads} threads")

@@ -42,18 +42,24 @@ class Placed(NamedTuple):
 def place(model: nn.Module, config: FinetuneConfig, heads: tuple[str, ...]) -> Placed:
     """Puts layers in the place of the linear ones of `model`, but for `heads`, which train whole, and freezes the rest.
 
+    What trains is in float32.
+
     Raises:
       CliError: it has no linear layer, or a value does not fit it.
     """
     try:
-        return _place(model, config, heads)
+        placed = _place(model, config, heads)
     except ValueError as refusal:
         raise CliError(f"{config.method} cannot train this model: {refusal}") from refusal
+    for p in model.parameters():
+        if p.requires_grad:  # factors are made in the dtype of the weight beside them
+            p.data = p.data.float()
+    return placed
 
 
 def _place(model: nn.Module, config: FinetuneConfig, heads: tuple[str, ...]) -> Placed:
     own, lr = config.own(), config.peak_lrs(config.method)[0]
-    of_all: dict[str, Any] = {"lr": lr, "weight_decay": config.weight_decay or 0.0}
+    of_all: dict[str, Any] = {"lr": lr, "weight_decay": config.weight_decay or 0.0, **config.adam()}
     excluded = (*EXCLUDED, *heads)
     layers: dict[str, Any] = {"exclude": excluded, "modules_to_save": heads, "seed": config.seed}
     if config.method == "geolora":
@@ -71,7 +77,7 @@ def _place(model: nn.Module, config: FinetuneConfig, heads: tuple[str, ...]) -> 
     if config.method in _OF_PAIRS:
         return Placed(_OF_PAIRS[config.method](model, **own, **of_all), None)
     groups = loraplus_param_groups(model, lr, own.get("ratio", 1.0), weight_decay=of_all["weight_decay"])
-    return Placed(torch.optim.AdamW(groups), None)
+    return Placed(torch.optim.AdamW(groups, **config.adam()), None)
 
 
 def _put_lora(model: nn.Module, config: FinetuneConfig, excluded: tuple[str, ...], heads: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.files import reading
@@ -30,7 +31,9 @@ class Pretrained(NamedTuple):
 
 
 def load(place: Place, config: FinetuneConfig, labels: tuple[str, ...]) -> Pretrained:
-    """The model in float32 and its tokenizer; what is new in it depends on `config.seed` alone.
+    """The model and its tokenizer; what is new in it depends on `config.seed` alone.
+
+    The model is in float32, with the precision bf16 all but its heads in bfloat16.
 
     Raises:
       CliError: something of it is missing, broken or of another kind.
@@ -50,7 +53,7 @@ def load(place: Place, config: FinetuneConfig, labels: tuple[str, ...]) -> Pretr
         classes = {**labelled, "ignore_mismatched_sizes": True}  # a head of another task is made anew
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(place.folder, **where)
-        loading = {**where, **classes, "dtype": torch.float32}
+        loading = {**where, **classes, "dtype": torch.bfloat16 if config.precision == "bf16" else torch.float32}
         model, loaded = auto.from_pretrained(place.folder, **loading, output_loading_info=True)
     except Exception as failure:  # of any of the packages that transformers reads files with
         said = " ".join(str(failure).split()).rstrip(".")[:300] or type(failure).__name__
@@ -63,6 +66,8 @@ def load(place: Place, config: FinetuneConfig, labels: tuple[str, ...]) -> Pretr
         raise CliError(f"the tokenizer in '{place}' must have a padding, an end or an unknown token; add one")
     model.config.pad_token_id = tokenizer.pad_token_id
     heads = _heads(model) if config.task == CLASSIFICATION else ()
+    for name in heads:
+        _widen(model.get_submodule(name))
     other = [key[0] if isinstance(key, tuple) else key for key in loaded["mismatched_keys"]]
     if broken := [name for name in other if name.partition(".")[0] not in heads]:
         raise CliError(f"`--model` must fit its config.json, got '{place}', whose `{broken[0]}` does not; repair it")
@@ -78,6 +83,16 @@ def longest(model: Any) -> int | None:
 def _heads(model: nn.Module) -> tuple[str, ...]:
     base = str(getattr(model, "base_model_prefix", ""))
     return tuple(name for name, child in model.named_children() if name != base and list(child.parameters()))
+
+
+def _widen(head: nn.Module) -> None:
+    """Lets a head, which is trained, compute in float32 whatever comes in."""
+    head.float()
+
+    def widened(_: nn.Module, args: Any, keys: dict[str, Any]) -> Any:
+        return tree_map_only(torch.Tensor, lambda t: t.float() if t.is_floating_point() else t, (args, keys))
+
+    head.register_forward_pre_hook(widened, with_kwargs=True)
 
 
 def _digest(place: Place) -> str:

@@ -36,7 +36,7 @@ def write_report(folder: Path, config: FinetuneConfig, row: dict[str, Any]) -> s
     Raises:
       CliError: the disk refused.
     """
-    title = f"{config.method}: {config.steps} steps of {config.batch_size} samples, {config.task}"
+    title = f"{config.method}: {config.steps} steps of {config.bytes_per_step} samples, {config.task}"
     where, found = environment(), [_series(folder, config, row)]
     summary = {"runs": [row], "config": config.to_json(), **where}
     write_atomic(folder / "report.png", picture(found, title, PANELS, CAPTION))
@@ -49,7 +49,7 @@ def write_report(folder: Path, config: FinetuneConfig, row: dict[str, Any]) -> s
 def _series(folder: Path, config: FinetuneConfig, row: dict[str, Any]) -> Series:
     lines = [line for line in metrics.read(folder / METRICS_FILE) if line["run"] == config.method]
     train, val, ranks = ([x for x in lines if x["event"] == event] for event in ("train", "eval", "ranks"))
-    return Series({**row, "steps": config.steps}, train, val, ranks, config.batch_size)
+    return Series({**row, "steps": config.steps}, train, val, ranks, config.bytes_per_step)
 
 
 def _parts(config: FinetuneConfig, found: list[Series], where: dict[str, Any]) -> list[str]:

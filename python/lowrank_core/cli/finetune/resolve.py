@@ -7,10 +7,10 @@ from typing import Any
 
 from lowrank_core.cli.defaults import listed
 from lowrank_core.cli.errors import CliError
-from lowrank_core.cli.finetune.config import FILTERS, METHODS, FinetuneConfig, takers_of
+from lowrank_core.cli.finetune.config import ADAM, FILTERS, METHODS, FinetuneConfig, takers_of
 from lowrank_core.cli.options import check_values, flag
 
-_OF_GRADIENTS = ("weight_decay", "clip")
+_OF_GRADIENTS = ("weight_decay", "clip", *ADAM)
 _COLUMNS = ("text_column", "label_column")
 
 
@@ -35,6 +35,7 @@ def resolve(config: FinetuneConfig) -> FinetuneConfig:
         min_lr_ratio=(1.0 if filters else 0.1) if config.min_lr_ratio is None else config.min_lr_ratio,
         eval_every=config.eval_every or max(1, config.steps // 10),
         weight_decay=None if filters else config.weight_decay or 0.0,
+        **({} if filters else config.adam()),
         clip=None if filters else 1.0 if config.clip is None else config.clip,
         **{name: value for name, value in _ranks(config).items()},
     )
@@ -64,6 +65,16 @@ def _check_method(config: FinetuneConfig) -> None:
             raise CliError(
                 f"`{flag(name)}` must come with a method that takes gradients, got {config.method}; leave it out"
             )
+    if config.method in FILTERS and config.accumulation > 1:
+        raise CliError(
+            f"`--accumulation` must come with a method that takes gradients, which add up, got {config.method}; leave "
+            "it out"
+        )
+    if config.method in FILTERS and config.precision == "amp-fp16":
+        raise CliError(
+            f"`--precision amp-fp16` must come with a method that takes gradients, whose loss is scaled, got "
+            f"{config.method}; use amp-bf16"
+        )
     for name in ("init_rank", "max_rank"):
         given = getattr(config, name)
         if given is not None and given < config.rank:

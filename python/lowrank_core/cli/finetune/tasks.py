@@ -27,8 +27,8 @@ class Batch(NamedTuple):
 class Task(Protocol):
     """Batches of a run's data."""
 
-    def training(self, step: int) -> Batch:
-        """Of step 1, 2, ...: a function of the seed and the step, so that a resume needs no state."""
+    def training(self, number: int) -> Batch:
+        """Of forward pass 1, 2, ...: a function of the seed and that number, so that a resume needs no state."""
         ...
 
     def validation(self) -> Sequence[Batch]:
@@ -59,11 +59,11 @@ class Classification:
         self._tokenizer = tokenizer
         self._train, self._val = self._encoded(data.train), self._encoded(data.val[: config.eval_samples])
 
-    def training(self, step: int) -> Batch:
+    def training(self, number: int) -> Batch:
         config, count = self._config, len(self._train)
-        first = (step - 1) * config.batch_size
-        numbers = [self._order(at // count)[at % count] for at in range(first, first + config.batch_size)]
-        return self._batch([self._train[number] for number in numbers])
+        first = (number - 1) * config.batch_size
+        drawn = [self._order(at // count)[at % count] for at in range(first, first + config.batch_size)]
+        return self._batch([self._train[at] for at in drawn])
 
     def validation(self) -> list[Batch]:
         size = self._config.batch_size
@@ -96,10 +96,10 @@ class CausalLM:
         self._config = config
         self._train, self._val = (self._stream(rows, tokenizer) for rows in (data.train, data.val))
 
-    def training(self, step: int) -> Batch:
+    def training(self, number: int) -> Batch:
         config = self._config
         return self._batch(
-            training_batch(self._train, seed=config.seed, step=step, size=config.batch_size, window=self._window)
+            training_batch(self._train, seed=config.seed, step=number, size=config.batch_size, window=self._window)
         )
 
     def validation(self) -> list[Batch]:

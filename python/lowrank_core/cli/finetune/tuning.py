@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from lowrank_core.cli.finetune.methods import place
 from lowrank_core.cli.finetune.pretrained import Pretrained
 from lowrank_core.cli.finetune.rows import Parted
 from lowrank_core.cli.finetune.tasks import Task, mean_loss, right
-from lowrank_core.cli.loop import Run
+from lowrank_core.cli.loop import Run, grad_scaler
 from lowrank_core.cli.metrics import MetricsLog
 from lowrank_core.cli.optimizers import state_bytes
 from lowrank_core.cli.text import Corpus
@@ -38,7 +39,7 @@ class Tuning(Run):
         self.optimizer, self._ranks = place(pretrained.model, config, pretrained.heads)
         self.model = cast(Any, Adapted(pretrained.model.train()))
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self._scaler = cast(Any, FilterStep() if self.name in FILTERS else torch.amp.GradScaler("cpu", enabled=False))
+        self._scaler = cast(Any, FilterStep() if self.name in FILTERS else grad_scaler(config.precision))
         self._base = pretrained.sha256
         self.progress: dict[str, Any] = {
             "step": 0, "seconds": 0.0, "val_loss": None, "best_val_loss": None, "refreshes": 0, "accuracy": None,
@@ -54,7 +55,7 @@ class Tuning(Run):
         """Mean validation loss (nats) over the held-out samples; remembers it, and the share that is right."""
         self.model.eval()
         total, hits, count = 0.0, 0, 0
-        with torch.no_grad():
+        with torch.no_grad(), self._autocast():
             for inputs, targets in self._batches:
                 logits = self.model(inputs)
                 total += float(mean_loss(logits, targets).double()) * targets.numel()
@@ -87,7 +88,7 @@ class Tuning(Run):
             "optimizer": self.name,
             "lr": self._tuned.peak_lrs(self.name)[0],
             **{key: self.progress[key] for key in keys},
-            "samples": self.step * self._tuned.batch_size,
+            "samples": self.step * self._tuned.bytes_per_step,
             "trained": sum(p.numel() for p in self.inner.parameters() if p.requires_grad),
             "state_bytes": state_bytes(self.optimizer),
             "seconds_per_step": self.progress["seconds"] / self.step,
@@ -95,22 +96,36 @@ class Tuning(Run):
 
     def _backward(self, step: int) -> float:
         """Leaves the gradients of the step's batch, or what a filter steps by; returns its mean loss."""
-        torch.manual_seed(mix_seed(self._tuned.seed, step) % 2**63)  # of dropout: a resume needs no state
-        inputs, targets = self._task.training(step)
-        logits = self.model(inputs)
-        loss = mean_loss(logits, targets)
         if isinstance(self._scaler, FilterStep):
-            self._scaler.seen = logits, targets
-        else:
-            torch.autograd.backward(loss)
-        return float(loss.detach())
+            (loss,) = self._losses(step)
+            return float(loss.detach())
+        return super()._backward(step)
+
+    def _losses(self, step: int) -> Iterator[Tensor]:
+        torch.manual_seed(mix_seed(self._tuned.seed, step) % 2**63)  # of dropout: a resume needs no state
+        parts = self._tuned.accumulation
+        for part in range(1, parts + 1):
+            inputs, targets = self._task.training((step - 1) * parts + part)
+            with self._autocast():
+                logits = self.model(inputs)
+            if isinstance(self._scaler, FilterStep):
+                self._scaler.seen = logits, targets
+            yield mean_loss(logits, targets)
+
+    def _diverged(self, step: int, loss: float, norm: float) -> CliError:
+        if self.name not in FILTERS:
+            return super()._diverged(step, loss, norm)
+        return CliError(
+            f"{self.name} diverged at step {step} (loss {loss:g}); lower `--p0`, as to 0.001, or `--kl-limit`, and "
+            "start a new run"
+        )
 
     def _log(self, log: MetricsLog, event: str, **values: Any) -> None:
         named = {_NAMES.get(name, name): value for name, value in values.items()}
         named.pop("lr_others", None)
         if self.name in FILTERS:
             named.pop("grad_norm", None)
-        super()._log(log, event, samples=self.step * self._tuned.batch_size, **named)
+        super()._log(log, event, samples=self.step * self._tuned.bytes_per_step, **named)
 
     def _log_refresh(self, log: MetricsLog) -> None:
         """Logs the ranks if this step changed one."""
