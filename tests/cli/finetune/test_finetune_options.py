@@ -15,6 +15,7 @@ from lowrank_core.cli.finetune.methods import place
 from lowrank_core.cli.finetune.resolve import resolve
 from lowrank_core.cli.metrics import read
 from safetensors.torch import load_file
+from testing import tolerance
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the libraries say of their own future
 
@@ -76,19 +77,21 @@ def test_autocast_narrows_what_is_between(tiny, cli, decoder, tmp_path):
         assert cli(*tiny, *options, "--out", tmp_path / precision).code == 0
         found[precision] = {key: train_lines(tmp_path / precision, key)[0] for key in ("train_loss", "grad_norm")}
         found[precision]["val_loss"] = next(read(tmp_path / precision / "metrics.jsonl"))["val_loss"]
-    for precision, unit in (("amp-bf16", 2.0**-8), ("amp-fp16", 2.0**-11)):
+    for precision, dtype in (("amp-bf16", torch.bfloat16), ("amp-fp16", torch.float16)):
         for key, value in found[precision].items():
             assert value != found["fp32"][key]
-            assert value == pytest.approx(found["fp32"][key], rel=64 * unit), (precision, key)
+            assert value == pytest.approx(found["fp32"][key], rel=20 * tolerance.UNIT[dtype]), (precision, key)
 
 
 def test_accumulated_batches_are_one_batch(tiny, cli, decoder, tmp_path):
-    """The same samples at once and in two parts give the same loss and gradient, but for the order of sums."""
+    """The same samples at once and in two parts give the same loss and gradient, but for the order of sums: of some
+    twenty products of up to 40 terms there and back, in each of three steps that feed the next."""
     for name, batch, parts in (("once", 8, 1), ("parts", 4, 2)):
         options = ["--model", decoder, *flags(steps=3, eval_every=3, batch_size=batch, accumulation=parts)]
         assert cli(*tiny, *options, "--out", tmp_path / name).code == 0
+    bound = 3 * 2 * 20 * tolerance.gamma(40, torch.float32)
     for key in ("train_loss", "grad_norm"):
-        assert train_lines(tmp_path / "parts", key) == pytest.approx(train_lines(tmp_path / "once", key), rel=1e-4)
+        assert train_lines(tmp_path / "parts", key) == pytest.approx(train_lines(tmp_path / "once", key), rel=bound)
     assert "3 steps of 8 samples" in (tmp_path / "parts/report.html").read_text()
 
 
