@@ -104,6 +104,24 @@ def test_one_sample_without_probabilities_is_skipped_alone() -> None:
     assert torch.equal(*found)
 
 
+def test_a_closure_may_return_what_is_observed() -> None:
+    """The forward pass may be inside, recorded or not."""
+    net, (x, y) = model(), batch(2)
+    twin = copy.deepcopy(net)
+    optimizer, closed = adapters.LoKO(net), adapters.LoKO(twin)
+
+    def observe() -> tuple[Tensor, Tensor]:
+        with closed.recording():
+            return twin(x), y
+
+    with optimizer.recording():
+        outputs = net(x)
+    found = [(optimizer.step(outputs, y), theta(net)), (closed.step(observe), theta(twin))]
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    with pytest.raises(ValueError, match="`outputs` must be a closure of two tensors, or of a loss, got 'one of 3'"):
+        closed.step(lambda: (x, y, y))
+
+
 def test_recorded_inputs_change_nothing_but_the_time() -> None:
     found = []
     for recorded in (False, True):

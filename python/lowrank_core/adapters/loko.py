@@ -17,7 +17,7 @@ from lowrank_core.adapters.cotangents import split_score
 from lowrank_core.adapters.fixed import IN_FLOAT32, check_fixed
 from lowrank_core.adapters.jacobian import jacobian_rows
 from lowrank_core.adapters.noise import POLICIES, NoisePolicy, noise_policy
-from lowrank_core.adapters.observation import Softmax, View, checked, loss_of, resumed, views_of
+from lowrank_core.adapters.observation import Softmax, View, checked, evaluated, loss_of, resumed, views_of
 from lowrank_core.adapters.tape import LinearTape, record_linears
 from lowrank_core.adapters.variance import P0, Variance, starts
 from lowrank_core.checks import is_count, is_number, require, require_choice
@@ -163,7 +163,8 @@ class LoKO(StateOptimizer):
 
         Args:
           outputs: [B, C], or [B, L, V] of a language model, with their graph, which the step uses up. None: `.grad` is
-            read. Or a closure, as torch's optimizers take it, that leaves gradients in `.grad`.
+            read. Or a closure: it returns (outputs, targets), through wrappers that hand on nothing else, such as
+            accelerate's; or it leaves gradients in `.grad`, as for torch's optimizers, and returns the loss.
           targets: classes [B] or [B, L], where -100 does not count; or floats of the outputs' shape.
 
         Returns:
@@ -174,12 +175,11 @@ class LoKO(StateOptimizer):
           TypeError: no tensors. ValueError: shapes that do not fit; groups of different `lr`. RuntimeError: something
             is not finite, and a group has `nonfinite="raise"`.
         """
+        outputs, targets = evaluated("step", outputs, targets)
         tape, self._tape = self._tape, None
-        if targets is None and (outputs is None or callable(outputs)):
-            with torch.enable_grad():
-                loss = None if outputs is None else outputs()
+        if targets is None:
             self._step_gradients()
-            return loss
+            return outputs
         outputs, given = checked("step", outputs, targets)
         loss, slots, seed = loss_of(outputs, given), self._trained(), mix_seed(self.param_groups[0]["seed"], self.steps)
         softmax = self.softmax if self.policy == "ggn" else None

@@ -203,6 +203,24 @@ def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
         return torch.stack(sums).sum() / count_of(targets)
 
 
+def evaluated(op: str, outputs: Any, targets: Any) -> tuple[Any, Any]:
+    """Outputs and targets as given, or as a closure returned them; (loss, None) where gradients are to be read.
+
+    Raises:
+      TypeError: outputs that are no closure, without targets. ValueError: a closure that returned another tuple.
+    """
+    if targets is not None or outputs is None:
+        return outputs, targets
+    if not callable(outputs):
+        return checked(op, outputs, targets)
+    with torch.enable_grad():
+        found = outputs()
+    if not isinstance(found, tuple):
+        return found, None
+    require(len(found) == 2, op, "outputs", "be a closure of two tensors, or of a loss", f"one of {len(found)}")
+    return found
+
+
 def checked(op: str, outputs: object, targets: object) -> tuple[Tensor, Tensor]:
     """Both, classes as int64.
 
