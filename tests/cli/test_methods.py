@@ -44,6 +44,7 @@ RUNS = {
     "lisa": ["--optimizer", "lisa", *flags(active=1, period=5, layers=3)],
     "sinkgd beside scale": ["--optimizer", "sinkgd", "--iterations", 2, "--compare", "scale"],
     "dct": ["--optimizer", "dct", *flags(error_feedback="no", update_proj_gap=3, basis="dct3")],
+    "dct auto": ["--optimizer", "dct", *flags(basis="auto")],
     "dct beside galore": ["--optimizer", "dct", *flags(compare="galore", update_proj_gap=1, compare_update_proj_gap=6)],
     "muon beside trion": ["--optimizer", "muon", *flags(nesterov="no", ns_steps=4, compare="trion", rank=5)],
     "dion2": ["--optimizer", "dion2", *flags(fraction=0.5, momentum=0.9, adjust_lr_fn="match_rms_adamw", lr=0.003)],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,62 +12,15 @@ import torch
 from lowrank_core import memory
 from lowrank_core.optim import DCTAdamW, param_groups
 from lowrank_core.optim.parts.codecs import Blocks8
-from numpy import ndarray
 from optim_cases import draw
-from plain_bases import atoms, best
+from plain_bases import atoms
+from plain_dct import BETAS, DECAY, EPS, LR, RANK, Plain
 from plain_steps import SIDES, UNIT, gradients, of, path
 from torch import nn
 
 __all__ = ["path"]  # a fixture
 with_both_paths = pytest.mark.usefixtures("path")
-STEPS, RANK = 50, 3
-LR, BETAS, EPS, DECAY = 0.05, (0.8, 0.95), 1e-4, 0.02
-
-
-@dataclass
-class Plain:
-    """One weight [m, n] whose basis is on the right. What was not chosen is kept in the weight's space; an atom's
-    moments and its count are there only as long as it is chosen."""
-
-    weight: ndarray
-    basis: ndarray
-    gap: int
-    norm_ord: int
-    fed_back: bool
-    left: Any = 0.0  # Xi
-    count: int = 0
-    chosen: list[int] = field(default_factory=list)
-    moments: dict[int, list[Any]] = field(default_factory=dict)  # of an atom: m, v, t
-    entered: int = 0
-    off: float = 0.0
-    error: float = 0.0
-
-    def step(self, grad: ndarray) -> None:
-        signal = grad + self.left
-        spectrum = signal @ self.basis
-        if self.count % self.gap == 0:
-            chosen = best(spectrum, RANK, self.norm_ord)
-            self.entered += len(set(chosen) - set(self.chosen)) if self.count else 0
-            self.chosen = chosen
-            fresh = [0.0, 0.0, 0]
-            self.moments = {j: self.moments.get(j, list(fresh)) for j in chosen}
-        self.count += 1
-        self.off += 8 * len(self.basis) * UNIT * float(np.abs(signal).max())  # what is fed back keeps its rounding
-        update = np.zeros_like(self.weight)
-        for j in self.chosen:
-            low, held = spectrum[:, j], self.moments[j]
-            held[0] = BETAS[0] * held[0] + (1 - BETAS[0]) * low
-            held[1] = BETAS[1] * held[1] + (1 - BETAS[1]) * low**2
-            held[2] += 1
-            root = np.sqrt(held[1] / (1 - BETAS[1] ** held[2])) + EPS
-            direction = held[0] / (1 - BETAS[0] ** held[2]) / root
-            update += np.outer(direction, self.basis[:, j])
-            self.error += LR * float(np.linalg.norm(self.off / root * (1 + np.abs(direction))))
-        if self.fed_back:
-            inside = spectrum[:, self.chosen] @ self.basis[:, self.chosen].T
-            self.left = signal - inside
-        self.weight = (1 - LR * DECAY) * self.weight - LR * update
-        self.error += 8 * len(self.basis) * UNIT * float(np.linalg.norm(self.weight))
+STEPS = 50
 
 
 @with_both_paths
@@ -80,7 +32,7 @@ def test_the_formulas(
 ) -> None:
     turn: Callable[[Any], Any] = (lambda x: x) if SIDES[shape, proj_type] == "R" else (lambda x: x.T)
     start = np.random.default_rng(1).standard_normal(shape)
-    plain = Plain(turn(start).copy(), atoms(basis, turn(start).shape[1]), gap, norm_ord, fed_back)
+    plain = Plain(turn(start).copy(), {basis: atoms(basis, turn(start).shape[1])}, gap, norm_ord, fed_back)
     weight = nn.Parameter(torch.from_numpy(start.copy()))
     keys: dict[str, Any] = {"basis": basis, "norm_ord": norm_ord, "error_feedback": fed_back, "update_proj_gap": gap}
     optimizer = DCTAdamW([weight], LR, BETAS, EPS, DECAY, rank=RANK, proj_type=proj_type, **keys)
@@ -98,7 +50,7 @@ def test_the_formulas(
     assert plain.entered > 3
     if fed_back:
         waiting = state["residual.feedback"].numpy()
-        back = turn(waiting) @ plain.basis.T
+        back = turn(waiting) @ plain.bases[basis].T
         assert np.abs(back - plain.left).max() <= plain.off and np.abs(plain.left).max() > 0.1
 
 
@@ -253,7 +205,7 @@ def test_hadamard_is_refused_where_it_does_not_exist() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "rule"),
     [
-        ("basis", "dct1", "be one of dct2, dct3, identity, hadamard, got 'dct1'"),
+        ("basis", "dct1", "be one of dct2, dct3, identity, hadamard, auto, got 'dct1'"),
         ("norm_ord", 3, "be 1 or 2, got 3"),
         ("norm_ord", True, "be 1 or 2, got True"),
         ("error_feedback", 1, "be True or False, got 1"),

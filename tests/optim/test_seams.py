@@ -127,6 +127,7 @@ class Following(Orthonormal):
     """One power iteration from the subspace before, at each step, which hands over what it has seen."""
 
     each_step: ClassVar[bool] = True
+    searches_first: ClassVar[bool] = False
 
     def find(self, queries: Sequence[Query]) -> list[Found]:
         return [self.follow(query) for query in queries]

@@ -174,7 +174,7 @@ def test_the_composition_gives_the_same_momentum(kind: type[LowRankOptimizer], m
         (Dion2, "fraction", 1.5, r"be a number in \(0, 1\], got 1.5"),
         (Dion2, "fraction", None, r"be a number in \(0, 1\], got None"),
         (Dion2, "norm_ord", 0, "be 1 or 2, got 0"),
-        (Trion, "basis", "fft", "be one of dct2, dct3, identity, hadamard, got 'fft'"),
+        (Trion, "basis", "fft", "be one of dct2, dct3, identity, hadamard, auto, got 'fft'"),
         (Trion, "proj_type", "full", "be one of std, reverse_std, left, right, got 'full'"),
     ],
 )

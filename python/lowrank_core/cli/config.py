@@ -22,7 +22,7 @@ from lowrank_core.cli.settings import read, setting
 from lowrank_core.memory.frugal import SUBSPACES
 from lowrank_core.memory.geometry import PROJ_TYPES
 from lowrank_core.memory.methods import METHODS, PROJECTORS
-from lowrank_core.memory.storage import GROUP_SIZES, MOMENT_DTYPES, RULES
+from lowrank_core.memory.storage import AUTO_BASIS, GROUP_SIZES, MOMENT_DTYPES, RULES
 from lowrank_core.ops.dct_select.selection import BASES
 
 FACTORS = ("original", "match_rms_adamw")
@@ -127,7 +127,7 @@ class TrainConfig:
     sign_scale: float | None = _method("sign_scale", "factor on the sign of the rest", type=real(0))
     active: int | None = _method("active", "layers that are trained at a time", type=whole(1), metavar="N")
     period: int | None = _method("period", "steps from one draw of layers to the next", type=whole(1), metavar="N")
-    basis: str | None = _method("basis", "whose atoms are chosen", choices=BASES)
+    basis: str | None = _method("basis", "whose atoms are chosen", choices=(*BASES, AUTO_BASIS))
     norm_ord: int | None = _method("norm_ord", "what ranks atoms, sums of |.| or squares", choices=(1, 2), type=int)
     compare_norm_ord: int | None = _of_compare("norm_ord", choices=(1, 2), type=int)
     error_feedback: bool | None = _method("error_feedback", "whether the rest is kept", shown="yes", **YES_OR_NO)

@@ -17,6 +17,9 @@ from lowrank_core.ops.subspace_step.check import BLOCK
 
 FORMAT = 2  # of a state; goes up when a key or its meaning changes
 WORK = "work"  # the dtype of a field that a codec will store
+AUTO_BASIS = "auto"  # where a basis is named: one of these for each weight, whose number is in its state
+AUTO_BASES = ("identity", "dct2")
+AUTO_KEY = "proj.auto_basis"
 
 ITEM_SIZES = {
     "complex128": 16, "complex64": 8, "complex32": 4, "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
@@ -223,10 +226,12 @@ def error_fields(where: Geometry) -> Layout:
 
 def atom_fields(where: Geometry, basis: str) -> Layout:
     """The atoms of the fixed basis called `basis` that span a subspace, by their numbers; and the share of what they
-    were chosen from that they hold. The numbers of another basis mean other atoms, so the key names it."""
+    were chosen from that they hold. The numbers of another basis mean other atoms, so the key names it; a number beside
+    them does for `AUTO_BASIS`, which is 0 until there is a subspace."""
     return {
         "proj.captured": Field((), "float32", Role.SHARE),
         f"proj.{basis}": Field((where.rank,), "int64", Role.BASIS),
+        **({AUTO_KEY: number()} if basis == AUTO_BASIS else {}),
     }
 
 

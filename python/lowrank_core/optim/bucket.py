@@ -55,6 +55,11 @@ class Bucket:
         return self.parts.moment_codec if self.projected else self.parts.plain_codec
 
     @property
+    def in_step(self) -> bool:
+        """True if subspaces are chosen as a part of the step, and not looked for before."""
+        return self.projected and self.parts.projector.each_step and not self.due
+
+    @property
     def draws(self) -> bool:
         """True if a step takes random words."""
         return self.rounding != "nearest" or not isinstance(self.codec, Float32)

@@ -6,14 +6,13 @@ from typing import cast
 
 from torch import Tensor
 
-from lowrank_core.memory.geometry import Geometry
 from lowrank_core.ops.subspace_step.scratch import scratch
 from lowrank_core.ops.subspace_step.step import count_step
 from lowrank_core.optim.bucket import Bucket, runs
 from lowrank_core.optim.draft import Draft
 from lowrank_core.optim.dtypes import name_of
 from lowrank_core.optim.lines import step_along
-from lowrank_core.optim.parts.atoms import lift_into
+from lowrank_core.optim.parts.atoms import basis_in, lift_into
 from lowrank_core.optim.parts.projectors import Query
 from lowrank_core.optim.parts.projectors.selection import EachStepSelection
 from lowrank_core.optim.parts.residuals.drop import Drop
@@ -56,10 +55,9 @@ def _choose(
 ) -> list[tuple[Subspace, Tensor]]:
     """Begins a step: adopts subspaces, which are returned with the gradients in them. Feedback moves on."""
     count_step([state["step"] for state in states])
-    places = [slot.where(state) for slot, state in zip(slots, states, strict=True)]
     draws = [slot.draw(state["step"].item()) for slot, state in zip(slots, states, strict=True)]
     grads = [signed(bucket, grad.to(slot.work)) for slot, grad in zip(slots, grads, strict=True)]
-    chosen = _chosen(bucket, grads, places, states, draws)
+    chosen = _chosen(bucket, slots, grads, states, draws)
     for slot, state, draw, (subspace, _) in zip(slots, states, draws, chosen, strict=True):
         if not (isinstance(subspace, All) and state["proj.refreshes"]):
             take(bucket, slot, state, subspace, draw.step - 1)
@@ -69,16 +67,21 @@ def _choose(
 
 
 def _chosen(
-    bucket: Bucket, grads: list[Tensor], places: list[Geometry], states: list[State], draws: list[Draw]
+    bucket: Bucket, slots: list[Slot], grads: list[Tensor], states: list[State], draws: list[Draw]
 ) -> list[tuple[Subspace, Tensor]]:
     """Subspaces, and the gradients in them; those held do not change."""
     projector, residual = bucket.parts.projector, bucket.parts.residual
+    places = [slot.where(state) for slot, state in zip(slots, states, strict=True)]
     if not isinstance(residual, Feedback):
-        found = projector.find([Query(grad, where, None, 0) for grad, where in zip(grads, places, strict=True)])
-        return [(one.subspace, cast(Tensor, one.low)) for one in found]
+        stated = zip(slots, states, strict=True)
+        held = [projector.held(slot, state) if state["proj.refreshes"] else None for slot, state in stated]
+        queries = [Query(grad, where, one, 0) for grad, where, one in zip(grads, places, held, strict=True)]
+        return [(one.subspace, cast(Tensor, one.low)) for one in projector.find(queries)]
     if isinstance(projector, EachStepSelection):
         chosen = residual.take_chosen(grads, places, projector.norm_ord, states, draws)
-        return [(projector.as_subspace(where, one), one.low) for where, one in zip(places, chosen, strict=True)]
+        bases = [basis_in(state, projector.basis) for state in states]
+        found = zip(places, chosen, bases, strict=True)
+        return [(projector.as_subspace(where, one, basis), one.low) for where, one, basis in found]
     each = zip(places, grads, states, draws, strict=True)
     return [(All(where), residual.take_whole(grad, state, draw)) for where, grad, state, draw in each]
 
@@ -99,7 +102,8 @@ def _lifted(lows: list[Tensor], atoms: list[Indices]) -> list[Tensor]:
     """Directions as matrices of their weights' shapes."""
     lengths = [(one.length, low.shape[1 - one.axis]) for one, low in zip(atoms, lows, strict=True)]
     found = _room(lows, [size if one.axis == 0 else size[::-1] for one, size in zip(atoms, lengths, strict=True)])
-    lift_into(found, lows, [one.indices for one in atoms], [one.side for one in atoms], basis=atoms[0].basis)
+    indices, sides, bases = zip(*((one.indices, one.side, one.basis) for one in atoms), strict=True)
+    lift_into(found, lows, indices, sides, bases)
     return found
 
 

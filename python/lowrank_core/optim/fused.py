@@ -206,11 +206,14 @@ def fused(bucket: Bucket) -> FusedStep | None:
     """The kernel for `bucket`, or None if it is composed.
 
     A bucket is composed if the device decides about its step or holds its rate, for the coded moments of float64
-    weights, and of projected weights if their memory is no matrix or there are two bases.
+    weights, and of projected weights if their memory is no matrix or there are two bases, or if they look for the
+    first of the subspaces that they choose in each step.
     """
     coded = not isinstance(bucket.codec, Float32) and bucket.dtype == torch.float64
     if not can_draw(bucket.device) or coded or isinstance(bucket.lr, Tensor):
         return None
     if bucket.projected and (not bucket.as_matrix or bucket.two_sided or bucket.parts.residual.kernel() is None):
+        return None
+    if bucket.projected and bucket.parts.projector.each_step and not bucket.in_step:
         return None
     return FUSED.get(key_of(bucket))

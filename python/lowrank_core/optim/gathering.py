@@ -149,7 +149,7 @@ class GatheringOptimizer(StateOptimizer):
         """True if the subspace of `slot` is to be looked for before this step."""
         state = state_of(self.state, slot)
         if parts.projector.each_step:
-            return False
+            return parts.projector.searches_first and not state.get("proj.refreshes")
         if not state:
             return True
         bound = self._bounds.get(slot.key) if self._bounds else None

@@ -59,7 +59,7 @@ def _direction(
     if not bucket.projected:
         return ruled(parts.plain, parts.plain_codec, grad, slot, state, slot.draw(step))
     signal = parts.residual.enter(grad, state)
-    if parts.projector.each_step:
+    if bucket.in_step:
         subspace, low, left = select(bucket, slot, signal, state, step - 1)
     elif state["proj.refreshes"] == 0:
         return None

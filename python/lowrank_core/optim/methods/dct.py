@@ -40,8 +40,10 @@ class DCTAdamW(LowRankOptimizer):
       rank: >= 1, a share of min(m, n), or None for plain AdamW.
       update_proj_gap: >= 1, steps from one choice of atoms to the next.
       proj_type: "std", "reverse_std", "left" or "right", as there.
-      basis: "dct2" (atom k is the cosine of frequency k), "dct3", "hadamard" (sides that are powers of two) or
-        "identity" (rows or columns themselves).
+      basis: "dct2" (atom k is the cosine of frequency k), "dct3", "hadamard" (sides that are powers of two),
+        "identity" (rows or columns themselves), or "auto": for each weight "identity" or "dct2". It takes the one whose
+        atoms, chosen as `norm_ord` says, hold more of the squared norm of its first gradient that is finite and not
+        zero; at a tie "identity", which costs no transform. It keeps it; `proj.auto_basis` of its state is 0 or 1.
       norm_ord: 2 chooses by energy, which keeps most of S; 1 by the sum of magnitudes, as the authors' code.
       error_feedback: whether E is kept.
       error_feedback_dtype: how E is stored, with the values of `moment_dtype`.
@@ -51,7 +53,7 @@ class DCTAdamW(LowRankOptimizer):
 
     Source: Modoranu et al. 2025 (arXiv:2505.17967), in torch's Adam form. Deviations: feedback in coordinates, which is
       the same and costs no product; ranking by energy, ties to the lower index; counts of each atom; choices fall
-      before steps 0, gap, 2 gap, ...; feedback and rotation are on by default.
+      before steps 0, gap, 2 gap, ...; feedback and rotation are on by default; "auto" is ours.
 
     Example:
       >>> import torch

@@ -29,7 +29,8 @@ class Trion(LowRankOptimizer):
       momentum: in [0, 1), what is kept of the momentum that was stepped.
       ns_coefficients, eps, ns_steps, adjust_lr_fn: as in `Muon`; c is that of the whole matrix.
       rank: >= 1, a share of min(m, n), "full", or None for plain AdamW; a rank above min(m, n) is that.
-      basis: "dct2", "dct3", "hadamard" (sides that are powers of two) or "identity", which makes this `Dion2`.
+      basis: "dct2", "dct3", "hadamard" (sides that are powers of two), "identity", which makes this `Dion2`, or "auto",
+        as in `DCTAdamW`.
       norm_ord: 2 chooses by energy, 1 by the sum of magnitudes.
       proj_type: the side that is transformed: "std", "reverse_std", "left" or "right", as there.
       plain_lr, plain_betas, moment_dtype, plain_moment_dtype, rounding, seed, nonfinite, maximize, stacked: as in

@@ -9,6 +9,7 @@ bound; docs/numerics.md).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import pi
 from typing import Any, NamedTuple
@@ -16,13 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lowrank_core.memory.storage import AUTO_BASES, AUTO_BASIS, AUTO_KEY
 from lowrank_core.ops.dct_select.back import project_back_unrecorded
 from lowrank_core.ops.dct_select.lists import project_back_list, select_feedback_list_
 from lowrank_core.ops.dct_select.selection import BASES, select_unrecorded
 from lowrank_core.ops.dct_select.transform import coordinates_unrecorded
 from lowrank_core.optim.devices import has_kernels
 
-__all__ = ["BASES", "Chosen", "choose", "choose_fed_back_", "columns", "coordinates", "lift", "lift_into"]
+__all__ = ["BASES", "Chosen", "basis_in", "choose", "choose_fed_back_", "columns", "coordinates", "lift", "lift_into"]
 
 
 class Chosen(NamedTuple):
@@ -31,6 +33,11 @@ class Chosen(NamedTuple):
     indices: Tensor  # [r] int64, ascending
     low: Tensor  # the matrix in them, [m, r] (right) or [r, n] (left), in its dtype
     captured: Tensor  # 0-d: their share of its squared norm; 1 for zeros
+
+
+def basis_in(state: Mapping[str, Any], named: str) -> str:
+    """The basis called `named`; for `AUTO_BASIS` that of `state`, which is the identity before there is a subspace."""
+    return AUTO_BASES[state[AUTO_KEY]] if named == AUTO_BASIS else named
 
 
 def coordinates(matrix: Tensor, basis: str, side: str) -> Tensor:
@@ -63,15 +70,18 @@ def choose_fed_back_(
     matrices: list[Tensor],
     ranks: list[int],
     sides: list[str],
+    bases: list[str],
     *,
     keep: float,
-    basis: str,
     norm_ord: int,
 ) -> list[Chosen]:
     """`choose` for the sum of each of `matrices` and its feedback, which is in coordinates and becomes that sum, `keep`
-    times where it was chosen. All in one call and one pass, on the CPU alone."""
-    options: dict[str, Any] = {"keep": keep, "basis": basis, "norm_ord": norm_ord}
-    return [Chosen(*found) for found in select_feedback_list_(feedbacks, matrices, ranks, sides, **options)]
+    times where it was chosen. All of one basis in one call and one pass, on the CPU alone."""
+    chosen: dict[int, Chosen] = {}
+    for basis, places, lists in _by_basis(bases, feedbacks, matrices, ranks, sides):
+        found = select_feedback_list_(*lists, keep=keep, basis=basis, norm_ord=norm_ord)
+        chosen |= zip(places, (Chosen(*one) for one in found), strict=True)
+    return [chosen[place] for place in range(len(bases))]
 
 
 def lift(low: Tensor, indices: Tensor, length: int, *, basis: str, side: str) -> Tensor:
@@ -86,9 +96,16 @@ def lift(low: Tensor, indices: Tensor, length: int, *, basis: str, side: str) ->
     return atoms @ low if side == "left" else low @ atoms.mT
 
 
-def lift_into(outs: list[Tensor], lows: list[Tensor], indices: list[Tensor], sides: list[str], *, basis: str) -> None:
-    """outs <- `lift` of each, in one call. On the CPU alone."""
-    project_back_list(outs, lows, indices, sides, basis=basis)
+def lift_into(
+    outs: Sequence[Tensor],
+    lows: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    sides: Sequence[str],
+    bases: Sequence[str],
+) -> None:
+    """outs <- `lift` of each, all of one basis in one call. On the CPU alone."""
+    for basis, _, lists in _by_basis(bases, outs, lows, indices, sides):
+        project_back_list(*lists, basis=basis)
 
 
 @lru_cache(maxsize=16)
@@ -111,6 +128,13 @@ def columns(basis: str, length: int, dtype: torch.dtype, device: torch.device) -
         rows[0] = (1 / length) ** 0.5
         matrix = rows.mT if basis == "dct2" else rows  # the atoms of "dct2" are the cosines, the rows of DCT-II
     return matrix.to(device=device, dtype=dtype)
+
+
+def _by_basis(bases: Sequence[str], *lists: Sequence[Any]) -> Iterator[tuple[str, list[int], list[list[Any]]]]:
+    """Each of `bases`, the places that have it, and what stands there in each of `lists`."""
+    for basis in dict.fromkeys(bases):
+        places = [place for place, one in enumerate(bases) if one == basis]
+        yield basis, places, [[values[place] for place in places] for values in lists]
 
 
 def _axis(side: str) -> int:

@@ -49,6 +49,11 @@ class Projector(Protocol):
         ...
 
     @property
+    def searches_first(self) -> bool:
+        """True if the first subspace is all the same looked for before the step: a gradient of zeros names none."""
+        ...
+
+    @property
     def ranks_vary(self) -> bool:
         """True if `find` may find subspaces of a lower rank than the largest."""
         ...

@@ -29,6 +29,7 @@ class Following(RandomizedSVD):
     """
 
     each_step: ClassVar[bool] = True
+    searches_first: ClassVar[bool] = False
     rho: float = 0.908
     beta1: float = 0.908
 

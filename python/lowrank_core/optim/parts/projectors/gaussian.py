@@ -60,6 +60,7 @@ class Gaussian:
 
     may_fail: ClassVar[bool] = False
     each_step: ClassVar[bool] = False
+    searches_first: ClassVar[bool] = False
     ranks_vary: ClassVar[bool] = False
 
     def layout(self, where: Geometry, weight: str) -> Layout:

@@ -28,6 +28,7 @@ class Orthonormal:
     codec: Codec = field(default_factory=Float32)
     may_fail: ClassVar[bool] = False
     each_step: ClassVar[bool] = False
+    searches_first: ClassVar[bool] = False
     ranks_vary: ClassVar[bool] = False
 
     def layout(self, where: Geometry, weight: str) -> Layout:

@@ -36,6 +36,7 @@ class PackedBasis:
     search: Orthonormal
     group_size: int = 128
     each_step: ClassVar[bool] = False
+    searches_first: ClassVar[bool] = False
     ranks_vary: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ class Whole:
 
     may_fail: ClassVar[bool] = False
     each_step: ClassVar[bool] = True  # so that nothing ever waits for a search
+    searches_first: ClassVar[bool] = False
     ranks_vary: ClassVar[bool] = False
 
     def layout(self, where: Geometry, weight: str) -> Layout:

@@ -45,7 +45,7 @@ class Feedback:
     """
 
     keep: float = 0.0
-    basis: str = "identity"
+    basis: str = "identity"  # or `AUTO_BASIS`: what the projector has put into the state
     adjust_lr_fn: str | None = NO_FACTOR  # or one of `FACTORS`
     nesterov: bool = False
     codec: Codec = field(default_factory=Float32)  # how E is stored
@@ -66,6 +66,7 @@ class Feedback:
         return stored(feedback_fields(where), self.codec, self.weight)
 
     def enter(self, grad: Tensor, state: State) -> Tensor:
+        # With `AUTO_BASIS` and before there is a subspace, E is zero and the coordinates are the gradient itself.
         spectrum = self._coordinates(grad, state)
         whole = spectrum + self.held(state, spectrum)
         return self._stepped(whole, spectrum) if self.nesterov else whole
@@ -118,8 +119,8 @@ class Feedback:
         matrices. On the CPU alone."""
         feedbacks = [self.held(state, grad) for state, grad in zip(states, grads, strict=True)]
         ranks, sides = [where.rank for where in places], [_side(state) for state in states]
-        options: dict[str, Any] = {"keep": self.keep, "basis": self.basis, "norm_ord": norm_ord}
-        chosen = atoms.choose_fed_back_(feedbacks, grads, ranks, sides, **options)
+        bases = [atoms.basis_in(state, self.basis) for state in states]
+        chosen = atoms.choose_fed_back_(feedbacks, grads, ranks, sides, bases, keep=self.keep, norm_ord=norm_ord)
         for feedback, state, draw in zip(feedbacks, states, draws, strict=True):
             self._store(feedback, state, draw)
         return chosen
@@ -138,7 +139,8 @@ class Feedback:
         return 0.0
 
     def _coordinates(self, grad: Tensor, state: State) -> Tensor:
-        return atoms.coordinates(grad.to(work_dtype(grad.dtype)), self.basis, _side(state))
+        basis = atoms.basis_in(state, self.basis)
+        return atoms.coordinates(grad.to(work_dtype(grad.dtype)), basis, _side(state))
 
     def _stepped(self, whole: Tensor, spectrum: Tensor) -> Tensor:
         return torch.add(spectrum, whole, alpha=self.keep)
