@@ -41,7 +41,7 @@ _FIRST = (
             "parts/schedules/lazy",
         )
     ),
-    ("optim/methods/dct", ("optim/test_dct.py", "optim/test_optim_defaults.py")),
+    ("optim/methods/dct", ("optim/test_dct.py", "optim/test_dct_auto.py", "optim/test_optim_defaults.py")),
     ("optim/methods/muon", ("optim/test_muon.py", "optim/test_optim_defaults.py")),
     ("optim/methods/dion2", ("optim/test_trion.py", "optim/test_optim_defaults.py")),
     ("optim/methods/trion", ("optim/test_trion.py", "optim/test_optim_defaults.py")),
@@ -50,7 +50,10 @@ _FIRST = (
         "optim/parts/codecs",
         ("optim/test_parts.py", "optim/test_moment_dtypes.py", "optim/test_seams.py", "optim/test_contract_state.py"),
     ),
-    ("optim/parts/residuals/feedback", ("optim/test_trion.py", "optim/test_dct.py", "optim/test_muon.py")),
+    (
+        "optim/parts/residuals/feedback",
+        ("optim/test_trion.py", "optim/test_dct.py", "optim/test_dct_auto.py", "optim/test_muon.py"),
+    ),
     (
         "optim/parts/residuals",
         ("optim/test_limiter.py", "optim/test_fira.py", "optim/test_apollo.py", "optim/test_fused.py"),
@@ -68,11 +71,23 @@ _FIRST = (
     ("optim/parts/projectors/correlated", ("optim/test_coap.py",)),
     ("optim/parts/rules/newton_schulz", ("optim/test_newton_schulz.py", "optim/test_muon.py")),
     ("optim/parts/rules/column_adam", ("optim/test_dct.py", "optim/test_atoms.py")),
-    ("optim/parts/atoms", ("optim/test_atoms.py", "optim/test_dct.py")),
+    ("optim/parts/atoms", ("optim/test_atoms.py", "optim/test_dct.py", "optim/test_dct_auto.py")),
     ("optim/parts/subspaces/indices", ("optim/test_atoms.py", "optim/test_dct.py")),
-    ("optim/parts/projectors/selection", ("optim/test_atoms.py", "optim/test_dct.py", "optim/test_trion.py")),
+    (
+        "optim/parts/projectors/selection",
+        ("optim/test_atoms.py", "optim/test_dct.py", "optim/test_dct_auto.py", "optim/test_trion.py"),
+    ),
     ("optim/parts/orthogonal", ("optim/test_muon.py", "optim/test_trion.py")),
-    ("optim/each_step", ("optim/test_trion.py", "optim/test_dct.py", "optim/test_muon.py", "optim/test_fused.py")),
+    (
+        "optim/each_step",
+        (
+            "optim/test_trion.py",
+            "optim/test_dct.py",
+            "optim/test_dct_auto.py",
+            "optim/test_muon.py",
+            "optim/test_fused.py",
+        ),
+    ),
     ("optim/parts/projectors", ("optim/test_searches.py", "optim/test_refresh.py", "optim/test_apollo_projection.py")),
     ("optim/parts/products", ("optim/test_without_kernels.py", "optim/test_searches.py")),
     (
