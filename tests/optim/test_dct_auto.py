@@ -11,7 +11,7 @@ import pytest
 import torch
 from lowrank_core import memory
 from lowrank_core.memory.storage import AUTO_BASES
-from lowrank_core.optim import DCTAdamW, Trion, fused_backward
+from lowrank_core.optim import DCTAdamW, Monitor, Trion, fused_backward
 from numpy import ndarray
 from optim_cases import composed, draw, same
 from plain_bases import atoms, best
@@ -162,9 +162,10 @@ def test_a_tie_goes_to_the_identity() -> None:
 
 
 @with_both_paths
+@pytest.mark.parametrize("fed_back", [True, False])
 @pytest.mark.parametrize("gap", [1, 3])
-def test_it_stays_with_its_basis(gap: int) -> None:
-    weight, optimizer = one_weight(update_proj_gap=gap)
+def test_it_stays_with_its_basis(gap: int, fed_back: bool) -> None:
+    weight, optimizer = one_weight(update_proj_gap=gap, error_feedback=fed_back)
     for kind in ("walk", "scales", "scales"):
         for grad in given((14, 9), kind, 0, 4):
             weight.grad = grad.float()
@@ -208,6 +209,17 @@ def test_its_state_is_as_large_whatever_it_chose(fed_back: bool) -> None:
     for basis in ("auto", "dct2"):
         sizes.add(memory.estimate_state_bytes([(14, 9)], "dct", basis=basis, **keys))
     assert len(sizes) == 1
+
+
+@with_both_paths
+def test_the_first_choice_is_no_change() -> None:
+    weight, optimizer = one_weight()
+    with Monitor(optimizer) as monitor:
+        for grad in given((14, 9), "walk", 0, 2):
+            weight.grad = grad.float()
+            optimizer.step()
+    first, second = monitor.rows
+    assert first["overlap"] is None and first["captured"] > 0 and 0 <= second["overlap"] <= 1
 
 
 def test_each_matrix_of_a_stack_has_its_own() -> None:

@@ -178,7 +178,7 @@ class LowRankOptimizer(GatheringOptimizer):
             compose(bucket, draft, states, gate)
             return
         # A gradient of zeros names no subspace, and a weight without one only decays.
-        free = not bucket.projected or bucket.in_step
+        free = not bucket.projected or bucket.parts.projector.each_step
         named = [free or state["proj.refreshes"] != 0 for state in states]
         if not all(named):
             draft, waiting = draft.part(named)

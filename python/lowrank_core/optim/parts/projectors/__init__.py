@@ -50,7 +50,7 @@ class Projector(Protocol):
 
     @property
     def searches_first(self) -> bool:
-        """True if the first subspace is all the same looked for before the step: a gradient of zeros names none."""
+        """True if the first subspace is looked for before the step all the same: a gradient of zeros names none."""
         ...
 
     @property
