@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 PART_SUFFIX = ".tmp"  # of what is being written
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Replaces `path` by `data`: at any moment, power cut included, it holds the old bytes or the new ones.
 
     Raises:
@@ -18,7 +19,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     part = path.with_name(path.name + PART_SUFFIX)
     try:
         with open(part, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

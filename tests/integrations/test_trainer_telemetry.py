@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from lowrank_core.integrations.transformers import MonitorCallback
+from lowrank_core.optim import Monitor
 from test_trainer_optimizer import make
 from transformers import TrainerCallback
 
@@ -33,6 +34,17 @@ def test_the_callback_logs_what_its_monitor_sees(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert lines == callback.monitor.rows
     assert trainer.optimizer.optimizer.watches == ()  # detached at the end
+
+
+def test_the_callback_reads_no_row_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where fewer are kept than all: a log needs those since the log before."""
+    monkeypatch.setattr(Monitor, "rows", property(lambda _: pytest.fail("all rows were read")))
+    callback, read = MonitorCallback(keep=40), list[int]()
+    newest = Monitor.newest
+    monkeypatch.setattr(Monitor, "newest", lambda self, count: (read.append(count), newest(self, count))[1])
+    make(tmp_path, "galore", callback, logging_steps=2).train()
+    assert callback.monitor is not None and sum(read) == callback.monitor.recorded
+    assert len(newest(callback.monitor, 1000)) == 40
 
 
 class Reporter(TrainerCallback):

@@ -16,7 +16,7 @@ from optim_cases import Case, Zoo, backward, every_optimizer, same, snapshot, tr
 from test_deferred import no_reading
 from test_deferred_state import defer
 from testing import tolerance
-from torch import Tensor, nn
+from torch import nn
 
 # Sums of at most 36 products in float32, of which the figures are quotients.
 ROUNDING = 4 * tolerance.gamma(36, torch.float32)
@@ -233,6 +233,8 @@ def test_a_foreign_file_is_refused_and_left_alone(text: str, tmp_path: Path) -> 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="Monitor: `every` must be an int >= 1, got 0"):
         Monitor(galore(Zoo()), every=0)
+    with pytest.raises(ValueError, match="Monitor: `keep` must be an int >= 1, got 0"):
+        Monitor(galore(Zoo()), keep=0)
     with pytest.raises(
         TypeError, match="Monitor: `optimizer` must be an optimizer of torch or lowrank_core, got Zoo; "
     ):
@@ -266,5 +268,3 @@ def test_its_copy_of_weights_goes_with_the_step() -> None:
     with Monitor(optimizer) as watching:
         train(model, optimizer, range(2))
         assert not watching._before
-        held: list[Tensor] = [value for held in watching._held for value in held.waiting.values()]
-        assert all(value.numel() == 1 for value in held)

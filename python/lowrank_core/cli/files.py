@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,8 +32,8 @@ def writing(path: Path) -> Iterator[None]:
         ) from failure
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data`, whole or not at all.
+def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Replaces `path` by `data`, which may come in parts, whole or not at all.
 
     Raises:
       CliError: the write failed; `path` is as it was.

@@ -54,10 +54,10 @@ def recorded(name: str, optimizer: torch.optim.Optimizer, folder: Path, every: i
         return
     broken = _mend(path)
     with writing(path):
-        monitor = Monitor(optimizer, every=every, path=path)
+        monitor = Monitor(optimizer, every=every, path=path, keep=1)  # the file is what is read
     with monitor:
         wanted = monitor.steps // every
-        missing = wanted - len({row["step"] for row in read(path)})
+        missing = wanted - len({row["step"] for _, row in _lines(path) if row is not None})
         if broken or missing > 0:
             print(
                 f"note: {path.name} has lost {broken} lines and all of {max(0, missing)} of the {wanted} records that "
@@ -74,18 +74,16 @@ def read(path: Path) -> list[Row]:
 
 def _mend(path: Path) -> int:
     """Takes the lines out of `path` that are no rows; returns how many. An unfinished last one does not count."""
-    lines = list(_lines(path))
-    broken = sum(row is None and text.endswith("\n") for text, row in lines)
-    if any(row is None for _, row in lines):
-        write_atomic(path, "".join(text for text, row in lines if row is not None).encode())
-    return broken
+    no_rows = [text.endswith("\n") for text, row in _lines(path) if row is None]
+    if no_rows:
+        write_atomic(path, (text.encode() for text, row in _lines(path) if row is not None))
+    return sum(no_rows)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Row | None]]:
     """Each line, and the row that it is."""
-    from lowrank_core.optim.monitor_rows import row_of
+    from lowrank_core.optim.monitor_file import lines_of
 
     with reading(path):
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.splitlines(keepends=True):
-        yield line, row_of(line) if line.endswith("\n") else None
+        if path.exists():
+            yield from lines_of(path)

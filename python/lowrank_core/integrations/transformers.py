@@ -116,7 +116,7 @@ class MonitorCallback(TrainerCallback):
     before what `Trainer(callbacks=...)` gets: `first_in` puts this one in front of them.
 
     Args:
-      every, path, writer: as in `Monitor`, whose `rows` stay in `monitor`.
+      every, path, writer, keep: as in `Monitor`, whose `rows` stay in `monitor`. Means are over rows that are kept.
 
     Warns:
       UserWarning: a training with reporters in `report_to` begins and `first_in` was not called.
@@ -127,8 +127,10 @@ class MonitorCallback(TrainerCallback):
       True
     """
 
-    def __init__(self, *, every: int = 1, path: str | os.PathLike[str] | None = None, writer: Any = None) -> None:
-        self._options = {"every": every, "path": path, "writer": writer}
+    def __init__(
+        self, *, every: int = 1, path: str | os.PathLike[str] | None = None, writer: Any = None, keep: int = 100_000
+    ) -> None:
+        self._options = {"every": every, "path": path, "writer": writer, "keep": keep}
         self._logged, self._leads = 0, False
         self.monitor: Monitor | None = None
 
@@ -164,8 +166,8 @@ class MonitorCallback(TrainerCallback):
         """Trainer's: adds the means since the last log."""
         if self.monitor is None:
             return
-        rows = [row for row in self.monitor.rows[self._logged :] if row["rank"] is not None]
-        self._logged = len(self.monitor.rows)
+        rows = [row for row in self.monitor.newest(self.monitor.recorded - self._logged) if row["rank"] is not None]
+        self._logged = self.monitor.recorded
         found = {}
         for key in ("captured", "overlap", "rank", "update_ratio", "refresh_seconds"):
             values = [row[key] for row in rows if row[key] is not None]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowrank_core.extras import how_to_install
-from lowrank_core.optim.monitor_rows import Row, row_of
+from lowrank_core.optim.monitor_file import lines_of
+from lowrank_core.optim.monitor_rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,8 +66,11 @@ def plot_layers(rows: Sequence[Row] | str | os.PathLike[str], path: str | os.Pat
             raise
         sentence = f"plot_layers: needs matplotlib, which is not installed; {how_to_install('train')}"
         raise ModuleNotFoundError(sentence, name="matplotlib") from None
-    found = list(rows) if isinstance(rows, Sequence) and not isinstance(rows, str) else _read(Path(rows))
-    if not found:
+    if isinstance(rows, (str, os.PathLike)):
+        found = _Columns(row for _, row in lines_of(Path(rows)) if row is not None)
+    else:
+        found = _Columns(rows)
+    if not found.names:
         raise ValueError("plot_layers: `rows` must hold rows of a Monitor, got none; take a step that it records first")
     endings = FigureCanvasAgg.get_supported_filetypes()
     if (ending := Path(path).suffix.removeprefix(".")) not in endings:
@@ -74,38 +79,53 @@ def plot_layers(rows: Sequence[Row] | str | os.PathLike[str], path: str | os.Pat
         _drawn(found).savefig(path, format=ending)
 
 
-def _read(path: Path) -> list[Row]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [row for line in lines if (row := row_of(line)) is not None]
+class _Columns:
+    """What is drawn of the rows, which need not be held: 56 bytes of each."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        names: dict[str, int] = {}
+        layer, step = array("q"), array("q")
+        figures = {key: array("d") for key in (*(one[0] for one in _MAPS), _SEARCHES)}
+        for row in rows:
+            layer.append(names.setdefault(row["name"], len(names)))
+            step.append(row["step"])
+            for key, values in figures.items():
+                values.append(np.nan if row[key] is None else row[key])
+        self.names, self._layer = list(names), np.array(layer)
+        self.steps, self._column = np.unique(step, return_inverse=True)
+        self._figures = {key: np.array(values) for key, values in figures.items()}
+
+    def has(self, key: str) -> bool:
+        """Whether a row has the figure."""
+        return bool(np.isfinite(self._figures[key]).any())
+
+    def grid(self, key: str) -> Any:
+        """The figure of each layer (row) at each step (column), masked where there is none."""
+        values, found = np.full((len(self.names), len(self.steps)), np.nan), np.isfinite(self._figures[key])
+        values[self._layer[found], self._column[found]] = self._figures[key][found]
+        return np.ma.masked_invalid(values)
+
+    def totals(self, key: str) -> Any:
+        """The sum of the figure of each layer."""
+        return np.bincount(self._layer, self._figures[key], len(self.names))
 
 
-def _drawn(rows: list[Row]) -> Figure:
+def _drawn(found: _Columns) -> Figure:
     from matplotlib.figure import Figure
 
-    names, steps = list(dict.fromkeys(row["name"] for row in rows)), sorted({row["step"] for row in rows})
-    maps = [one for one in _MAPS if any(row[one[0]] is not None for row in rows)]
-    searched = any(row[_SEARCHES] for row in rows)
+    names, steps = found.names, found.steps.tolist()
+    maps, spent = [one for one in _MAPS if found.has(one[0])], found.totals(_SEARCHES)
     high = min(max(_ROW * len(names), _LEAST), _MOST)
-    count = len(maps) + searched
+    count = len(maps) + bool(spent.any())
     figure = Figure(figsize=(2.2 + 2.3 * count, high + 1.6), dpi=150, layout="constrained")
     panels: Sequence[Axes] = figure.subplots(1, count, sharey=True, squeeze=False)[0]
     for axes, (key, title, low, top, logarithmic) in zip(panels, maps, strict=False):
         axes.set_title(title)
-        _heat_map(figure, axes, _grid(rows, key, names, steps), steps, (low, top), logarithmic=logarithmic)
-    if searched:
-        _bars(panels[-1], rows, names)
+        _heat_map(figure, axes, found.grid(key), steps, (low, top), logarithmic=logarithmic)
+    if spent.any():
+        _bars(panels[-1], spent)
     _name_layers(panels, names, room=int(high / _LABEL))
     return figure
-
-
-def _grid(rows: list[Row], key: str, names: list[str], steps: list[int]) -> Any:
-    """The figure of each layer (row) at each step (column), masked where there is none."""
-    place = {name: i for i, name in enumerate(names)}, {step: i for i, step in enumerate(steps)}
-    values = np.full((len(names), len(steps)), np.nan)
-    for row in rows:
-        if row[key] is not None:
-            values[place[0][row["name"]], place[1][row["step"]]] = row[key]
-    return np.ma.masked_invalid(values)
 
 
 def _heat_map(
@@ -133,12 +153,9 @@ def _heat_map(
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
 
 
-def _bars(axes: Axes, rows: list[Row], names: list[str]) -> None:
+def _bars(axes: Axes, spent: Any) -> None:
     """The time of each layer's searches."""
-    spent = dict.fromkeys(names, 0.0)
-    for row in rows:
-        spent[row["name"]] += row[_SEARCHES]
-    axes.barh(np.arange(len(names)) + 0.5, list(spent.values()), height=0.8, color="#414487")
+    axes.barh(np.arange(len(spent)) + 0.5, spent, height=0.8, color="#414487")
     axes.set_title("time of searches")
     axes.set_xlabel("seconds in all")
 

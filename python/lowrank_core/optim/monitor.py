@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from lowrank_core.atomic import write_atomic
 from lowrank_core.checks import is_count, require
 from lowrank_core.memory.geometry import is_matrix
+from lowrank_core.optim.devices import stays_on_device
 from lowrank_core.optim.layer_plot import plot_layers
-from lowrank_core.optim.monitor_rows import KEYS, Row, row_of
+from lowrank_core.optim.monitor_file import opened
+from lowrank_core.optim.monitor_rows import KEYS, Kept, Record, Row
 from lowrank_core.optim.slots import Key, Slot
 from lowrank_core.optim.watched import Watched
 
@@ -26,19 +26,13 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class _Held(NamedTuple):
-    """A row whose values may still be on their way from a device."""
-
-    row: Row
-    waiting: dict[str, Tensor]
-
-
 class Monitor:
     """Records what an optimizer does to each matrix: its subspace, what that holds, how far the weight moved.
 
     It attaches itself to the optimizer's steps; the loop stays as it is. A record comes after every step whose number
     is a multiple of `every`; steps that were skipped have none. Nothing waits for an accelerator before `rows` is read;
-    a `path` or a `writer` read each record when it comes. A step that is recorded holds a copy of the matrices.
+    a `path` or a `writer` read each record when it comes. A step that is recorded holds a copy of the matrices. The
+    newest `keep` rows stay in memory, of about 300 bytes each; a file has all.
 
     One row, a dict, for each weight of two or more dimensions that has been stepped:
       step: its finished steps; of torch's optimizers and within a `LISA` the optimizer's.
@@ -60,10 +54,12 @@ class Monitor:
       path: of a file that gets each row as a line of JSON, at once. Of a file that is there the lines up to the
         optimizer's step are kept: those behind it are of steps that a resumed run takes again.
       writer: a torch.utils.tensorboard.SummaryWriter, or what has its `add_scalar`; it gets "name/key".
+      keep: >= 1, rows that `rows` holds at most.
 
     Raises:
       TypeError: `optimizer` is no optimizer that has torch's hooks.
-      ValueError: `every` is no int >= 1, or `path` holds something else than such lines. Nothing is changed then.
+      ValueError: `every` or `keep` is no int >= 1, or `path` holds something else than such lines. Nothing is changed
+        then.
 
     Example:
       >>> import torch
@@ -84,20 +80,23 @@ class Monitor:
         every: int = 1,
         path: str | os.PathLike[str] | None = None,
         writer: SummaryWriter | None = None,
+        keep: int = 100_000,
     ) -> None:
         if not hasattr(optimizer, "_optimizer_step_post_hooks"):  # which wrappers of other packages lack
             got = type(optimizer).__name__
             raise TypeError(f"Monitor: `optimizer` must be an optimizer of torch or lowrank_core, got {got}; pass that")
         require(is_count(every, 1), "Monitor", "every", "be an int >= 1", every)
+        require(is_count(keep, 1), "Monitor", "keep", "be an int >= 1", keep)
         self._watched, self._every, self._writer = Watched(optimizer), every, writer
-        self._held: list[_Held] = []
+        self._kept = Kept(keep)
         self._before: dict[Slot, tuple[int, Tensor]] = {}
         self._overlaps: dict[Key, Tensor] = {}
         self._seconds: dict[Key, float] = defaultdict(float)
+        self._path = None if path is None else Path(path)
         self._file: IO[str] | None = None
-        if path is not None:
-            self._file, held = _opened(Path(path), self.steps)
-            self._take_up(held)
+        if self._path is not None:
+            self._file, overlaps = opened(self._path, self.steps)
+            self._take_up(overlaps)
         hooked = self._watched.optimizer
         self._hooks = [
             hooked.register_step_pre_hook(lambda *_: self._start()),
@@ -108,9 +107,17 @@ class Monitor:
 
     @property
     def rows(self) -> list[Row]:
-        """All rows so far, in order. Waits for an accelerator."""
-        self._held = [_Held(_read(held), {}) for held in self._held]
-        return [dict(held.row) for held in self._held]
+        """The newest `keep` rows, in order, as copies. Waits for an accelerator."""
+        return self._kept.newest()
+
+    @property
+    def recorded(self) -> int:
+        """How many rows there have been, kept or not."""
+        return self._kept.count
+
+    def newest(self, count: int) -> list[Row]:
+        """The last `count` of `rows`, without copying the others. Waits for an accelerator."""
+        return self._kept.newest(count)
 
     @property
     def steps(self) -> int:
@@ -118,8 +125,11 @@ class Monitor:
         return self._watched.steps(self._matrices())
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draws `rows` over time into `path`; see `plot_layers`. Waits for an accelerator."""
-        plot_layers(self.rows, path)
+        """Draws all rows of its file into `path`, or `rows` where it has none; see `plot_layers`.
+
+        Waits for an accelerator.
+        """
+        plot_layers(self.rows if self._path is None else self._path, path)
 
     def close(self) -> None:
         """Detaches it from the optimizer and closes its file. `rows` stay."""
@@ -153,12 +163,11 @@ class Monitor:
             if is_matrix(slot.shape) and slot.param.requires_grad:
                 yield slot
 
-    def _take_up(self, rows: list[Row]) -> None:
-        """The overlaps of the last searches, which the optimizer's state does not hold."""
-        last = {row["name"]: row["overlap"] for row in rows}
+    def _take_up(self, overlaps: Mapping[str, float | None]) -> None:
+        """The overlaps of the last searches by name, which the optimizer's state does not hold."""
         for slot in self._matrices():
-            if last.get(slot.name) is not None:
-                self._overlaps[slot.key] = torch.tensor(last[slot.name], dtype=torch.float64)
+            if (last := overlaps.get(slot.name)) is not None:
+                self._overlaps[slot.key] = torch.tensor(last, dtype=torch.float64)
 
     @_disable_dynamo  # as the step itself is: see `LowRankOptimizer._take`
     @torch.no_grad()
@@ -178,12 +187,14 @@ class Monitor:
                 came.append(self._row(slot, number, weight))
         self._watched.ended()
         self._before.clear()
-        if self._file is not None or self._writer is not None:
-            came = [_Held(_read(held), {}) for held in came]
-            self._tell([held.row for held in came])
-        self._held += came
+        record, told = Record.of(came), self._file is not None or self._writer is not None
+        if told or not any(stays_on_device(values) for _, values in record.waiting):
+            record.read()
+        if told:
+            self._tell(record.rows)
+        self._kept.add(record)
 
-    def _row(self, slot: Slot, step: int, before: Tensor) -> _Held:
+    def _row(self, slot: Slot, step: int, before: Tensor) -> tuple[Row, dict[str, Tensor]]:
         state, projected = self._watched.state(slot), slot.geometry is not None
         refreshes = state.get("proj.refreshes", 0)
         row: Row = dict.fromkeys(KEYS)
@@ -196,10 +207,10 @@ class Monitor:
         }
         waiting = {"update_ratio": _norm(slot.weight - before) / _norm(before)}
         if projected and refreshes and "proj.captured" in state:
-            waiting["captured"] = state["proj.captured"].clone()
+            waiting["captured"] = state["proj.captured"]
         if slot.key in self._overlaps:
             waiting["overlap"] = self._overlaps[slot.key]
-        return _Held(row, waiting)
+        return row, waiting
 
     def _tell(self, rows: list[Row]) -> None:
         if self._file is not None:
@@ -215,34 +226,3 @@ class Monitor:
 def _norm(x: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
     return norm
-
-
-def _read(held: _Held) -> Row:
-    """The row, its values read; None for what is no finite number, which JSON does not know."""
-    values = {key: float(value) for key, value in held.waiting.items()}
-    return {**held.row, **{key: value if math.isfinite(value) else None for key, value in values.items()}}
-
-
-def _opened(path: Path, steps: int) -> tuple[IO[str], list[Row]]:
-    """The file, to be appended to, and its rows, without what an earlier run wrote of steps that come again.
-
-    Raises:
-      ValueError: it holds something else than rows.
-    """
-    kept: list[Row] = []
-    if path.exists():
-        text = path.read_text(encoding="utf-8", errors="replace")
-        whole = text[: text.rfind("\n") + 1]  # a last line without an end was being written when its run ended
-        lines = []
-        for line in whole.splitlines(keepends=True):
-            row = row_of(line)
-            if row is None:
-                raise ValueError(
-                    f"Monitor: `path` must be a new file or one of a Monitor, got '{path}' with other lines"
-                )
-            if row["step"] <= steps:
-                lines.append(line)
-                kept.append(row)
-        if (left := "".join(lines)) != text:
-            write_atomic(path, left.encode())
-    return open(path, "a", encoding="utf-8"), kept
