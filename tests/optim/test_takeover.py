@@ -46,6 +46,19 @@ def adamw_named(saved: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     return {**saved, "param_groups": [{**saved["param_groups"][0], "param_names": names}]}
 
 
+def test_a_state_of_adamw_is_no_state_to_load_and_where_it_goes_is_said() -> None:
+    """Whatever its groups are."""
+    for groups in (1, 2):
+        model = Zoo()
+        params = list(model.parameters())
+        theirs = torch.optim.AdamW(
+            [{"params": some} for some in ([params] if groups == 1 else [params[:3], params[3:]])]
+        )
+        ours = GaLoreAdamW(model.named_parameters(), rank=4)
+        with pytest.raises(ValueError, match=r"must come from GaLoreAdamW, got groups without .* by `from_state`"):
+            ours.load_state_dict(theirs.state_dict())
+
+
 def test_names_count_where_the_order_is_another() -> None:
     model = Zoo()
     theirs = adamw(model)
@@ -107,6 +120,41 @@ def test_projected_weights_go_on_as_under_galore_torch(shape: tuple[int, int], m
         ours.step()
         refreshes.append(state["proj.refreshes"])
     assert refreshes == [1, 1, 2, 2, 2, 2, 2, 3]  # before steps 10 and 15, counted from the start of the run
+
+
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20), (12, 12)])
+@pytest.mark.parametrize("form", ["the optimizer", "its state dict"])
+def test_a_run_of_galore_torch_goes_on(shape: tuple[int, int], form: str) -> None:
+    """The package's own optimizer, which goes on beside ours: same weights up to its search, when we search too."""
+    package = pytest.importorskip("galore_torch", reason="needs the package galore_torch, to change over from")
+    shared, gap = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-300, "weight_decay": 0.0}, 5
+
+    def make(weight: nn.Parameter) -> torch.optim.Optimizer:
+        group = {"params": [weight], "rank": 4, "update_proj_gap": gap, "scale": 0.4, "proj_type": "std"}
+        made: torch.optim.Optimizer = package.GaLoreAdamW([group], no_deprecation_warning=True, **shared)
+        return made
+
+    weight = nn.Parameter(draw(*shape).double())
+    before = make(weight)
+    for step in range(7):
+        weight.grad = draw(*shape, seed=step).double()
+        before.step()
+    twin = nn.Parameter(weight.detach().clone())
+    theirs = make(twin)
+    theirs.load_state_dict(copy.deepcopy(before.state_dict()))
+    ours = GaLoreAdamW([weight], rank=4, update_proj_gap=gap, scale=0.4, **shared)
+    (row,) = ours.from_state(before if form == "the optimizer" else before.state_dict())
+    assert row[1:] == (True, "moments, basis and step")
+    path, refreshes = 0.0, []
+    for step in range(7, 11):
+        old, weight.grad, twin.grad = twin.detach().clone(), *(draw(*shape, seed=step).double() for _ in range(2))
+        ours.step()
+        theirs.step()
+        refreshes.append(ours.state[weight]["proj.refreshes"])
+        path += float((twin.detach() - old).norm())
+        if step < 10:
+            assert float((weight - twin).detach().norm()) <= 2.0**-40 * path
+    assert refreshes == [1, 1, 1, 2]
 
 
 @pytest.mark.parametrize(("step", "refreshes"), [(4, [1, 2]), (5, [2, 2]), (6, [1, 1]), (10, [2, 2])])

@@ -217,7 +217,8 @@ class StateOptimizer(torch.optim.Optimizer):
 
         Args:
           saved: the optimizer, whose parameters are recognized as themselves; or its `state_dict()`, by names where
-            both sides have names, else by position.
+            both sides have names, else by position in the same groups. A file of other groups without names, such as a
+            Trainer's, is loaded into the optimizer that wrote it, and that is passed.
 
         Returns:
           One row for each weight: its name, whether something was carried, and what, or why not.

@@ -74,6 +74,13 @@ def _states_in(saved: State, weights: list[Slot]) -> list[State]:
 
 
 def _vet_groups(reader: Reader, ours: Sequence[Group], theirs: Sequence[Group]) -> None:
+    for saved in theirs:
+        missing = sorted(set(reader.keys) - saved.keys())
+        if missing:
+            raise ValueError(
+                f"{_OP}: `state_dict` must come from {reader.kind}, got groups without {', '.join(missing)}; "
+                "what fits of a state of AdamW or galore_torch is taken over by `from_state`"
+            )
     sizes, asked = [len(group["params"]) for group in theirs], [len(group["params"]) for group in ours]
     if sizes != asked:
         raise ValueError(
@@ -81,12 +88,6 @@ def _vet_groups(reader: Reader, ours: Sequence[Group], theirs: Sequence[Group]) 
             "give the optimizer the same model and the same groups as when it was saved"
         )
     for number, (saved, own) in enumerate(zip(theirs, ours, strict=True)):
-        missing = sorted(set(reader.keys) - saved.keys())
-        if missing:
-            raise ValueError(
-                f"{_OP}: `state_dict` must come from {reader.kind}, got groups without {', '.join(missing)}; "
-                "a state of another optimizer cannot be taken over"
-            )
         for key in GEOMETRY_KEYS:
             if saved.get(key) != own.get(key):
                 raise ValueError(

@@ -56,8 +56,9 @@ def states_of(
     if theirs != list(sizes) or not all(_fits(slot, state) for slot, state in placed):
         raise ValueError(
             f"{_OP}: `saved` must name its parameters, or have them in the groups of this optimizer, got groups "
-            f"of {theirs} without known names for groups of {list(sizes)}; pass the optimizer itself, or give both of "
-            "them named parameters"
+            f"of {theirs} without known names for groups of {list(sizes)}; make the optimizer that wrote it for this "
+            "model (a Trainer's: `create_optimizer()`), load `saved` into that and pass it, or give both of them named "
+            "parameters"
         )
     return {slot: _own(slot, state) for slot, state in placed if state}
 
