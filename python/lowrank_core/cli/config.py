@@ -17,7 +17,7 @@ from lowrank_core.cli.defaults import (
     listed,
     takers,
 )
-from lowrank_core.cli.options import YES_OR_NO, flag, option, path, real, whole
+from lowrank_core.cli.options import PRECISIONS, YES_OR_NO, flag, option, path, real, whole
 from lowrank_core.cli.settings import read, setting
 from lowrank_core.memory.frugal import SUBSPACES
 from lowrank_core.memory.geometry import PROJ_TYPES
@@ -26,7 +26,6 @@ from lowrank_core.memory.storage import AUTO_BASIS, GROUP_SIZES, MOMENT_DTYPES, 
 from lowrank_core.ops.dct_select.selection import BASES
 
 FACTORS = ("original", "match_rms_adamw")
-PRECISIONS = ("fp32", "bf16", "amp-bf16", "amp-fp16")
 _TUNED = "tuned for galore and adamw; of the others galore's"
 _OTHERS = "that of the matrices, if given, else as --lr"
 _BOTH = "that of --optimizer, if given, else as --lr"

@@ -9,6 +9,7 @@ from dataclasses import Field, field, fields
 from typing import Any
 
 LARGEST = 2**63 - 1  # what torch and NumPy count with
+PRECISIONS = ("fp32", "bf16", "amp-bf16", "amp-fp16")  # of what trains a model
 
 
 def whole(low: int, high: int = LARGEST) -> Callable[[str], int]:

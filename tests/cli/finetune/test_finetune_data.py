@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import json
 
+from finetune_cases import write_csv
 from lowrank_core.adapters import (
     ALLoRAAdamW,
     GeoLoRA,
@@ -22,13 +24,30 @@ from lowrank_core.cli.finetune.rows import Row, part, read_tables
 
 def test_tables_of_each_kind(tmp_path):
     rows = [Row("one, two", "1"), Row('a "quoted"\nline', "2"), Row("größer", "2")]
-    csv, tsv, lines = (tmp_path / name for name in ("a.CSV", "a.tsv", "a.jsonl"))
-    csv.write_text('\ufefflabel,text,more\n1,"one, two",x\n2,"a ""quoted""\nline",x\n2,größer,x\n')
+    comma, tsv, lines = (tmp_path / name for name in ("a.CSV", "a.tsv", "a.jsonl"))
+    comma.write_text('\ufefflabel,text,more\n1,"one, two",x\n2,"a ""quoted""\nline",x\n2,größer,x\n')
     tsv.write_text('label\ttext\n1\tone, two\n2\t"a ""quoted""\nline"\n2\tgrößer\n')
     lines.write_text("\n\n".join(json.dumps({"text": text, "label": int(label)}) for text, label in rows))
-    for path in (csv, tsv, lines):
+    for path in (comma, tsv, lines):
         assert read_tables([str(path)], "text", "label") == rows
-    assert read_tables([str(csv), str(tsv)], "text", None) == [Row(row.text) for row in rows] * 2
+    assert read_tables([str(comma), str(tsv)], "text", None) == [Row(row.text) for row in rows] * 2
+
+
+def test_a_text_may_be_long(tmp_path):
+    """Longer than the limit of the csv module, which stays as it was."""
+    limit, text = csv.field_size_limit(), "word " * 40_000
+    path = write_csv(tmp_path / "rows.csv", [(text, "a"), ("short", "b")])
+    assert len(text) > limit and read_tables([str(path)], "text", "label") == [Row(text, "a"), Row("short", "b")]
+    assert csv.field_size_limit() == limit
+
+
+def test_labels_of_lines(tmp_path):
+    """Equal numbers are one label; truth values are written as JSON has them, and null is no text."""
+    for values, labels in (([1, 1.0, 1e0, 2.5], "1 1 1 2.5"), ([True, False], "true false"), (["1.0", "1"], "1.0 1")):
+        rows = [{"text": None, "label": value} for value in values]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        found = read_tables([str(tmp_path / "rows.jsonl")], "text", "label")
+        assert found == [Row("", label) for label in labels.split()]
 
 
 def test_each_label_is_held_out(tmp_path):

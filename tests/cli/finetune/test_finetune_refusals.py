@@ -33,6 +33,7 @@ def assert_refused(outcome, pattern: str) -> None:
         (["--method", "loko", "--accumulation", "2"], "`--accumulation` must come with .* which add up, got loko"),
         (["--method", "loko", "--precision", "amp-fp16"], "`--precision amp-fp16` must come with .* use amp-bf16"),
         (["--moment-dtype", "int8"], "`--moment-dtype` must come with the method scaled, lora-pro or allora, got lora"),
+        (["--method", "geolora", "--tol", "5"], "--tol: must be a number >= 0 and < 1, got '5'"),
         (["--method", "geolora", "--max-rank", "1"], "`--max-rank` must be at least `--rank`, 2, got 1"),
         (["--warmup", "7"], "`--warmup` must be at most `--steps`, 6, got 7"),
         (["--seq-len", "13"], "`--seq-len` must be at most 12, the model's positions, got 13"),
@@ -66,6 +67,22 @@ FILES = (
     ("rows.csv", "text,label\none,a\ntwo,a\n", "must have at least two labels, got 1 \\(a\\)"),
     ("rows.csv", "text,label\none,a\ntwo,a\nthree,b\nthree,b\n", "two different texts of the label 'b', got 1"),
     ("rows.csv", b"text,label\n\xff\xfe,a\n", "must name UTF-8 text"),
+    ("rows.csv", "text,label\none,a\ntwo, or three,b\n", "line 3 of '.*' must have 2 cells, one for .*, got 3; put"),
+    ("rows.csv", "text,label,text\none,a,b\n", "must name each column once, got 'text' twice; rename one"),
+    ("rows.csv", "text,label\none\n", "must have a label in each row, got none in line 2"),
+    ("rows.jsonl", '{"text": ["one"], "label": "a"}\n', "`--text-column` must hold text, got a list in line 1 of"),
+    ("rows.jsonl", '{"text": 5, "label": "a"}\n', "`--text-column` must hold text, got a number in line 1 of"),
+    (
+        "rows.jsonl",
+        '{"text": "", "label": {}}\n',
+        "`--label-column` must hold texts or numbers, got an object in line 1",
+    ),
+    ("rows.jsonl", '{"text": "", "label": NaN}\n', "`--label-column` must hold texts or numbers, got nan in line 1"),
+    (
+        "rows.jsonl",
+        '{"text": "one", "label": 1}\n{"text": "two", "label": true}\n',
+        "`--label-column` must hold labels of one kind, got a number in line 1 and a truth value in line 2 of",
+    ),
     ("rows.jsonl", '{"text": "one", "label": "a"}\n{"text": \n', "line 2 of '.*' is no JSON"),
     ("rows.jsonl", '["one", "a"]\n', "line 1 of '.*' must be an object with columns, got list"),
     ("rows.jsonl", '{"text": "one"}\n', "`--label-column` must name a column of '.*', got 'label'; line 1 has text"),
@@ -121,6 +138,26 @@ def test_packages_that_are_missing(tiny, cli, tmp_path, monkeypatch):
     assert_refused(cli(*tiny, "--out", tmp_path / "run"), pattern)
     gone = "safetensors"
     assert_refused(cli(*tiny, "--out", tmp_path / "run"), "needs safetensors; .*'.\\[train\\]'")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # which PEFT asks for
+def test_layers_that_are_none_of_torch(tiny, cli, encoder, tmp_path):
+    """GPT-2's, which PEFT takes: its factors are found there."""
+    import peft
+    import transformers
+    from finetune_cases import SIZES
+    from lowrank_core.adapters import find_pairs
+
+    shutil.copytree(encoder, tmp_path / "model")
+    sizes = {"n_embd": SIZES["hidden_size"], "n_layer": 1, "n_head": 2, "n_positions": 12}
+    config = transformers.GPT2Config(vocab_size=SIZES["vocab_size"], **sizes)
+    model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path / "model")
+    for task in ("classification", "causal-lm"):
+        outcome = cli(*tiny, "--model", tmp_path / "model", "--task", task, "--out", tmp_path / "run")
+        assert_refused(outcome, "lora cannot train this model: its layers are transformers' Conv1D, and adapters")
+    lora = peft.LoraConfig(r=2, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
+    assert len(find_pairs(peft.get_peft_model(model, lora))) == 3
 
 
 def test_another_run_or_adapter_in_the_folder(tiny, cli, tmp_path):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lowrank_core.cli.config import PRECISIONS
 from lowrank_core.cli.defaults import listed
-from lowrank_core.cli.options import option, path, real, whole
+from lowrank_core.cli.options import PRECISIONS, option, path, real, whole
 from lowrank_core.memory.storage import MOMENT_DTYPES
 
 CLASSIFICATION, CAUSAL_LM = TASKS = ("classification", "causal-lm")
@@ -81,7 +80,7 @@ class FinetuneConfig:
     init_rank: int | None = _own("init_rank", "rank of each layer at the start", shown="3/2 of --rank", type=whole(1),
                                  metavar="N")
     max_rank: int | None = _own("max_rank", "largest rank of a layer", shown="twice --rank", type=whole(1), metavar="N")
-    tol: float | None = _own("tol", "norm that a step may cut off, as a share", type=real(0))
+    tol: float | None = _own("tol", "norm that a step may cut off, as a share", type=real(0, 1, ends="[)"))
     p0: float | None = _own("p0", "variances at the start", shown="by norms of factors and weights",
                             type=real(0, ends="(]"))
     process_noise: float | None = _own("process_noise", "share of p0 that is added in each step", type=real(0))

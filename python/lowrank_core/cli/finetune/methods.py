@@ -58,6 +58,7 @@ def place(model: nn.Module, config: FinetuneConfig, heads: tuple[str, ...]) -> P
 
 
 def _place(model: nn.Module, config: FinetuneConfig, heads: tuple[str, ...]) -> Placed:
+    _check_layers(model, config.method, (*EXCLUDED, *heads))
     own, lr = config.own(), config.peak_lrs(config.method)[0]
     of_all: dict[str, Any] = {"lr": lr, "weight_decay": config.weight_decay or 0.0, **config.adam()}
     excluded = (*EXCLUDED, *heads)
@@ -78,6 +79,18 @@ def _place(model: nn.Module, config: FinetuneConfig, heads: tuple[str, ...]) -> 
         return Placed(_OF_PAIRS[config.method](model, **own, **of_all), None)
     groups = loraplus_param_groups(model, lr, own.get("ratio", 1.0), weight_decay=of_all["weight_decay"])
     return Placed(torch.optim.AdamW(groups, **config.adam()), None)
+
+
+def _check_layers(model: nn.Module, method: str, excluded: tuple[str, ...]) -> None:
+    """Raises CliError if the only layers are GPT-2's, whose weights [in, out] no layer here stands beside."""
+    modules = [m for name, m in model.named_modules() if not any(word in name for word in excluded)]
+    linear = any(isinstance(module, nn.Linear) for module in modules)
+    if not linear and any(type(module).__name__ == "Conv1D" for module in modules):
+        raise CliError(
+            f"{method} cannot train this model: its layers are transformers' Conv1D, and adapters are put beside "
+            "torch.nn.Linear alone; let PEFT put them there (`fan_in_fan_out=True`), and step them by an optimizer of "
+            "`lowrank_core.adapters`"
+        )
 
 
 def _put_lora(model: nn.Module, config: FinetuneConfig, excluded: tuple[str, ...], heads: tuple[str, ...]) -> None:

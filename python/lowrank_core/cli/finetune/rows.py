@@ -6,8 +6,10 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,8 @@ from lowrank_core.cli.options import flag
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _LINES = (".jsonl", ".ndjson")
 TABLES = (*_SEPARATORS, *_LINES)
+_NUMBER, _TRUTH, _TEXT = "a number", "a truth value", "text"
+_KINDS = {str: _TEXT, bool: _TRUTH, int: _NUMBER, float: _NUMBER, list: "a list", dict: "an object"}
 
 
 class Row(NamedTuple):
@@ -98,33 +102,74 @@ def _read(path: Path, text: str, label: str | None) -> Iterator[Row]:
     except UnicodeDecodeError as failure:
         raise CliError(f"`--data` must name UTF-8 text, got '{path}' ({failure.reason}); convert it") from failure
     records = list(_of_lines(path, content) if path.suffix.lower() in _LINES else _of_csv(path, content))
+    kinds: dict[str, int] = {}
     for number, record in records:
-        values = [_value(path, number, record, flag(f"{kind}_column"), name) for kind, name in _asked(text, label)]
-        yield Row(*values)
+        said = _text(path, number, record, text)
+        yield Row(said) if label is None else Row(said, _label(path, number, record, label, kinds))
 
 
-def _asked(text: str, label: str | None) -> list[tuple[str, str]]:
-    return [("text", text), *([] if label is None else [("label", label)])]
+def _text(path: Path, number: int, record: dict[str, Any], column: str) -> str:
+    value = _value(path, number, record, "text_column", column)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise CliError(
+            f"`{flag('text_column')}` must hold text, got {_KINDS[type(value)]} in line {number} of '{path}'; write it "
+            "as text"
+        )
+    return value
 
 
-def _value(path: Path, number: int, record: dict[str, Any], option: str, column: str) -> str:
-    if column not in record:
-        columns = tuple(str(name) for name in record if name is not None)
-        known = f"has {listed(columns)}" if columns else "has no columns"
-        raise CliError(f"`{option}` must name a column of '{path}', got {column!r}; line {number} {known}")
-    value = record[column]
-    if option == flag("label_column") and value in (None, ""):
+def _label(path: Path, number: int, record: dict[str, Any], column: str, kinds: dict[str, int]) -> str:
+    """As text, which equal numbers have in common; `kinds` has the lines in which each kind was met first."""
+    value = _value(path, number, record, "label_column", column)
+    if value in (None, ""):
         raise CliError(f"`--data` must have a label in each row, got none in line {number} of '{path}'; add it")
-    return "" if value is None else str(value)
+    kind = _KINDS[type(value)]
+    if kind not in (_TEXT, _NUMBER, _TRUTH) or (isinstance(value, float) and not math.isfinite(value)):
+        wrong = value if isinstance(value, float) else kind
+        raise CliError(
+            f"`{flag('label_column')}` must hold texts or numbers, got {wrong} in line {number} of '{path}'; correct it"
+        )
+    kinds.setdefault(kind, number)
+    if len(kinds) > 1:
+        (one, first), (other, second) = kinds.items()
+        raise CliError(
+            f"`{flag('label_column')}` must hold labels of one kind, got {one} in line {first} and {other} in line "
+            f"{second} of '{path}'; write them alike"
+        )
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).lower() if kind == _TRUTH else str(value)
+
+
+def _value(path: Path, number: int, record: dict[str, Any], field: str, column: str) -> Any:
+    if column not in record:
+        known = f"has {listed(tuple(record))}" if record else "has no columns"
+        raise CliError(f"`{flag(field)}` must name a column of '{path}', got {column!r}; line {number} {known}")
+    return record[column]
 
 
 def _of_csv(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=_SEPARATORS[path.suffix.lower()], strict=True)
+    """Cells that are missing at the end of a line are None."""
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=_SEPARATORS[path.suffix.lower()], strict=True)
+    limit = csv.field_size_limit(len(content) + 1)  # of the process; a text may be as long as its file
     try:
-        for record in reader:
-            yield reader.line_num, record
+        lines = [(reader.line_num, cells) for cells in reader if cells]
     except csv.Error as failure:
         raise CliError(f"'{path}' is no table ({failure}, line {reader.line_num}); correct it") from failure
+    finally:
+        csv.field_size_limit(limit)
+    columns = lines[0][1] if lines else []
+    if twice := [name for number, name in enumerate(columns) if name in columns[:number]]:
+        raise CliError(f"'{path}' must name each column once, got {twice[0]!r} twice; rename one")
+    for number, cells in lines[1:]:
+        if len(cells) > len(columns):
+            raise CliError(
+                f"line {number} of '{path}' must have {len(columns)} cells, one for each column, got {len(cells)}; put "
+                "what has a separator in quotes"
+            )
+        yield number, dict(zip_longest(columns, cells))
 
 
 def _of_lines(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
