@@ -8,12 +8,13 @@ import os
 import re
 import signal
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 from cli_cases import TINY, at_step, flags
 from lowrank_core.cli.config import TrainConfig
-from lowrank_core.cli.defaults import IDLE, OPTIMIZERS, OWN, PAIRED, TUNED, UNTUNED, listed, takers
+from lowrank_core.cli.defaults import BY_RATE, IDLE, OPTIMIZERS, OWN, PAIRED, TUNED, takers
 from lowrank_core.cli.memory import held_bytes
 from lowrank_core.cli.metrics import read
 from lowrank_core.cli.model import Decoder, ModelShape
@@ -75,24 +76,34 @@ def test_defaults_that_differ_have_a_twin():
     assert differing == set(PAIRED) and {f"compare_{name}" for name in PAIRED} <= {x.name for x in fields(TrainConfig)}
 
 
-def test_defaults_of_what_nobody_tuned():
+def test_defaults_of_what_was_tuned_by_its_rate_alone():
     """Written a second time: a default that changes is a decision."""
     dtypes = {"moment_dtype": "auto", "plain_moment_dtype": None, "rounding": "nearest"}
     shared = {"update_proj_gap": 100, "proj_type": "std", "limiter": 1.01, **dtypes}
-    assert all(TUNED[name] == TUNED["galore"] for name in METHODS if name != "ldadam")
-    assert TUNED["ldadam"] == {**TUNED["galore"], "betas": (0.908, 0.99)}
-    assert set(UNTUNED) == {*METHODS, "lisa"} - {"galore"} and TUNED["lisa"] == TUNED["adamw"]
+    assert all(TUNED[name] == {**TUNED["galore"], "lr": TUNED[name]["lr"]} for name in METHODS if name != "ldadam")
+    assert TUNED["ldadam"] == {**TUNED["galore"], "lr": 0.002, "betas": (0.908, 0.99)}
+    assert set(BY_RATE) == {*METHODS, "lisa"} - {"galore"} and TUNED["lisa"] == TUNED["adamw"]
     assert resolve(TrainConfig(optimizer="qgalore")).own("qgalore") == {
-        **{key: value for key, value in OWN["galore"].items() if key != "rule"},
+        **{key: value for key, value in OWN["galore"].items() if key != "rule"}, "scale": 0.25,
         "moment_dtype": "int8", "cos_threshold": 0.4, "queue_size": 5, "gamma": 2, "group_size": 128,
     }  # fmt: skip
     fira, apollo = (resolve(TrainConfig(optimizer=name)) for name in ("fira", "apollo"))
-    assert fira.own("fira") == {**shared, "scale": 0.125, "projector": "rsvd", "moments": "keep", "residual": "paper"}
+    assert fira.own("fira") == {**shared, "scale": 0.25, "projector": "rsvd", "moments": "keep", "residual": "paper"}
     assert apollo.own("apollo") == {
         **shared, "scale": 1.0, "projector": "random", "scale_type": "channel", "scale_cap": None,
     }  # fmt: skip
-    assert fira.rank == apollo.rank == 64 and fira.peak_lrs("fira") == apollo.peak_lrs("apollo") == (0.01, 0.01)
+    assert fira.rank == apollo.rank == 64
+    assert fira.peak_lrs("fira") == (0.01, 0.01) and apollo.peak_lrs("apollo") == (0.008, 0.01)
     assert apollo.moments is fira.scale_type is None  # what no optimizer of the run has
+
+
+def test_rates_are_those_of_the_comparison():
+    """The table of docs/results/optimizers.md: optimizer, trials, ..., lr at the large size, best at the edge."""
+    page = (Path(__file__).resolve().parents[2] / "docs/results/optimizers.md").read_text()
+    table = page.partition("## What was found by tuning")[2].partition("\n## ")[0]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    found = {row[0]: row[cells[0].index("lr at the large size")] for row in cells[2:]}
+    assert {name: f"{TUNED[name]['lr']:g}" for name in BY_RATE} == {name: found[name] for name in BY_RATE}
 
 
 @pytest.mark.parametrize(
@@ -174,9 +185,12 @@ def test_an_option_that_the_method_does_not_have(text, cli, tmp_path, options, p
 
 def test_the_help_says_what_is_whose(cli):
     said = " ".join(cli("train", "--help").out.split())
-    names, untuned = ",".join((*OPTIMIZERS, "all")), listed(UNTUNED)
-    assert f"{{{names}}} optimizer to train with; {untuned} are not tuned; all: the comparison of all" in said
-    assert "(default: 0.125, for apollo 1.0" in said and "(default: rsvd, for apollo random" in said
+    names = ",".join((*OPTIMIZERS, "all"))
+    assert f"{{{names}}} optimizer to train with; all: the comparison of all" in said
+    assert (
+        "(default: 0.125, for qgalore 0.25, for fira 0.25, for apollo 1.0" in said
+        and "(default: rsvd, for apollo random" in said
+    )
     assert "a channel or the whole matrix, of apollo (default: channel)" in said
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 from cli_cases import TINY
-from lowrank_core.cli.defaults import OPTIMIZERS, UNTUNED, listed
+from lowrank_core.cli.defaults import BY_RATE, OPTIMIZERS, listed
 from lowrank_core.cli.metrics import read
 from lowrank_core.cli.palette import DARK, LIGHT
 from lowrank_core.cli.plots import VARIABLES, picture
@@ -131,7 +131,7 @@ def test_single_run_has_a_report_too(text, cli, tmp_path):
     assert_png((tmp_path / "report.png").read_bytes())
     page = (tmp_path / "report.html").read_text()
     assert "What happens in the layers" not in page and "<th>--compare</th><td>unset</td>" in page
-    assert page.count('<svg role="img"') == 3 and "Nobody has tuned" not in page
+    assert page.count('<svg role="img"') == 3 and "the rate alone" not in page
 
 
 def test_several_optimizers_in_one_report(text, cli, tmp_path):
@@ -148,16 +148,18 @@ def test_several_optimizers_in_one_report(text, cli, tmp_path):
     looks = re.findall(r"(--\w+)\).*?dasharray=\"(.*?)\".*?</svg>(\w+)</li>", legend)
     assert [name for *_, name in looks] == names and len({tuple(look) for *look, _ in looks}) == len(names)
     assert [look for *look, name in looks if name == "adamw"] == [["--neutral", ""]]
-    untuned = html.unescape(re.search('<p class="note">(Nobody.*?)</p>', page)[1])
-    assert untuned == f"Nobody has tuned the rates of {listed(UNTUNED)}: this run does not say what they can do."
+    said = html.unescape(re.search('<p class="note">(Of .*?)</p>', page)[1])
+    assert (
+        said == f"Of {listed(BY_RATE)} the rate alone was tuned, on one seed: this run does not say what they can do."
+    )
     assert_png((folder / "report.png").read_bytes())
     assert max(map(len, outcome.out.partition("\noptimizer ")[2].partition("\nreport:")[0].splitlines())) < 80
 
 
-def test_given_rates_are_not_called_untuned(text, cli, tmp_path):
+def test_given_rates_are_not_called_tuned(text, cli, tmp_path):
     options = ["--optimizer", "muon", "--lr", 0.02, "--compare", "fira"]
     assert cli("train", "--text", text, *TINY, *options, "--steps", 2, "--warmup", 0, "--out", tmp_path).code == 0
-    assert "Nobody has tuned the rates of fira:" in (tmp_path / "report.html").read_text()
+    assert "Of fira the rate alone was tuned" in (tmp_path / "report.html").read_text()
 
 
 def test_plots_survive_missing_values():

@@ -12,7 +12,6 @@ from lowrank_core.cli.defaults import (
     PAIRED,
     SHARED,
     TUNED,
-    UNTUNED,
     default_in_words,
     listed,
     takers,
@@ -27,6 +26,7 @@ from lowrank_core.ops.dct_select.selection import BASES
 
 FACTORS = ("original", "match_rms_adamw")
 _TUNED = "tuned for galore and adamw; of the others galore's"
+_RATE = "tuned for each at the size of these defaults"
 _OTHERS = "that of the matrices, if given, else as --lr"
 _BOTH = "that of --optimizer, if given, else as --lr"
 
@@ -66,7 +66,7 @@ class TrainConfig:
                              type=whole(1), metavar="N")
     seq_len: int = option("model", 128, "bytes that a prediction can look back on", type=whole(2))
 
-    optimizer: str = option("optimizer", "galore", f"optimizer to train with; {listed(UNTUNED)} are not tuned; "
+    optimizer: str = option("optimizer", "galore", "optimizer to train with; "
                             f"{ALL}: the comparison of all, see below", choices=(*OPTIMIZERS, ALL))
     compare: tuple[str, ...] = option("optimizer", (), "others as of --optimizer, trained on the same batches",
                                       shown="none", nargs="+", metavar="METHOD", choices=OPTIMIZERS)
@@ -74,10 +74,10 @@ class TrainConfig:
                                   "adamw.betas=0.9,0.95", shown="none", nargs="+", metavar="METHOD.OPTION=VALUE",
                                   type=setting, action="extend")
     lr: float | None = option("optimizer", None, "peak learning rate of the matrices of attention and feed-forward",
-                              shown=_TUNED, type=real(0, ends="(]"))
+                              shown=_RATE, type=real(0, ends="(]"))
     lr_others: float | None = option("optimizer", None, "peak learning rate of embedding, head and norms",
                                      shown=_OTHERS, type=real(0, ends="(]"))
-    compare_lr: float | None = option("optimizer", None, "--lr of --compare", shown=_TUNED, type=real(0, ends="(]"))
+    compare_lr: float | None = option("optimizer", None, "--lr of --compare", shown=_RATE, type=real(0, ends="(]"))
     compare_lr_others: float | None = option("optimizer", None, "--lr-others of --compare", shown=_OTHERS,
                                              type=real(0, ends="(]"))
     betas: tuple[float, float] | None = option("optimizer", None, "decay of the two moments", shown=_TUNED, nargs=2,

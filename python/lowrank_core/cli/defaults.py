@@ -12,18 +12,27 @@ from lowrank_core.memory.methods import FACADES, METHODS
 OPTIMIZERS = (*METHODS, *FACADES, "adamw")
 ALL = "all"  # in the place of one: the comparison of `study`
 # For galore and adamw the best found by bench/train_sweep.py; `lr` is that of the matrices of attention and
-# feed-forward. Nobody has tuned the others here: they take galore's, and lisa, which has AdamW inside, adamw's.
+# feed-forward. The others have the rate that `--optimizer all` found at this size (docs/results/optimizers.md), for the
+# `scale` of their class; the rest is galore's, and of lisa, which has AdamW inside, adamw's.
 _FOUND: dict[str, dict[str, Any]] = {
     "galore": {"lr": 0.01, "lr_others": 0.01, "betas": (0.9, 0.999), "weight_decay": 0.0},
     "adamw": {"lr": 0.001, "lr_others": 0.03, "betas": (0.9, 0.99), "weight_decay": 0.1},
 }
-TUNED = {name: _FOUND.get(name, _FOUND["adamw" if name in FACADES else "galore"]) for name in OPTIMIZERS}
+_RATES = {
+    "qgalore": 0.01, "fira": 0.01, "apollo": 0.008, "coap": 0.002, "frugal": 0.001, "flora": 0.001, "adarankgrad": 0.02,
+    "ldadam": 0.002, "scale": 0.001, "sinkgd": 0.01, "dct": 0.002, "trion": 0.02, "dion2": 0.02, "muon": 0.01,
+    "lisa": 0.001,
+}  # fmt: skip
+TUNED = {
+    name: _FOUND.get(name) or {**_FOUND["adamw" if name in FACADES else "galore"], "lr": _RATES[name]}
+    for name in OPTIMIZERS
+}
 TUNED["ldadam"] = {**TUNED["ldadam"], "betas": METHODS["ldadam"].own["betas"]}  # which its step was published with
-UNTUNED = tuple(name for name in OPTIMIZERS if name not in _FOUND)
+BY_RATE = tuple(name for name in OPTIMIZERS if name in _RATES)  # of which the rate alone was tuned
 
 _GALORE: dict[str, Any] = {
     "update_proj_gap": 100,
-    "scale": 0.125,
+    "scale": 0.25,
     "proj_type": "std",
     "projector": "rsvd",
     "moments": "keep",
@@ -40,7 +49,7 @@ _ELSEWHERE = ("lr", "weight_decay", "eps", "plain_lr", "plain_betas")
 OWN: dict[str, dict[str, Any]] = {
     name: {
         key: value
-        for key, value in {**_GALORE, **method.own}.items()
+        for key, value in {**_GALORE, **({"scale": 0.125} if name == "galore" else {}), **method.own}.items()
         if key not in (*method.lacks, *_ELSEWHERE, *IDLE.get(name, ()))
     }
     for name, method in METHODS.items()

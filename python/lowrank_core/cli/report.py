@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_core.cli.config import TrainConfig
-from lowrank_core.cli.defaults import TUNED, UNTUNED, listed
+from lowrank_core.cli.defaults import BY_RATE, TUNED, listed
 from lowrank_core.cli.environment import environment
 from lowrank_core.cli.files import write_atomic
 from lowrank_core.cli.layer_table import layer_table, searched
@@ -114,9 +114,11 @@ def _parts(config: TrainConfig, found: list[Series], where: dict[str, Any]) -> l
 
 
 def _untuned(config: TrainConfig) -> str:
-    """Which optimizers have rates that nobody tuned."""
-    found = tuple(run for run in config.runs if run in UNTUNED and config.tuned(run) == TUNED[run])
-    return f"Nobody has tuned the rates of {listed(found)}: this run does not say what they can do." if found else ""
+    """Of which optimizers no more than the rate was tuned."""
+    found = tuple(run for run in config.runs if run in BY_RATE and config.tuned(run) == TUNED[run])
+    if not found:
+        return ""
+    return f"Of {listed(found)} the rate alone was tuned, on one seed: this run does not say what they can do."
 
 
 def _layers(found: list[Series]) -> list[str]:
