@@ -216,8 +216,8 @@ class StateOptimizer(torch.optim.Optimizer):
         or a schedule is yours to carry.
 
         Args:
-          saved: the optimizer, whose parameters are recognized as themselves; or its `state_dict()`, by names where both
-            have names, else by position in the same groups. A Trainer's goes into the optimizer that wrote it first.
+          saved: the optimizer, whose parameters are recognized as themselves; or its `state_dict()`, by names where
+            both have them, else by position in the same groups. A Trainer's goes into the optimizer that wrote it.
 
         Returns:
           One row for each weight: its name, whether something was carried, and what, or why not.
