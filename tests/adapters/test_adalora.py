@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lowrank_core import adapters
+from testing.tolerance import assert_equal
 from torch import Tensor, nn
 
 
@@ -64,6 +65,35 @@ def test_a_budget_of_all_triples_is_no_choice() -> None:
     optimizer = made(model, target_rank=4)
     train(model, optimizer, 10)
     assert sum(optimizer.ranks().values()) == optimizer.start == 12
+
+
+def test_the_order_of_triples_does_not_matter() -> None:
+    """Permuted triples have permuted scores, and the same ones are chosen: the same product, to rounding."""
+    order, found = torch.tensor([1, 2, 0, 3]), []
+    for permuted in (False, True):
+        model = small(dtype=torch.float64)
+        optimizer = made(model, t_init=1)
+        with torch.no_grad():
+            for i in (0, 2, 4):
+                layer: Any = model[i]
+                drawn = torch.randn(4, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
+                layer.lora_E.copy_(drawn)  # at 0 all scores are equal, and the first triples are kept
+                if permuted:
+                    for factor in (layer.lora_E, layer.lora_A):
+                        factor.copy_(factor[order])
+                    layer.lora_B.copy_(layer.lora_B[:, order])
+        train(model, optimizer, 20)
+        layers: list[Any] = [model[i] for i in (0, 2, 4)]
+        products = [torch.matmul(*layer.factors()) for layer in layers]
+        found.append((products, optimizer.scores(), [layer.lora_E.flatten() != 0 for layer in layers]))
+    (products, scores, kept), (others, moved, left) = found
+    assert 0 < sum(map(int, (mask.sum() for mask in kept))) < 12
+    for i in range(3):
+        assert_equal(products[i], others[i])
+        assert_equal(
+            scores[i][order] / scores[i].max(), moved[i] / scores[i].max()
+        )  # they are products of small numbers
+        assert torch.equal(kept[i][order], left[i])
 
 
 def test_scores_are_products_of_running_means() -> None:

@@ -39,7 +39,7 @@ DIFFERENTIABLE: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
 OTHERS = {  # no derivative can be asked of: a number, a shape alone, an object, a context
     *("divergence", "next_fading", "identity_cotangents", "noise_policy", "record_linears"),
     *("find_pairs", "loraplus_param_groups", "init_lora_", "fold_square_", "merge_adapters", "extract_lora"),
-    *("read_adapter", "save_adapter"),
+    *("read_adapter", "save_adapter", "to_peft"),
 }
 
 

@@ -50,6 +50,19 @@ def test_the_product_moves_as_the_projection_of_the_gradient() -> None:
     torch.testing.assert_close(S * b @ ha + S * hb @ a, projected(g, a, b), **CLOSE)
 
 
+def test_any_x_gives_the_same_product() -> None:
+    """The formulas with X drawn, and X moved by as much from the one that is taken."""
+    g, a, b = factors()
+    gram_b, gram_a = b.mT @ b, a @ a.mT
+    inside = b @ torch.linalg.solve(gram_b, b.mT)
+    for x in (torch.zeros(R, R, dtype=F64), drawn(R, R, seed=7), 10 * drawn(R, R, seed=8)):
+        ha = torch.linalg.solve(gram_b, S * b.mT @ g) / S**2 + x @ a
+        hb = (torch.eye(M, dtype=F64) - inside) @ (S * g @ a.mT) @ torch.linalg.inv(gram_a) / S**2 - b @ x
+        torch.testing.assert_close(S * b @ ha + S * hb @ a, projected(g, a, b), **CLOSE)
+        own_a, own_b = directions(g, a, b)
+        torch.testing.assert_close(S * b @ (own_a + x @ a) + S * (own_b - b @ x) @ a, projected(g, a, b), **CLOSE)
+
+
 def test_the_directions_are_those_nearest_to_loras_gradients() -> None:
     """First order: moving X moves hA by Z A and hB by -B Z, to which what is left must be orthogonal."""
     g, a, b = factors()

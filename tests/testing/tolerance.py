@@ -16,6 +16,7 @@ from torch import Tensor
 
 LAMBDA = 6.0  # for every element
 LAMBDA_NORM = 2.0  # for a Frobenius norm
+EQUAL = 1e-12  # two forms of a formula in float64, of moderate conditions: what is claimed of the adapters' optimizers
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 _SMALLEST = {dtype: torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps for dtype in UNIT}
 
@@ -28,6 +29,12 @@ def factor_dtype(dtype: torch.dtype) -> torch.dtype:
 def gamma(k: int, dtype: torch.dtype) -> float:
     """Relative error of a sum of k products accumulated in `dtype`."""
     return LAMBDA * math.sqrt(max(k, 1)) * UNIT[dtype]
+
+
+def assert_equal(found: Tensor, exact: Tensor) -> None:
+    """Fails unless two float64 tensors are the same to EQUAL."""
+    assert found.dtype == exact.dtype == torch.float64
+    torch.testing.assert_close(found, exact, rtol=EQUAL, atol=EQUAL)
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

@@ -28,6 +28,7 @@ from lowrank_core.adapters.scaled import ScaledAdamW
 from lowrank_core.adapters.square import fold_square_
 from lowrank_core.adapters.starts import init_lora_
 from lowrank_core.adapters.tape import LinearTape, record_linears
+from lowrank_core.adapters.to_peft import to_peft
 
 __all__ = [
     "ALLoRAAdamW",
@@ -59,4 +60,5 @@ __all__ = [
     "save_adapter",
     "softmax_cotangents",
     "split_score",
+    "to_peft",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowrank_core.adapters.find import Pair, find_pairs, require_module
 from lowrank_core.adapters.fixed import IN_FLOAT32, check_fixed
 from lowrank_core.adapters.layers import AdaLoRALinear
-from lowrank_core.adapters.placing import linear_targets, put_in_place, saved_words, train_only
+from lowrank_core.adapters.placing import linear_targets, put_back, put_in_place, saved_words, train_only
 from lowrank_core.checks import is_count, is_number, require
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.memory.storage import WORK, Field, Layout, Role
@@ -134,6 +134,7 @@ class AdaLoRA(LowRankOptimizer):
 
             train_only(model, put_in_place(model, names, make).values(), words)
             found = [pair for pair in find_pairs(model) if pair.values is not None]
+        self._model: nn.Module | None = model
         self.pairs: list[Pair] = found
         self.start = sum(pair.rank for pair in found)
         self.end = min(target_rank * len(found), self.start)
@@ -167,6 +168,20 @@ class AdaLoRA(LowRankOptimizer):
     def ranks(self) -> dict[str, int]:
         """How many values of each layer are not 0, by its name."""
         return {pair.name: int(cast(Tensor, pair.values).count_nonzero()) for pair in self.pairs}
+
+    def merge(self, model: nn.Module | None = None) -> nn.Module:
+        """As of `GeoLoRA`, where the layers are of this package.
+
+        Raises:
+          TypeError: a weight is quantized; nothing has changed then. ValueError: PEFT's layers; a copy without a model.
+        """
+        layers = {pair.name: pair.module for pair in self.pairs}
+        for name, layer in layers.items():
+            if not isinstance(layer, AdaLoRALinear):
+                raise ValueError(
+                    f"merge: `model` must have layers of this package, got PEFT's in `{name}`; use its own"
+                )
+        return put_back(self._model if model is None else model, layers)
 
     def _apply(self, drafts: Drafts) -> None:
         before = self.skipped_steps
@@ -251,4 +266,4 @@ class AdaLoRA(LowRankOptimizer):
         return {key: getattr(self, key) for key in ("start", "end", "total_steps", "t_init", "t_final", "gap")}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **{key: getattr(self, key) for key in _KEPT}}
+        return {**super().__getstate__(), **{key: getattr(self, key) for key in _KEPT}, "_model": None}

@@ -9,8 +9,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from lowrank_core.adapters.fixed import IN_FLOAT32, check_fixed
-from lowrank_core.adapters.layers import USVLinear, check_mergeable
-from lowrank_core.adapters.placing import linear_targets, put_in_place, saved_words, set_module, train_only
+from lowrank_core.adapters.layers import USVLinear
+from lowrank_core.adapters.placing import linear_targets, put_back, put_in_place, saved_words, train_only
 from lowrank_core.checks import is_count, is_number, require, require_choice
 from lowrank_core.memory.plan import EXCLUDED
 from lowrank_core.memory.storage import WORK, Field, Layout, Role
@@ -61,7 +61,8 @@ class GeoLoRA(LowRankOptimizer):
       target_modules, exclude: linear layers, as in `param_groups`.
       modules_to_save: words; parameters with one of them in their names are trained whole.
       rank: at the start. max_rank: None: twice that. min_rank: >= 1.
-      tol: >= 0, the norm that a step may cut off, relative to the norm before.
+      tol: >= 0, the norm that a step may cut off, relative to that of the part as the step leaves it, before the cut.
+        The norm before the step is no measure: it is 0 at the start, and nothing could be cut then.
       lr: >= 0, of all.
       scale: factor of all parts, constant whatever the rank.
       rule: "adam": Adam on S, whose moments turn with the bases; the steps of K and L have the norm that S's has, on
@@ -80,7 +81,7 @@ class GeoLoRA(LowRankOptimizer):
 
     Determinism: D1 (docs/numerics.md).
     Source: Schotthöfer et al. 2024 (arXiv:2410.18720), algorithm 1. Deviations: no inverse of S, so S = 0 is a start;
-      constant scale; truncation once a step, against the norm before it; `rule="adam"` is ours.
+      constant scale; truncation once a step, against the norm before the cut; `rule="adam"` is ours.
 
     Example:
       >>> import torch
@@ -136,6 +137,7 @@ class GeoLoRA(LowRankOptimizer):
         rule_of_budget = f"be an int >= {min_rank} for each of {len(names)} layers, or None"
         enough = budget is None or is_count(budget, min_rank * len(names))
         require(enough, op, "budget", rule_of_budget, budget)
+        self._model: nn.Module | None = model
         self.rule, self.tol, self.basis_gap, self.budget = rule, tol, basis_gap, budget
         self.max_rank, self.min_rank = cast(int, most), min_rank
 
@@ -173,17 +175,16 @@ class GeoLoRA(LowRankOptimizer):
         """(b [out, r], a [r, in], scale) of each layer, by its name: what is added is scale b a."""
         return {name: (*layer.factors(), layer.scaling) for name, layer in self.layers.items()}
 
-    def merge(self, model: nn.Module) -> nn.Module:
-        """Adds every part to the weight beside it, and puts the linear layers back into `model`, which it returns.
+    def merge(self, model: nn.Module | None = None) -> nn.Module:
+        """Adds every part to the weight beside it, and puts the linear layers back into the model, which it returns.
+
+        Args:
+          model: the one that holds the layers; None: the one that the optimizer was made of, unless it is a copy.
 
         Raises:
-          TypeError: a weight is quantized; nothing has changed then.
+          TypeError: a weight is quantized; nothing has changed then. ValueError: a copy is given no model.
         """
-        for name, layer in self.layers.items():
-            check_mergeable("merge", layer.base_layer, name)
-        for name, layer in self.layers.items():
-            set_module(model, name, layer.merge())
-        return model
+        return put_back(self._model if model is None else model, self.layers)
 
     def _apply(self, drafts: Drafts) -> None:
         go, gate = self._judge(drafts)
@@ -264,7 +265,7 @@ class GeoLoRA(LowRankOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {key: getattr(self, key) for key in _KEPT}
-        return {**super().__getstate__(), **own}
+        return {**super().__getstate__(), **own, "_model": None}
 
 
 _KEPT = ("rule", "tol", "basis_gap", "budget", "max_rank", "min_rank", "layers", "_squares", "_bases")

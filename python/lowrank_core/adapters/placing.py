@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
 from lowrank_core.adapters.find import find_pairs, require_module
-from lowrank_core.adapters.layers import USVLinear
+from lowrank_core.adapters.layers import USVLinear, check_mergeable
 from lowrank_core.adapters.quantized import is_quantized
 from lowrank_core.checks import require, words_of
 from lowrank_core.optim.targets import find_targets, names_of
@@ -35,10 +35,15 @@ def linear_targets(
         )
     codes = {m.weight for m in model.modules() if isinstance(m, nn.Linear) and is_quantized(m.weight)}
     wanted = find_targets(op, model, names, target_modules, codes & names.keys())
+    out = {
+        id(module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if any(word in name for word in words)
+    }
     found = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.weight in wanted and not any(word in name for word in words)
+        if isinstance(module, nn.Linear) and module.weight in wanted and id(module) not in out
     ]
     require(bool(found), op, "target_modules", "mean a linear layer that is not excluded", target_modules)
     rule = "hold the linear layers in whose places others are put"
@@ -81,6 +86,24 @@ def train_only(model: nn.Module, layers: Iterable[nn.Module], words: tuple[str, 
 
 
 def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Makes `module` the one of that name in `model`."""
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
+    """Makes `module` the one of that name in `model`, and of every other name that the one before has there."""
+    before = model.get_submodule(name)
+    for other, found in list(model.named_modules(remove_duplicate=False)):
+        if found is before:
+            parent, _, last = other.rpartition(".")
+            setattr(model.get_submodule(parent), last, module)
+
+
+def put_back(model: nn.Module | None, layers: Mapping[str, Any]) -> nn.Module:
+    """Merges each of `layers` and puts what it gives in its place in `model`, which it returns.
+
+    Raises:
+      ValueError: no model. TypeError: a weight is quantized; nothing has changed then.
+    """
+    if model is None:
+        raise ValueError("merge: `model` must be given to an optimizer that was copied or loaded, got None; pass it")
+    for name, layer in layers.items():
+        check_mergeable("merge", layer.base_layer, name)
+    for name, layer in layers.items():
+        set_module(model, name, layer.merge())
+    return model

@@ -1,4 +1,4 @@
-"""Invariants of a Kalman step with a diagonal covariance, and the positivity that rounding must not take."""
+"""Invariants of a Kalman step with a diagonal covariance."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from typing import Any
 
 import kalman_cases
 import lowrank_core as lc
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kalman_cases import Filter
-from lowrank_core import _core
 from lowrank_core.reference import kalman_diag as reference
-from testing import cases, machine, tolerance
+from testing import cases, tolerance
 from torch import Tensor
 
 U = tolerance.UNIT[torch.float64]
@@ -109,6 +107,29 @@ def test_leverages_sum_to_what_the_outputs_explain(f: Filter) -> None:
     assert float(torch.log(f.p / after).sum()) <= float(torch.logdet(s)) + slack(f) * f.p.numel()
 
 
+@given(st.integers(1, 7), st.integers(0, 2**16))
+def test_hadamards_inequality_is_an_equality_for_orthogonal_columns(n: int, seed: int) -> None:
+    f = kalman_cases.make(n + 2, n, seed=seed)
+    f = f._replace(jac=cases.orthonormal(n + 2, n, seed) * cases.gaussian(1, n, seed=seed + 1))
+    s = torch.eye(n + 2, dtype=torch.float64) + (f.jac * f.p) @ f.jac.mT
+    explained = float(torch.log(f.p / lc.kalman_diag_step(*f).p).sum())
+    assert abs(explained - float(torch.logdet(s))) <= slack(f) * (1 + n)
+
+
+def test_orthonormal_rows_do_not_make_many_steps_dense() -> None:
+    """One row (1, 1) / √2 and P = R = 1: the dense covariance gets -1/4 off its diagonal, and then moves both."""
+    row, one = torch.full((1, 2), 0.5**0.5, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    zero, p = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    theta, p = lc.kalman_diag_step(zero, p, row, row[0])
+    dense, cov = reference.dense_ekf(zero, torch.eye(2, dtype=torch.float64), row, one, 1.0)
+    assert close(theta, dense, 8 * U) and close(p, cov.diagonal(), 8 * U)
+    assert close(cov, torch.tensor([[0.75, -0.25], [-0.25, 0.75]], dtype=torch.float64), 8 * U)
+    second = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    moved = lc.kalman_diag_step(zero, p, second, second[0]).theta
+    exact, _ = reference.dense_ekf(zero, cov, second, one, 1.0)
+    assert moved[1] == 0.0 and close(exact, torch.tensor([0.75, -0.25], dtype=torch.float64) / 1.75, 8 * U)
+
+
 @given(filters())
 def test_the_predicted_residual_is_the_noise_share(f: Filter) -> None:
     """ẽ - M delta = S⁻¹ ẽ in residual form."""
@@ -143,6 +164,20 @@ def test_scaling_variances_and_noise(f: Filter, c: float) -> None:
     first = lc.kalman_diag_step(torch.zeros_like(f.theta), *f[1:])
     scaled = lc.kalman_diag_step(torch.zeros_like(f.theta), c * f.p, f.jac / math.sqrt(c), f.score / c)
     assert close(first.theta, scaled.theta, slack(f)) and close(c * first.p, scaled.p, slack(f))
+
+
+@given(sizes, st.sampled_from((2.0**-20, 0.3, 2.0**12)))
+def test_scaling_outputs_and_their_noise(size: tuple[int, int, int], c: float) -> None:
+    """(H, e, R) -> (c H, c e, c² R) changes nothing, whitened or not."""
+    m, n, seed = size
+    f, e, r = kalman_cases.make(m, n, seed=seed), cases.gaussian(1, m, seed=seed)[0], noise(m, seed + 2)
+    zero = torch.zeros_like(f.theta)
+    one = lc.kalman_diag_step(zero, f.p, *whitened(f.jac, e, r))
+    two = lc.kalman_diag_step(zero, f.p, *whitened(c * f.jac, c * e, c * c * r))
+    relative = slack(f) * float(torch.linalg.cond(r))
+    assert close(one.theta, two.theta, relative) and close(one.p, two.p, relative)
+    gain = lc.kalman_diag_gain(f.p, c * f.jac, c * c * r) @ (c * e)
+    assert close(lc.kalman_diag_gain(f.p, f.jac, r) @ e, gain, relative)
 
 
 @given(filters())
@@ -209,55 +244,14 @@ def test_no_error_moves_nothing_but_the_variances(f: Filter) -> None:
     assert torch.equal(after.theta, f.theta) and bool((after.p < f.p).all())
 
 
+@given(filters())
+def test_without_a_jacobian_nothing_changes(f: Filter) -> None:
+    after = lc.kalman_diag_step(f.theta, f.p, torch.zeros_like(f.jac), torch.zeros_like(f.score))
+    assert torch.equal(after.theta, f.theta) and torch.equal(after.p, f.p)
+
+
 @given(filters(), st.sampled_from((0.0, -1.0, 0.25, 3.0)))
 def test_the_rate_scales_the_change_of_theta_alone(f: Filter, lr: float) -> None:
     zero = torch.zeros_like(f.theta)
     full, part = lc.kalman_diag_step(zero, *f[1:]), lc.kalman_diag_step(zero, *f[1:], lr=lr)
     assert torch.equal(part.p, full.p) and close(part.theta, lr * full.theta, U)
-
-
-# ---- positivity ----------------------------------------------------------------------------------------------------
-
-GRID = [
-    (m, n, p, r)
-    for m, n in ((1, 1), (4, 4), (16, 12), (16, 40), (64, 20), (10, 300))
-    for p in (1e-2, 1.0, 1e2, 1e4, 1e8)
-    for r in (1e-4, 0.1, 1.0)
-]
-
-
-@pytest.mark.parametrize("level", _core.isa_levels())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_variances_stay_positive_on_every_grid(dtype: torch.dtype, level: str) -> None:
-    """p/R up to 1e12, m above n: plain float32 loses up to half of the variances there."""
-    checked = 0
-    with machine.isa(level):
-        for m, n, p, r in GRID:
-            for seed in range(5):
-                f = kalman_cases.make(m, n, seed=seed, p=p, scale=r**-0.5).to(dtype)
-                after = lc.kalman_diag_step(*f)
-                least = 1 / (1 / f.p.double() + f.jac.double().square().sum(0))
-                unit, gamma = tolerance.UNIT[f.p.dtype], tolerance.gamma(m + 2, torch.float64)
-                assert bool((after.p > 0).all()) and bool((after.p <= f.p).all()), (m, n, p, r, seed)
-                assert bool((after.p.double() >= least * (1 - 4 * unit - gamma)).all()), (m, n, p, r, seed)
-                assert bool(after.theta.isfinite().all())
-                checked += n
-    assert checked == 5 * 15 * (1 + 4 + 12 + 40 + 20 + 300)
-
-
-def test_the_scalar_case_in_float32_is_the_truth_and_not_zero() -> None:
-    """p = 1e8, h = 1, R = 0.1: p⁺ is 0.1."""
-    one = torch.ones(1, 1)
-    after = lc.kalman_diag_step(torch.zeros(1), 1e8 * torch.ones(1), one / math.sqrt(0.1), torch.zeros(1)).p
-    assert abs(float(after) - 0.1) <= 4 * tolerance.UNIT[torch.float32]
-
-
-def test_extreme_variances_neither_fail_nor_vanish() -> None:
-    """I + A whose Cholesky pivots drown in rounding, and variances that float32 can hardly hold."""
-    for p in (1e-38, 1e-45, 1e20, 1e30, 3e38):
-        for m, n in ((1, 1), (6, 3), (12, 40), (64, 20)):
-            f = kalman_cases.make(m, n)
-            given = Filter(f.theta, torch.full((n,), p, dtype=torch.float64), f.jac, f.score).to(torch.float32)
-            assert bool((given.p > 0).all())
-            after = lc.kalman_diag_step(*given)
-            assert bool((after.p > 0).all()) and bool((after.p <= given.p).all())

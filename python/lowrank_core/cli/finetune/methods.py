@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_core.adapters import (
     AdaLoRA,
@@ -18,7 +18,6 @@ from lowrank_core.adapters import (
     ScaledAdamW,
     loraplus_param_groups,
 )
-from lowrank_core.adapters.layers import AdaLoRALinear, USVLinear
 from lowrank_core.adapters.placing import linear_targets, put_in_place, train_only
 from lowrank_core.cli.errors import CliError
 from lowrank_core.cli.finetune.config import FinetuneConfig
@@ -106,14 +105,3 @@ def _put_lora(model: nn.Module, config: FinetuneConfig, excluded: tuple[str, ...
 
 def _alpha(config: FinetuneConfig) -> float:
     return float(config.alpha or 0.0)
-
-
-def factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """(b [out, r], a [r, in], scale) of each layer that was put in place, by its name: what is added is scale b a."""
-    found = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, AdaLoRALinear | USVLinear):
-            found[name] = (*layer.factors(), layer.scaling)
-        elif isinstance(layer, LoRALinear):
-            found[name] = (layer.outer.detach(), layer.lora_A.detach(), layer.scaling)
-    return found
