@@ -211,3 +211,16 @@ def test_a_draw_is_a_function_of_the_seed_and_of_nothing_elsewhere(header_sites:
     assert len({tuple(order(one + other, seed)) for seed in range(8)}) > 1
     moved = [change for change in order(other + one, 5) if "1.0f" in change[0]]
     assert moved == order(one, 5)
+
+
+def test_wider_tests_are_run_file_by_file(tools: None) -> None:
+    """Or a folder of tests would reach the limit of time, and every mutant would seem to be caught."""
+    tests_of, root = import_module("mutation.tests_of"), TOOLS.parent
+    path = "python/lowrank_core/optim/parts/rules/adam.py"
+    near, all_of_them = tests_of.nearest(path, root), tests_of.stages(path, root)
+    assert near.more and all_of_them.python[:1] == near.python and len(all_of_them.python) > 50
+    assert all(len(files) == 1 for files in all_of_them.python[1:])
+    files = [file for stage in all_of_them.python for file in stage]
+    assert len(set(files)) == len(files) and "tests/optim/test_contract.py" in files
+    header = tests_of.stages("cpp/include/lowrank_core/rsvd.h", root)
+    assert all(len(files) == 1 for files in header.python) and not header.more

@@ -233,20 +233,31 @@ class Stages(NamedTuple):
 
 
 def stages(path: str, tree: Path) -> Stages:
-    """Those for a mutation of `path`, a file of the package or a header."""
-    if path.endswith(".h"):
-        compiled, python = HEADERS.get(path.partition("lowrank_core/")[2].removesuffix(".h"), _ANY_HEADER)
-        return Stages(compiled, (_files(python, tree),))
-    name = path.removeprefix("python/lowrank_core/")
-    first = next((tests for prefix, tests in _FIRST if name.startswith(prefix)), ())
-    rest = next(rest for prefix, rest in _THEN if name.startswith(prefix))
-    return Stages((), _distinct((first, *rest), tree))
+    """Those for a mutation of `path`, a file of the package or a header.
+
+    Wider tests are run file by file: processor time is limited for one run, and folders of tests may take more than
+    that, so that every mutant would seem to be caught.
+    """
+    compiled, (first, *wider) = _lists(path, tree)
+    alone = tuple((file,) for files in wider for file in files)
+    return Stages(compiled, (*((file,) for file in first), *alone) if path.endswith(".h") else (first, *alone))
 
 
 def nearest(path: str, tree: Path) -> Stages:
-    """The first of the stages alone."""
-    compiled, python, _ = stages(path, tree)
-    return Stages(compiled, python[:1], len(python) > 1)
+    """The first of the lists alone."""
+    compiled, (first, *wider) = _lists(path, tree)
+    return Stages(compiled, (first,), bool(wider))
+
+
+def _lists(path: str, tree: Path) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """C++ tests, and lists of files of Python tests, the nearest ones first."""
+    if path.endswith(".h"):
+        compiled, python = HEADERS.get(path.partition("lowrank_core/")[2].removesuffix(".h"), _ANY_HEADER)
+        return compiled, (_files(python, tree),)
+    name = path.removeprefix("python/lowrank_core/")
+    first = next((tests for prefix, tests in _FIRST if name.startswith(prefix)), ())
+    rest = next(rest for prefix, rest in _THEN if name.startswith(prefix))
+    return (), _distinct((first, *rest), tree)
 
 
 def _distinct(lists: Iterable[tuple[str, ...]], tree: Path) -> tuple[tuple[str, ...], ...]:
