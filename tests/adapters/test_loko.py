@@ -56,40 +56,37 @@ def test_float_targets_are_observed_with_noise_1() -> None:
     assert_equal(variances(optimizer, net), p)
 
 
-@pytest.mark.parametrize("policy", ["fixed", "ema_pre"])
-def test_estimated_noise_of_float_targets_is_that_of_a_dense_filter(policy: str) -> None:
-    """Nothing is added to it: float outputs, unlike probabilities, do not sum to a constant."""
-    net, (x, _) = model(), batch(1)
-    target = torch.randn(1, CLASSES, dtype=torch.float64)
-    start, h, e = theta(net), jacobian(net, lambda n: n(x)), (target - net(x).detach())[0]
+def assert_is_dense(policy: str, net: nn.Module, x: Tensor, targets: Tensor, h: Tensor, e: Tensor) -> None:
+    """One step with an estimated noise is that of a dense filter with the Jacobian `h` and the error `e`."""
     r = 0.5 * torch.eye(CLASSES, dtype=torch.float64)
     options: dict[str, float] = {"r": 0.5}
     if policy == "ema_pre":
         options = {"beta": 0.9, "r0": 0.5}
         r = 0.9 * r + 0.1 * (torch.outer(e, e) + 0.2 * h @ h.mT)
+    start = theta(net)
     delta, p = dense(torch.full_like(start, 0.2), h, e, r)
     optimizer = adapters.LoKO(net, p0=0.2, kl_limit=None, policy=policy, policy_options=options)
-    optimizer.step(net(x), target)
+    optimizer.step(net(x), targets)
     assert_equal(theta(net) - start, delta)
     assert_equal(variances(optimizer, net), p)
+
+
+@pytest.mark.parametrize("policy", ["fixed", "ema_pre"])
+def test_estimated_noise_of_float_targets_is_that_of_a_dense_filter(policy: str) -> None:
+    """Nothing is added to it: float outputs, unlike probabilities, do not sum to a constant."""
+    net, (x, _) = model(), batch(1)
+    target = torch.randn(1, CLASSES, dtype=torch.float64)
+    h, e = jacobian(net, lambda n: n(x)), (target - net(x).detach())[0]
+    assert_is_dense(policy, net, x, target, h, e)
 
 
 @pytest.mark.parametrize("policy", ["fixed", "ema_pre"])
 def test_estimated_noise_of_probabilities_is_that_of_a_dense_filter(policy: str) -> None:
     """Deflation moves nothing: rows and error of probabilities sum to 0."""
     net, (x, y) = model(), batch(1)
-    start, h = theta(net), jacobian(net, lambda n: torch.softmax(n(x), -1))
+    h = jacobian(net, lambda n: torch.softmax(n(x), -1))
     e = nn.functional.one_hot(y[0], CLASSES) - torch.softmax(net(x).detach()[0], -1)
-    r = 0.5 * torch.eye(CLASSES, dtype=torch.float64)
-    options: dict[str, float] = {"r": 0.5}
-    if policy == "ema_pre":
-        options = {"beta": 0.9, "r0": 0.5}
-        r = 0.9 * r + 0.1 * (torch.outer(e, e) + 0.2 * h @ h.mT)
-    delta, p = dense(torch.full_like(start, 0.2), h, e, r)
-    optimizer = adapters.LoKO(net, p0=0.2, kl_limit=None, policy=policy, policy_options=options)
-    optimizer.step(net(x), y)
-    assert_equal(theta(net) - start, delta)
-    assert_equal(variances(optimizer, net), p)
+    assert_is_dense(policy, net, x, y, h, e)
 
 
 def test_one_weight_is_recursive_least_squares() -> None:

@@ -10,9 +10,9 @@ import torch
 import transformers
 from integration_cases import LENGTH, VOCABULARY, examples
 from lowrank_core.integrations.transformers import trainer_optimizer
-from lowrank_core.optim import LISA, METHODS, GaLoreAdamW, param_groups
+from lowrank_core.optim import METHODS
 from test_trainer import StopAt, arguments
-from test_trainer_optimizer import check_resumed, keys_of
+from test_trainer_optimizer import check_resumed, keys_of, lisa
 from torch import nn
 from transformers import Trainer
 
@@ -64,17 +64,9 @@ def test_every_method_resumes_to_the_bit(name: str, tmp_path: Path) -> None:
     assert {"model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"} <= names
 
 
-def lisa(folder: Path) -> Trainer:
-    model = mixture(layers=2)
-    inside = GaLoreAdamW(param_groups(model, rank=4, update_proj_gap=3, verbose=False), lr=0.05)
-    optimizer = LISA(inside, model, active=1, period=3)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 50)
-    return Trainer(model, arguments(folder), train_dataset=examples(64), optimizers=(optimizer, schedule))
-
-
 def test_lisa_resumes_to_the_bit(tmp_path: Path) -> None:
     """Of two layers, for with one it has nothing to draw."""
-    trainer = check_resumed(tmp_path, lisa)
+    trainer = check_resumed(tmp_path, lambda folder: lisa(folder, mixture(layers=2)))
     assert len(stacks(trainer)) == 4 and trainer.optimizer.optimizer.steps == 8
 
 

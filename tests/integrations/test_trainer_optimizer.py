@@ -15,6 +15,7 @@ from lowrank_core.optim import LISA, METHODS, GaLoreAdamW, fused_backward, param
 from peft import LoraConfig, get_peft_model
 from test_trainer import StopAt, arguments, losses
 from testing import examples as docstrings
+from torch import nn
 from transformers import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the library says of its own future
@@ -63,8 +64,7 @@ def test_every_method_resumes_to_the_bit(name: str, tmp_path: Path) -> None:
     check_resumed(tmp_path, lambda folder: make(folder, name))
 
 
-def lisa(folder: Path) -> Trainer:
-    model = tiny_llama()
+def lisa(folder: Path, model: nn.Module) -> Trainer:
     inside = GaLoreAdamW(param_groups(model, rank=4, update_proj_gap=3, verbose=False), lr=0.05)
     optimizer = LISA(inside, model, active=1, period=3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 50)
@@ -73,7 +73,7 @@ def lisa(folder: Path) -> Trainer:
 
 def test_lisa_resumes_to_the_bit(tmp_path: Path) -> None:
     """Saved within a period, whose layer is not the one that is drawn first."""
-    trainer = check_resumed(tmp_path, lisa)
+    trainer = check_resumed(tmp_path, lambda folder: lisa(folder, tiny_llama()))
     assert trainer.optimizer.optimizer.steps == 8
 
 
