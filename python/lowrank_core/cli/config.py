@@ -26,7 +26,7 @@ from lowrank_core.ops.dct_select.selection import BASES
 
 FACTORS = ("original", "match_rms_adamw")
 _TUNED = "tuned for galore and adamw; of the others galore's"
-_RATE = "tuned for each at the size of these defaults"
+_RATE = "tuned for each with a model of the default size"
 _OTHERS = "that of the matrices, if given, else as --lr"
 _BOTH = "that of --optimizer, if given, else as --lr"
 
