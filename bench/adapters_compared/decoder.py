@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adapters_compared.documents import labelled
-from adapters_compared.runs import DECODER
+from adapters_compared.documents import folder_of, labelled, mean_of, without_padding
+from adapters_compared.runs import DECODED, DECODER
 from adapters_compared.stream import Stream, Task, drawn
 
 PACKAGES, SAMPLES, HELD = 8, 240, 160
@@ -27,22 +25,16 @@ class Pooled(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Logits [B, C] of tokens [B, L]; the mask is of bools, and what pads comes last."""
-        length = int(mask.sum(1).max())  # what pads all of the batch takes no time
-        tokens, mask = tokens[:, :length], mask[:, :length]
+        tokens, mask = without_padding(tokens, mask)
         states = self.body(input_ids=tokens, attention_mask=mask.long(), use_cache=False).last_hidden_state
-        weights = mask[..., None].to(states.dtype)
-        return self.head((states * weights).sum(1) / weights.sum(1))
+        return self.head(mean_of(states, mask))
 
 
 @cache
 def _decoder() -> tuple[Any, Any]:
     import transformers
 
-    found = importlib.util.find_spec(DECODER.replace("-", "_"))
-    assert found is not None and found.origin is not None, f"{DECODER} is not installed"
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    folder = Path(found.origin).parent
+    folder = folder_of(DECODER)
     where = {"gguf_file": next(folder.glob("*.gguf")).name, "local_files_only": True}
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, **where)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
@@ -69,4 +61,4 @@ def stream(seed: int) -> Stream:
     return drawn(tuple(inputs), classes, seed, SAMPLES, HELD)
 
 
-SMOLLM2 = Task("smollm2", model, stream, heads=("head",))
+SMOLLM2 = Task(DECODED, model, stream, heads=("head",))

@@ -33,11 +33,21 @@ class Pooled(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Logits [B, C] of tokens [B, L], or of what layers below made of them [B, L, d]; the mask is of bools."""
-        length = int(mask.sum(1).max())  # what pads all of the batch takes no time
-        tokens, mask = tokens[:, :length], mask[:, :length]
+        tokens, mask = without_padding(tokens, mask)
         states = states_of(tokens.float() if self.embedding is None else self.embedding(tokens), mask, self.layers)
-        weights = mask[..., None].to(states.dtype)
-        return self.head((states * weights).sum(1) / weights.sum(1))
+        return self.head(mean_of(states, mask))
+
+
+def without_padding(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both without what pads all of the batch, which comes last."""
+    length = int(mask.sum(1).max())
+    return tokens[:, :length], mask[:, :length]
+
+
+def mean_of(states: Tensor, mask: Tensor) -> Tensor:
+    """[B, d], over the tokens that count, of states [B, L, d]."""
+    weights = mask[..., None].to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1)
 
 
 def states_of(states: Tensor, mask: Tensor, layers: nn.ModuleList) -> Tensor:
@@ -47,15 +57,22 @@ def states_of(states: Tensor, mask: Tensor, layers: nn.ModuleList) -> Tensor:
     return states
 
 
+def folder_of(distribution: str) -> Path:
+    """Where the weights lie that it ships; from now on transformers loads in silence."""
+    import transformers
+
+    found = importlib.util.find_spec(distribution.replace("-", "_"))
+    assert found is not None and found.origin is not None, f"{distribution} is not installed"
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return Path(found.origin).parent
+
+
 @cache
 def _encoder() -> tuple[Any, Any]:
     import transformers
 
-    found = importlib.util.find_spec(WEIGHTS.replace("-", "_"))
-    assert found is not None and found.origin is not None, f"{WEIGHTS} is not installed"
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    folder = Path(found.origin).parent / "model"
+    folder = folder_of(WEIGHTS) / "model"
     model = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
     return model.float().eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 

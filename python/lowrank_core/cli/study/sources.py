@@ -35,12 +35,14 @@ def digest_of(optimizer: str, foreign: str | None) -> str:
     return digest_of_modules(tuple(roots), with_these=_TRAINING, compiled=ours)
 
 
-def digest_of_modules(roots: tuple[str, ...], *, with_these: tuple[str, ...] = (), compiled: bool = True) -> str:
+def digest_of_modules(
+    roots: tuple[str, ...], *, with_these: tuple[str, ...] = (), but: tuple[str, ...] = (), compiled: bool = True
+) -> str:
     """Of the modules `roots`, relative to this package, and all that they import; of others without what they import.
 
-    `compiled`: of all C++ sources as well.
+    `but`: modules left out, and what they alone import. `compiled`: of all C++ sources as well.
     """
-    names = sorted({*with_these, *_imported(list(roots), PACKAGE)})
+    names = sorted({*with_these, *_imported(list(roots), PACKAGE, but)})
     facts = [(name, _digest_of_file(_path(name, PACKAGE))) for name in names]
     if compiled:
         facts += _compiled(PACKAGE)
@@ -80,13 +82,13 @@ def _method(optimizer: str) -> tuple[str, ...]:
     return (f"optim.methods.{METHODS[optimizer].optimizer.partition(':')[0]}",)
 
 
-def _imported(roots: list[str], package: Path) -> set[str]:
-    """The modules `roots`, relative to `package`, and all of it that they import, directly or not."""
+def _imported(roots: list[str], package: Path, but: tuple[str, ...] = ()) -> set[str]:
+    """The modules `roots`, relative to `package`, and all of it that they import, directly or not, without `but`."""
     found: set[str] = set()
     open_ = list(roots)
     while open_:
         name = open_.pop()
-        if name in found or name in _INDEX:
+        if name in found or name in _INDEX or name in but:
             continue
         found.add(name)
         open_ += _imports(_path(name, package), package)
