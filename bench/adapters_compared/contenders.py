@@ -50,8 +50,8 @@ def _row(name: str, method: str, lr: float, *own: tuple[str, Any, tuple[Any, ...
     return Contender(name, method, {option: value for option, value, _ in tuned}, ladders, **more)
 
 
-_P0 = Ladder("p0", (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0), (0.03, 0.1, 0.3))
-_LIMIT = Ladder("kl_limit", (0.03, 0.1, 0.3, 1.0), (0.03, 0.1, 0.3))
+_P0 = Ladder("p0", (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0), (0.03, 0.1, 0.3))
+_LIMIT = Ladder("kl_limit", (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), (0.03, 0.1, 0.3))
 _TOL = ("tol", 0.03, (0.001, 0.003, 0.01, 0.03, 0.1, 0.3))
 _STARTS = ("pissa", "olora", "lora_ga", "eva", "lora_xs", "lora_sb")
 PEER, EQUAL = "LoRA, AdamW", "GeoLoRA, LoRA's rank at most"

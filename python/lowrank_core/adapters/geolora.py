@@ -104,7 +104,7 @@ class GeoLoRA(LowRankOptimizer):
         rank: int = 8,
         max_rank: int | None = None,
         min_rank: int = 2,
-        tol: float = 0.1,
+        tol: float = 0.01,
         lr: float | Tensor = 1e-3,
         scale: float = 1.0,
         rule: str = "adam",

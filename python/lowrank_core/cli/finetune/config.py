@@ -19,7 +19,7 @@ METHODS: dict[str, tuple[float, dict[str, Any]]] = {
     "lora-pro": (1e-3, {"moments": "factors", "moment_dtype": "auto"}),
     "allora": (1e-3, {"eta": 10.0, "moment_dtype": "auto"}),
     "adalora": (3e-3, {"init_rank": None}),
-    "geolora": (1e-3, {"max_rank": None, "tol": 0.1}),
+    "geolora": (1e-3, {"max_rank": None, "tol": 0.01}),
     "loko": (1.0, {"p0": None, "process_noise": 0.0, "kl_limit": 0.1, "fisher": "monte_carlo", "draws": 4}),
 }
 MOMENTS = ("factors", "full")
