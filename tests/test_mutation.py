@@ -224,3 +224,11 @@ def test_wider_tests_are_run_file_by_file(tools: None) -> None:
     assert len(set(files)) == len(files) and "tests/optim/test_contract.py" in files
     header = tests_of.stages("cpp/include/lowrank_core/rsvd.h", root)
     assert all(len(files) == 1 for files in header.python) and not header.more
+
+
+def test_the_nearest_tests_are_those_of_the_longest_prefix(tools: None) -> None:
+    """Wherever its row stands."""
+    tests_of, root = import_module("mutation.tests_of"), TOOLS.parent
+    for name, near in (("methods/frugal", "test_frugal"), ("parts/residuals/sign", "test_frugal")):
+        found = tests_of.nearest(f"python/lowrank_core/optim/{name}.py", root)
+        assert found.python[0][0] == f"tests/optim/{near}.py"

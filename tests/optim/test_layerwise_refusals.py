@@ -39,6 +39,15 @@ def test_arguments() -> None:
     assert optimizer._source is None and not any(param._post_accumulate_grad_hooks for param in model.parameters())
 
 
+def test_a_torch_without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`is_available` is all that its `torch.distributed` has."""
+    monkeypatch.setattr(distributed, "is_available", lambda: False)
+    for name in ("is_initialized", "get_world_size"):
+        monkeypatch.delattr(distributed, name)
+    model = Zoo()
+    assert fused_backward(model, made(model)) is not None
+
+
 def test_two_handles() -> None:
     model = Zoo()
     optimizer = made(model)

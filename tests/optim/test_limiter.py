@@ -16,6 +16,7 @@ from lowrank_core.optim.parts.residuals import Seen
 from lowrank_core.optim.parts.residuals.limited import ScaledRest
 from lowrank_core.optim.parts.rules import Direction
 from lowrank_core.optim.parts.subspaces.dense import Dense
+from lowrank_core.optim.slots import NO_DRAW
 from optim_cases import composed, draw, same
 from plain_steps import UNIT32, of, path
 from torch import Tensor, nn
@@ -175,7 +176,8 @@ def test_a_rule_without_bias_corrections_is_limited_by_the_norms_as_they_are() -
     residual, rest, low = ScaledRest(limiter=2.0), draw(*SHAPE), draw(RANK, SHAPE[1], seed=1)
     where, _ = place(SHAPE, RANK, "std", False)
     assert where is not None
-    seen, state = Seen(rest, low, Direction(low), Dense({}), where), {"residual.limit": torch.zeros(())}
+    seen = Seen(rest, low, Direction(low), Dense({}), where, None, None, NO_DRAW)
+    state = {"residual.limit": torch.zeros(())}
     for grown in (1.0, 1.5, 2.5):
         before = state["residual.limit"].clone()
         found = residual.limited_(rest * grown, seen, state).norm()

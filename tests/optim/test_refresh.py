@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from lowrank_core.optim import GaLoreAdamW
+from lowrank_core.optim.parts.projectors.orthonormal import RandomizedSVD
 from lowrank_core.optim.parts.rules.adam import Adam
 from lowrank_core.optim.parts.schedules.fixed_gap import FixedGap
 from lowrank_core.optim.parts.subspaces.dense import Dense
@@ -217,6 +218,19 @@ def test_an_svd_that_fails_names_the_parameter_and_changes_nothing(monkeypatch: 
 def test_fixed_gap_refuses(gap: object) -> None:
     with pytest.raises(ValueError, match="FixedGap: `update_proj_gap` must be an int >= 1, got"):
         FixedGap(gap)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"oversample": -1}, "`oversample` must be an int >= 0, got -1"),
+        ({"niter": -1}, "`niter` must be an int >= 0, got -1"),
+        ({"warm_niter": 0}, "`warm_niter` must be an int >= 1, got 0"),
+    ],
+)
+def test_randomized_svd_refuses(keys: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=f"RandomizedSVD: {words}"):
+        RandomizedSVD(**keys)
 
 
 def q(m: int, r: int, seed: int) -> Tensor:

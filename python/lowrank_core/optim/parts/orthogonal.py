@@ -28,7 +28,7 @@ def orthogonal_parts(
     """
     momentum, eps = group["momentum"], group["eps"]
     require(is_number(momentum, 0.0) and momentum < 1, op, "momentum", "be a number in [0, 1)", momentum)
-    require(is_number(eps, 0.0) and eps > 0, op, "eps", "be a number > 0", eps)
+    require(is_number(eps) and eps > 0, op, "eps", "be a number > 0", eps)
     require_choice(op, "moment_dtype", group["moment_dtype"], MOMENT_DTYPES)
     adjust, nesterov, plain = group["adjust_lr_fn"], group.get("nesterov", False), group["plain_betas"]
     require_choice(op, "adjust_lr_fn", adjust, FACTORS)

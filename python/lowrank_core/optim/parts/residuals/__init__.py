@@ -11,7 +11,7 @@ from lowrank_core.memory.geometry import Geometry
 from lowrank_core.memory.storage import Layout
 from lowrank_core.optim.parts.rules import Direction, Moments
 from lowrank_core.optim.parts.subspaces import Subspace
-from lowrank_core.optim.slots import NO_DRAW, Draw, State
+from lowrank_core.optim.slots import Draw, State
 
 
 class Seen(NamedTuple):
@@ -22,9 +22,9 @@ class Seen(NamedTuple):
     direction: Direction  # what the rule made of R
     subspace: Subspace
     where: Geometry
-    left: Tensor | None = None  # what `leave` gave
-    whole: Tensor | None = None  # the gradient [m, n] itself, working dtype, negated to maximize
-    draw: Draw = NO_DRAW  # keys what is drawn in this step
+    left: Tensor | None  # what `leave` gave
+    whole: Tensor | None  # the gradient [m, n] itself, working dtype, negated to maximize
+    draw: Draw  # keys what is drawn in this step
 
 
 class Residual(Protocol):

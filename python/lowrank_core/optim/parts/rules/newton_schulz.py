@@ -40,7 +40,7 @@ class NewtonSchulz:
         require(met, name, "ns_coefficients", "be three finite numbers", self.coefficients)
         met = is_count(self.steps, 0) and self.steps < _MANY_STEPS
         require(met, name, "ns_steps", f"be an int >= 0 and < {_MANY_STEPS}", self.steps)
-        require(is_number(self.eps, 0.0) and self.eps > 0, name, "eps", "be a number > 0", self.eps)
+        require(is_number(self.eps) and self.eps > 0, name, "eps", "be a number > 0", self.eps)
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         return {}
