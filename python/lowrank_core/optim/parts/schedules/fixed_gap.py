@@ -23,7 +23,7 @@ class FixedGap:
     weights or more have a gap of 8 or more.
     """
 
-    gap: int
+    gap: int = 200
     stagger: Stagger = "auto"
 
     def __post_init__(self) -> None:
