@@ -116,6 +116,16 @@ def test_each_end_is_found_and_the_tree_stays_as_it_is(package: Path, tools: Non
     assert not Path(output.split()[0]).exists()
 
 
+def test_what_a_broken_test_caught_is_tried_again(tmp_path: Path, tools: None) -> None:
+    ledger_of = import_module("mutation.ledger").Ledger
+    for name in ("right", "wrong"):
+        ledger_of(tmp_path / "ledger").put(name, {"outcome": "caught", "by": f"tests/test_{name}.py::test"})
+    ledger_of(tmp_path / "ledger").doubt(["tests/test_wrong.py::test"])
+    found = ledger_of(tmp_path / "ledger")
+    assert found.get("right")["outcome"] == "caught"
+    assert found.get("wrong") == {"outcome": "unsettled", "by": ""}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stop_leaves_nothing_behind(package: Path, number: signal.Signals) -> None:
     before = contents(package)

@@ -19,7 +19,7 @@ from pathlib import Path
 from mutation import header_sites, python_sites
 from mutation.built import BuiltCopy
 from mutation.copies import Copy
-from mutation.ledger import Ledger, Record, proof
+from mutation.ledger import Ledger, Record, doubted, proof
 from mutation.mutant import Site, drawn
 from mutation.planted import defaults, planted
 from mutation.tests_of import nearest, stages
@@ -153,7 +153,9 @@ def main() -> int:
     found = run(options, ledger)
     wrong = [] if options.report else unsound(found, lambda: Copy(ROOT, PACKAGE, extension()))
     for test in wrong:
-        print(f"mutate: {test} fails without a mutant, too")
+        print(f"mutate: {test} fails without a mutant, too; what it caught will be tried again")
+    ledger.doubt(wrong)
+    found = [doubted(one, wrong) for one in found]
     print(summary(found))
     if options.each:
         write_page(ROOT / "docs/results/mutants_of_files.md", found, f"--seed {options.seed} --each {options.each}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypedDict
 
@@ -42,6 +43,17 @@ class Ledger:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([key, record], ensure_ascii=False) + "\n")
+
+    def doubt(self, tests: Collection[str]) -> None:
+        """What one of `tests` caught is settled no more."""
+        for key, found in list(self._records.items()):
+            if doubted(found, tests) is not found:
+                self.put(key, doubted(found, tests))
+
+
+def doubted(found: Record, tests: Collection[str]) -> Record:
+    """Not settled if one of `tests`, which prove nothing, caught it; else as it is."""
+    return {**found, "outcome": "unsettled", "by": ""} if found["by"] in tests else found
 
 
 def record(mutant: Mutant, source: str, origin: str, outcome: str, by: str, seconds: float) -> Record:
