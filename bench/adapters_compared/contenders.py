@@ -59,6 +59,8 @@ _HELD = {"max_rank": RANK}
 # In the order in which they are run.
 CONTENDERS: tuple[Contender, ...] = (
     _row(PEER, "adamw", 1e-3),
+    Contender(f"{PEER}, a third of its rate", "adamw", of=PEER, rungs=-1),
+    Contender(f"{PEER}, three times its rate", "adamw", of=PEER, rungs=1),
     _row("LoRA, AdaGrad", "adagrad", 1e-2),
     _row("LoRA, SGD", "sgd", 0.1),
     Contender("LoKO, one setting", "loko", stacked=True),
@@ -69,8 +71,8 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("LoKO, one gradient", "loko, one gradient", {"p0": 0.1}, (_P0,)),
     _row("GeoLoRA", "geolora", 3e-3, _TOL),
     _row(EQUAL, "geolora", 3e-3, _TOL, fixed=_HELD),
-    Contender("the same at a third of the rate", "geolora", fixed=_HELD, of=EQUAL, rungs=-1),
-    Contender("the same at three times the rate", "geolora", fixed=_HELD, of=EQUAL, rungs=1),
+    Contender(f"{EQUAL}, a third of its rate", "geolora", fixed=_HELD, of=EQUAL, rungs=-1),
+    Contender(f"{EQUAL}, three times its rate", "geolora", fixed=_HELD, of=EQUAL, rungs=1),
     _row("AdaLoRA", "adalora", 3e-3),
     _row("AdaLoRA, LoRA's size at the start", "adalora", 3e-3, fixed={"rank": RANK // 2, "init_rank": RANK}),
     _row("LoRA-Pro", "lora-pro", 1e-3, ("moments", "factors", ("factors", "full"))),

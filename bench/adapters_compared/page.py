@@ -39,8 +39,8 @@ Digits: scikit-learn's, under a perceptron (64-64-64-10) that has seen five of t
 labels of the second half are turned by three. The texts are docstrings of Python's standard library, to be labelled
 by their package, of eight or of two, under MiniLM (22.7 million weights): "last layer" adapts its last layer alone,
 "minilm" all of it. "smollm2" has them under SmolLM2, a decoder of 135 million weights, on one seed. Options are tuned
-on the digits and on the last layer, and the others have the same. On the digits GeoLoRA is run beside its tuned rate,
-too.
+on the digits and on the last layer, and the others have the same. On the digits AdamW and GeoLoRA are run beside their
+tuned rates, too.
 
 Shares come from runs of one thread in the background; seconds are samples over the batch times those of one step,
 measured in turns on a quiet machine. "Samples to AdamW's" is where the share so far is first what AdamW's is at the
