@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Generator
 
 import pytest
@@ -25,6 +26,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 OPTIONAL = {"torch", "cupy", "hypothesis", "scipy", "sklearn", "safetensors", "matplotlib", "tqdm"}
 OPTIONAL |= {"transformers", "accelerate", "peft", "lightning", "tensorboard"}  # of the extra "integrations"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What torch draws in a test is the same whichever tests ran before it."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(0)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -56,6 +56,25 @@ def test_a_layer_with_two_names_is_replaced_under_both(name: str) -> None:
     torch.testing.assert_close(model(x).detach(), expected)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_weight_tied_to_another_layer_is_merged_apart(name: str) -> None:
+    """Each layer adds its own part, and an embedding that has the weight, too, adds none."""
+    torch.manual_seed(0)
+    table = nn.Embedding(6, 6).double()
+    model, ids = nn.Sequential(table, *(nn.Linear(6, 6, bias=False).double() for _ in range(2))), torch.arange(6)
+    for layer in model[1:]:
+        layer.weight = table.weight
+    optimizer = CASES[name][0](model)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(ids).square().mean().backward()
+        optimizer.step()
+    expected, before = model(ids).detach(), table.weight.detach().clone()
+    optimizer.merge()
+    torch.testing.assert_close(model(ids).detach(), expected)
+    assert torch.equal(table.weight, before) and not torch.equal(model[1].weight, model[2].weight)
+
+
 @pytest.mark.parametrize("word", ["first", "block", "again"])
 def test_one_excluded_name_of_two_is_enough(word: str) -> None:
     model = Twice()

@@ -234,6 +234,7 @@ def test_each_matrix_of_a_stack_has_its_own() -> None:
 @pytest.mark.parametrize("fed_back", [True, False])
 def test_updates_inside_backward_choose_as_a_step_does(fed_back: bool) -> None:
     """By the sum of the gradients of two backward passes, where these are added up; fed back, there is one."""
+    torch.manual_seed(0)
     first = nn.Sequential(nn.Linear(9, 14, bias=False), nn.Linear(14, 9, bias=False))
     models, scales = (first, copy.deepcopy(first)), torch.logspace(-2, 1, 9)
     keys: dict[str, Any] = {"rank": RANK, "basis": "auto", "error_feedback": fed_back, "nonfinite": "raise"}

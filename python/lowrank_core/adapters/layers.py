@@ -274,8 +274,9 @@ def check_mergeable(op: str, base: object, name: str = "base") -> None:
 
 
 def merged(base: nn.Module, b: Tensor, a: Tensor, scale: float) -> nn.Linear:
-    """`base`, whose weight is W + scale b a from now on."""
+    """`base`, whose weight is W + scale b a from now on: its own, so that a module that W was tied to keeps W."""
     check_mergeable("merge", base)
     linear = cast(nn.Linear, base)
-    linear.weight.copy_(with_product(linear.weight, b, a, scale))
+    weight = with_product(linear.weight, b, a, scale).to(linear.weight.dtype)
+    linear.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
     return linear
