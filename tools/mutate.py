@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, ledger: Ledger) -> list[Record]:
 
     def known(case: Case) -> Record | None:
         found = ledger.get(case.mutant.key(sources[case.mutant.path]))
-        if found is None or (found["outcome"] == "unsettled" and not options.quick):
+        if found is None or (found["outcome"] == "unsettled" and not options.quick and proof(found) is None):
             return None
         again = options.again and found["outcome"] == "survived" and proof(found) is None
         return None if again else found

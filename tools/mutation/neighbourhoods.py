@@ -112,7 +112,7 @@ FIRST = (
         ("optim/test_rules.py", "optim/test_golden.py", "optim/test_parts.py", "optim/test_trajectory.py"),
     ),
     ("optim/parts/schedules/never", ("optim/test_trion.py", "optim/test_dct.py", "optim/test_whole.py")),
-    ("optim/parts/schedules", ("optim/test_stagger.py", "optim/test_refresh.py")),
+    ("optim/parts/schedules", ("optim/test_stagger.py", "optim/test_refresh.py", "optim/test_optim_defaults.py")),
     ("optim/parts/", ("optim/test_parts.py", "optim/test_subspaces.py", "optim/test_golden.py")),
     (
         "optim/fused",
