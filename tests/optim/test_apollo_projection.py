@@ -100,3 +100,11 @@ def test_a_kernel_that_lifts_gets_the_projection(optimizer: type[LowRankOptimize
         theirs = of(optimizer([zeros(12, 20)], lr=1.0, rank=4, update_proj_gap=2), grads)
     # The norm of the limiter is kept in float32.
     assert all((x - y).norm() <= 2.0**-20 * y.norm() for x, y in zip(ours, theirs, strict=True))
+
+
+def test_a_state_of_a_lower_rank_is_refused_by_its_rank() -> None:
+    """Ranks do not move here, as they do where energy decides."""
+    lower, higher = (ApolloAdamW([nn.Parameter(draw(12, 20))], rank=rank) for rank in (3, 4))
+    of(lower, [draw(12, 20, seed=1)])
+    with pytest.raises(ValueError, match="`rank` and `proj_type` of `parameter 0` must stay"):
+        higher.load_state_dict({**lower.state_dict(), "param_groups": higher.state_dict()["param_groups"]})

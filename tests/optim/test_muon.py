@@ -241,6 +241,7 @@ def test_its_state_is_one_matrix(dtype: torch.dtype, width: int, moment_dtype: s
         ("ns_steps", 100, "be an int >= 0 and < 100, got 100"),
         ("ns_steps", 2.0, "be an int >= 0 and < 100, got 2.0"),
         ("eps", 0.0, "be a number > 0, got 0.0"),
+        ("eps", -1.0, "be a number > 0, got -1.0"),
         ("adjust_lr_fn", "kimi", "be one of None, original, match_rms_adamw, got 'kimi'"),
         ("plain_lr", -1.0, "be a number >= 0 or None, got -1.0"),
         ("plain_betas", (0.9,), r"be two numbers in \[0, 1\), got \(0.9,\)"),

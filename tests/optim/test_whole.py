@@ -9,7 +9,7 @@ import pytest
 import torch
 from lowrank_core.memory.geometry import Geometry, Side
 from lowrank_core.memory.plan import format_plan
-from lowrank_core.optim import SCALE, GaLoreAdamW, SinkGD, param_groups
+from lowrank_core.optim import SCALE, GaLoreAdamW, LowRankOptimizer, SinkGD, param_groups
 from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD
 from lowrank_core.optim.parts.projectors.selected import Whole
 from lowrank_core.optim.parts.rules.lines import Lines, MomentumLines, Sinkhorn
@@ -281,3 +281,10 @@ def test_memory_is_that_of_the_last_layer() -> None:
         optimizer.step()
         held.append(optimizer.state_bytes())
     assert held == [4, 4 + 4 * 48]
+
+
+@pytest.mark.parametrize("kind", [SCALE, SinkGD])
+def test_no_search_is_ever_due(kind: type[LowRankOptimizer]) -> None:
+    optimizer = kind([nn.Parameter(draw(6, 8))])
+    ((_, group, slot),) = optimizer._slots()
+    assert not optimizer._due(slot, optimizer._parts_of(group, slot))

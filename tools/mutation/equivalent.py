@@ -59,6 +59,16 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         'lines, block = DrawnLines(), Blocks(share_of(group) or -1.0, group["update_proj_gap"])',
     ): "With a share of 0 each matrix has its place at rank 0, at work or not; without a share there are no blocks.",
     (
+        "python/lowrank_core/optim/parts/schedules/never.py",
+        "return False",
+        "return True",
+    ): "It goes with projectors of each step alone, which no schedule is asked about.",
+    (
+        "python/lowrank_core/optim/parts/schedules/never.py",
+        "observes: ClassVar[bool] = False",
+        "observes: ClassVar[bool] = True",
+    ): "Its `observe` does nothing.",
+    (
         "python/lowrank_core/optim/parts/schedules/fixed_gap.py",
         'return passed or state["proj.refreshes"] == 0',
         'return passed or state["proj.refreshes"] <= 0',

@@ -31,7 +31,7 @@ class ColumnAdam(Adam):
         counts = moments["counts"].add_(1).double()  # for the powers
         correction, root = (factor.to(grad.dtype) for factor in self.corrections(counts))
         denominator = exp_avg_sq.sqrt().div_(root).add_(self.eps).mul_(correction)
-        return Direction(exp_avg, denominator, 1.0, self.unbias(counts))
+        return Direction(exp_avg, denominator)
 
     def turned(self, moments: Moments, turn: Turn, step: float | Tensor) -> Moments:
         """Each direction keeps its moments and its count; one that enters starts at zero."""
