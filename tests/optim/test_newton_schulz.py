@@ -157,3 +157,9 @@ def rounded(x: Tensor) -> Tensor:
 def test_refusals(out: Tensor, matrix: Tensor, rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         orthogonalize_into([out], [matrix], coefficients=COEFFICIENTS, steps=1, eps=1e-7)
+
+
+@pytest.mark.parametrize("eps", [0.0, -1e-7, float("nan")])
+def test_a_part_of_its_own_refuses_what_no_length_is_divided_by(eps: float) -> None:
+    with pytest.raises(ValueError, match="NewtonSchulz: `eps` must be a number > 0, got"):
+        NewtonSchulz(eps=eps)
