@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from lowrank_core.memory.geometry import Geometry
 from lowrank_core.memory.methods import METHODS
 from lowrank_core.optim import (
     SCALE,
@@ -31,6 +32,8 @@ from lowrank_core.optim import (
     Trion,
     fused,
 )
+from lowrank_core.optim.parts.projectors import Query
+from lowrank_core.optim.parts.subspaces import Subspace
 from torch import Tensor, nn
 
 VOCABULARY, WIDTH, HIDDEN, LENGTH, BATCH = 16, 12, 20, 10, 8
@@ -280,3 +283,8 @@ def _bits(tensor: Tensor) -> Tensor:
 def draw(*shape: int, seed: int = 0) -> Tensor:
     """Standard normal float32 numbers that depend on `shape` and `seed` alone."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def query(grad: Tensor, where: Geometry, held: Subspace | None, seed: int) -> Query:
+    """Of a projector that asks for nothing but these, before the first step."""
+    return Query(grad, where, held, seed, dict, 0, 0, 0, (0, 1))

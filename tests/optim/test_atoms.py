@@ -10,13 +10,12 @@ import torch
 from lowrank_core.memory.geometry import Geometry, Side
 from lowrank_core.optim.devices import without_kernels
 from lowrank_core.optim.parts import atoms
-from lowrank_core.optim.parts.projectors import Query
 from lowrank_core.optim.parts.projectors.selection import EachStepSelection, Selection
 from lowrank_core.optim.parts.rules.column_adam import ColumnAdam
 from lowrank_core.optim.parts.subspaces.indices import Indices
 from lowrank_core.optim.parts.subspaces.selection import All
 from lowrank_core.optim.slots import Slot
-from optim_cases import draw, same
+from optim_cases import draw, query, same
 from plain_bases import atoms as printed
 from plain_bases import best
 from testing import tolerance
@@ -171,7 +170,7 @@ def test_a_basis_for_a_kernel(side: str) -> None:
         "proj.dct2": torch.zeros(3, dtype=torch.int64),
         "proj.captured": torch.ones(()),
     }
-    (found,) = projector.find([Query(slot.weight.detach(), where, None, 0)])
+    (found,) = projector.find([query(slot.weight.detach(), where, None, 0)])
     projector.hold(slot, state, found.subspace)
     basis = projector.stored_basis(slot, state)
     q = torch.from_numpy(printed("dct2", 16))[:, state["proj.dct2"]]

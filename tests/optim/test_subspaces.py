@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowrank_core.memory.geometry import PROJ_TYPES, Geometry, Side, place
 from lowrank_core.optim import GaLoreAdamW
-from lowrank_core.optim.parts.projectors import Query
 from lowrank_core.optim.parts.projectors.orthonormal import ExactSVD, RandomizedSVD
 from lowrank_core.optim.parts.subspaces.dense import Dense
-from optim_cases import plain_on_purpose
+from optim_cases import plain_on_purpose, query
 from torch import Tensor
 
 U32, U64, UBF16 = 2.0**-24, 2.0**-53, 2.0**-8
@@ -128,7 +127,7 @@ def test_every_shape_rank_and_side_steps(  # trap T6
 @pytest.mark.parametrize(("m", "n"), [(40, 24), (24, 40)])
 def test_bases_are_orthonormal_and_leading(projector, side: Side, dtype: torch.dtype, m: int, n: int) -> None:  # T10
     grad, rank = decaying(m, n).to(dtype), 6
-    found = projector.find([Query(grad, Geometry(m, n, side, rank), None, 3)])[0].subspace.bases
+    found = projector.find([query(grad, Geometry(m, n, side, rank), None, 3)])[0].subspace.bases
     assert list(found) == {Side.LEFT: ["left"], Side.RIGHT: ["right"], Side.BOTH: ["left", "right"]}[side]
     work, u = (torch.float64, U64) if dtype == torch.float64 else (torch.float32, U32)
     left, values, right = torch.linalg.svd(grad.double(), full_matrices=False)
@@ -151,11 +150,11 @@ def test_bases_are_orthonormal_and_leading(projector, side: Side, dtype: torch.d
 @pytest.mark.parametrize("side", PROJECTED)
 def test_signs_follow_the_basis_held(projector, side: Side) -> None:
     geometry = Geometry(30, 20, side, 5)
-    held = projector.find([Query(decaying(30, 20), geometry, None, 0)])[0].subspace.bases
+    held = projector.find([query(decaying(30, 20), geometry, None, 0)])[0].subspace.bases
     flipped = {which: -basis for which, basis in held.items()}
     moved = decaying(30, 20) + 0.05 * decaying(30, 20, seed=1)
     for before in (held, flipped):
-        after = projector.find([Query(moved, geometry, Dense(before), 1)])[0].subspace.bases
+        after = projector.find([query(moved, geometry, Dense(before), 1)])[0].subspace.bases
         for which, basis in after.items():
             assert bool(((basis * before[which]).sum(0) >= 0).all())
 
@@ -163,7 +162,7 @@ def test_signs_follow_the_basis_held(projector, side: Side) -> None:
 def test_a_full_projection_is_diagonal() -> None:
     grad = decaying(12, 9)
     for projector in (ExactSVD(), RandomizedSVD()):  # a sketch of 4 + 10 columns spans all 9 here
-        low = projector.find([Query(grad, Geometry(12, 9, Side.BOTH, 4), None, 0)])[0].subspace.down(grad)
+        low = projector.find([query(grad, Geometry(12, 9, Side.BOTH, 4), None, 0)])[0].subspace.down(grad)
         expected = torch.diag(0.5 ** torch.arange(4, dtype=torch.float64))
         assert (low - expected).abs().max() <= 20 * 12 * U64
 
@@ -171,7 +170,7 @@ def test_a_full_projection_is_diagonal() -> None:
 @pytest.mark.parametrize("side", PROJECTED)
 def test_down_and_up_are_an_orthogonal_projection(side: Side) -> None:
     grad = draw(11, 8)
-    subspace = ExactSVD().find([Query(grad, Geometry(11, 8, side, 3), None, 0)])[0].subspace
+    subspace = ExactSVD().find([query(grad, Geometry(11, 8, side, 3), None, 0)])[0].subspace
     low = subspace.down(grad)
     back = subspace.up(low)
     assert torch.allclose(subspace.down(back), low, rtol=0, atol=100 * U64 * grad.norm())

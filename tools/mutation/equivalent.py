@@ -44,16 +44,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         'Claim("ldadam", TIME, _DCT, ratio=(2 * 24 + 1 + 24 / 60) / (24 + 13 + 22 / 61)),',
     ): "The ratio is shown with two digits behind the point, which are the same.",
     (
-        "python/lowrank_core/optim/parts/projectors/__init__.py",
-        "base_seed: int = 0  # of the group, the same for each of its weights",
-        "base_seed: int = 1  # of the group, the same for each of its weights",
-    ): "`query_of` gives it; who asks with fewer values asks projectors that do not read it.",
-    (
-        "python/lowrank_core/optim/parts/projectors/__init__.py",
-        "refreshes: int = 0  # how many subspaces were found before; of projectors of each step, whether there was one",
-        "refreshes: int = 1  # how many subspaces were found before; of projectors of each step, whether there was one",
-    ): "`query_of` gives it; who asks with fewer values asks projectors that do not read it.",
-    (
         "python/lowrank_core/optim/methods/frugal.py",
         'lines, block = DrawnLines(), Blocks(share_of(group) or 0.0, group["update_proj_gap"])',
         'lines, block = DrawnLines(), Blocks(share_of(group) or -1.0, group["update_proj_gap"])',

@@ -73,9 +73,11 @@ def _chosen(
     projector, residual = bucket.parts.projector, bucket.parts.residual
     places = [slot.where(state) for slot, state in zip(slots, states, strict=True)]
     if not isinstance(residual, Feedback):
-        stated = zip(slots, states, strict=True)
-        held = [projector.held(slot, state) if state["proj.refreshes"] else None for slot, state in stated]
-        queries = [Query(grad, where, one, 0) for grad, where, one in zip(grads, places, held, strict=True)]
+        queries = []
+        for slot, state, grad, where, draw in zip(slots, states, grads, places, draws, strict=True):
+            found = state["proj.refreshes"]
+            held = projector.held(slot, state) if found else None
+            queries.append(Query(grad, where, held, 0, dict, draw.step - 1, found, slot.seed, slot.turn))
         return [(one.subspace, cast(Tensor, one.low)) for one in projector.find(queries)]
     if isinstance(projector, EachStepSelection):
         chosen = residual.take_chosen(grads, places, projector.norm_ord, states, draws)

@@ -21,11 +21,11 @@ class Query(NamedTuple):
     where: Geometry  # of the largest rank
     held: Subspace | None  # where to start; None at first
     seed: int
-    moments: Callable[[], Moments] = dict  # those in the subspace held, decoded when they are asked for; none at first
-    step: float | Tensor = 0  # how many are finished; a tensor behind a gate
-    refreshes: int = 0  # how many subspaces were found before; of projectors of each step, whether there was one
-    base_seed: int = 0  # of the group, the same for each of its weights
-    turn: tuple[int, int] = (0, 1)  # as in `Slot`
+    moments: Callable[[], Moments]  # those in the subspace held, decoded when they are asked for; none at first
+    step: float | Tensor  # how many are finished; a tensor behind a gate
+    refreshes: int  # how many subspaces were found before; of projectors of each step, whether there was one
+    base_seed: int  # of the group, the same for each of its weights
+    turn: tuple[int, int]  # as in `Slot`
 
 
 class Found(NamedTuple):
