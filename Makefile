@@ -14,11 +14,12 @@ CMAKE := $(VENV)/bin/cmake
 CONFIGURE := $(CMAKE) -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin/ninja)
 CTEST := $(VENV)/bin/ctest --output-on-failure --test-dir
 BUILD := build/dev
+EMULATED := tests/emulated tests/ops/int4_project
 comma := ,
 SOURCES := $(shell find cpp cuda -type f)
 FORMATTED = $(shell find cpp cuda tests/cpp tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: FORCE help train test test-all bench study study-adapters hosting format lint check-format check-types check-stubs check-house stubs sanitize aarch64 wheel wheels \
+.PHONY: FORCE help train test test-all bench study study-adapters hosting format lint check-format check-types check-stubs check-house stubs emulated sanitize aarch64 wheel wheels \
   floor mutate clean distclean
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' Makefile | expand -t 16
@@ -100,10 +101,15 @@ check-stubs: $(VENV)/.built
 
 check-house: $(VENV)/.built
 	$(PY) tools/check_symbols.py $(BUILD)
-	failed=0; for check in families layers device sizes tolerances; do $(PY) tools/check_$$check.py || failed=1; done; exit $$failed
+	failed=0; for check in families layers device kernels sizes tolerances; do $(PY) tools/check_$$check.py || failed=1; done; exit $$failed
 
 stubs: $(VENV)/.built  ## write python/lowrank_core/_core.pyi anew
 	$(PY) tools/make_stubs.py
+
+emulated: $(VENV)/.built  ## run the CUDA kernels' tests on the host, where a GPU is emulated (ARGS: pytest's)
+	$(CMAKE) -S . -B $(BUILD) -DLRC_EMULATED=ON
+	$(CMAKE) --build $(BUILD) --target _core_emulated
+	LOWRANK_CORE_EMULATED=$(BUILD)/emulated $(PY) -m pytest $(if $(CI),-n 2 --dist loadfile --max-worker-restart 0) $(EMULATED) $(ARGS)
 
 sanitize: $(VENV)/.tools  ## run the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(CONFIGURE) -B build/sanitize -DLRC_TESTS=ON -DLRC_CUDA=OFF -DLRC_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELEASE=-O1

@@ -1,28 +1,47 @@
-// launch: grid arithmetic and the check after every launch. Nothing here synchronises.
+// launch: how a grid is started, the one place where that is written, and what kernels share: their threads' numbers
+// and their shared memory. Nothing here waits for the device.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 #include "lowrank_core/checks.h"
 
 namespace lowrank::cuda {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kWarp = 32;
 constexpr int64_t kMaxBlocks = 1 << 16;
+constexpr size_t kOrdinaryShared = 48 << 10;  // bytes of shared memory that a kernel has without asking
 
-// Blocks for `count` items, capped: kernels walk on by the grid's size.
-inline unsigned blocks_for(int64_t count) {
-  const int64_t blocks = (count + kThreads - 1) / kThreads;
+// Blocks for `count` items of which a block takes `each`, capped: kernels walk on by the grid's size.
+inline unsigned blocks_for(int64_t count, int64_t each = kThreads) {
+  const int64_t blocks = (count + each - 1) / each;
   return unsigned(blocks < kMaxBlocks ? blocks : kMaxBlocks);
 }
 
-inline void check_launch(const char* op) {
-  const cudaError_t error = cudaGetLastError();
+inline void check(const char* op, cudaError_t error) {
   if (error != cudaSuccess)
     throw std::runtime_error(std::string(op) + ": the CUDA launch failed: " + cudaGetErrorString(error));
+}
+
+// Starts `kernel` on the current device; `shared` bytes of shared memory for each block.
+template <class... P, class... A>
+void launch(const char* op, void (*kernel)(P...), dim3 grid, dim3 threads, size_t shared, void* stream,
+            A... arguments) {
+#if defined(LRC_EMULATED)
+  (void)stream;
+  emulated::run(grid, threads, shared, emulated::next_launch(), [&] { kernel(P(arguments)...); });
+#else
+  if (shared > kOrdinaryShared)
+    check(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+  // clang-format off
+  kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(P(arguments)...);
+  // clang-format on
+#endif
+  check(op, cudaGetLastError());
 }
 
 // Makes `device` current for the life of the guard.
@@ -40,5 +59,26 @@ class DeviceGuard {
  private:
   int previous_ = 0;
 };
+
+// ---- inside kernels ----------------------------------------------------------------------------------------------
+
+// The first item of this thread, or of this warp, in a grid of one dimension, and the way to its next one.
+__device__ inline int64_t first_item() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
+__device__ inline int64_t item_stride() { return int64_t(gridDim.x) * blockDim.x; }
+__device__ inline int64_t first_of_warps() { return first_item() / kWarp; }
+__device__ inline int64_t stride_of_warps() { return item_stride() / kWarp; }
+__device__ inline int lane() { return int(threadIdx.x % kWarp); }
+
+// All of a block's shared memory: a launch gives sizeof(S) bytes.
+template <class S>
+__device__ S& shared() {
+  static_assert(std::is_trivially_default_constructible_v<S> && std::is_trivially_destructible_v<S>);
+#if defined(LRC_EMULATED)
+  return *static_cast<S*>(emulated::block().shared());
+#else
+  extern __shared__ __align__(16) unsigned char memory[];
+  return *reinterpret_cast<S*>(memory);
+#endif
+}
 
 }  // namespace lowrank::cuda

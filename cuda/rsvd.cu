@@ -6,8 +6,7 @@ namespace {
 
 // One thread for each row: it clears the row, then places the few entries.
 __global__ void sketch_kernel(float* out, int64_t rows, int64_t cols, uint64_t seed, uint32_t step) {
-  const int64_t stride = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < rows; i += stride) {
+  for (int64_t i = cuda::first_item(); i < rows; i += cuda::item_stride()) {
     float* row = out + i * cols;
     for (int64_t j = 0; j < cols; ++j) row[j] = 0.0f;
     for (int64_t t = 0; t < sketch_nonzeros(cols); ++t) {
@@ -24,9 +23,8 @@ void sketch_cuda(const View& out, uint64_t seed, uint32_t step, void* stream) {
             "sketch: `out` must be a contiguous float32 matrix");
   if (out.size() == 0) return;
   const cuda::DeviceGuard guard(out.device);
-  sketch_kernel<<<cuda::blocks_for(out.shape[0]), cuda::kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      static_cast<float*>(out.data), out.shape[0], out.shape[1], seed, step);
-  cuda::check_launch("sketch");
+  cuda::launch("sketch", sketch_kernel, cuda::blocks_for(out.shape[0]), cuda::kThreads, 0, stream,
+               static_cast<float*>(out.data), out.shape[0], out.shape[1], seed, step);
 }
 
 }  // namespace lowrank::rsvd

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Generator
 
 import pytest
+from testing.emulation import emulate
 
 try:
     from hypothesis import HealthCheck, settings
@@ -19,6 +20,8 @@ else:
         "lowrank_core", derandomize=True, deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("lowrank_core")
+
+emulate()  # for `make emulated`
 
 # A shell's background jobs start with Ctrl-C ignored, which their children inherit. The tests of stops press it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -50,6 +50,7 @@ FOREIGN = {  # folder: what its files may not include
     "cpp/include": rf"{PYTHON}|{TORCH}|{CUDA}|iostream$",
     "cpp/src": rf"{PYTHON}|{TORCH}|{CUDA}",
     "cpp/bindings": rf"{TORCH}|{CUDA}",
+    "tests/emulated": rf"{PYTHON}|{TORCH}",
     "cuda": rf"{PYTHON}|{TORCH}",
     "tests/cpp": rf"{PYTHON}|{TORCH}|{CUDA}",
     "tests/cuda": rf"{PYTHON}|{TORCH}",

@@ -6,6 +6,7 @@
 #include "dlpack.h"
 #include "exchange.h"
 #include "lowrank_core/overlap.h"
+#include "placement.h"
 
 namespace py = pybind11;
 
@@ -161,6 +162,7 @@ bool read_exchanged(py::handle tensor, View& view) {
   } catch (const Refusal&) {
     return false;
   }
+  place(view);
   return true;
 }
 
@@ -237,6 +239,7 @@ bool is_ordinary(py::handle tensor) {
 void load_array(py::handle from, bool writable, Array& to) {
   try {
     to.view = read(from, writable, to.owner);
+    place(to.view);
     check_memory(to.view, from);
   } catch (const Refusal& refusal) {
     to.refusal = refusal.rule;

@@ -64,24 +64,30 @@ Codes codes_of(const Array& packed, const Array& scales, const std::optional<Arr
 
 void bind_quantize(const WriteArray& packed, const WriteArray& scales, const std::optional<WriteArray>& offsets,
                    const ReadArray& x, int dim, int64_t group_size, const std::string& scheme,
-                   std::optional<uint64_t> seed) {
+                   std::optional<uint64_t> seed, const std::optional<WriteArray>& refused, uintptr_t stream) {
   const Format format = format_of(x.view.rank, dim, group_size, scheme);
   const Codes codes = codes_of(packed, scales, offsets);
   expect_codes(codes, x.view, format);
-  int4_project::quantize_cpu(codes, x.view, format, seed);
+  if (!x.view.on_cuda) return int4_project::quantize_cpu(codes, x.view, format, seed);
+  LRC_CHECK(refused && refused->view.size() == 1 && refused->view.dtype == DType::kInt32,
+            "quantize_int4: `refused` must be one int32");
+  int4_project::quantize_cuda(codes, x.view, format, seed, refused->view, reinterpret_cast<void*>(stream));
 }
 
 void bind_dequantize(const WriteArray& out, const ReadArray& packed, const ReadArray& scales,
-                     const std::optional<ReadArray>& offsets, int dim, int64_t group_size, const std::string& scheme) {
+                     const std::optional<ReadArray>& offsets, int dim, int64_t group_size, const std::string& scheme,
+                     uintptr_t stream) {
   const Format format = format_of(out.view.rank, dim, group_size, scheme);
   const Codes codes = codes_of(packed, scales, offsets);
   expect_codes(codes, out.view, format);
-  int4_project::dequantize_cpu(out.view, codes, format);
+  if (!out.view.on_cuda) return int4_project::dequantize_cpu(out.view, codes, format);
+  int4_project::dequantize_cuda(out.view, codes, format, reinterpret_cast<void*>(stream));
 }
 
 void bind_dequantize_list(const std::vector<WriteArray>& out, const std::vector<ReadArray>& packed,
                           const std::vector<ReadArray>& scales, const std::vector<ReadArray>& offsets,
-                          const std::vector<int64_t>& group_sizes, int dim, const std::string& scheme) {
+                          const std::vector<int64_t>& group_sizes, int dim, const std::string& scheme,
+                          uintptr_t stream) {
   const size_t count = out.size();
   LRC_CHECK(packed.size() == count && scales.size() == count && group_sizes.size() == count &&
                 offsets.size() == (has_offsets(scheme_of(scheme)) ? count : 0),
@@ -93,7 +99,9 @@ void bind_dequantize_list(const std::vector<WriteArray>& out, const std::vector<
                     format_of(out[i].view.rank, dim, group_sizes[i], scheme)});
     expect_codes(list.back().codes, out[i].view, list.back().format);
   }
-  int4_project::dequantize_list_cpu(list);
+  if (list.empty() || !list.front().out.on_cuda) return int4_project::dequantize_list_cpu(list);
+  for (const int4_project::Decoding& one : list)
+    int4_project::dequantize_cuda(one.out, one.codes, one.format, reinterpret_cast<void*>(stream));
 }
 
 void bind_project(const WriteArray& out, const ReadArray& packed, const ReadArray& scales,
@@ -119,13 +127,15 @@ void bind_project(const WriteArray& out, const ReadArray& packed, const ReadArra
 
 void register_int4_project(py::module_& module) {
   using namespace py::literals;
-  kernel(module, "quantize_int4", &bind_quantize, "packed"_a, "scales"_a, "offsets"_a, "x"_a, py::kw_only(), "dim"_a,
-         "group_size"_a, "scheme"_a, "seed"_a = py::none(),
-         "Codes of `x` into packed, scales and offsets; with a seed rounded stochastically.");
-  kernel(module, "dequantize_int4", &bind_dequantize, "out"_a, "packed"_a, "scales"_a, "offsets"_a, py::kw_only(),
-         "dim"_a, "group_size"_a, "scheme"_a, "Decodes into `out`.");
-  kernel(module, "dequantize_int4_list", &bind_dequantize_list, "out"_a, "packed"_a, "scales"_a, "offsets"_a,
-         py::kw_only(), "group_sizes"_a, "dim"_a, "scheme"_a, "Decodes each of a list into its `out`.");
+  kernel<Devices::kAny>(module, "quantize_int4", &bind_quantize, "packed"_a, "scales"_a, "offsets"_a, "x"_a,
+                        py::kw_only(), "dim"_a, "group_size"_a, "scheme"_a, "seed"_a = py::none(),
+                        "refused"_a = py::none(), "stream"_a = 0,
+                        "Codes of `x` into packed, scales and offsets; with a seed rounded stochastically.");
+  kernel<Devices::kAny>(module, "dequantize_int4", &bind_dequantize, "out"_a, "packed"_a, "scales"_a, "offsets"_a,
+                        py::kw_only(), "dim"_a, "group_size"_a, "scheme"_a, "stream"_a = 0, "Decodes into `out`.");
+  kernel<Devices::kAny>(module, "dequantize_int4_list", &bind_dequantize_list, "out"_a, "packed"_a, "scales"_a,
+                        "offsets"_a, py::kw_only(), "group_sizes"_a, "dim"_a, "scheme"_a, "stream"_a = 0,
+                        "Decodes each of a list into its `out`.");
   kernel(module, "int4_project", &bind_project, "out"_a, "packed"_a, "scales"_a, "offsets"_a, "x"_a, py::kw_only(),
          "rows"_a, "cols"_a, "dim"_a, "group_size"_a, "scheme"_a, "back"_a = false,
          "out <- Pᵀ x, or P x with `back`, for the packed matrix P [rows, cols].");

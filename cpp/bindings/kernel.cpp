@@ -24,6 +24,14 @@ void Arguments::add(const char* name, const Array& array, bool written) {
   if (array.view.size() > 0) entries_.push_back(entry);
 }
 
+void Arguments::check_devices() const {
+  for (const Entry& entry : entries_) {
+    const Entry& first = entries_.front();
+    if (entry.view->on_cuda != first.view->on_cuda || entry.view->device != first.view->device)
+      refuse<ArrayError>(entry, "must be on the device of " + first.text() + ", got another one; move it there");
+  }
+}
+
 void Arguments::check_sharing() {
   struct Placed {
     Extent extent;

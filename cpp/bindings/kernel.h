@@ -46,7 +46,8 @@ class Arguments {
   template <class T>
   void add(const char*, const T&) {}  // no array
 
-  // Throws ArrayError for arrays that share memory of which one is written.
+  // Throws ArrayError for arrays of different devices, and for those that share memory of which one is written.
+  void check_devices() const;
   void check_sharing();
 
  private:
@@ -87,6 +88,7 @@ void kernel(pybind11::module_& module, const char* op, R (*function)(A...), cons
     Arguments checked(op, kDevices);
     size_t i = 0;
     (checked.add(names[i++], arguments), ...);
+    checked.check_devices();
     checked.check_sharing();
     const pybind11::gil_scoped_release release;
     const FloatEnvironment environment;

@@ -41,9 +41,11 @@ LRC_HD Block block(uint64_t seed, uint64_t index, uint32_t stream, uint32_t step
   return rounds10({{uint32_t(index), uint32_t(index >> 32), stream, step}}, uint32_t(seed), uint32_t(seed >> 32));
 }
 
-// 32 bits for one element; elements 4b .. 4b+3 share block b.
+// 32 bits for one element; elements 4b .. 4b+3 share block b. Chosen, not indexed: a GPU keeps in registers what is not.
 LRC_HD uint32_t bits(uint64_t seed, Position at) {
-  return block(seed, at.element >> 2, at.stream, at.step).v[at.element & 3];
+  const Block words = block(seed, at.element >> 2, at.stream, at.step);
+  const bool odd = (at.element & 1) != 0;
+  return (at.element & 2) != 0 ? (odd ? words.v[3] : words.v[2]) : (odd ? words.v[1] : words.v[0]);
 }
 
 // [0, 1) on a grid of 2^-24: exact in float on every device.

@@ -49,7 +49,8 @@ struct SketchEntry {
 LRC_HD SketchEntry sketch_entry(uint64_t seed, uint32_t step, int64_t cols, int64_t i, int64_t t) {
   const int64_t count = sketch_nonzeros(cols);
   const philox::Block block = philox::block(seed, uint64_t(i * kSketchNonzeros + t) >> 1, kSketchStream, step);
-  const uint32_t place = block.v[(t & 1) * 2], size = block.v[(t & 1) * 2 + 1];
+  const bool odd = (t & 1) != 0;
+  const uint32_t place = odd ? block.v[2] : block.v[0], size = odd ? block.v[3] : block.v[1];
   const int64_t begin = cols * t / count, width = cols * (t + 1) / count - begin;
   return {begin + int64_t((uint64_t(place) * uint64_t(width)) >> 32), float(int32_t(size) >> 8) * 0x1p-23f};
 }

@@ -203,12 +203,17 @@ def call_finite(
         given = {name: a for name, a in arrays.items() if a is not None}
         bad = next((name for name, a in given.items() if not _is_finite(a)), None)
         if bad is not None:
-            raise ValueError(f"{op}: `{bad}` must be finite, got NaN or infinity") from None
+            raise ValueError(not_finite(op, bad)) from None
         raise ValueError(
             f"{op}: {', '.join(f'`{name}`' for name in given)} must be small enough for the result to fit its dtype, "
             "got finite numbers that overflowed inside; divide by a power of two and multiply the result, or pass "
             "float64"
         ) from None
+
+
+def not_finite(op: str, argument: str) -> str:
+    """The refusal of an array with NaN or infinity."""
+    return f"{op}: `{argument}` must be finite, got NaN or infinity"
 
 
 def _is_finite(a: Array) -> bool:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, call_named
+from lowrank_core.ops.arrays import Array, call_named, factor_dtype
+from lowrank_core.ops.device import assign, in_dtype, matmul_precision, on_device
 
 
 def multiply_into(
     out: Array, left: Array, right: Array, *, alpha: float = 1.0, beta: float = 0.0, precision: str = "highest"
 ) -> None:
-    """out <- alpha left right + beta out, for matrices or batches of any strides. Unchecked."""
+    """out <- alpha left right + beta out, for matrices or batches of any strides. Unchecked.
+
+    On a GPU by the library of the arrays.
+    """
+    if on_device(out):
+        work = factor_dtype(out)
+        with matmul_precision(out, precision):
+            product = in_dtype(left, work) @ in_dtype(right, work)
+        product = product if alpha == 1.0 else alpha * product
+        assign(out, product if beta == 0.0 else product + beta * in_dtype(out, work))
+        return
     call_named("gemm", _core.gemm, out, left, right, arrays={}, alpha=alpha, beta=beta, precision=precision)
 
 

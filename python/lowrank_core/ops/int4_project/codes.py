@@ -18,9 +18,11 @@ from lowrank_core.ops.arrays import (
     check_int,
     empty,
     is_torch,
+    not_finite,
     plain_ints,
 )
 from lowrank_core.ops.declare import Op, declare
+from lowrank_core.ops.device import on_device, on_host, stream_of
 from lowrank_core.ops.int4_project.matrix import (
     SCHEMES,
     Int4Matrix,
@@ -34,6 +36,7 @@ from lowrank_core.ops.int4_project.matrix import (
 from lowrank_core.ops.operators import call
 
 ROUNDINGS = ("nearest", "stochastic")
+_LARGEST = np.float32(2**127)
 Grids = tuple[Array, Array, Array]
 
 
@@ -122,6 +125,7 @@ def dequantize_list(codes: Sequence[Int4Matrix], out: Sequence[Array]) -> None:
         _core.dequantize_int4_list(
             out, [q.packed for q in codes], [q.scales for q in codes], offsets,
             group_sizes=[q.group_size for q in codes], dim=codes[0].dim, scheme=codes[0].scheme,
+            stream=stream_of(out[0]),
         )  # fmt: skip
 
 
@@ -184,7 +188,32 @@ def _quantize(out: Grids, x: Array, *, dim: int, scheme: str, rounding: str, see
     options |= {"dim": dim % x.ndim, "scheme": scheme, "seed": seed if rounding == "stochastic" else None}
     packed, scales, offsets = out
     given = offsets if has_offsets(scheme) else None
+    refused = None
+    if on_device(x):
+        refused = empty(x, (1,), "int32")
+        refused[0] = 0
+        options |= {"refused": refused, "stream": stream_of(x)}
     call_finite("quantize_int4", _core.quantize_int4, packed, scales, given, x, arrays={"x": x}, **options)
+    if refused is not None and int(refused[0]):
+        raise ValueError(_refusal(on_host(x), dim, options["group_size"]))
+
+
+def _refusal(x: Any, dim: int, group_size: int) -> str:
+    """Why an array has no codes, in the words of the host's kernel."""
+    if not np.isfinite(x).all():
+        return not_finite("quantize_int4", "x")
+    lines = np.moveaxis(x, dim, -1).reshape(-1, x.shape[dim])
+    for line in lines:
+        for begin in range(0, len(line), group_size):
+            low, high = (pick(line[begin : begin + group_size]) for pick in (np.min, np.max))
+            with np.errstate(over="ignore"):
+                ends = np.float32([low, high])
+            if not (np.abs(ends) <= _LARGEST).all() or not ends[1] - ends[0] <= _LARGEST:
+                return (
+                    "quantize_int4: `x` must stay within 2**127 in magnitude and in the range of a group, got a group "
+                    f"from {low:.9g} to {high:.9g}; divide it by a constant"
+                )
+    raise RuntimeError("quantize_int4: a group that has no codes must be found again")
 
 
 def _decoded(
@@ -204,7 +233,8 @@ def _dequantize(
     **settings: Any,
 ) -> None:
     named = {"q.packed": packed, "q.scales": scales, "q.offsets": offsets}
-    call_named("dequantize_int4", _core.dequantize_int4, out, packed, scales, offsets, arrays=named, **settings)
+    kernel = _core.dequantize_int4
+    call_named("dequantize_int4", kernel, out, packed, scales, offsets, arrays=named, stream=stream_of(out), **settings)
 
 
 _QUANTIZE = Op(

@@ -6,10 +6,13 @@ from functools import partial
 from typing import Any
 
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, call_named, check_array, check_same, dtype_name, empty
+from lowrank_core.ops.arrays import Array, call_named, check_array, check_same, dtype_name, empty, transpose
 from lowrank_core.ops.declare import Op, declare
+from lowrank_core.ops.device import on_device
+from lowrank_core.ops.int4_project.codes import dequantize_list
 from lowrank_core.ops.int4_project.matrix import Int4Matrix, check_codes
 from lowrank_core.ops.operators import call
+from lowrank_core.ops.products import multiply_into
 
 
 def int4_project(q: Int4Matrix, g: Array) -> Array:
@@ -99,6 +102,10 @@ def _outputs(op: str, *arguments: Any) -> Array:
 def _multiply(op: str, out: Array, *arguments: Any) -> None:
     q, x = _parted(*arguments)
     back = op == "int4_project_back"
+    if on_device(x):  # the basis is small: decoded, it goes to the product of the arrays' library
+        basis = empty(x, q.shape, "float32")
+        dequantize_list([q], [basis])
+        return multiply_into(out, basis if back else transpose(basis), x)
     call_named(
         op,
         _core.int4_project,
