@@ -1,3 +1,5 @@
+#include "lowrank_core/int4_project_cuda.h"
+
 #include <climits>
 
 #include "launch.cuh"

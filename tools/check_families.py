@@ -13,7 +13,7 @@ from report import finish, root_argument
 
 FAMILIES = ("chain_lr", "dct_select", "int4_project", "kalman_diag", "rsvd", "subspace_step")
 # Families whose .cu is still to come.
-WITHOUT_CUDA: tuple[str, ...] = ("chain_lr", "dct_select", "int4_project", "kalman_diag", "subspace_step")
+WITHOUT_CUDA: tuple[str, ...] = ("chain_lr", "dct_select", "kalman_diag", "subspace_step")
 
 PLACES = (
     "cpp/include/lowrank_core/{}.h",
@@ -29,12 +29,21 @@ PLACES = (
 # Layers that hold families and, besides, only these.
 SHARED = {
     "cuda/*.cu": (),
-    "cpp/bindings/*.cpp": ("caster", "core", "exchange", "gemm", "kernel", "module"),
+    "cpp/bindings/*.cpp": ("caster", "core", "exchange", "gemm", "kernel", "module", "placement"),
     "python/lowrank_core/reference/*.py": ("__init__", "philox"),
 }
 # Layers where a family is a folder, and the files that stand beside the folders.
 FOLDERS = {
-    "python/lowrank_core/ops": ("__init__", "arrays", "declare", "normal", "operators", "products", "torch_*"),
+    "python/lowrank_core/ops": (
+        "__init__",
+        "arrays",
+        "declare",
+        "device",
+        "normal",
+        "operators",
+        "products",
+        "torch_*",
+    ),
     "tests/ops": ("*",),
 }
 

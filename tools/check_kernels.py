@@ -39,7 +39,9 @@ class Kernel(NamedTuple):
 def kernels_of(report: str) -> list[Kernel]:
     """Those that ptxas reports on."""
     return [
-        Kernel(readable(hit["name"]), int(hit["registers"]), sum(int(hit[kind]) for kind in ("stack", "stores", "loads")))
+        Kernel(
+            readable(hit["name"]), int(hit["registers"]), sum(int(hit[kind]) for kind in ("stack", "stores", "loads"))
+        )
         for hit in KERNEL.finditer(report)
     ]
 
@@ -71,7 +73,9 @@ def problems(paths: list[Path]) -> Iterator[str]:
         if not found:
             yield f"{path.name} must hold a kernel, got none; ptxas may speak otherwise than this program reads"
         for kernel in found:
-            print(f"{path.name:20} {kernel.registers:4} registers {kernel.local:4} bytes of local memory  {kernel.name}")
+            print(
+                f"{path.name:20} {kernel.registers:4} registers {kernel.local:4} bytes of local memory  {kernel.name}"
+            )
             if kernel.local:
                 yield f"{path.name}: {kernel.name} takes {kernel.local} bytes of local memory; it must take none"
 

@@ -56,6 +56,12 @@ FOREIGN = {  # folder: what its files may not include
     "tests/cuda": rf"{PYTHON}|{TORCH}",
 }
 PRIVATE = "cpp/src"  # its headers are named from here, by its own files and by tests
+BASES = {  # folder: from where else its files name headers
+    PRIVATE: (PRIVATE,),
+    "tests/cpp": (PRIVATE,),
+    "cuda": ("cpp/bindings",),  # the emulated GPU says how bindings see arrays
+    "tests/emulated": ("cuda",),
+}
 MEETING_PLACES = {"cuda/absent.cpp"}  # files that know every family
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)[>"]', re.MULTILINE)
 
@@ -173,7 +179,7 @@ def include_problems(root: Path) -> Iterator[str]:
                 continue
             where = path.relative_to(root).as_posix()
             owner = owner_of(path.relative_to(root))
-            bases = [path.parent, *([root / PRIVATE] if folder in (PRIVATE, "tests/cpp") else [])]
+            bases = [path.parent, *(root / base for base in BASES.get(folder, ()))]
             for quote, name in INCLUDE.findall(path.read_text(encoding="utf-8")):
                 if re.match(foreign, name):
                     yield f"{where} may not include {name}"

@@ -61,6 +61,7 @@ def stages() -> list[Stage]:
         Stage("test", "make test", "C++ and Python tests", "", ci),
         Stage("lint", "make -k lint", "formats, types, stubs, the house"),
         *(Stage(level, kernels, "the same at this level", "", {**ci, "LOWRANK_CORE_ISA": level}) for level in levels()),
+        Stage("emulated", "make emulated", "CUDA kernels on an emulated GPU", "", ci),
         Stage("sanitize", "make sanitize", "C++ tests under ASan and UBSan"),
         Stage("aarch64", "make aarch64", "cross-compiled, tests under qemu", "aarch64-linux-gnu-g++"),
         Stage("hosting", "make hosting", "every tuner of PEFT", "", ci),

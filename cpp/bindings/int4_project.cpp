@@ -1,4 +1,4 @@
-#include "lowrank_core/int4_project.h"
+#include "lowrank_core/int4_project_cuda.h"
 
 #include <pybind11/stl.h>
 

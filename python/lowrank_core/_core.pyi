@@ -359,6 +359,7 @@ def dequantize_int4(
     dim: typing.SupportsInt | typing.SupportsIndex,
     group_size: typing.SupportsInt | typing.SupportsIndex,
     scheme: str,
+    stream: typing.SupportsInt | typing.SupportsIndex = 0,
 ) -> None:
     """
     Decodes into `out`.
@@ -373,6 +374,7 @@ def dequantize_int4_list(
     group_sizes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
     dim: typing.SupportsInt | typing.SupportsIndex,
     scheme: str,
+    stream: typing.SupportsInt | typing.SupportsIndex = 0,
 ) -> None:
     """
     Decodes each of a list into its `out`.
@@ -632,6 +634,8 @@ def quantize_int4(
     group_size: typing.SupportsInt | typing.SupportsIndex,
     scheme: str,
     seed: typing.SupportsInt | typing.SupportsIndex | None = None,
+    refused: numpy.typing.ArrayLike | None = None,
+    stream: typing.SupportsInt | typing.SupportsIndex = 0,
 ) -> None:
     """
     Codes of `x` into packed, scales and offsets; with a seed rounded stochastically.

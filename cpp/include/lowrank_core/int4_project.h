@@ -228,13 +228,8 @@ struct Codes {
 // Throws NotFinite, and Error for a magnitude or a group's range above kLargestValue.
 void quantize_cpu(const Codes& codes, const View& x, const Format& format, std::optional<uint64_t> seed);
 
-// The same bits on a GPU. Nothing is thrown: `refused`, one int32 there, becomes 1 if a group has no codes.
-void quantize_cuda(const Codes& codes, const View& x, const Format& format, std::optional<uint64_t> seed,
-                   const View& refused, void* stream);
-
 // Into `out`, contiguous, any floating type: decoded in float32 and rounded once. Tier D0.
 void dequantize_cpu(const View& out, const Codes& codes, const Format& format);
-void dequantize_cuda(const View& out, const Codes& codes, const Format& format, void* stream);
 // The same for each of many arrays, which are decoded side by side. Tier D0.
 struct Decoding {
   View out;
