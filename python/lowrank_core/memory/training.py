@@ -24,7 +24,7 @@ class TrainingBytes(NamedTuple):
     passing: int  # the largest gradient: all that is there at a time where each weight steps inside backward
     # What `fused_backward` holds where backward passes are added up; None where it refuses that.
     added: GradientBytes | None
-    compressed: GradientBytes | None = None  # what it holds with `compressed=True`, likewise
+    compressed: GradientBytes | None  # what it holds with `compressed=True`, likewise
 
 
 def training_bytes(
@@ -48,9 +48,9 @@ def training_bytes(
     largest = max((size for _, size, _ in sizes), default=0)
     if optimizer in FACADES:  # the layers at rest have no gradients
         trained = lisa_bytes("estimate", sizes, own.get("active", ACTIVE))
-        return TrainingBytes(stored, trained, facade_bytes(weights, own), largest, None)
+        return TrainingBytes(stored, trained, facade_bytes(weights, own), largest, None, None)
     ordinary = sum(n * size for _, size, n in sizes)
-    return TrainingBytes(stored, ordinary, sum(n * adamw_bytes(w) for _, w, n in weights), largest, None)
+    return TrainingBytes(stored, ordinary, sum(n * adamw_bytes(w) for _, w, n in weights), largest, None, None)
 
 
 def weight_bytes(weight: Weight) -> int:
