@@ -44,8 +44,8 @@ tuned rates, too.
 
 Shares come from runs of one thread in the background; seconds are samples over the batch times those of one step,
 measured in turns on a quiet machine. "Samples to AdamW's" is where the share so far is first what AdamW's is at the
-end, after {early} samples, the median over the seeds. The state is counted by the storages behind its tensors; the
-peak is that of the whole process, torch and data included.
+end, after {early} samples, the median over the seeds; where labels turn, shares fall half-way, and it says nothing. The
+state is counted by the storages behind its tensors; the peak is that of the whole process, torch and data included.
 
 {made}"""
 
