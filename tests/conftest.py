@@ -9,6 +9,7 @@ import sys
 from collections.abc import Generator
 
 import pytest
+from testing import slow
 from testing.emulation import emulate
 
 try:
@@ -29,6 +30,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 OPTIONAL = {"torch", "cupy", "hypothesis", "scipy", "sklearn", "safetensors", "matplotlib", "tqdm"}
 OPTIONAL |= {"transformers", "accelerate", "peft", "lightning", "tensorboard"}  # of the extra "integrations"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is slow."""
+    slow.mark(items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

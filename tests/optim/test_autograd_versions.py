@@ -32,9 +32,9 @@ PRIVATE = {  # PATHS and the test of lines call them
 }
 FRESH = {
     "adapter_gradient", "adapter_linear", "are_ordinary", "array_refusal", "attention_chained", "attention_exact",
-    "attention_operands", "attention_sampled_error", "attention_score_bound", "augment_truncate", "chain_matmul",
-    "convert", "count_step", "dct_project_back", "dct_project_back_list", "dct_select", "dct_select_feedback_list",
-    "dct_transform", "decode_moment", "dequantize_int4",
+    "attention_operands", "attention_sampled_error", "attention_score_bound", "augment_truncate", "build_info",
+    "chain_matmul", "convert", "count_step", "dct_project_back", "dct_project_back_list", "dct_select",
+    "dct_select_feedback_list", "dct_transform", "decode_moment", "dequantize_int4",
     "dequantize_int4_list",
     "encode_moment", "factored_directions", "factored_svd", "fast_bfloat16",
     "follow_step", "gaussian", "gemm", "int4_project", "kalman_diag_gain",

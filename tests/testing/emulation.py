@@ -1,4 +1,4 @@
-"""Putting the extension whose GPU is emulated in the place of the other one, before anything of the package is imported."""
+"""Puts the extension whose GPU is emulated in the place of the other one, before the package is imported."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def _refusal(x: Any, dim: int, group_size: int) -> str:
         for begin in range(0, len(line), group_size):
             low, high = (pick(line[begin : begin + group_size]) for pick in (np.min, np.max))
             with np.errstate(over="ignore"):
-                ends = np.float32([low, high])
+                ends = np.array([low, high], dtype=np.float32)
             if not (np.abs(ends) <= _LARGEST).all() or not ends[1] - ends[0] <= _LARGEST:
                 return (
                     "quantize_int4: `x` must stay within 2**127 in magnitude and in the range of a group, got a group "

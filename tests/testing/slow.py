@@ -1,0 +1,44 @@
+"""What continuous integration leaves to `make test-all`: further cases of tests that have one there for each class.
+
+Such a test has the marker `slow`; `pytest -m "not slow"` runs the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+# Tests, and of their cases those that always run: none, where the test has no cases.
+ALWAYS: dict[str, set[str]] = {
+    "tests/cli/test_methods.py::test_methods_learn": set(),
+    "tests/cli/test_methods.py::test_a_run_that_is_stopped_and_resumed": {
+        "qgalore beside galore", "fira of the code", "frugal by blocks", "dct auto", "lisa",
+    },
+    "tests/cli/test_layers.py::test_a_damaged_file_is_said_and_goes_on": {"garbage-stopped", "a row-finished"},
+    "tests/cli/test_old_runs.py::test_an_old_run_goes_on": {"--compare adamw"},
+    "tests/cli/finetune/test_finetune_options.py::test_a_resume_in_every_precision": {
+        "lora-amp-fp16-2", "geolora-amp-bf16-2", "loko-bf16-1",
+    },
+    "tests/integrations/test_trainer_optimizer.py::test_every_method_resumes_to_the_bit": {"qgalore", "frugal", "dct"},
+    "tests/integrations/test_trainer_experts.py::test_every_method_resumes_to_the_bit": {"galore", "flora", "trion"},
+}  # fmt: skip
+# Of the optimizers' cases those that always run beside the first one of each class.
+BESIDE = {"galore-full", "galore-int8", "galore-stochastic", "frugal-block", "dct-int8"}
+
+
+def mark(items: Iterable[pytest.Item]) -> None:
+    """Marks further cases as slow."""
+    for item in items:
+        test, _, case = item.nodeid.partition("[")
+        always = ALWAYS.get(test)
+        if (always is not None and case.removesuffix("]") not in always) or _is_further(item):
+            item.add_marker(pytest.mark.slow)
+
+
+def _is_further(item: pytest.Item) -> bool:
+    """True for a test of an optimizer's case that is not the first one of its class, nor in `BESIDE`."""
+    params: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    cases = [value for value in params.values() if type(value).__name__ == "Case" and hasattr(value, "make")]
+    return any("-" in case.name and case.name not in BESIDE for case in cases)
