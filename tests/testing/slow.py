@@ -21,8 +21,6 @@ ALWAYS: dict[str, set[str]] = {
     "tests/cli/finetune/test_finetune_options.py::test_a_resume_in_every_precision": {
         "lora-amp-fp16-2", "geolora-amp-bf16-2", "loko-bf16-1",
     },
-    "tests/integrations/test_trainer_optimizer.py::test_every_method_resumes_to_the_bit": {"qgalore", "frugal", "dct"},
-    "tests/integrations/test_trainer_experts.py::test_every_method_resumes_to_the_bit": {"galore", "flora", "trion"},
 }  # fmt: skip
 # Of the optimizers' cases those that always run beside the first one of each class.
 BESIDE = {"galore-full", "galore-int8", "galore-stochastic", "frugal-block", "dct-int8"}
