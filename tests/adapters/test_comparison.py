@@ -17,7 +17,7 @@ from torch import nn
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 pytest.importorskip("transformers")
-from adapters_compared import digits, page, places  # noqa: E402
+from adapters_compared import digits, page, places, runs  # noqa: E402
 from adapters_compared.comparison import Comparison  # noqa: E402
 from adapters_compared.contenders import CONTENDERS, PEER, RATES, Contender  # noqa: E402
 from adapters_compared.learn import build, learn, step  # noqa: E402
@@ -25,6 +25,8 @@ from adapters_compared.runs import Runs, decided_by  # noqa: E402
 from adapters_compared.stream import Stream, Task  # noqa: E402
 from adapters_compared.trial import Trial  # noqa: E402
 from lowrank_core.cli.environment import environment  # noqa: E402
+from lowrank_core.cli.finetune.config import METHODS  # noqa: E402
+from lowrank_core.cli.study import sources  # noqa: E402
 
 sys.path.remove(str(BENCH))
 SAMPLES, WIDTH, CLASSES = 40, 12, 4
@@ -169,6 +171,46 @@ def test_other_sources_make_a_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert Runs(tmp_path).find(trial)
     monkeypatch.setattr("adapters_compared.runs.decided_by", lambda trial: {"sources": "other"})
     assert Runs(tmp_path).find(trial) is None and Runs(tmp_path, past=True).find(trial)
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ("adapters/geolora.py", {"geolora"}),
+        ("adapters/loko.py", {"loko", "loko, one gradient"}),
+        ("adapters/layers.py", {"adamw", "geolora", "loko", "loko, one gradient"}),
+        ("cli/finetune/config.py", set()),
+        ("cli/finetune/docstrings.py", {"texts"}),
+    ],
+)
+def test_only_runs_that_a_file_decides_are_made_again(
+    changed: str, again: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = {method: Trial("digits", 1, 0, method) for method in ("adamw", "geolora", "loko", "loko, one gradient")}
+    trials = {**methods, "texts": Trial("last layer", 1, 0, "adamw")}
+    if "adamw" in again:
+        again = again | {"texts"}
+
+    def decided() -> dict[str, dict[str, Any]]:
+        runs._sources.cache_clear()
+        return {name: decided_by(trial) for name, trial in trials.items()}
+
+    before, found = decided(), sources._digest_of_file
+    monkeypatch.setattr(sources, "_digest_of_file", lambda path: found(path) + str(path).endswith(changed) * "x")
+    after = decided()
+    runs._sources.cache_clear()
+    assert {name for name in trials if before[name] != after[name]} == again
+
+
+def test_a_default_decides_the_runs_of_its_method_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = [Trial("digits", 1, 0, method) for method in ("geolora", "adamw")]
+    runs._sources.cache_clear()
+    before = [decided_by(trial) for trial in trials]
+    monkeypatch.setitem(METHODS, "geolora", (METHODS["geolora"][0], {**METHODS["geolora"][1], "tol": 0.5}))
+    runs._sources.cache_clear()
+    after = [decided_by(trial) for trial in trials]
+    runs._sources.cache_clear()
+    assert before[0] != after[0] and before[1] == after[1]
 
 
 def test_digits_are_those_that_the_model_has_not_seen() -> None:
