@@ -17,7 +17,7 @@ BUILD := build/dev
 EMULATED := tests/emulated tests/ops/int4_project
 comma := ,
 SOURCES := $(shell find cpp cuda -type f)
-FORMATTED = $(shell find cpp cuda tests/cpp tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED = $(shell find cpp cuda tests/cpp tests/cuda tests/emulated -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: FORCE help train test test-all bench study study-adapters hosting format lint check-format check-types check-stubs check-house stubs emulated sanitize aarch64 wheel wheels \
   floor mutate clean distclean

@@ -41,7 +41,8 @@ LRC_HD Block block(uint64_t seed, uint64_t index, uint32_t stream, uint32_t step
   return rounds10({{uint32_t(index), uint32_t(index >> 32), stream, step}}, uint32_t(seed), uint32_t(seed >> 32));
 }
 
-// 32 bits for one element; elements 4b .. 4b+3 share block b. Chosen, not indexed: a GPU keeps in registers what is not.
+// 32 bits for one element; elements 4b .. 4b+3 share block b. Chosen, not indexed: a GPU keeps in registers what is
+// not.
 LRC_HD uint32_t bits(uint64_t seed, Position at) {
   const Block words = block(seed, at.element >> 2, at.stream, at.step);
   const bool odd = (at.element & 1) != 0;
