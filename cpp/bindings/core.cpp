@@ -56,7 +56,7 @@ class Scratch {
 void register_core(py::module_& module) {
   static const py::exception<ArrayError> array_error(module, "ArrayError", PyExc_ValueError);
   static const py::exception<SharingError> sharing_error(module, "SharingError", array_error.ptr());
-  py::register_exception_translator([](std::exception_ptr p) {
+  py::register_local_exception_translator([](std::exception_ptr p) {
     try {
       if (p) std::rethrow_exception(p);
     } catch (const SharingError& error) {
@@ -74,13 +74,14 @@ void register_core(py::module_& module) {
       .def_buffer(&Scratch::bytes);
   module.def(
       "array_refusal",
-      [](py::handle array) -> std::optional<std::string> {
+      [](py::handle array, bool on_host) -> std::optional<std::string> {
         ReadArray read;
         load_array(array, false, read);
         if (!read.refusal.empty()) return read.refusal;
-        return read.view.on_cuda ? std::optional<std::string>(kNotOnHost) : std::nullopt;
+        return on_host && read.view.on_cuda ? std::optional<std::string>(kNotOnHost) : std::nullopt;
       },
-      py::arg("array"), "Why a kernel cannot read `array`, \"must ..., got ...; ...\", or None where it can.");
+      py::arg("array"), py::kw_only(), py::arg("on_host") = true,
+      "Why a kernel, of the host alone or of any device, cannot read `array`, \"must ..., got ...; ...\", else None.");
   module.def(
       "overlaps_itself", [](const ReadArray& array) { return overlaps_itself(array.view); }, py::arg("array"),
       "Whether two elements of `array` share memory.");

@@ -152,9 +152,9 @@ def are_ordinary(tensors: list[typing.Any]) -> bool:
     Whether all are seen at once to be torch tensors that a step can take. False says nothing.
     """
 
-def array_refusal(array: typing.Any) -> str | None:
+def array_refusal(array: typing.Any, *, on_host: bool = True) -> str | None:
     """
-    Why a kernel cannot read `array`, "must ..., got ...; ...", or None where it can.
+    Why a kernel, of the host alone or of any device, cannot read `array`, "must ..., got ...; ...", else None.
     """
 
 def attention_chained(

@@ -15,6 +15,7 @@ Array: TypeAlias = Any
 """A `numpy.ndarray`, `torch.Tensor` or `cupy.ndarray`; a function returns the kind it was given."""
 
 MAX_SEED = 2**63 - 1
+_ON_HOST = "must be in host memory"  # what the binding of a kernel of the host alone says
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -98,7 +99,7 @@ def check_dense(op: str, argument: str, a: Array) -> None:
         raise TypeError(f"{op}: `{argument}` must be an ordinary dense tensor, got {kind}; call `.to_dense()`")
     if type(a) in (torch.Tensor, torch.nn.Parameter) or torch.compiler.is_compiling() or _stands_in(a):
         return
-    rule = _core.array_refusal(a)  # of a subclass, which may hold nothing
+    rule = _core.array_refusal(a, on_host=False)  # of a subclass, which may hold nothing
     if rule and a.device.type != "meta":
         raise TypeError(f"{op}: `{argument}` {rule}")
 
@@ -183,8 +184,9 @@ def call_named(op: str, kernel: Callable[..., Any], *args: Any, arrays: dict[str
     try:
         return kernel(*args, **options)
     except _core.ArrayError as error:
+        on_host = _ON_HOST in str(error)  # a kernel that knows GPUs, too, refuses for another reason
         for name, a in arrays.items():
-            if a is not None and (rule := _core.array_refusal(a)):
+            if a is not None and (rule := _core.array_refusal(a, on_host=on_host)):
                 raise type(error)(f"{op}: `{name}` {rule}") from None
         raise type(error)(f"{op}: {str(error).partition(': ')[2]}") from None
 
