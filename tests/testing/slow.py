@@ -31,12 +31,13 @@ def mark(items: Iterable[pytest.Item]) -> None:
     for item in items:
         test, _, case = item.nodeid.partition("[")
         always = ALWAYS.get(test)
-        if (always is not None and case.removesuffix("]") not in always) or _is_further(item):
+        params: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+        left = always is not None and case.removesuffix("]") not in always
+        if left or any(map(is_further, params.values())):
             item.add_marker(pytest.mark.slow)
 
 
-def _is_further(item: pytest.Item) -> bool:
-    """True for a test of an optimizer's case that is not the first one of its class, nor in `BESIDE`."""
-    params: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
-    cases = [value for value in params.values() if type(value).__name__ == "Case" and hasattr(value, "make")]
-    return any("-" in case.name and case.name not in BESIDE for case in cases)
+def is_further(value: Any) -> bool:
+    """True for an optimizer's case that is not the first one of its class, which has a plain name, nor in `BESIDE`."""
+    is_case = type(value).__name__ == "Case" and hasattr(value, "make")
+    return is_case and "-" in value.name and value.name not in BESIDE
