@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "lowrank_core/checks.h"
+#include "lowrank_core/integers.h"
 
 namespace lowrank::cuda {
 
@@ -16,9 +17,9 @@ constexpr int kThreads = 256, kWarp = 32;
 constexpr int64_t kMaxBlocks = 1 << 16;
 constexpr size_t kOrdinaryShared = 48 << 10;  // bytes of shared memory that a kernel has without asking
 
-// Blocks for `count` items of which a block takes `each`, capped: kernels walk on by the grid's size.
-inline unsigned blocks_for(int64_t count, int64_t each = kThreads) {
-  const int64_t blocks = (count + each - 1) / each;
+// Blocks for `count` threads, capped: kernels walk on by the grid's size.
+inline unsigned blocks_for(int64_t count) {
+  const int64_t blocks = ceil_div(count, kThreads);
   return unsigned(blocks < kMaxBlocks ? blocks : kMaxBlocks);
 }
 
@@ -62,11 +63,9 @@ class DeviceGuard {
 
 // ---- inside kernels ----------------------------------------------------------------------------------------------
 
-// The first item of this thread, or of this warp, in a grid of one dimension, and the way to its next one.
+// The first item of this thread in a grid of one dimension, and the way to its next one.
 __device__ inline int64_t first_item() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ inline int64_t item_stride() { return int64_t(gridDim.x) * blockDim.x; }
-__device__ inline int64_t first_of_warps() { return first_item() / kWarp; }
-__device__ inline int64_t stride_of_warps() { return item_stride() / kWarp; }
 __device__ inline int lane() { return int(threadIdx.x % kWarp); }
 
 // All of a block's shared memory: a launch gives sizeof(S) bytes.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from lowrank_core import _core
+from lowrank_core.ops.device import torch_precision
 
 
 @contextmanager
@@ -33,12 +34,4 @@ def isa(level: str) -> Iterator[None]:
         _core.set_isa(before)
 
 
-@contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """torch's setting, which `precision=None` follows."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+matmul_precision = torch_precision  # torch's setting, which `precision=None` follows

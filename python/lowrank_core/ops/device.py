@@ -49,11 +49,8 @@ def assign(out: Array, values: Array) -> None:
 
 
 @contextlib.contextmanager
-def matmul_precision(a: Array, precision: str) -> Iterator[None]:
-    """In it the products of the library of `a` have that precision, as far as the library knows it."""
-    if not is_torch(a):
-        yield
-        return
+def torch_precision(precision: str) -> Iterator[None]:
+    """In it torch's float32 products have that precision."""
     torch = sys.modules["torch"]
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from lowrank_core import _core
-from lowrank_core.ops.arrays import Array, call_named, factor_dtype
-from lowrank_core.ops.device import assign, in_dtype, matmul_precision, on_device
+from lowrank_core.ops.arrays import Array, call_named, factor_dtype, is_torch
+from lowrank_core.ops.device import assign, in_dtype, on_device, torch_precision
 
 
 def multiply_into(
@@ -16,7 +18,7 @@ def multiply_into(
     """
     if on_device(out):
         work = factor_dtype(out)
-        with matmul_precision(out, precision):
+        with torch_precision(precision) if is_torch(out) else nullcontext():
             product = in_dtype(left, work) @ in_dtype(right, work)
         product = product if alpha == 1.0 else alpha * product
         assign(out, product if beta == 0.0 else product + beta * in_dtype(out, work))
